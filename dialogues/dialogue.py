@@ -1,0 +1,42 @@
+"""A conversation between people, and the split of many of them into training and validation."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from files import UserError
+
+
+class Turn(NamedTuple):
+    """What one speaker says before another speaks."""
+
+    speaker: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.speaker}: {self.text}"
+
+
+class Dialogue(NamedTuple):
+    """Turns in the order they were spoken; the same speaker may come twice in a row."""
+
+    turns: tuple[Turn, ...]
+
+
+def split_dialogues(dialogues: Sequence[Dialogue], percents: Sequence[int]) -> list[Sequence[Dialogue]]:
+    """Cut `dialogues` in file order into one part for each of `percents` (which sum to 100).
+
+    The cuts are whole-number arithmetic, each rounded down: 10 dialogues at 70/30 are 7 and 3, and no size meets a
+    floating-point surprise (`int(100 * 0.57)` is 56).
+
+    Raises:
+        UserError: a part would be empty.
+    """
+    cuts = [len(dialogues) * sum(percents[:part]) // 100 for part in range(len(percents) + 1)]
+    parts = [dialogues[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    if not all(parts):
+        sizes = "/".join(str(len(part)) for part in parts)
+        raise UserError(
+            f"{len(dialogues)} dialogues are too few for --split {'/'.join(map(str, percents))} (it would give {sizes});"
+            " add dialogues or change --split"
+        )
+    return parts

@@ -1,0 +1,133 @@
+"""Fetch the files of a model folder from the Hugging Face hub, going on where a killed download stopped."""
+
+import os
+import time
+from pathlib import Path
+
+from files import UserError, check_free_space, reason
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+RETRY_SECONDS = (1, 2, 4, 8)  # a busy server gets five tries
+
+
+def missing_files(folder: Path) -> list[str]:
+    """The files that `folder` lacks to be a model folder. A vocabulary inside `tokenizer.json` counts."""
+    names = ["config.json", "vocab.json", "merges.txt"]
+    if (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
+        names = ["config.json"]
+    missing = [name for name in names if not (folder / name).exists()]
+    if not any((folder / name).exists() for name in WEIGHT_FILES):
+        missing.append(WEIGHT_FILES[0])
+    return missing
+
+
+def download_model(hub_id: str, folder: Path) -> Path:
+    """Complete `folder` with the files of `hub_id`, weights last, and return it. A complete one costs no request.
+
+    `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` are honoured.
+
+    Raises:
+        UserError: no network, no such model, a full disk, a damaged transfer; what was fetched so far is kept.
+    """
+    missing = missing_files(folder)
+    if not missing:
+        return folder
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        HTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    by_hand = f"or put {', '.join(missing)} into {folder} yourself"
+    print(f"download: {hub_id} from {constants.ENDPOINT} to {folder} ({', '.join(missing)})", flush=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in missing:
+            try:
+                fetch_with_retries(hub_id, name, folder)
+            except EntryNotFoundError:
+                if name != WEIGHT_FILES[0]:
+                    raise
+                fetch_with_retries(hub_id, WEIGHT_FILES[1], folder)  # older models have nothing else
+    except OfflineModeIsEnabled:
+        raise UserError(f"{hub_id} is not in {folder}, and HF_HUB_OFFLINE forbids fetching it; unset it, {by_hand}") from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"the hub {constants.ENDPOINT} has no model {hub_id}, or not for you (set HF_TOKEN if it is gated)"
+        ) from None
+    except EntryNotFoundError as error:
+        raise UserError(f"{hub_id} is no model folder of GPT-2's form: {str(error).splitlines()[0]}") from None
+    except HFValidationError as error:
+        raise UserError(f"{hub_id} is no Hugging Face id: {error}") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        raise UserError(f"{constants.ENDPOINT} answered {status} for {hub_id}; try again later, {by_hand}") from None
+    except HTTPError as error:
+        raise UserError(
+            f"cannot fetch {hub_id} from {constants.ENDPOINT} ({str(error) or type(error).__name__}):"
+            f" connect to the network and start again, {by_hand}"
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot download {hub_id} to {folder}: {reason(error)}") from error
+    return folder
+
+
+def fetch_with_retries(hub_id: str, name: str, folder: Path) -> None:
+    """`fetch`, again when the server says that it is busy or broken (5xx)."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for seconds in RETRY_SECONDS:
+        try:
+            return fetch(hub_id, name, folder)
+        except HfHubHTTPError as error:
+            if error.response.status_code < 500:
+                raise
+            print(f"the hub answered {error.response.status_code}; trying again in {seconds} s", flush=True)
+            time.sleep(seconds)
+    fetch(hub_id, name, folder)
+
+
+def fetch(hub_id: str, name: str, folder: Path) -> None:
+    """Download one file to `<name>.part`, from where an earlier try stopped, check it, and rename it.
+
+    huggingface_hub's own download starts again at 0 after a kill and does not check the hash; its parts do better.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils.sha import sha_fileobj
+
+    url = hf_hub_url(hub_id, name)
+    metadata = get_hf_file_metadata(url)
+    part = folder / f"{name}.part"
+    with open(part, "ab") as file:
+        done = file.tell()
+        if metadata.size is not None:
+            if done > metadata.size:  # not a piece of this file
+                file.truncate(0)
+                done = 0
+            check_free_space(folder, metadata.size - done, name)
+        if done:
+            print(f"{name}: going on after {done / 1e6:,.1f} MB", flush=True)
+        http_get(
+            url,
+            file,
+            resume_size=done,
+            headers=build_hf_headers(),
+            expected_size=metadata.size,
+            displayed_filename=name,
+        )
+        file.flush()
+        os.fsync(file.fileno())
+    etag = metadata.etag or ""
+    if len(etag) == 64:  # large files: the ETag is the sha256 of the content
+        with open(part, "rb") as file:
+            if sha_fileobj(file).hex() != etag:
+                part.unlink()
+                raise UserError(f"{name} of {hub_id} arrived damaged (its sha256 is not the hub's); start again")
+    os.replace(part, folder / name)

@@ -1,0 +1,80 @@
+"""Fine-tune GPT-2 on conversations: read → load → render → train → save → generate → write."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from files import UserError, check_output_path, create_run_folder, run_command, write_json, write_text
+from settings import FinetuneSettings, parse_command_line
+
+
+def main() -> None:
+    finetune(parse_command_line(FinetuneSettings))
+
+
+def finetune(settings: FinetuneSettings) -> None:
+    """The whole job. What can be wrong with files and folders is found before the training, not after it.
+
+    Raises:
+        UserError: something that the user can mend.
+    """
+    # PyTorch takes a second to import, which `--help` and a mistyped option should not cost.
+    from dialogues.batches import DialogueDataset
+    from dialogues.dialogue import split_dialogues
+    from dialogues.formats import read_dialogues
+    from dialogues.template import describe, encode, render
+    from load_gpt2_weights import find_model_folder, load_model, save_model
+    from results.generation import complete_dialogues
+    from training.device import choose_machine, keep_freed_memory
+    from training.loop import train
+
+    started = time.perf_counter()
+    keep_freed_memory()
+    check_output_path(settings.output)
+    machine = choose_machine(settings.training.device, settings.training.precision)
+
+    dialogues = read_dialogues(settings.data.locate())
+    parts = dict(zip(("train", "val", "test"), split_dialogues(dialogues, settings.data.percents), strict=False))
+    print(f"data: {settings.data.locate()}, {len(dialogues)} dialogues, split {settings.data.split} in file order")
+
+    folder = find_model_folder(settings.model.name, settings.model.model_path)
+    model, tokenizer = load_model(folder, settings.training.dropout)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"model: {folder}, {parameters:,} parameters\n{machine.explanation}")
+
+    max_length = settings.data.max_length or model.config.n_positions
+    if max_length > model.config.n_positions:
+        raise UserError(f"--max-length {max_length}: the model has {model.config.n_positions} positions")
+    datasets = {}
+    for name, part in parts.items():
+        encoded = (encode(dialogue, tokenizer) for dialogue in part)
+        datasets[name] = DialogueDataset(encoded, max_length, tokenizer.n_vocab)
+        print(f"{name}: {datasets[name].describe()}")
+
+    run_folder = create_run_folder(settings.run_dir, Path(settings.model.name).resolve().name, 4 * parameters)
+    write_json(run_folder / "settings.json", {**asdict(settings), "machine": machine.record()})
+    for name, part in parts.items():
+        write_text(run_folder / f"{name}_data.txt", "".join(render(dialogue) + "\n" for dialogue in part))
+
+    print(f"run folder: {run_folder}")
+    model.to(machine.device)
+    before, after = train(
+        model, datasets["train"], datasets["val"], tokenizer.eot_token, settings.training, machine, run_folder
+    )
+    save_model(model, folder, run_folder / "model", describe(parts["train"]))
+
+    held_out = parts.get("test", parts["val"])[: settings.generation.cases]
+    cases = complete_dialogues(model, tokenizer, held_out, settings.generation, settings.training.seed)
+    write_json(run_folder / "generated_conversations.json", cases)
+    replaced = "replaced" if settings.output.exists() else "written"
+    write_json(settings.output, cases)
+
+    for number, case in enumerate(cases, 1):
+        print(f"\ncase {number}\n  input      {case['input']}\n  true       {case['response']}")
+        print(f"  generated  {case['model_response']}")
+    print(f"\ntrain loss {before.train:.3f} → {after.train:.3f}, validation loss {before.val:.3f} → {after.val:.3f}")
+    print(f"{replaced}: {settings.output}; the model: {run_folder / 'model'}; {time.perf_counter() - started:.0f} s in all")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,184 @@
+"""GPT-2, from scratch (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
+
+Shapes: B dialogues in the batch, T tokens, C channels (`n_embd`), H heads, D = C / H channels of a head,
+S keys and values to look back on, V words of the vocabulary, L layers.
+
+Parameters are named as in the published files, so that loading one is a look-up by name.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a model; the field names are those of the published `config.json`."""
+
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_inner: int | None = None  # width of the MLP; None means 4 * n_embd
+    layer_norm_epsilon: float = 1e-5
+
+
+PUBLISHED = {
+    "distilgpt2": GPTConfig(n_layer=6, n_head=12, n_embd=768),
+    "gpt2": GPTConfig(n_layer=12, n_head=12, n_embd=768),
+    "gpt2-medium": GPTConfig(n_layer=24, n_head=16, n_embd=1024),
+    "gpt2-large": GPTConfig(n_layer=36, n_head=20, n_embd=1280),
+    "gpt2-xl": GPTConfig(n_layer=48, n_head=25, n_embd=1600),
+}
+
+
+class KVCache:
+    """Keys and values of every token so far, so that the next token costs one token and not all of them again.
+
+    Args:
+        padding: (B,) how many tokens at the left of each row are padding, which nothing may look at.
+        capacity: the number of tokens there is room for.
+    """
+
+    def __init__(self, config: GPTConfig, padding: Tensor, capacity: int) -> None:
+        B, H, D = len(padding), config.n_head, config.n_embd // config.n_head
+        self.keys = torch.empty(config.n_layer, B, H, capacity, D, device=padding.device)
+        self.values = torch.empty_like(self.keys)
+        self.padding = padding
+        self.length = 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, H, T, D) keys and values behind the `length` tokens known so far; return all of them, (B, H, S, D)."""
+        S = self.length + k.size(2)
+        self.keys[layer, :, :, self.length : S] = k
+        self.values[layer, :, :, self.length : S] = v
+        return self.keys[layer, :, :, :S], self.values[layer, :, :, :S]
+
+    def positions(self, T: int) -> Tensor:
+        """(B, T) positions of the next T tokens: a row's first token that is no padding has position 0."""
+        columns = torch.arange(self.length, self.length + T, device=self.padding.device)
+        return (columns - self.padding[:, None]).clamp(min=0)
+
+    def mask(self, T: int) -> Tensor:
+        """(B, 1, T, S), true where one of the next T tokens may look: at what is not padding and not after it."""
+        keys = torch.arange(self.length + T, device=self.padding.device)  # (S,)
+        queries = keys[self.length :, None]  # (T, 1)
+        visible = (keys <= queries) & (keys >= self.padding[:, None, None])  # (B, T, S)
+        # Padding may look at itself: a softmax over nothing is NaN.
+        return (visible | (keys == queries))[:, None]
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int, dropout: float) -> None:
+        super().__init__()
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # queries, keys and values in one product
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.n_head = config.n_head
+        self.layer = layer
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = (
+            part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
+            for part in self.c_attn(x).split(C, dim=2)
+        )
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return F.dropout(self.c_proj(y), self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig, dropout: float) -> None:
+        super().__init__()
+        width = config.n_inner or 4 * config.n_embd
+        self.c_fc = nn.Linear(config.n_embd, width)
+        self.c_proj = nn.Linear(width, config.n_embd)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.c_fc(x), approximate="tanh")
+        return F.dropout(self.c_proj(x), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """A transformer block; normalisation comes before each half, and each half adds to what came in."""
+
+    def __init__(self, config: GPTConfig, layer: int, dropout: float) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = CausalSelfAttention(config, layer, dropout)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config, dropout)
+
+    def forward(self, x: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache, mask)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPTModel(nn.Module):
+    """Token ids in, logits or a loss out. The output head is the token embedding again (tied weights)."""
+
+    def __init__(self, config: GPTConfig, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        self.dropout = dropout
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.h = nn.ModuleList(Block(config, layer, dropout) for layer in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        for name, parameter in self.named_parameters():
+            initialise(name, parameter, config.n_layer)
+
+    def hidden_states(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """(B, T) token ids → (B, T, C), what the output head reads.
+
+        Without a cache, rows may be padded on the right: no token looks at what comes after it.
+        """
+        T = ids.size(1)
+        positions = torch.arange(T, device=ids.device) if cache is None else cache.positions(T)
+        mask = None if cache is None else cache.mask(T)
+        x = self.wte(ids) + self.wpe(positions)
+        x = F.dropout(x, self.dropout, self.training)
+        for block in self.h:
+            x = block(x, cache, mask)
+        if cache is not None:
+            cache.length += T
+        return self.ln_f(x)
+
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
+        """(B, T) token ids → (B, T, V) logits; with `targets` (B, T), the summed negative log-likelihood instead.
+
+        A target of -100 is not learned, and no logits are computed there: over a vocabulary of 50,257 words they are the
+        largest tensor of a training step.
+        """
+        x = self.hidden_states(ids)
+        if targets is None:
+            return self.logits(x)
+        learned = targets != -100
+        return F.cross_entropy(self.logits(x[learned]), targets[learned], reduction="sum")
+
+    def next_token_logits(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """(B, T) new token ids → (B, V) logits of the token that follows; `cache` then holds the new ones too."""
+        return self.logits(self.hidden_states(ids, cache)[:, -1])
+
+    def logits(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.wte.weight)
+
+
+def initialise(name: str, parameter: nn.Parameter, n_layer: int) -> None:
+    """GPT-2's initialisation: N(0, 0.02), less for what adds to the residual stream, which 2 * n_layer halves do."""
+    if name.endswith("bias"):
+        nn.init.zeros_(parameter)
+    elif "ln_" in name:
+        nn.init.ones_(parameter)
+    else:
+        scale = 1 / math.sqrt(2 * n_layer) if name.endswith("c_proj.weight") else 1.0
+        nn.init.normal_(parameter, std=0.02 * scale)

@@ -1,0 +1,114 @@
+"""Text from a model: greedy or drawn, many prompts at once, as long as one likes."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import tiktoken
+import torch
+from torch import Tensor
+
+from dialogues.dialogue import Dialogue
+from dialogues.template import encode_prompt, newest_turns, parse_turns
+from gpt_model import GPTModel, KVCache
+from settings import GenerationSettings
+
+
+def complete_dialogues(
+    model: GPTModel, tokenizer: tiktoken.Encoding, dialogues: Sequence[Dialogue], settings: GenerationSettings, seed: int
+) -> list[dict[str, str]]:
+    """Let the model write the rest of each dialogue from its opening turn, beside the rest as it really went."""
+    prompts = [encode_prompt(turns[:1], turns[1].speaker, tokenizer) for (turns,) in dialogues]
+    shorten = partial(newest_turns, tokenizer=tokenizer)
+    replies = generate(model, prompts, tokenizer.eot_token, settings, seed, shorten)
+    return [
+        {
+            "input": str(turns[0]),
+            "response": " ".join(map(str, turns[1:])),
+            "model_response": " ".join(map(str, parse_turns(tokenizer.decode(reply), turns[1].speaker))),
+        }
+        for (turns,), reply in zip(dialogues, replies, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def generate(
+    model: GPTModel,
+    prompts: Sequence[list[int]],
+    end_id: int,
+    settings: GenerationSettings,
+    seed: int,
+    shorten: Callable[[list[int], int], list[int]],
+) -> list[list[int]]:
+    """Continue each prompt until the model ends it or `settings.max_new_tokens` are written.
+
+    Greedy results are those of each prompt alone, and those of transformers' `generate`.
+
+    Args:
+        prompts: token ids, one or more for each prompt; lengths may differ.
+        end_id: the token with which the model ends a text; it is not part of the result.
+        seed: for what is drawn at a temperature above 0.
+        shorten: `shorten(tokens, limit)` returns the end of a text that has outgrown the positions, to go on from.
+    """
+    model.eval()
+    device = model.wte.weight.device
+    generator = torch.Generator(device).manual_seed(seed)
+    positions = model.config.n_positions
+    texts = {row: list(prompt) for row, prompt in enumerate(prompts)}  # what the model sees, of the rows not yet ended
+    replies: list[list[int]] = [[] for _ in prompts]
+    left = settings.max_new_tokens
+    while texts and left:
+        texts = {row: text if len(text) <= positions else shorten(text, positions // 2) for row, text in texts.items()}
+        rows = list(texts)
+        ids, padding = pad_left(list(texts.values()), end_id, device)
+        cache = KVCache(model.config, padding, capacity=min(positions, ids.size(1) + left))
+        while texts and left and cache.length + ids.size(1) <= positions:
+            logits = model.next_token_logits(ids, cache)  # (B, V)
+            penalize_repetition(logits, [prompts[row] + replies[row] for row in rows], settings.repetition_penalty)
+            ids = draw(logits, settings, generator)  # (B, 1)
+            left -= 1
+            for row, token in zip(rows, ids[:, 0].tolist(), strict=True):
+                if row in texts and token == end_id:
+                    del texts[row]
+                elif row in texts:
+                    texts[row].append(token)
+                    replies[row].append(token)
+    return replies
+
+
+def pad_left(texts: Sequence[list[int]], padding_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Texts as (B, T), aligned at their ends, where they go on, and how much padding each has at its left, (B,)."""
+    T = max(map(len, texts))
+    padding = [T - len(text) for text in texts]
+    ids = [[padding_id] * pad + text for pad, text in zip(padding, texts, strict=True)]
+    return torch.tensor(ids, device=device), torch.tensor(padding, device=device)
+
+
+def penalize_repetition(logits: Tensor, texts: Sequence[list[int]], penalty: float) -> None:
+    """Make the tokens of each text less likely, in place (Keskar et al. 2019, "CTRL", section 4.1).
+
+    A logit above 0 is divided by `penalty`, one below 0 multiplied, as in transformers.
+    """
+    if penalty == 1:
+        return
+    for row, text in zip(logits, texts, strict=True):
+        used = torch.tensor(sorted(set(text)), device=logits.device)
+        row[used] = torch.where(row[used] > 0, row[used] / penalty, row[used] * penalty)
+
+
+def draw(logits: Tensor, settings: GenerationSettings, generator: torch.Generator) -> Tensor:
+    """(B, V) logits → (B, 1) tokens: the likeliest at temperature 0, else drawn from what top-k and top-p leave.
+
+    Top-p keeps the smallest set of tokens whose probabilities reach p (Holtzman et al. 2020, "The Curious Case of
+    Neural Text Degeneration").
+    """
+    if settings.temperature == 0:
+        return logits.argmax(dim=-1, keepdim=True)
+    logits = logits.float() / settings.temperature
+    if settings.top_k:
+        kept = logits.topk(min(settings.top_k, logits.size(-1))).values
+        logits = logits.masked_fill(logits < kept[:, -1:], -torch.inf)
+    if settings.top_p < 1:
+        ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
+        reached = ordered.cumsum(dim=-1) - ordered >= settings.top_p  # without this token p is reached already
+        logits = logits.masked_fill(reached.scatter(-1, order, reached), -torch.inf)
+    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)

@@ -1,0 +1,182 @@
+"""Every option of every command: a frozen dataclass for each command, made of shared groups.
+
+The field is the option, its default the default, the text under it the help. Nothing here imports torch, so that
+`--help` answers at once.
+"""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import tyro
+from tyro.conf import arg
+
+from files import PROJECT, UserError
+
+BUNDLED_DATA = Path("llm_train_text.json")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    name: Annotated[str, arg(name="model")] = "gpt2-medium"
+    """distilgpt2, gpt2, gpt2-medium, gpt2-large, gpt2-xl, a Hugging Face id such as microsoft/DialoGPT-medium, a model
+    folder, or a run folder"""
+    model_path: Path = Path("models")
+    """where model folders live and where downloads go"""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    path: Annotated[Path, arg(name="data")] = BUNDLED_DATA
+    """the conversations"""
+    split: str = "70/30"
+    """train/validation or train/validation/test, in percent, in file order"""
+    max_length: int = 0
+    """longest example in tokens; a longer dialogue becomes several examples; 0: the model's context"""
+
+    @property
+    def percents(self) -> list[int]:
+        """`split` as numbers: 70/30 → [70, 30]."""
+        return [int(percent) for percent in self.split.split("/")]
+
+    def locate(self) -> Path:
+        """The file: the bundled one is found beside the program when the current folder has none of its name."""
+        return PROJECT / self.path if self.path == BUNDLED_DATA and not self.path.exists() else self.path
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, a sentence each."""
+        found = []
+        if not re.fullmatch(r"\d{1,2}(/\d{1,2}){1,2}", self.split, re.ASCII) or 0 in self.percents:
+            found.append(f"--split {self.split}: two or three whole percentages are needed, as in 70/30 or 80/10/10")
+        elif sum(self.percents) != 100:
+            found.append(f"--split {self.split}: the parts sum to {sum(self.percents)}, not to 100")
+        if self.max_length and self.max_length < 16:
+            found.append(f"--max-length {self.max_length}: 16 or more (or 0, the model's context)")
+        return found
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    epochs: int = 10
+    """how often every training dialogue is seen"""
+    batch_size: int = 2
+    """examples in each optimizer step"""
+    learning_rate: float = 5e-5
+    """AdamW's step size, constant"""
+    weight_decay: float = 0.1
+    """pull of the weight matrices towards zero (biases and norms are left alone)"""
+    max_grad_norm: float = 1.0
+    """longer gradients are scaled down to this norm; 0: never"""
+    dropout: float = 0.0
+    """share of activations dropped in training"""
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """where to compute; auto: a GPU if there is one"""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """number format of the matrix products; the weights stay fp32; auto: bf16 where the hardware has it"""
+    evaluate_every: int = 0
+    """steps between evaluations on the validation part; 0: after each epoch"""
+    seed: int = 123
+    """fixes every random choice"""
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, a sentence each."""
+        return [
+            *out_of_range(self, "at least 1", lambda value: value >= 1, "epochs", "batch_size"),
+            *out_of_range(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "learning_rate"),
+            *out_of_range(self, "from 0 to 1", lambda value: 0 <= value <= 1, "weight_decay"),
+            *out_of_range(self, "0 or more", lambda value: 0 <= value < float("inf"), "max_grad_norm"),
+            *out_of_range(self, "0 or more and below 1", lambda value: 0 <= value < 1, "dropout"),
+            *out_of_range(self, "0 or more", lambda value: value >= 0, "evaluate_every"),
+            *out_of_range(self, "from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63, "seed"),
+        ]
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    cases: int = 3
+    """how many conversations of the test part (or of validation, where there is no test part) the model completes"""
+    max_new_tokens: int = 128
+    """longest completion in tokens"""
+    temperature: float = 0.0
+    """0: always the likeliest token; 1: the model's own distribution"""
+    top_k: int = 0
+    """draw among the k likeliest tokens; 0: all"""
+    top_p: float = 1.0
+    """draw among the likeliest tokens that together reach this probability"""
+    repetition_penalty: float = 1.0
+    """above 1: tokens already used become less likely"""
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, a sentence each."""
+        found = [
+            *out_of_range(self, "at least 1", lambda value: value >= 1, "cases", "max_new_tokens"),
+            *out_of_range(self, "0 or more", lambda value: 0 <= value < float("inf"), "temperature"),
+            *out_of_range(self, "0 or more", lambda value: value >= 0, "top_k"),
+            *out_of_range(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "top_p"),
+            *out_of_range(self, "above 0", lambda value: 0 < value < float("inf"), "repetition_penalty"),
+        ]
+        if self.temperature == 0 and (self.top_k or self.top_p < 1):
+            found.append("--top-k and --top-p choose among drawn tokens: give --temperature too, as in 0.7")
+        return found
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """Fine-tune GPT-2 on conversations, and write what it says beside what was said."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    run_dir: Path | None = None
+    """folder of this run; none: the next free runs/<model>-<n>"""
+    output: Path = Path("generated_conversations.json")
+    """generated beside true conversations"""
+
+    def problems(self) -> list[str]:
+        """What is wrong in any group, a sentence each."""
+        groups = (getattr(self, group.name) for group in fields(self))
+        return [problem for group in groups if hasattr(group, "problems") for problem in group.problems()]
+
+
+def out_of_range(settings: object, needed: str, allowed, *names: str) -> list[str]:
+    """A sentence for each of the fields `names` whose value `allowed` refuses."""
+    values = {name: getattr(settings, name) for name in names}
+    return [
+        f"--{name.replace('_', '-')} {value}: {needed} is needed" for name, value in values.items() if not allowed(value)
+    ]
+
+
+Settings = TypeVar("Settings", bound=FinetuneSettings)
+
+
+def parse_command_line(command: type[Settings], arguments: Sequence[str] | None = None) -> Settings:
+    """The settings that `arguments` (none: the process's own) describe.
+
+    Raises:
+        UserError: an option that doesn't exist, a value of the wrong kind, or values out of range: all of them at once.
+        SystemExit: after `--help`.
+    """
+    complaint = io.StringIO()
+    try:
+        # tyro draws its errors as boxes; their words become our one line.
+        with contextlib.redirect_stderr(complaint):
+            settings = tyro.cli(
+                command,
+                args=arguments,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            )
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        inside = " ".join(line.strip("│ ") for line in complaint.getvalue().splitlines() if line.startswith("│"))
+        words = re.split(r"─{2,}|Argument helptext:|For full helptext", inside)[0].strip()
+        raise UserError(f"{words} (python {Path(sys.argv[0]).name} --help lists the options)") from None
+    if problems := settings.problems():
+        raise UserError("; ".join(problems))
+    return settings

@@ -1,0 +1,82 @@
+"""The only room that knows the machine: device, precision, memory, seeds."""
+
+import contextlib
+import ctypes
+import sys
+from typing import Any, NamedTuple
+
+import torch
+
+from files import UserError
+
+
+class Machine(NamedTuple):
+    """Where the work is done, in which precision the matrix products are computed (the weights are fp32), and why."""
+
+    device: torch.device
+    precision: str  # "fp32" or "bf16"
+    explanation: str
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """Compute what is inside in the chosen precision."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def record(self) -> dict[str, Any]:
+        """What the bits of a result depend on."""
+        return {
+            "device": self.device.type,
+            "precision": self.precision,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+
+def choose_machine(device: str, precision: str) -> Machine:
+    """The machine for `--device` and `--precision`.
+
+    Raises:
+        UserError: a device that this computer, or this build of PyTorch, does not have.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        device = next(name for name, there in available.items() if there)
+        why_device = {"cuda": "a GPU was found", "mps": "an Apple GPU was found", "cpu": "no GPU was found"}[device]
+    elif available[device]:
+        why_device = "as asked"
+    else:
+        raise UserError(f"--device {device}: not found by PyTorch {torch.__version__} here; use --device auto")
+    if precision == "auto":
+        fast = has_fast_bf16(device)
+        precision = "bf16" if fast else "fp32"
+        why_precision = "the hardware multiplies bf16 fast" if fast else "the hardware has no fast bf16"
+    else:
+        why_precision = "as asked"
+    threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
+    explanation = f"device: {device} ({why_device}){threads}; precision: {precision} ({why_precision})"
+    return Machine(torch.device(device), precision, explanation)
+
+
+def has_fast_bf16(device: str) -> bool:
+    """Whether bf16 is worth it: processors without the instructions emulate it, slower than fp32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu":
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return False
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory in the process. Call before the first large allocation; elsewhere a no-op.
+
+    Each step allocates and frees gigabytes of gradients. By default every large block is returned to the system and
+    comes back as fresh pages, whose first touch runs at 2 GB/s where reuse runs at 30: longer than the arithmetic.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version"):
+        M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
