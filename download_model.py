@@ -33,12 +33,12 @@ def download_model(hub_id: str, folder: Path) -> Path:
     if not missing:
         return folder
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from httpx2 import HTTPError  # what huggingface_hub lets through when there is no network
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         EntryNotFoundError,
         HfHubHTTPError,
         HFValidationError,
-        HTTPError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
     )
@@ -55,7 +55,9 @@ def download_model(hub_id: str, folder: Path) -> Path:
                     raise
                 fetch_with_retries(hub_id, WEIGHT_FILES[1], folder)  # older models have nothing else
     except OfflineModeIsEnabled:
-        raise UserError(f"{hub_id} is not in {folder}, and HF_HUB_OFFLINE forbids fetching it; unset it, {by_hand}") from None
+        raise UserError(
+            f"{hub_id} is not in {folder}, and HF_HUB_OFFLINE forbids fetching it; unset it, {by_hand}"
+        ) from None
     except RepositoryNotFoundError:
         raise UserError(
             f"the hub {constants.ENDPOINT} has no model {hub_id}, or not for you (set HF_TOKEN if it is gated)"
@@ -83,7 +85,8 @@ def fetch_with_retries(hub_id: str, name: str, folder: Path) -> None:
 
     for seconds in RETRY_SECONDS:
         try:
-            return fetch(hub_id, name, folder)
+            fetch(hub_id, name, folder)
+            return
         except HfHubHTTPError as error:
             if error.response.status_code < 500:
                 raise
@@ -130,4 +133,4 @@ def fetch(hub_id: str, name: str, folder: Path) -> None:
             if sha_fileobj(file).hex() != etag:
                 part.unlink()
                 raise UserError(f"{name} of {hub_id} arrived damaged (its sha256 is not the hub's); start again")
-    os.replace(part, folder / name)
+    part.replace(folder / name)

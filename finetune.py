@@ -73,7 +73,8 @@ def finetune(settings: FinetuneSettings) -> None:
         print(f"\ncase {number}\n  input      {case['input']}\n  true       {case['response']}")
         print(f"  generated  {case['model_response']}")
     print(f"\ntrain loss {before.train:.3f} → {after.train:.3f}, validation loss {before.val:.3f} → {after.val:.3f}")
-    print(f"{replaced}: {settings.output}; the model: {run_folder / 'model'}; {time.perf_counter() - started:.0f} s in all")
+    seconds = time.perf_counter() - started
+    print(f"{replaced}: {settings.output}; the model: {run_folder / 'model'}; {seconds:.0f} s in all")
 
 
 if __name__ == "__main__":

@@ -71,9 +71,7 @@ def find_model_folder(model: str, model_path: Path) -> Path:
         return download_model(model, model_path / owner / name)
     nearest = difflib.get_close_matches(model, HUB_IDS, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]}?" if nearest else ""
-    raise UserError(
-        f"--model {model}: no published name ({', '.join(HUB_IDS)}), no Hugging Face id and no folder{hint or '; name one'}"
-    )
+    raise UserError(f"--model {model} is no published name ({', '.join(HUB_IDS)}), Hugging Face id or folder{hint}")
 
 
 def explain_incomplete(folder: Path, missing: list[str]) -> str:
@@ -124,8 +122,10 @@ def read_config(path: Path) -> GPTConfig:
     problems = [f"{key} is {raw[key]!r}" for key, known in FIXED_CONFIG.items() if key in raw and raw[key] not in known]
     if "model_type" not in raw:
         problems.append("model_type is missing")
-    numbers = {key: raw.get(key) for key in ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions")}
-    problems += [f"{key} is {value!r}" for key, value in numbers.items() if not isinstance(value, int) or value < 1]
+    numbers: dict[str, int] = {
+        key: raw.get(key, 0) for key in ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions")
+    }
+    problems += [f"{key} is {value!r}" for key, value in numbers.items() if type(value) is not int or value < 1]
     if not problems and numbers["n_embd"] % numbers["n_head"]:
         problems.append(f"n_embd {numbers['n_embd']} does not divide into {numbers['n_head']} heads")
     if problems:
@@ -142,13 +142,15 @@ def open_weights(path: Path) -> tuple[dict[str, torch.Size], Callable[[str], Ten
             tensors = torch.load(path, map_location="cpu", weights_only=True)
             return {name: tensor.shape for name, tensor in tensors.items()}, tensors.pop
         with safe_open(path, framework="pt") as file:
-            shapes = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}
+            shapes = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise UserError(f"{path} is damaged or cut short ({error}); fetch it again") from None
     except pickle.UnpicklingError:
         raise UserError(f"{path} is refused: it holds more than tensors and could run code; use safetensors") from None
     except (RuntimeError, EOFError, AttributeError) as error:
-        raise UserError(f"{path} is damaged or no PyTorch file ({str(error).splitlines()[0]}); fetch it again") from None
+        raise UserError(
+            f"{path} is damaged or no PyTorch file ({str(error).splitlines()[0]}); fetch it again"
+        ) from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
 
@@ -198,8 +200,8 @@ def own_copy(tensor: Tensor, transposed: bool) -> Tensor:
 def save_model(model: GPTModel, vocabulary_folder: Path, folder: Path, dialogue: dict[str, Any]) -> None:
     """Write `model` as a model folder that transformers loads, with the vocabulary of the folder it came from.
 
-    `dialogue` goes into `dialogue.json`: how this model was taught to see a conversation. The weights come last, so that
-    a folder with weights is a whole one.
+    `dialogue` goes into `dialogue.json`: how this model was taught to see a conversation. The weights come last,
+    so that a folder with weights is a whole one.
 
     Raises:
         UserError: the folder can't be written.

@@ -148,7 +148,9 @@ def out_of_range(settings: object, needed: str, allowed, *names: str) -> list[st
     """A sentence for each of the fields `names` whose value `allowed` refuses."""
     values = {name: getattr(settings, name) for name in names}
     return [
-        f"--{name.replace('_', '-')} {value}: {needed} is needed" for name, value in values.items() if not allowed(value)
+        f"--{name.replace('_', '-')} {value}: {needed} is needed"
+        for name, value in values.items()
+        if not allowed(value)
     ]
 
 

@@ -1,6 +1,7 @@
 """A conversation between people, and the split of many of them into training and validation."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from files import UserError
@@ -32,11 +33,11 @@ def split_dialogues(dialogues: Sequence[Dialogue], percents: Sequence[int]) -> l
         UserError: a part would be empty.
     """
     cuts = [len(dialogues) * sum(percents[:part]) // 100 for part in range(len(percents) + 1)]
-    parts = [dialogues[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    parts = [dialogues[start:end] for start, end in pairwise(cuts)]
     if not all(parts):
         sizes = "/".join(str(len(part)) for part in parts)
         raise UserError(
-            f"{len(dialogues)} dialogues are too few for --split {'/'.join(map(str, percents))} (it would give {sizes});"
-            " add dialogues or change --split"
+            f"{len(dialogues)} dialogues are too few for --split {'/'.join(map(str, percents))}"
+            f" (it would give {sizes}); add dialogues or change --split"
         )
     return parts

@@ -62,7 +62,7 @@ def encode(dialogue: Dialogue, tokenizer: tiktoken.Encoding) -> EncodedDialogue:
 
 
 def encode_prompt(turns: Sequence[Turn], next_speaker: str, tokenizer: tiktoken.Encoding) -> list[int]:
-    """The tokens after which the model speaks as `next_speaker`: a prefix of `encode` of any dialogue that goes on so."""
+    """The tokens after which the model speaks as `next_speaker`: a prefix of every dialogue that goes on so."""
     tokens = encode(Dialogue(tuple(turns)), tokenizer).tokens[:-1]  # the conversation has not ended
     return tokens + tokenizer.encode_ordinary(label(next_speaker))
 
@@ -82,7 +82,7 @@ def describe(dialogues: Sequence[Dialogue]) -> dict[str, Any]:
 
 
 def newest_turns(tokens: list[int], limit: int, tokenizer: tiktoken.Encoding) -> list[int]:
-    """The newest whole turns of `tokens` that fit in `limit` tokens: a conversation that outgrew the model goes on here.
+    """The newest whole turns of `tokens` that fit in `limit`: where a conversation that outgrew the model goes on.
 
     Where whole turns would leave less than half of `limit` (one long turn), the cut is made inside a turn instead.
     """

@@ -27,7 +27,9 @@ def load_tokenizer(folder: Path) -> tiktoken.Encoding:
         try:
             ranks = data_gym_to_mergeable_bpe_ranks(f"{scratch}/merges.txt", f"{scratch}/vocab.json")
         except (AssertionError, KeyError, ValueError):
-            raise UserError(f"{folder}: vocab.json and merges.txt are damaged or not a pair; fetch both again") from None
+            raise UserError(
+                f"{folder}: vocab.json and merges.txt are damaged or not a pair; fetch both again"
+            ) from None
     if END_OF_TEXT not in vocabulary:
         raise UserError(f"{folder}: the vocabulary has no {END_OF_TEXT}, so it is not one of GPT-2's form")
     specials = {END_OF_TEXT: vocabulary[END_OF_TEXT]}
@@ -35,7 +37,7 @@ def load_tokenizer(folder: Path) -> tiktoken.Encoding:
 
 
 def copy_vocabulary(source: Path, target: Path) -> dict[str, int]:
-    """Write the vocabulary of the model folder `source` to `target` as `vocab.json` and `merges.txt`; return token → id.
+    """Write the vocabulary of the folder `source` to `target` as `vocab.json` and `merges.txt`; return token → id.
 
     transformers 5 saves `tokenizer.json` alone; the same two lists stand inside it.
     """

@@ -14,7 +14,11 @@ from settings import GenerationSettings
 
 
 def complete_dialogues(
-    model: GPTModel, tokenizer: tiktoken.Encoding, dialogues: Sequence[Dialogue], settings: GenerationSettings, seed: int
+    model: GPTModel,
+    tokenizer: tiktoken.Encoding,
+    dialogues: Sequence[Dialogue],
+    settings: GenerationSettings,
+    seed: int,
 ) -> list[dict[str, str]]:
     """Let the model write the rest of each dialogue from its opening turn, beside the rest as it really went."""
     prompts = [encode_prompt(turns[:1], turns[1].speaker, tokenizer) for (turns,) in dialogues]

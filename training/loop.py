@@ -34,7 +34,7 @@ def train(
     machine: Machine,
     run_folder: Path,
 ) -> tuple[Losses, Losses]:
-    """Train `model` in place and return the losses before and after; those on the way go to the screen and the run folder.
+    """Train `model` in place; return the losses before and after. Those on the way go to screen and run folder.
 
     The loss of a step is the summed negative log-likelihood of all its learned tokens divided by their number, so that
     every token counts the same, whatever the batch.
