@@ -4,6 +4,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from dialogues.dialogue import split_dialogues
+from dialogues.formats import read_dialogues
 from files import UserError, check_output_path, create_run_folder, run_command, write_json, write_text
 from settings import FinetuneSettings, parse_command_line
 
@@ -18,25 +20,23 @@ def finetune(settings: FinetuneSettings) -> None:
     Raises:
         UserError: something that the user can mend.
     """
-    # PyTorch takes a second to import, which `--help` and a mistyped option should not cost.
+    started = time.perf_counter()
+    check_output_path(settings.output)
+    data = settings.data.locate()
+    dialogues = read_dialogues(data)
+    parts = dict(zip(("train", "val", "test"), split_dialogues(dialogues, settings.data.percents), strict=False))
+    print(f"data: {data}, {len(dialogues)} dialogues, split {settings.data.split} in file order")
+
+    # PyTorch takes a second to import: `--help`, a mistyped option and an unreadable file don't wait for it.
     from dialogues.batches import DialogueDataset
-    from dialogues.dialogue import split_dialogues
-    from dialogues.formats import read_dialogues
     from dialogues.template import describe, encode, render
     from load_gpt2_weights import find_model_folder, load_model, save_model
     from results.generation import complete_dialogues
     from training.device import choose_machine, keep_freed_memory
     from training.loop import train
 
-    started = time.perf_counter()
     keep_freed_memory()
-    check_output_path(settings.output)
     machine = choose_machine(settings.training.device, settings.training.precision)
-
-    dialogues = read_dialogues(settings.data.locate())
-    parts = dict(zip(("train", "val", "test"), split_dialogues(dialogues, settings.data.percents), strict=False))
-    print(f"data: {settings.data.locate()}, {len(dialogues)} dialogues, split {settings.data.split} in file order")
-
     folder = find_model_folder(settings.model.name, settings.model.model_path)
     model, tokenizer = load_model(folder, settings.training.dropout)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -69,12 +69,19 @@ def finetune(settings: FinetuneSettings) -> None:
     replaced = "replaced" if settings.output.exists() else "written"
     write_json(settings.output, cases)
 
-    for number, case in enumerate(cases, 1):
-        print(f"\ncase {number}\n  input      {case['input']}\n  true       {case['response']}")
-        print(f"  generated  {case['model_response']}")
+    print_cases(cases, settings.generation.cases)
     print(f"\ntrain loss {before.train:.3f} → {after.train:.3f}, validation loss {before.val:.3f} → {after.val:.3f}")
     seconds = time.perf_counter() - started
     print(f"{replaced}: {settings.output}; the model: {run_folder / 'model'}; {seconds:.0f} s in all")
+
+
+def print_cases(cases: list[dict[str, str]], wanted: int) -> None:
+    """Show what the model wrote beside what was said."""
+    if len(cases) < wanted:
+        print(f"{len(cases)} cases, all there are (--cases {wanted})")
+    for number, case in enumerate(cases, 1):
+        print(f"\ncase {number}\n  input      {case['input']}\n  true       {case['response']}")
+        print(f"  generated  {case['model_response']}")
 
 
 if __name__ == "__main__":

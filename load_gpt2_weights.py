@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dialogues.tokenizer import copy_vocabulary, load_tokenizer
 from download_model import WEIGHT_FILES, download_model, missing_files
-from files import UserError, atomic_path, read_json_object, reason, write_json
+from files import UserError, atomic_path, read_json_object, reason, write_json, writing
 from gpt_model import GPTConfig, GPTModel
 
 HUB_IDS = {
@@ -36,6 +36,9 @@ HUB_IDS = {
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 # Older files also hold each layer's causal mask. (`.attn.bias` with its dot: `attn.c_attn.bias` is a parameter.)
 MASK_BUFFERS = (".attn.bias", ".attn.masked_bias")
+
+# What torch.load is seen to raise on a file that is no pickle, or half of one.
+DAMAGED_PICKLE = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError)
 
 # What transformers can switch on in a GPT-2 and this model does not compute.
 FIXED_CONFIG = {
@@ -147,10 +150,8 @@ def open_weights(path: Path) -> tuple[dict[str, torch.Size], Callable[[str], Ten
         raise UserError(f"{path} is damaged or cut short ({error}); fetch it again") from None
     except pickle.UnpicklingError:
         raise UserError(f"{path} is refused: it holds more than tensors and could run code; use safetensors") from None
-    except (RuntimeError, EOFError, AttributeError) as error:
-        raise UserError(
-            f"{path} is damaged or no PyTorch file ({str(error).splitlines()[0]}); fetch it again"
-        ) from None
+    except DAMAGED_PICKLE:
+        raise UserError(f"{path} is damaged or no PyTorch file of tensors by name; fetch it again") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
 
@@ -206,11 +207,9 @@ def save_model(model: GPTModel, vocabulary_folder: Path, folder: Path, dialogue:
     Raises:
         UserError: the folder can't be written.
     """
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        vocabulary = copy_vocabulary(vocabulary_folder, folder)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {reason(error)}") from error
+    vocabulary = copy_vocabulary(vocabulary_folder, folder)
     end_of_text = vocabulary["<|endoftext|>"]
     config = {
         "architectures": ["GPT2LMHeadModel"],

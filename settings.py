@@ -177,7 +177,7 @@ def parse_command_line(command: type[Settings], arguments: Sequence[str] | None 
         if stop.code == 0:
             raise
         inside = " ".join(line.strip("│ ") for line in complaint.getvalue().splitlines() if line.startswith("│"))
-        words = re.split(r"─{2,}|Argument helptext:|For full helptext", inside)[0].strip()
+        words = re.sub(r"\s*─{2,}", ";", re.split(r"Argument helptext:|For full helptext", inside)[0]).strip(" ;")
         raise UserError(f"{words} (python {Path(sys.argv[0]).name} --help lists the options)") from None
     if problems := settings.problems():
         raise UserError("; ".join(problems))

@@ -86,8 +86,10 @@ def newest_turns(tokens: list[int], limit: int, tokenizer: tiktoken.Encoding) ->
 
     Where whole turns would leave less than half of `limit` (one long turn), the cut is made inside a turn instead.
     """
+    if len(tokens) <= limit:
+        return tokens
     marker = tokenizer.encode_ordinary("\n\n###")
-    oldest = max(0, len(tokens) - limit)
+    oldest = len(tokens) - limit
     for start in range(oldest, len(tokens) - limit // 2):
         if tokens[start : start + len(marker)] == marker:
             return tokens[start:]

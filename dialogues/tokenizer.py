@@ -9,7 +9,7 @@ import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from files import UserError, read_json_object, reason
+from files import UserError, read_json_object, reason, write_text
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -56,6 +56,6 @@ def copy_vocabulary(source: Path, target: Path) -> dict[str, int]:
             raise UserError(f"{source / 'tokenizer.json'} holds no byte-level BPE; put vocab.json and merges.txt there")
         vocabulary = bpe["vocab"]
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in bpe["merges"]]
-    (target / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
-    (target / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8", newline="\n")
+    write_text(target / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
+    write_text(target / "merges.txt", "\n".join(["#version: 0.2", *merges, ""]))
     return vocabulary

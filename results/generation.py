@@ -63,7 +63,7 @@ def generate(
     while texts and left:
         texts = {row: text if len(text) <= positions else shorten(text, positions // 2) for row, text in texts.items()}
         rows = list(texts)
-        ids, padding = pad_left(list(texts.values()), end_id, device)
+        ids, padding = pad_left(list(texts.values()), device)
         cache = KVCache(model.config, padding, capacity=min(positions, ids.size(1) + left))
         while texts and left and cache.length + ids.size(1) <= positions:
             logits = model.next_token_logits(ids, cache)  # (B, V)
@@ -79,11 +79,14 @@ def generate(
     return replies
 
 
-def pad_left(texts: Sequence[list[int]], padding_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Texts as (B, T), aligned at their ends, where they go on, and how much padding each has at its left, (B,)."""
+def pad_left(texts: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Texts as (B, T), aligned at their ends, where they go on, and how much padding each has at its left, (B,).
+
+    Any id will do as padding: nothing looks at it.
+    """
     T = max(map(len, texts))
     padding = [T - len(text) for text in texts]
-    ids = [[padding_id] * pad + text for pad, text in zip(padding, texts, strict=True)]
+    ids = [[0] * pad + text for pad, text in zip(padding, texts, strict=True)]
     return torch.tensor(ids, device=device), torch.tensor(padding, device=device)
 
 

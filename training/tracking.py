@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from files import writing
+
 
 class Progress:
     """The progress bar, `metrics.jsonl` (numbers only: the same run writes the same bytes) and `timing.jsonl`.
@@ -18,7 +20,7 @@ class Progress:
         self.metrics = run_folder / "metrics.jsonl"
         self.timing = run_folder / "timing.jsonl"
         self.steps_per_epoch = steps_per_epoch
-        self.bar = tqdm(total=steps, unit="step", desc="training", dynamic_ncols=True)
+        self.bar = tqdm(total=steps, unit="step", desc="training", dynamic_ncols=True, disable=None)
         self.step_ended = time.perf_counter()
         self.tokens, self.loss_sum = 0, 0.0
 
@@ -52,5 +54,5 @@ class Progress:
 
 def append_line(path: Path, values: dict[str, float]) -> None:
     # Opened anew for each line: whatever happens next, what was logged is with the operating system.
-    with open(path, "a", encoding="utf-8", newline="\n") as file:
+    with writing(path), open(path, "a", encoding="utf-8", newline="\n") as file:
         file.write(json.dumps(values) + "\n")

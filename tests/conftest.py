@@ -1,0 +1,104 @@
+"""Tiny models in every published layout, made by transformers, with a vocabulary of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # the reference library must not look for anything either
+from transformers import GPT2Config, GPT2LMHeadModel
+
+PROJECT = Path(__file__).resolve().parent.parent
+LAYOUTS = ("bare", "prefixed", "head beside", "head instead", "fp16", "bin", "old bin")
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory) -> Path:
+    """A folder with `vocab.json` and `merges.txt`: 400 tokens learned from the bundled conversations."""
+    folder = tmp_path_factory.mktemp("vocabulary")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=399, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train([str(PROJECT / "llm_train_text.json")], trainer)
+    bpe = json.loads(tokenizer.to_str())["model"]
+    (folder / "vocab.json").write_text(json.dumps({**bpe["vocab"], "<|endoftext|>": 399}), encoding="utf-8")
+    merges = ["#version: 0.2", *(" ".join(merge) for merge in bpe["merges"]), ""]
+    (folder / "merges.txt").write_text("\n".join(merges), encoding="utf-8")
+    return folder
+
+
+def tiny_reference(std: float = 0.1, **changes) -> GPT2LMHeadModel:
+    """transformers' GPT-2 with random weights: large enough ones that different inputs give different outputs."""
+    torch.manual_seed(0)
+    shape = dict(n_layer=3, n_head=4, n_embd=48, n_positions=128, vocab_size=400, bos_token_id=399, eos_token_id=399)
+    config = GPT2Config(**(shape | changes), attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
+    model = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=std)
+            if ".ln_" in name and name.endswith("weight"):
+                parameter.add_(1)
+    return model
+
+
+def write_layout(reference: GPT2LMHeadModel, vocabulary: Path, folder: Path, layout: str) -> Path:
+    """Save `reference` as one of the layouts in which GPT-2 models are published."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).write_bytes((vocabulary / name).read_bytes())
+    (folder / "config.json").write_text(json.dumps(reference.config.to_dict(), default=str))
+    tensors = {name: value.detach().clone() for name, value in reference.transformer.named_parameters()}
+    if layout in ("bare", "bin"):
+        size = reference.config.n_positions
+        for layer in range(reference.config.n_layer):  # the causal masks that older files carry
+            tensors[f"h.{layer}.attn.bias"] = torch.ones(1, 1, size, size).tril()
+            tensors[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    if layout in ("prefixed", "fp16", "old bin"):
+        tensors = {f"transformer.{name}": value for name, value in tensors.items()}
+    if layout in ("head beside", "fp16", "old bin"):
+        wte = next(value for name, value in tensors.items() if name.endswith("wte.weight"))
+        tensors["lm_head.weight"] = wte.clone()
+    if layout == "head instead":
+        tensors["lm_head.weight"] = tensors.pop("wte.weight")
+    if layout == "fp16":
+        tensors = {name: value.half() for name, value in tensors.items()}
+    if layout.endswith("bin"):
+        torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=layout == "bin")
+    else:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture
+def model_folder(tmp_path, vocabulary) -> Path:
+    """A complete tiny model folder in the layout of the published gpt2."""
+    return write_layout(tiny_reference(), vocabulary, tmp_path / "tiny-random", "bare")
+
+
+@pytest.fixture
+def command(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command of the project as a user would, in an empty current folder and with no way out to a network."""
+    work = tmp_path / "work"
+    work.mkdir()
+
+    def run(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(PROJECT / script), *map(str, arguments)],
+            cwd=work,
+            env={**os.environ, "PYTHONUTF8": "1", **environment},
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=300,
+            check=False,
+        )
+
+    return run

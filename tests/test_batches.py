@@ -1,0 +1,97 @@
+"""Examples and batches against literal tensors, and the rule that every turn is learned exactly once."""
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dialogues.batches import DialogueDataset, Example, collate, cut_into_examples, epoch_batches
+from dialogues.template import EncodedDialogue
+
+END = 9
+
+
+def test_collate_pads_shifts_and_masks():
+    """Row 0 ends the batch's length; row 1 is padded with the id of its own, learned, end-of-text; row 2 has context."""
+    examples = [
+        Example(np.array([1, 2, 3, 4, END], dtype=np.uint16), 0),
+        Example(np.array([5, 6, END], dtype=np.uint16), 0),
+        Example(np.array([1, 2, 7, END], dtype=np.uint16), 2),
+    ]
+    inputs, targets = collate(examples, padding_id=END)
+    assert inputs.tolist() == [[1, 2, 3, 4], [5, 6, END, END], [1, 2, 7, END]]
+    assert targets.tolist() == [[2, 3, 4, END], [6, END, -100, -100], [-100, 7, END, -100]]
+    assert inputs.dtype == targets.dtype == torch.int64
+
+
+def test_end_of_text_inside_is_learned():
+    _, targets = collate([Example(np.array([1, END, 2, END], dtype=np.uint16), 0)], padding_id=END)
+    assert targets.tolist() == [[END, 2, END]]
+
+
+def test_a_short_dialogue_is_one_example():
+    assert list(cut_into_examples([3, 6, 10], max_length=9)) == [(0, 0, 10)]
+
+
+def test_a_long_dialogue_is_cut_between_turns_with_context():
+    """Turns of 4 tokens, room for 13: three new turns first, then one new turn at a time behind two of context."""
+    assert list(cut_into_examples([4, 8, 12, 16, 20], max_length=12)) == [(0, 0, 12), (4, 12, 16), (8, 16, 20)]
+
+
+def test_a_turn_that_is_too_long_loses_its_end_only():
+    # The turn of 30 tokens is learned behind the last token of the turn before it, as far as 11 tokens reach.
+    assert list(cut_into_examples([5, 35, 40], max_length=10)) == [(0, 0, 5), (4, 5, 15), (34, 35, 40)]
+
+
+@given(lengths=st.lists(st.integers(2, 60), min_size=1, max_size=30), max_length=st.integers(16, 80))
+def test_every_turn_is_learned_exactly_once(lengths, max_length):
+    bounds = [0, *np.cumsum(lengths).tolist()]
+    examples = list(cut_into_examples(bounds[1:], max_length))
+    learned = []
+    for start, learn_from, end in examples:
+        assert 0 < end - start <= max_length + 1  # the last token is only ever a target
+        assert start in bounds or start == learn_from - 1
+        assert learn_from in bounds
+        assert start < learn_from or start == 0  # something predicts the first learned token, but for the very first
+        learned += range(learn_from, end)
+    assert len(learned) == len(set(learned))
+    dropped = set(range(bounds[-1])) - set(learned)
+    for first, last in zip(bounds, bounds[1:], strict=False):
+        if last - first <= max_length:
+            assert not dropped & set(range(first, last))
+    assert all(end in bounds for _, _, end in examples) or dropped
+
+
+@given(lengths=st.lists(st.integers(2, 8), min_size=6, max_size=30))
+def test_examples_carry_as_much_context_as_fits(lengths):
+    bounds = [0, *np.cumsum(lengths).tolist()]
+    for start, learn_from, end in cut_into_examples(bounds[1:], 20):
+        earlier = [bound for bound in bounds if bound < start]
+        assert not earlier or end - earlier[-1] > 21 or learn_from == 0
+
+
+def test_dataset_counts_what_it_drops():
+    dialogues = [EncodedDialogue(list(range(40)), [5, 35, 40]), EncodedDialogue(list(range(50, 56)), [3, 6])]
+    dataset = DialogueDataset(dialogues, max_length=10, vocab_size=100)
+    assert (len(dataset), dataset.dialogues, dataset.shortened, dataset.dropped) == (4, 2, 1, 20)
+    assert dataset[1].tokens.tolist() == list(range(4, 15))
+    assert dataset[1].learn_from == 1
+    assert dataset[3].tokens.tolist() == list(range(50, 56))
+    assert "1 turns too long, 20 tokens dropped" in dataset.describe()
+    assert dataset.lengths() == [5, 11, 6, 6]
+
+
+def test_tokens_are_kept_in_two_bytes_where_they_fit():
+    dialogue = [EncodedDialogue([1, 2, 3], [2, 3])]
+    assert DialogueDataset(dialogue, 16, vocab_size=50257).tokens.itemsize == 2
+    large = DialogueDataset([EncodedDialogue([1, 70_000, 3], [2, 3])], 16, vocab_size=100_000)
+    assert large[0].tokens.tolist() == [1, 70_000, 3]
+
+
+def test_epochs_are_shuffled_by_seed_and_number():
+    first = epoch_batches(10, 3, seed=1, epoch=0)
+    assert [len(batch) for batch in first] == [3, 3, 3, 1]
+    assert sorted(sum(first, [])) == list(range(10))
+    assert first == epoch_batches(10, 3, seed=1, epoch=0)
+    assert first != epoch_batches(10, 3, seed=1, epoch=1)
+    assert first != epoch_batches(10, 3, seed=2, epoch=0)

@@ -1,0 +1,341 @@
+"""The command as users type it: the whole job on a tiny model, and every mistake with its one line."""
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2LMHeadModel, GPT2Tokenizer
+
+from conftest import PROJECT, tiny_reference, write_layout
+
+QUICK = ("--epochs", 1, "--max-new-tokens", 2)
+DATA = (
+    '[{"A": "one", "B": "two"}, {"A": "three", "B": "four"}, {"A": "five", "B": "six"}, {"A": "seven", "B": "eight"}]'
+)
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """Check that `done` ended the way a user's mistake must, and return its one line."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if "it/s" not in line and "step/s" not in line]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def written(work: Path) -> list[str]:
+    """Everything that lies in the current folder of a command."""
+    return sorted(str(path.relative_to(work)) for path in work.rglob("*"))
+
+
+@pytest.fixture
+def work(tmp_path, command) -> Path:
+    return tmp_path / "work"
+
+
+class TestTheWholeJob:
+    def test_files_and_output(self, command, work, model_folder):
+        done = command("finetune.py", "--model", model_folder, "--epochs", 3, "--max-new-tokens", 30)
+        assert done.returncode == 0, done.stderr
+        run = work / "runs" / "tiny-random-1"
+        assert sorted(os.listdir(run)) == [
+            "generated_conversations.json",
+            "metrics.jsonl",
+            "model",
+            "settings.json",
+            "timing.jsonl",
+            "train_data.txt",
+            "val_data.txt",
+        ]
+        cases = json.loads((work / "generated_conversations.json").read_text(encoding="utf-8"))
+        bundled = json.loads((PROJECT / "llm_train_text.json").read_text(encoding="utf-8"), object_pairs_hook=list)
+        for case, pairs in zip(cases, bundled[7:], strict=True):
+            opening, *rest = [f"{speaker}: {text}" for speaker, text in pairs]
+            assert list(case) == ["input", "response", "model_response"]
+            assert (case["input"], case["response"]) == (opening, " ".join(rest))
+            assert case["model_response"].startswith("Bob: ")
+        assert (run / "train_data.txt").read_text(encoding="utf-8").count("<|endoftext|>\n") == 7
+        assert not [name for name in written(work) if name.endswith(".tmp")]
+        metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in metrics if "val_loss" in line] == [
+            0,
+            7,
+            14,
+            21,
+        ]  # at 128 positions, 14 examples
+        assert [line["step"] for line in metrics if "train_loss" in line] == list(range(1, 22))
+        assert metrics[0]["train_set_loss"] > metrics[-1]["train_set_loss"]
+        assert "precision: " in done.stdout
+        assert "validation loss" in done.stdout
+
+    def test_the_same_seed_writes_the_same_bytes(self, command, work, model_folder):
+        for _ in range(2):
+            done = command("finetune.py", "--model", model_folder, *QUICK, "--dropout", 0.1, "--temperature", 1)
+            assert done.returncode == 0, done.stderr
+        first, second = work / "runs" / "tiny-random-1", work / "runs" / "tiny-random-2"
+        for name in ("model/model.safetensors", "metrics.jsonl", "generated_conversations.json", "val_data.txt"):
+            assert (first / name).read_bytes() == (second / name).read_bytes(), name
+        done = command("finetune.py", "--model", model_folder, *QUICK, "--dropout", 0.1, "--seed", 5)
+        assert (first / "metrics.jsonl").read_bytes() != (first.parent / "tiny-random-3/metrics.jsonl").read_bytes()
+
+    def test_transformers_writes_the_same_text(self, command, work, vocabulary, tmp_path):
+        """The run's model folder, loaded by transformers, continues the validation cases word for word."""
+        folder = write_layout(tiny_reference(std=0.2), vocabulary, tmp_path / "m", "prefixed")
+        done = command("finetune.py", "--model", folder, "--epochs", 2, "--max-new-tokens", 40, "--run-dir", "run")
+        assert done.returncode == 0, done.stderr
+        model = GPT2LMHeadModel.from_pretrained(work / "run" / "model").eval()
+        tokenizer = GPT2Tokenizer.from_pretrained(work / "run" / "model")
+        rendered = (work / "run" / "val_data.txt").read_text(encoding="utf-8").split("<|endoftext|>\n")
+        for case, text in zip(json.loads((work / "generated_conversations.json").read_text()), rendered, strict=False):
+            prompt = text[: text.index("### Bob:\n") + len("### Bob:\n")]
+            ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+            reply = model.generate(ids, max_new_tokens=40, do_sample=False, pad_token_id=399)[0, ids.size(1) :]
+            theirs = tokenizer.decode(reply, skip_special_tokens=True).strip()
+            assert case["model_response"] == f"Bob: {theirs}"
+
+    def test_a_run_folder_is_a_model(self, command, work, model_folder):
+        assert command("finetune.py", "--model", model_folder, *QUICK, "--run-dir", "first").returncode == 0
+        done = command("finetune.py", "--model", "first", *QUICK, "--split", "60/20/20", "--cases", 50)
+        assert done.returncode == 0, done.stderr
+        assert "model: first/model" in done.stdout.replace(os.sep, "/")
+        assert (work / "runs" / "first-1" / "test_data.txt").exists()
+        assert "replaced: generated_conversations.json" in done.stdout
+        assert len(json.loads((work / "generated_conversations.json").read_text())) == 2  # the test part
+        assert "2 cases, all there are (--cases 50)" in done.stdout
+
+    def test_end_of_text_in_somebodys_words(self, command, work, model_folder):
+        (work / "data.json").write_text(DATA.replace("three", "a <|endoftext|> b").replace("seven", "<|endoftext|>"))
+        done = command("finetune.py", "--model", model_folder, *QUICK, "--data", "data.json")
+        assert done.returncode == 0, done.stderr
+        case = json.loads((work / "generated_conversations.json").read_text())[1]
+        assert case["input"] == "A: <|endoftext|>"
+
+    def test_long_turns_are_counted(self, command, work, model_folder):
+        (work / "data.json").write_text(DATA.replace("one", "so " * 300).replace("three", "and " * 20))
+        done = command("finetune.py", "--model", model_folder, *QUICK, "--data", "data.json")
+        assert done.returncode == 0, done.stderr
+        assert "1 turns too long" in done.stdout
+
+
+class TestSettings:
+    def test_help_answers_without_torch(self):
+        code = "import sys; sys.argv = ['finetune.py', '--help']\ntry: import finetune; finetune.main()\n"
+        code += "except SystemExit: print('torch' in sys.modules, file=sys.stderr)"
+        done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+        assert "--batch-size" in done.stdout
+        assert done.stderr.strip() == "False"
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--bathc-size", 2], "--batch-size"),
+            (["--batch-size", "two"], "Error parsing --batch-size: invalid literal for int() with base 10: 'two'"),
+            (["--device", "tpu"], "--device"),
+            (["--split", "90/20"], "--split 90/20: the parts sum to 110, not to 100"),
+            (["--split", "100/0"], "--split 100/0: two or three whole percentages"),
+            (["--split", "seventy/thirty"], "two or three whole percentages are needed, as in 70/30"),
+            (["--learning-rate", "nan"], "--learning-rate nan"),
+            (["--max-length", 3], "--max-length 3: 16 or more"),
+            (["--top-p", 0.5], "give --temperature too"),
+        ],
+    )
+    def test_a_wrong_value(self, command, work, arguments, message):
+        assert message in refused(command("finetune.py", *arguments))
+        assert written(work) == []
+
+    def test_all_problems_at_once(self, command):
+        line = refused(command("finetune.py", "--batch-size", 0, "--epochs", -1, "--split", "5/5", "--top-p", 2))
+        for option in ("--batch-size 0", "--epochs -1", "--split 5/5", "--top-p 2.0"):
+            assert option in line
+
+
+class TestConversations:
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("[]", "its list is empty"),
+            ("{}", "a list of conversations is needed, this is an object"),
+            ('[{"A": "b", "B": ]', "line 1, column 18: not JSON (Expecting value)"),
+            ('[\n {"A": "b",\n]', "line 3, column 1: not JSON"),
+            ("", "line 1, column 1: not JSON"),
+            ("just prose", "not JSON"),
+            ("[" * 100_000, "nested too deeply"),
+            ('[{"A": "b", "B": "c"}, "text"]', 'entry 2: an object {"speaker": "text", ...} is needed, this is text'),
+            ('[{"A": "b", "B": "c"}, {"A": "alone"}]', "entry 2: a dialogue needs two turns or more, this has 1"),
+            ('[{"A": "b", "B": 5}]', "entry 1, turn 2: what 'B' says must be text, this is a number"),
+            ('[{"A": "b", "B": null}]', "entry 1, turn 2: what 'B' says must be text, this is null"),
+            ('[{"A": "b", "B": {"C": "d"}}]', "this is an object"),
+            ('[{"A": "b", "B": "  "}]', "entry 1, turn 2: 'B' says nothing"),
+            ('[{"": "b", "B": "c"}]', "entry 1, turn 1: '' is no speaker's name"),
+            ('[{"A": "\\ud83d", "B": "c"}]', "entry 1, turn 1: half a surrogate pair"),
+            ('[{"A": "b", "B": "c"}]', "1 dialogues are too few for --split 70/30 (it would give 0/1)"),
+        ],
+    )
+    def test_a_file_that_is_not_conversations(self, command, work, model_folder, content, message):
+        (work / "data.json").write_text(content, encoding="utf-8")
+        line = refused(command("finetune.py", "--model", model_folder, "--data", "data.json"))
+        assert message in line
+        assert written(work) == ["data.json"]
+
+    def test_not_utf8(self, command, work, model_folder):
+        (work / "data.json").write_bytes('[{"A": "b",\n"B": "caf\xe9"}]'.encode("latin-1"))
+        line = refused(command("finetune.py", "--model", model_folder, "--data", "data.json"))
+        assert "data.json, line 2: not UTF-8 text" in line
+
+    def test_missing_and_unreadable(self, command, model_folder, work):
+        line = refused(command("finetune.py", "--model", model_folder, "--data", "nowhere.json"))
+        assert "--data nowhere.json does not exist" in line
+        assert "cannot read --data ." in refused(command("finetune.py", "--model", model_folder, "--data", "."))
+        assert written(work) == []
+
+
+class TestModels:
+    def test_a_name_that_does_not_exist(self, command, work):
+        assert "did you mean gpt2-medium?" in refused(command("finetune.py", "--model", "gpt2-meduim"))
+        assert "is no published name" in refused(command("finetune.py", "--model", "bert"))
+        assert "is no published name" in refused(command("finetune.py", "--model", "./no/such/folder"))
+        assert written(work) == []
+
+    @pytest.mark.parametrize("name", ["config.json", "vocab.json", "merges.txt", "model.safetensors"])
+    def test_a_missing_file(self, command, work, model_folder, name):
+        (model_folder / name).unlink()
+        assert f"incomplete: {name} missing" in refused(command("finetune.py", "--model", model_folder))
+        assert written(work) == []
+
+    def test_a_tensorflow_checkpoint(self, command, tmp_path):
+        folder = tmp_path / "355M"
+        folder.mkdir()
+        for name in ("checkpoint", "model.ckpt.index", "hparams.json", "encoder.json", "vocab.bpe"):
+            (folder / name).write_text("x")
+        assert "holds a TensorFlow checkpoint" in refused(command("finetune.py", "--model", folder))
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda content: content[: len(content) // 2],
+            lambda content: struct.pack("<Q", 1 << 60) + content[8:],
+            lambda content: content[:8] + b"not a header" + content[20:],
+            lambda content: b"",
+        ],
+    )
+    def test_damaged_weights(self, command, work, model_folder, damage):
+        path = model_folder / "model.safetensors"
+        path.write_bytes(damage(path.read_bytes()))
+        assert "is damaged or cut short" in refused(command("finetune.py", "--model", model_folder))
+        assert written(work) == []
+
+    @pytest.mark.parametrize("name", ["vocab.json", "config.json", "merges.txt"])
+    def test_damaged_texts(self, command, model_folder, name):
+        content = (model_folder / name).read_bytes()
+        (model_folder / name).write_bytes(content[: len(content) // 2])
+        assert name in refused(command("finetune.py", "--model", model_folder))
+
+    def test_weights_of_another_shape(self, command, model_folder, vocabulary, tmp_path):
+        other = write_layout(tiny_reference(n_embd=32, n_layer=4), vocabulary, tmp_path / "other", "bare")
+        shutil.copy(other / "model.safetensors", model_folder)
+        line = refused(command("finetune.py", "--model", model_folder))
+        assert "wte.weight has shape (400, 32), not (400, 48)" in line
+        assert "h.2.mlp.c_fc.weight has shape (32, 128), not (48, 192)" in line
+        assert "h.3.ln_1.weight unexpected" in line
+        shutil.copy(model_folder / "config.json", other)
+        shutil.copy(
+            write_layout(tiny_reference(n_layer=1), vocabulary, tmp_path / "o", "bare") / "model.safetensors", other
+        )
+        assert "h.2.mlp.c_proj.bias missing" in refused(command("finetune.py", "--model", other))
+
+    def test_a_vocabulary_of_another_model(self, command, vocabulary, tmp_path):
+        folder = write_layout(tiny_reference(vocab_size=500), vocabulary, tmp_path / "m", "bare")
+        line = refused(command("finetune.py", "--model", folder))
+        assert "the vocabulary has 400 tokens and the weights 500" in line
+
+    def test_a_configuration_that_cannot_be_computed(self, command, vocabulary, tmp_path):
+        reference = tiny_reference(scale_attn_by_inverse_layer_idx=True, activation_function="relu")
+        line = refused(command("finetune.py", "--model", write_layout(reference, vocabulary, tmp_path / "m", "bare")))
+        assert "activation_function is 'relu'" in line
+        assert "scale_attn_by_inverse_layer_idx is True" in line
+
+    def test_a_pickle_that_would_run_code(self, command, model_folder, tmp_path):
+        class Evil:
+            def __reduce__(self):
+                return (os.system, (f"touch {tmp_path / 'owned'}",))
+
+        (model_folder / "model.safetensors").unlink()
+        torch.save({"wte.weight": Evil()}, model_folder / "pytorch_model.bin")
+        assert "could run code" in refused(command("finetune.py", "--model", model_folder))
+        assert not (tmp_path / "owned").exists()
+
+    @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04broken zip"])
+    def test_a_damaged_pickle(self, command, model_folder, content):
+        (model_folder / "model.safetensors").unlink()
+        (model_folder / "pytorch_model.bin").write_bytes(content)
+        assert "pytorch_model.bin is" in refused(command("finetune.py", "--model", model_folder))
+
+    def test_an_untied_head(self, command, vocabulary, tmp_path):
+        from safetensors.torch import load_file, save_file
+
+        folder = write_layout(tiny_reference(), vocabulary, tmp_path / "m", "head beside")
+        tensors = load_file(folder / "model.safetensors")
+        save_file({**tensors, "lm_head.weight": tensors["lm_head.weight"] + 1}, folder / "model.safetensors")
+        assert "untied output head is not supported" in refused(command("finetune.py", "--model", folder))
+
+    def test_longer_than_the_model(self, command, model_folder, work):
+        line = refused(command("finetune.py", "--model", model_folder, "--max-length", 129))
+        assert "--max-length 129: the model has 128 positions" in line
+        assert written(work) == []
+
+
+class TestPlacesThatCannotBeWritten:
+    """Found before the training, by the folder and not by permission: the tests may run as root."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--output", "no/such/out.json"], "does not exist; create it or name another"),
+            (["--output", "."], "is not a file that can be replaced"),
+            (["--output", "data.json/out.json"], "does not exist"),
+            (["--run-dir", "data.json/run"], "cannot make the run folder data.json"),
+            (["--run-dir", "full"], "--run-dir full is not empty; name a new folder"),
+        ],
+    )
+    def test_output_and_run_folder(self, command, work, model_folder, arguments, message):
+        (work / "data.json").write_text(DATA)
+        (work / "full").mkdir()
+        (work / "full" / "model").touch()
+        before = written(work)
+        done = command("finetune.py", "--model", model_folder, "--data", "data.json", *arguments)
+        assert message in refused(done).replace(os.sep, "/")
+        assert "training" not in done.stderr
+        assert written(work) == before
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="file-size limits are set the POSIX way")
+    def test_the_disk_is_full_when_the_model_is_written(self, tmp_path, work, model_folder):
+        """A limit on file size stands in for the disk: the weights don't fit, the run says so and leaves no half file."""
+        script = f'ulimit -f 100; exec "{sys.executable}" "{PROJECT}/finetune.py" "$@"'
+        options = ["--model", str(model_folder), "--epochs", "1", "--run-dir", "run"]
+        done = subprocess.run(
+            ["bash", "-c", script, "-", *options], cwd=work, capture_output=True, text=True, check=False
+        )
+        assert "cannot write run/model/model.safetensors" in refused(done)
+        assert (work / "run" / "metrics.jsonl").exists()
+        assert not [name for name in written(work) if "safetensors" in name or name.endswith(".tmp")]
+        assert not (work / "generated_conversations.json").exists()
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="needs a tmpfs")
+    def test_a_disk_too_small_for_the_run(self, command, tmp_path, work, model_folder):
+        small = tmp_path / "small"
+        small.mkdir()
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", small], capture_output=True).returncode:
+            pytest.skip("no right to mount a tmpfs")
+        try:
+            line = refused(command("finetune.py", "--model", model_folder, "--run-dir", small / "run"))
+            assert "is too full for the fine-tuned model" in line
+            assert written(small) == []
+        finally:
+            subprocess.run(["umount", small], check=True)

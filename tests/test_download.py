@@ -1,0 +1,178 @@
+"""Downloads from a stand-in hub on loopback, through the real command line where a user would meet them."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from conftest import PROJECT, tiny_reference, write_layout
+from stand_in_hub import StandInHub
+
+MEGABYTE = 1 << 20
+OWNER = "openai-community/gpt2"
+QUICK = ("--epochs", 1, "--max-new-tokens", 2, "--precision", "fp32")
+FETCH = "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from files import run_command; \
+from load_gpt2_weights import find_model_folder; run_command(lambda: print(find_model_folder(sys.argv[2], Path('models'))))"
+
+
+@pytest.fixture
+def hub(vocabulary, tmp_path):
+    folder = write_layout(tiny_reference(n_embd=64), vocabulary, tmp_path / "published", "bare")
+    (folder / "pytorch_model.bin").write_bytes(b"not wanted")
+    with StandInHub(OWNER, folder).running() as running:
+        yield running
+
+
+@pytest.fixture
+def fetch(tmp_path):
+    """Resolve `--model` in a process of its own: (exit code, output)."""
+
+    def run(hub: StandInHub, model: str = "gpt2", **environment: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-c", FETCH, str(PROJECT), model],
+            cwd=tmp_path,
+            env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+def weights(hub: StandInHub) -> bytes:
+    return (hub.folder / "model.safetensors").read_bytes()
+
+
+def publish_large_file(hub: StandInHub) -> None:
+    """25 MB: huggingface_hub passes on what it receives in pieces of 10 MB."""
+    (hub.folder / "model.safetensors").write_bytes(os.urandom(25 * MEGABYTE))
+
+
+def ranges_asked(hub: StandInHub) -> list[str]:
+    return [wanted for method, name, wanted in hub.requests if (method, name) == ("GET", "model.safetensors")]
+
+
+def test_the_first_run_downloads_and_the_second_needs_no_network(hub, command, tmp_path):
+    done = command("finetune.py", "--model", "gpt2", *QUICK, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "work" / "models" / "gpt2"
+    assert sorted(os.listdir(folder)) == ["config.json", "merges.txt", "model.safetensors", "vocab.json"]
+    assert (folder / "model.safetensors").read_bytes() == weights(hub)
+    asked = len(hub.requests)
+    done = command("finetune.py", "--model", "gpt2", *QUICK, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
+    assert done.returncode == 0, done.stderr
+    assert len(hub.requests) == asked
+    assert os.listdir(tmp_path / "work" / "runs") != ["gpt2-1"]
+
+
+def test_a_killed_download_goes_on_where_it_stopped(hub, fetch, tmp_path):
+    publish_large_file(hub)
+    hub.stall_after = 22 * MEGABYTE
+    process = subprocess.Popen(
+        [sys.executable, "-c", FETCH, str(PROJECT), "gpt2"],
+        cwd=tmp_path,
+        env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    part = tmp_path / "models" / "gpt2" / "model.safetensors.part"
+    deadline = time.monotonic() + 60
+    while not (part.exists() and part.stat().st_size >= 20 * MEGABYTE) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    size = part.stat().st_size
+    assert size >= 20 * MEGABYTE
+    hub.stall_after = 0
+    hub.requests.clear()
+    code, output = fetch(hub)
+    assert code == 0, output
+    assert f"going on after {size / 1e6:.1f} MB" in output
+    assert ranges_asked(hub) == [f"bytes={size}-"]
+    assert (tmp_path / "models" / "gpt2" / "model.safetensors").read_bytes() == weights(hub)
+    assert not part.exists()
+
+
+def test_a_broken_connection_is_taken_up_again(hub, fetch, tmp_path):
+    publish_large_file(hub)
+    hub.cut_after = 22 * MEGABYTE
+    code, output = fetch(hub)
+    assert code == 0, output
+    first, second = ranges_asked(hub)
+    assert first == ""
+    assert int(second.removeprefix("bytes=").removesuffix("-")) >= 20 * MEGABYTE
+    assert (tmp_path / "models" / "gpt2" / "model.safetensors").read_bytes() == weights(hub)
+
+
+def test_a_server_without_ranges_starts_over(hub, fetch, tmp_path):
+    part = tmp_path / "models" / "gpt2" / "model.safetensors.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(weights(hub)[:200_000])
+    hub.refuse_ranges = True
+    code, output = fetch(hub)
+    assert code == 0, output
+    assert part.with_suffix("").read_bytes() == weights(hub)
+
+
+def test_a_part_longer_than_the_file_is_thrown_away(hub, fetch, tmp_path):
+    part = tmp_path / "models" / "gpt2" / "model.safetensors.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(weights(hub) + b"more")
+    code, output = fetch(hub)
+    assert code == 0, output
+    assert part.with_suffix("").read_bytes() == weights(hub)
+
+
+def test_a_damaged_transfer_is_refused_and_not_kept(hub, fetch, tmp_path):
+    hub.flip = True
+    code, output = fetch(hub)
+    assert code == 2
+    assert "error: model.safetensors of openai-community/gpt2 arrived damaged" in output
+    assert not list((tmp_path / "models" / "gpt2").glob("model.safetensors*"))
+    hub.flip = False
+    assert fetch(hub)[0] == 0
+
+
+def test_a_busy_server_is_asked_again(hub, fetch):
+    hub.busy = 2
+    code, output = fetch(hub)
+    assert code == 0, output
+    assert output.count("the hub answered 503") == 2
+
+
+def test_older_models_have_only_a_bin_file(hub, fetch, tmp_path):
+    (hub.folder / "model.safetensors").unlink()
+    code, output = fetch(hub)
+    assert code == 0, output
+    assert (tmp_path / "models" / "gpt2" / "pytorch_model.bin").exists()
+
+
+def test_what_the_hub_does_not_have(hub, fetch, tmp_path):
+    code, output = fetch(hub, model="someone/no-such-model")
+    assert code == 2
+    assert f"error: the hub {hub.url} has no model someone/no-such-model" in output
+    (hub.folder / "vocab.json").unlink()
+    code, output = fetch(hub)
+    assert code == 2
+    assert "error: openai-community/gpt2 is no model folder of GPT-2's form" in output
+
+
+def test_no_network(hub, fetch):
+    hub.shutdown()
+    hub.server_close()
+    code, output = fetch(hub)
+    assert code == 2
+    assert "error: cannot fetch openai-community/gpt2" in output
+    assert "connect to the network and start again" in output
+
+
+def test_offline_mode_is_honoured(hub, fetch):
+    code, output = fetch(hub, HF_HUB_OFFLINE="1")
+    assert code == 2
+    assert "HF_HUB_OFFLINE forbids fetching it" in output
+    assert hub.requests == []

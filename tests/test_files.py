@@ -1,0 +1,38 @@
+"""Files are written whole or not at all."""
+
+import stat
+
+import pytest
+
+from files import UserError, atomic_path, create_run_folder, write_json, write_text
+
+
+def test_a_failed_write_keeps_the_last_good_copy(tmp_path):
+    path = tmp_path / "file.txt"
+    write_text(path, "good\n")
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "good\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_systems_refusal_is_the_users_error(tmp_path):
+    with pytest.raises(UserError, match="cannot write .*No such file or directory"):
+        write_text(tmp_path / "no" / "file", "x")
+
+
+def test_json_is_readable_text_with_plain_newlines(tmp_path):
+    write_json(tmp_path / "a.json", {"text": "café 🐕", "path": tmp_path.parent / "x"})
+    content = (tmp_path / "a.json").read_bytes()
+    assert "café 🐕".encode() in content
+    assert b"\r" not in content
+    assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) & 0o600 == 0o600
+
+
+def test_run_folders_are_numbered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [create_run_folder(None, "m", 0).name for _ in range(3)] == ["m-1", "m-2", "m-3"]
+    with pytest.raises(UserError, match="too full"):
+        create_run_folder(None, "m", 10**18)
+    assert create_run_folder(None, "m", 0).name == "m-4"

@@ -1,0 +1,116 @@
+"""Sampling, batches of prompts, and texts that outgrow the positions."""
+
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from conftest import tiny_reference, write_layout
+from dialogues.dialogue import Dialogue, Turn
+from load_gpt2_weights import load_model
+from results.generation import complete_dialogues, draw, generate, penalize_repetition
+from settings import GenerationSettings
+
+
+def newest(tokens: list[int], limit: int) -> list[int]:
+    return tokens[-limit:]
+
+
+@pytest.fixture
+def model(vocabulary, tmp_path):
+    return load_model(write_layout(tiny_reference(std=0.25), vocabulary, tmp_path / "m", "bare"))[0]
+
+
+def test_a_batch_writes_what_each_prompt_writes_alone(model):
+    prompts = [[1, 2, 3], [50, 60, 70, 80, 90, 100, 110], [7]]
+    settings = GenerationSettings(max_new_tokens=40)
+    together = generate(model, prompts, 399, settings, 0, newest)
+    alone = [generate(model, [prompt], 399, settings, 0, newest)[0] for prompt in prompts]
+    assert together == alone
+
+
+def test_generation_goes_on_past_the_positions(model):
+    """128 positions, 300 new tokens: greedy equals an uncached loop that keeps the newest 64 tokens at each overflow."""
+    prompts = [[1, 2, 3], list(range(200, 240))]
+    replies = generate(model, prompts, -1, GenerationSettings(max_new_tokens=300), 0, newest)
+    for prompt, reply in zip(prompts, replies, strict=True):
+        context, expected = list(prompt), []
+        for _ in range(300):
+            context = context if len(context) <= 128 else context[-64:]
+            with torch.inference_mode():
+                token = int(model(torch.tensor([context]))[0, -1].argmax())
+            context.append(token)
+            expected.append(token)
+        assert reply == expected
+
+
+def test_a_prompt_longer_than_the_positions(model):
+    prompt = [number % 390 for number in range(500)]
+    settings = GenerationSettings(max_new_tokens=5)
+    assert generate(model, [prompt], 399, settings, 0, newest) == generate(
+        model, [prompt[-64:]], 399, settings, 0, newest
+    )
+
+
+def test_it_stops_at_end_of_text(model):
+    settings = GenerationSettings(max_new_tokens=30)
+    (reply,) = generate(model, [[1, 2, 3]], 399, settings, 0, newest)
+    end = reply[10]
+    (ended,) = generate(model, [[1, 2, 3]], end, settings, 0, newest)
+    assert ended == reply[: reply.index(end)]
+
+
+def test_drawing_is_repeatable_and_follows_the_seed(model):
+    settings = GenerationSettings(max_new_tokens=30, temperature=1.0)
+    first, again, other = (generate(model, [[1, 2, 3]], 399, settings, seed, newest) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize(
+    ("settings", "warpers"),
+    [
+        (dict(temperature=0.7), []),
+        (dict(temperature=1.0, top_k=5), [TopKLogitsWarper(5)]),
+        (dict(temperature=1.0, top_k=5000), []),
+        (dict(temperature=1.3, top_p=0.8), [TopPLogitsWarper(0.8)]),
+        (dict(temperature=0.9, top_k=20, top_p=0.5), [TopKLogitsWarper(20), TopPLogitsWarper(0.5)]),
+    ],
+)
+def test_what_can_be_drawn_is_what_transformers_would_draw(settings, warpers):
+    """10,000 draws from one distribution against the probabilities that transformers' own processors leave."""
+    logits = 2 * torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
+    processors = LogitsProcessorList([TemperatureLogitsWarper(settings["temperature"]), *warpers])
+    expected = processors(torch.zeros(1, 1, dtype=torch.long), logits.clone()).softmax(-1)[0]  # pyright: ignore
+    draws = draw(logits.expand(10_000, -1), GenerationSettings(**settings), torch.Generator().manual_seed(0))
+    observed = draws.flatten().bincount(minlength=50) / 10_000
+    assert observed[expected == 0].sum() == 0
+    assert (observed - expected).abs().max() < 0.02
+
+
+def test_repetition_penalty_equals_transformers():
+    logits = torch.randn(2, 30, generator=torch.Generator().manual_seed(0))
+    texts = [[1, 2, 3, 3], [29, 0, 0, 5]]
+    processor = RepetitionPenaltyLogitsProcessor(1.7)
+    expected = processor(torch.tensor(texts), logits.clone())  # pyright: ignore[reportArgumentType]
+    penalize_repetition(logits, texts, 1.7)
+    torch.testing.assert_close(logits, expected)
+
+
+def test_cases_hold_the_opening_the_truth_and_the_models_words(vocabulary, tmp_path):
+    model, tokenizer = load_model(write_layout(tiny_reference(std=0.25), vocabulary, tmp_path / "m", "bare"))
+    dialogues = [
+        Dialogue((Turn("Ann", "Hi."), Turn("Cem", "Hey!"), Turn("Cem", "You?"))),
+        Dialogue((Turn("Ann", "Is it still raining over there?"), Turn("Bo", "Yes."))),
+    ]
+    cases = complete_dialogues(model, tokenizer, dialogues, GenerationSettings(max_new_tokens=20), seed=1)
+    assert [case["input"] for case in cases] == ["Ann: Hi.", "Ann: Is it still raining over there?"]
+    assert cases[0]["response"] == "Cem: Hey! Cem: You?"
+    assert cases[0]["model_response"].startswith("Cem: ")
+    assert cases[1]["model_response"].startswith("Bo: ")
+    assert len(cases[1]["model_response"]) > 10

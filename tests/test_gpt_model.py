@@ -1,0 +1,109 @@
+"""The model against itself: sizes, cache, padding, loss."""
+
+import pytest
+import torch
+
+from gpt_model import PUBLISHED, CastLinear, GPTConfig, GPTModel, KVCache
+
+PARAMETERS = {
+    "distilgpt2": 81_912_576,
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+}
+TINY = GPTConfig(n_layer=2, n_head=2, n_embd=32, vocab_size=101, n_positions=64)
+
+
+@pytest.fixture
+def model() -> GPTModel:
+    torch.manual_seed(0)
+    model = GPTModel(TINY).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)
+    return model
+
+
+def random_ids(*shape: int) -> torch.Tensor:
+    return torch.randint(101, shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes(name):
+    with torch.device("meta"):
+        model = GPTModel(PUBLISHED[name])
+    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
+
+
+def test_initialisation_is_gpt2s():
+    torch.manual_seed(0)
+    model = GPTModel(GPTConfig(n_layer=8, n_head=4, n_embd=256, vocab_size=1000))
+    parameters = dict(model.named_parameters())
+    assert parameters["h.0.mlp.c_fc.weight"].std().item() == pytest.approx(0.02, rel=0.02)
+    assert parameters["h.0.mlp.c_proj.weight"].std().item() == pytest.approx(0.02 / 4, rel=0.02)
+    assert parameters["h.3.ln_1.weight"].unique().tolist() == [1]
+    assert parameters["h.3.attn.c_attn.bias"].unique().tolist() == [0]
+
+
+def test_no_token_sees_what_comes_after_it(model):
+    ids = random_ids(1, 20)
+    changed = ids.clone()
+    changed[0, 12:] = 0
+    torch.testing.assert_close(model(ids)[:, :12], model(changed)[:, :12])
+    assert not torch.allclose(model(ids)[:, 12], model(changed)[:, 12])
+
+
+def test_cached_equals_uncached(model):
+    ids = random_ids(3, 40)
+    expected = model(ids)
+    cache = KVCache(TINY, padding=torch.zeros(3, dtype=torch.long), capacity=40)
+    with torch.inference_mode():
+        for start, end in [(0, 7), (7, 8), (8, 20), *((t, t + 1) for t in range(20, 40))]:
+            logits = model.next_token_logits(ids[:, start:end], cache)
+            torch.testing.assert_close(logits, expected[:, end - 1], atol=1e-4, rtol=0)
+
+
+def test_left_padding_changes_nothing(model):
+    ids = random_ids(1, 10)
+    padded = torch.cat([torch.zeros(1, 5, dtype=torch.long), ids], dim=1)
+    batch = torch.cat([padded, random_ids(1, 15)])
+    cache = KVCache(TINY, padding=torch.tensor([5, 0]), capacity=20)
+    with torch.inference_mode():
+        logits = model.next_token_logits(batch, cache)
+        torch.testing.assert_close(logits[:1], model(ids)[:, -1], atol=1e-4, rtol=0)
+        assert logits.isfinite().all()
+
+
+def test_loss_is_the_summed_negative_log_likelihood_of_learned_tokens(model):
+    ids, targets = random_ids(2, 12), random_ids(2, 12).roll(1)
+    targets[0, 3:] = -100
+    log_probabilities = model(ids).log_softmax(dim=-1)
+    expected = sum(
+        -log_probabilities[b, t, targets[b, t]] for b in range(2) for t in range(12) if targets[b, t] != -100
+    )
+    torch.testing.assert_close(model(ids, targets), expected)
+
+
+def test_dropout_only_in_training():
+    model = GPTModel(TINY, dropout=0.5)
+    ids = random_ids(1, 8)
+    assert not torch.equal(model.train()(ids), model.train()(ids))
+    assert torch.equal(model.eval()(ids), model.eval()(ids))
+
+
+def test_cast_linear_in_blocks_equals_linear():
+    """A weight of several blocks (more than 8M numbers), forward and backward, in bf16 against fp32."""
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(3, 5, 512), torch.randn(17_000, 512), torch.randn(17_000)
+    gradient = torch.randn(3, 5, 17_000)
+    results = []
+    for function in (torch.nn.functional.linear, CastLinear.apply):
+        inputs = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = function(*inputs)
+        y.backward(gradient.to(y.dtype))
+        results.append([y, *(tensor.grad for tensor in inputs)])
+    for expected, got in zip(*results, strict=True):
+        assert got.dtype == expected.dtype
+        assert (got - expected).float().norm() < 0.01 * expected.float().norm()

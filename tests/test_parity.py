@@ -1,0 +1,145 @@
+"""The same numbers as transformers, for each layout in which GPT-2 is published, and back again."""
+
+import math
+
+import pytest
+import torch
+from transformers import GPT2LMHeadModel, GPT2Tokenizer
+
+from conftest import LAYOUTS, tiny_reference, write_layout
+from dialogues.batches import IGNORED
+from dialogues.tokenizer import load_tokenizer
+from load_gpt2_weights import load_model, save_model
+from results.generation import generate
+from settings import GenerationSettings, TrainingSettings
+from training.optimizer import make_optimizer
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_logits_equal_transformers(layout, vocabulary, tmp_path):
+    reference = tiny_reference()
+    model, _ = load_model(write_layout(reference, vocabulary, tmp_path / "m", layout))
+    if layout == "fp16":
+        reference.half().float()  # compare with what the file holds
+    ids = torch.randint(400, (3, 90), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = reference(ids).logits
+        assert expected.std() > 0.5  # a test that can fail
+        torch.testing.assert_close(model.eval()(ids), expected, atol=1e-4, rtol=0)
+
+
+def test_config_fields_are_honoured(vocabulary, tmp_path):
+    reference = tiny_reference(n_inner=100, layer_norm_epsilon=1e-2, activation_function="gelu_pytorch_tanh")
+    model, _ = load_model(write_layout(reference, vocabulary, tmp_path / "m", "bare"))
+    ids = torch.arange(30)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(ids), reference(ids).logits, atol=1e-4, rtol=0)
+
+
+def test_greedy_generation_equals_transformers(vocabulary, tmp_path):
+    reference = tiny_reference(std=0.25)  # wilder than the others, or it writes the same token for ever
+    model, _ = load_model(write_layout(reference, vocabulary, tmp_path / "m", "bare"))
+    prompts = [[5, 80, 7, 250, 9], [300, 20, 11]]
+    settings = GenerationSettings(max_new_tokens=60)
+    ours = generate(model, prompts, 399, settings, 0, lambda tokens, limit: tokens[-limit:])
+    for prompt, reply in zip(prompts, ours, strict=True):
+        expected = reference.generate(
+            torch.tensor([prompt]), max_new_tokens=60, do_sample=False, eos_token_id=399, pad_token_id=399
+        )
+        written = expected[0, len(prompt) :].tolist()
+        assert reply == (written[: written.index(399)] if 399 in written else written)
+        assert len(set(reply)) > 5
+
+
+def test_training_follows_transformers_and_torch_adamw(model_folder):
+    """Ten fp32 steps on the same batches: own loss, decay groups and fused AdamW beside the plainest reference."""
+    model, _ = load_model(model_folder)
+    reference = tiny_reference().train()
+    settings = TrainingSettings(learning_rate=1e-3)
+    ours = make_optimizer(model, settings)
+    matrices = [p for p in reference.parameters() if p.dim() >= 2]
+    vectors = [p for p in reference.parameters() if p.dim() < 2]
+    theirs = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=1e-3, foreach=False
+    )
+    random = torch.Generator().manual_seed(7)
+    for _ in range(10):
+        ids = torch.randint(400, (2, 41), generator=random)
+        inputs, targets = ids[:, :-1], ids[:, 1:].clone()
+        targets[1, 25:] = IGNORED
+        loss = model(inputs, targets) / (targets != IGNORED).sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        ours.step()
+        ours.zero_grad()
+        expected = torch.nn.functional.cross_entropy(reference(inputs).logits.flatten(0, 1), targets.flatten())
+        expected.backward()
+        torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+        theirs.step()
+        theirs.zero_grad()
+        assert loss.item() == pytest.approx(expected.item(), abs=1e-4)
+    assert loss.item() < math.log(400) + 3
+
+
+def test_bf16_gradients_equal_autocast(model_folder):
+    """Casting weights as they are reached gives what autocast's own copies give, up to the rounding of bf16."""
+    model, _ = load_model(model_folder)
+    reference = tiny_reference()
+    ids = torch.randint(400, (2, 30), generator=torch.Generator().manual_seed(3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(ids[:, :-1], ids[:, 1:])
+        logits = reference(ids[:, :-1]).logits
+        expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+    loss.backward()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=2e-3)
+    wanted = dict(reference.transformer.named_parameters())
+    for name, parameter in model.named_parameters():
+        theirs = wanted[name].grad
+        assert parameter.grad is not None
+        assert theirs is not None
+        ours = (
+            parameter.grad.t()
+            if parameter.grad.shape != theirs.shape or name.endswith("c_proj.weight")
+            else parameter.grad
+        )
+        similarity = torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0)
+        assert similarity > 0.995, name
+
+
+@pytest.mark.parametrize("layout", ["bare", "old bin"])
+def test_what_is_saved_loads_in_transformers(layout, vocabulary, tmp_path):
+    reference = tiny_reference()
+    source = write_layout(reference, vocabulary, tmp_path / "m", layout)
+    model, tokenizer = load_model(source)
+    save_model(model, source, tmp_path / "saved", {})
+    theirs, problems = GPT2LMHeadModel.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not any(problems.values())
+    ids = torch.arange(100)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.eval()(ids).logits, reference(ids).logits, atol=1e-5, rtol=0)
+    text = "Did you end up adopting that dog? 🐕 Yes,  I did!\n\nWow."
+    assert GPT2Tokenizer.from_pretrained(tmp_path / "saved")(text)["input_ids"] == tokenizer.encode_ordinary(text)
+    assert theirs.generation_config.eos_token_id == 399
+
+
+def test_what_transformers_saves_loads_here(vocabulary, tmp_path):
+    """Model and tokenizer by `save_pretrained`, which in transformers 5 writes `tokenizer.json` and no `vocab.json`."""
+    reference = tiny_reference()
+    reference.save_pretrained(tmp_path / "theirs")
+    tokenizer = GPT2Tokenizer(str(vocabulary / "vocab.json"), str(vocabulary / "merges.txt"))
+    tokenizer.save_pretrained(tmp_path / "theirs")
+    assert not (tmp_path / "theirs" / "vocab.json").exists()
+    model, ours = load_model(tmp_path / "theirs")
+    ids = torch.arange(100)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(ids), reference(ids).logits, atol=1e-4, rtol=0)
+    assert ours.encode_ordinary("Beautiful, but my legs") == tokenizer("Beautiful, but my legs")["input_ids"]
+
+
+def test_tokenizer_equals_transformers_on_hard_text(vocabulary):
+    ours = load_tokenizer(vocabulary)
+    theirs = GPT2Tokenizer(str(vocabulary / "vocab.json"), str(vocabulary / "merges.txt"))
+    for text in ["", " ", "a  b\t\n\n c", "naïve café — 東京 🏔️", "it's they'LL 12345 x_y", "\u200f\u00a0\u2028end"]:
+        assert ours.encode_ordinary(text) == theirs(text)["input_ids"]
+        assert ours.decode(ours.encode_ordinary(text)) == text

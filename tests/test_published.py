@@ -1,0 +1,34 @@
+"""The published files themselves: downloads 13 GB. `python -m pytest -m network`"""
+
+import pytest
+import torch
+from transformers import GPT2LMHeadModel
+
+from gpt_model import KVCache
+from load_gpt2_weights import find_model_folder, load_model
+from test_gpt_model import PARAMETERS
+
+pytestmark = pytest.mark.network
+MODELS = {
+    **PARAMETERS,
+    "microsoft/DialoGPT-small": PARAMETERS["gpt2"],
+    "microsoft/DialoGPT-medium": PARAMETERS["gpt2-medium"],
+    "microsoft/DialoGPT-large": PARAMETERS["gpt2-large"],
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_published_model(name, tmp_path):
+    """It loads, has its size, gives transformers' logits, and goes on about France as every GPT-2 does."""
+    folder = find_model_folder(name, tmp_path)
+    model, tokenizer = load_model(folder)
+    assert sum(parameter.numel() for parameter in model.parameters()) == MODELS[name]
+    ids = torch.tensor([tokenizer.encode_ordinary("The capital of France is Paris. The capital of Italy is")])
+    with torch.inference_mode():
+        logits = model.eval()(ids)
+        reference = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
+        torch.testing.assert_close(logits, reference(ids).logits, atol=1e-4, rtol=1e-5)
+        cache = KVCache(model.config, torch.zeros(1, dtype=torch.long), 32)
+        next_token = tokenizer.decode([int(model.next_token_logits(ids, cache).argmax())])
+    if "DialoGPT" not in name:  # those answer rather than go on
+        assert next_token in (" Rome", " Milan", " Florence", " Venice", " the", " Naples", " Turin")

@@ -1,0 +1,89 @@
+"""The README is a promise: its options, files and commands exist, and its table is the dataclass."""
+
+import ast
+import re
+import shlex
+from dataclasses import fields, is_dataclass
+
+import pytest
+
+import settings
+from conftest import PROJECT
+from settings import FinetuneSettings, parse_command_line
+
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+COMMANDS = {"finetune.py": FinetuneSettings}
+
+
+def field_docstrings() -> dict[tuple[str, str], str]:
+    """(class, field) → the text under the field in settings.py."""
+    found = {}
+    for node in ast.parse((PROJECT / "settings.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            for statement, after in zip(node.body, node.body[1:], strict=False):
+                if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr):
+                    text = ast.literal_eval(after.value)
+                    found[node.name, ast.unparse(statement.target)] = " ".join(text.split())
+    return found
+
+
+def option_table(group: type, docstrings: dict[tuple[str, str], str]) -> list[str]:
+    """A Markdown row for each option of `group`, in order."""
+    rows = []
+    for field in fields(group):
+        if field.default_factory is not None and is_dataclass(field.default_factory):
+            rows += option_table(field.default_factory, docstrings)  # pyright: ignore[reportArgumentType]
+            continue
+        metadata = getattr(field.type, "__metadata__", ())
+        name = next((marker.name for marker in metadata if getattr(marker, "name", None)), field.name)
+        default = "" if field.default is None else f"`{field.default}`"
+        rows.append(f"| `--{name.replace('_', '-')}` | {default} | {docstrings[group.__name__, field.name]} |")
+    return rows
+
+
+def test_the_option_table_is_the_dataclass():
+    rows = option_table(FinetuneSettings, field_docstrings())
+    assert len(rows) > 20
+    table = "\n".join(["| option | default | meaning |", "|---|---|---|", *rows])
+    assert table in README, f"the table in README.md should be:\n{table}"
+
+
+def readme_commands() -> list[str]:
+    """Every line of a shell block that starts one of our commands, comments and prompts off."""
+    blocks = re.findall(r"```(?:sh|powershell)\n(.*?)```", README, re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if re.search(r"\bpython\S* \S+\.py\b", line)]
+
+
+@pytest.mark.parametrize("line", readme_commands())
+def test_a_command_of_the_readme_is_understood(line):
+    words = shlex.split(line)
+    script = next(number for number, word in enumerate(words) if word.endswith(".py"))
+    parse_command_line(COMMANDS[words[script]], words[script + 1 :])
+
+
+def test_options_named_in_the_readme_exist():
+    help_of_others = {"--index-url", "--version", "--requirement"}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - help_of_others
+    table = "\n".join(option_table(FinetuneSettings, field_docstrings()))
+    assert {option for option in named if f"`{option}`" not in table} == {"--help"}
+
+
+def test_files_named_in_the_tree_exist():
+    tree = re.search(r"```text\n(finetune\.py.*?)```", README, re.DOTALL)
+    assert tree
+    folder = ""
+    for line in tree[1].splitlines():
+        name = line.split()[0]
+        if not line.startswith(" "):
+            folder = name if name.endswith("/") else ""
+        assert (PROJECT / (folder if line.startswith(" ") else "") / name).exists(), line
+
+
+def test_every_option_has_its_help():
+    names = {name for name in vars(settings) if name.endswith("Settings") and is_dataclass(vars(settings)[name])}
+    docstrings = field_docstrings()
+    for name in names:
+        for field in fields(vars(settings)[name]):
+            is_group = field.default_factory is not None and is_dataclass(field.default_factory)
+            assert is_group or docstrings.get((name, field.name)), f"{name}.{field.name}"

@@ -1,0 +1,84 @@
+"""The rooms of the house and which of them may see which."""
+
+import ast
+from pathlib import Path
+
+from conftest import PROJECT
+
+ROOMS = ("files", "settings", "gpt_model", "dialogues", "download_model", "load_gpt2_weights", "training", "results")
+COMMANDS = ("finetune",)
+MAY_SEE = {
+    "files": set(),
+    "settings": {"files"},
+    "gpt_model": set(),
+    "dialogues": {"files"},
+    "download_model": {"files"},
+    "load_gpt2_weights": {"files", "gpt_model", "dialogues", "download_model"},
+    "training": {"files", "settings", "dialogues"},
+    "results": {"files", "settings", "gpt_model", "dialogues"},
+}
+
+
+def sources() -> list[Path]:
+    folders = [PROJECT, *(PROJECT / room for room in ROOMS if (PROJECT / room).is_dir())]
+    return sorted(path for folder in folders for path in folder.glob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PROJECT).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """The top-level names that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add((node.module or "").split(".")[0])
+    return names
+
+
+def test_imports_point_one_way():
+    found = 0
+    for path in sources():
+        room = room_of(path)
+        ours = imports(path) & {*ROOMS, *COMMANDS}
+        assert not ours & set(COMMANDS), f"{path} imports a command"
+        if room not in COMMANDS:
+            assert ours - {room} <= MAY_SEE[room], f"{path} imports {ours - {room} - MAY_SEE[room]}"
+            found += len(ours)
+    assert found > 20
+
+
+def test_every_room_is_known():
+    assert {room_of(path) for path in sources()} <= {*ROOMS, *COMMANDS}
+
+
+def test_importing_a_module_does_nothing():
+    """At the top of a module stand definitions only: no calls for their effect, no loops, no conditions."""
+    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+    for path in sources():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            guard = isinstance(node, ast.If) and "__main__" in ast.dump(node.test)
+            assert isinstance(node, allowed) or docstring or guard, f"{path}:{node.lineno}"
+
+
+def test_what_answers_help_imports_no_torch():
+    for path in (PROJECT / "finetune.py", PROJECT / "settings.py", PROJECT / "files.py"):
+        top = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ImportFrom)]
+        modules = {node.module for node in top}
+        assert not modules & {"torch", "load_gpt2_weights", "training.loop", "dialogues.batches"}
+
+
+def test_sizes():
+    for path in sources():
+        text = path.read_text(encoding="utf-8")
+        assert text.count("\n") <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 60, f"{path}: {node.name}"
+            if isinstance(node, ast.ExceptHandler):
+                assert "Exception'" not in ast.dump(node.type or ast.Name("Exception")), path

@@ -1,0 +1,107 @@
+"""The loop: what a step's loss is, what an evaluation measures, and what the log says."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from dialogues.batches import DialogueDataset, Example, collate
+from dialogues.template import EncodedDialogue
+from files import UserError
+from gpt_model import GPTConfig, GPTModel
+from settings import TrainingSettings
+from training.device import Machine, choose_machine
+from training.loop import evaluate, evaluation_batches, train
+from training.optimizer import make_optimizer
+
+CPU = Machine(torch.device("cpu"), "fp32", "")
+END = 100
+
+
+def make_dataset(*lengths: int) -> DialogueDataset:
+    random = torch.Generator().manual_seed(0)
+    texts = [torch.randint(100, (length - 1,), generator=random).tolist() + [END] for length in lengths]
+    return DialogueDataset([EncodedDialogue(text, [2, len(text)]) for text in texts], 64, 101)
+
+
+@pytest.fixture
+def model() -> GPTModel:
+    torch.manual_seed(0)
+    return GPTModel(GPTConfig(n_layer=2, n_head=2, n_embd=32, vocab_size=101, n_positions=64))
+
+
+def test_evaluation_is_one_sum_over_all_tokens(model):
+    """Not a mean of means: the same value example by example, in batches, and from the definition."""
+    dataset = make_dataset(5, 50, 9, 30, 64, 12)
+    total, tokens = 0.0, 0
+    for example in map(dataset.__getitem__, range(6)):
+        ids = torch.from_numpy(example.tokens.astype("int64"))[None]
+        log_probabilities = model.eval()(ids[:, :-1]).log_softmax(-1)
+        total -= log_probabilities.gather(-1, ids[:, 1:, None]).sum().item()
+        tokens += ids.size(1) - 1
+    assert evaluate(model, dataset, END, CPU) == pytest.approx(total / tokens, rel=1e-5)
+    first_two = evaluate(model, make_dataset(5, 50), END, CPU)
+    assert evaluate(model, dataset, END, CPU, examples=2) == pytest.approx(first_two, rel=1e-5)
+
+
+def test_evaluation_batches_stay_within_their_tokens():
+    batches = [list(batch) for batch in evaluation_batches([500, 500, 1024, 300, 3000, 10])]
+    assert batches == [[0, 1], [2, 3], [4], [5]]
+    assert list(evaluation_batches([10] * 100)) == [range(100)]
+
+
+def test_the_loss_of_a_step_counts_every_token_once(model):
+    """A batch of a long and a short example has the gradient of all tokens together, whatever the padding."""
+    long, short = Example(torch.arange(40).numpy(), 0), Example(torch.arange(50, 56).numpy(), 0)
+    inputs, targets = collate([long, short], END)
+    (model(inputs, targets) / 44).backward()
+    together = model.h[0].mlp.c_fc.weight.grad.clone()  # pyright: ignore
+    model.zero_grad()
+    for example in (long, short):
+        inputs, targets = collate([example], END)
+        (model(inputs, targets) / 44).backward()
+    torch.testing.assert_close(together, model.h[0].mlp.c_fc.weight.grad)  # pyright: ignore
+
+
+def test_weight_decay_is_for_matrices(model):
+    decayed, free = make_optimizer(model, TrainingSettings()).param_groups
+    assert decayed["weight_decay"] == 0.1
+    assert free["weight_decay"] == 0
+    assert {parameter.dim() for parameter in decayed["params"]} == {2}
+    assert {parameter.dim() for parameter in free["params"]} == {1}
+    assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
+    assert decayed["fused"]
+
+
+def test_training_learns_and_logs(model, tmp_path):
+    settings = TrainingSettings(epochs=20, batch_size=2, learning_rate=3e-3, evaluate_every=5)
+    dataset = make_dataset(20, 30, 25)
+    before, after = train(model, dataset, make_dataset(10, 12), END, settings, CPU, tmp_path)
+    assert before.train == pytest.approx(math.log(101), abs=0.2)
+    assert after.train < before.train / 2
+    assert after.train == pytest.approx(evaluate(model, dataset, END, CPU))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "train_loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 41))
+    assert steps[-1]["epoch"] == 20
+    assert [line["step"] for line in lines if "val_loss" in line] == list(range(0, 41, 5))
+    assert lines[-1]["train_set_loss"] == after.train
+    assert all(line["grad_norm"] > 0 for line in steps)
+    assert len((tmp_path / "timing.jsonl").read_text().splitlines()) == 40
+
+
+def test_clipping_can_be_turned_off(model, tmp_path):
+    settings = TrainingSettings(epochs=1, max_grad_norm=0)
+    train(model, make_dataset(20, 20), make_dataset(10), END, settings, CPU, tmp_path)
+    assert "grad_norm" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_devices_and_precisions():
+    machine = choose_machine("cpu", "fp32")
+    assert (machine.device.type, machine.precision) == ("cpu", "fp32")
+    assert "precision: fp32 (as asked)" in machine.explanation
+    assert choose_machine("auto", "auto").precision in ("fp32", "bf16")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="--device cuda: not found"):
+            choose_machine("cuda", "auto")
