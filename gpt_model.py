@@ -200,8 +200,7 @@ class GPTModel(nn.Module):
         T = ids.size(1)
         positions = torch.arange(T, device=ids.device) if cache is None else cache.positions(T)
         mask = None if cache is None else cache.mask(T)
-        # The head makes a dense gradient of the tied weights; the few rows read here are added to it in place.
-        x = F.embedding(ids, self.wte.weight, sparse=ids.is_cpu) + self.wpe(positions)
+        x = self.wte(ids) + self.wpe(positions)
         x = F.dropout(x, self.dropout, self.training)
         for block in self.h:
             x = block(x, cache, mask)

@@ -39,7 +39,8 @@ def tiny_reference(std: float = 0.1, **changes) -> GPT2LMHeadModel:
     """transformers' GPT-2 with random weights: large enough ones that different inputs give different outputs."""
     torch.manual_seed(0)
     shape = dict(n_layer=3, n_head=4, n_embd=48, n_positions=128, vocab_size=400, bos_token_id=399, eos_token_id=399)
-    config = GPT2Config(**(shape | changes), attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
+    no_dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
+    config = GPT2Config(**{**shape, **no_dropout, **changes})
     model = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

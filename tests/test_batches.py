@@ -1,5 +1,7 @@
 """Examples and batches against literal tensors, and the rule that every turn is learned exactly once."""
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from hypothesis import given
@@ -12,7 +14,7 @@ END = 9
 
 
 def test_collate_pads_shifts_and_masks():
-    """Row 0 ends the batch's length; row 1 is padded with the id of its own, learned, end-of-text; row 2 has context."""
+    """Row 0 sets the length; row 1 is padded with the id of its own, learned, end-of-text; row 2 has context."""
     examples = [
         Example(np.array([1, 2, 3, 4, END], dtype=np.uint16), 0),
         Example(np.array([5, 6, END], dtype=np.uint16), 0),
@@ -56,7 +58,7 @@ def test_every_turn_is_learned_exactly_once(lengths, max_length):
         learned += range(learn_from, end)
     assert len(learned) == len(set(learned))
     dropped = set(range(bounds[-1])) - set(learned)
-    for first, last in zip(bounds, bounds[1:], strict=False):
+    for first, last in pairwise(bounds):
         if last - first <= max_length:
             assert not dropped & set(range(first, last))
     assert all(end in bounds for _, _, end in examples) or dropped
@@ -91,7 +93,7 @@ def test_tokens_are_kept_in_two_bytes_where_they_fit():
 def test_epochs_are_shuffled_by_seed_and_number():
     first = epoch_batches(10, 3, seed=1, epoch=0)
     assert [len(batch) for batch in first] == [3, 3, 3, 1]
-    assert sorted(sum(first, [])) == list(range(10))
+    assert sorted(number for batch in first for number in batch) == list(range(10))
     assert first == epoch_batches(10, 3, seed=1, epoch=0)
     assert first != epoch_batches(10, 3, seed=1, epoch=1)
     assert first != epoch_batches(10, 3, seed=2, epoch=0)

@@ -45,7 +45,7 @@ class TestTheWholeJob:
         done = command("finetune.py", "--model", model_folder, "--epochs", 3, "--max-new-tokens", 30)
         assert done.returncode == 0, done.stderr
         run = work / "runs" / "tiny-random-1"
-        assert sorted(os.listdir(run)) == [
+        assert sorted(path.name for path in run.iterdir()) == [
             "generated_conversations.json",
             "metrics.jsonl",
             "model",
@@ -316,7 +316,7 @@ class TestPlacesThatCannotBeWritten:
 
     @pytest.mark.skipif(sys.platform != "linux", reason="file-size limits are set the POSIX way")
     def test_the_disk_is_full_when_the_model_is_written(self, tmp_path, work, model_folder):
-        """A limit on file size stands in for the disk: the weights don't fit, the run says so and leaves no half file."""
+        """A limit on file size stands in for the disk: the run says what didn't fit, and leaves no half file."""
         script = f'ulimit -f 100; exec "{sys.executable}" "{PROJECT}/finetune.py" "$@"'
         options = ["--model", str(model_folder), "--epochs", "1", "--run-dir", "run"]
         done = subprocess.run(

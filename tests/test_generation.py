@@ -35,7 +35,7 @@ def test_a_batch_writes_what_each_prompt_writes_alone(model):
 
 
 def test_generation_goes_on_past_the_positions(model):
-    """128 positions, 300 new tokens: greedy equals an uncached loop that keeps the newest 64 tokens at each overflow."""
+    """128 positions, 300 new tokens: equal to an uncached loop that keeps the newest 64 tokens at an overflow."""
     prompts = [[1, 2, 3], list(range(200, 240))]
     replies = generate(model, prompts, -1, GenerationSettings(max_new_tokens=300), 0, newest)
     for prompt, reply in zip(prompts, replies, strict=True):

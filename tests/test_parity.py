@@ -1,7 +1,5 @@
 """The same numbers as transformers, for each layout in which GPT-2 is published, and back again."""
 
-import math
-
 import pytest
 import torch
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
@@ -63,6 +61,7 @@ def test_training_follows_transformers_and_torch_adamw(model_folder):
         [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=1e-3, foreach=False
     )
     random = torch.Generator().manual_seed(7)
+    losses = []
     for _ in range(10):
         ids = torch.randint(400, (2, 41), generator=random)
         inputs, targets = ids[:, :-1], ids[:, 1:].clone()
@@ -78,7 +77,8 @@ def test_training_follows_transformers_and_torch_adamw(model_folder):
         theirs.step()
         theirs.zero_grad()
         assert loss.item() == pytest.approx(expected.item(), abs=1e-4)
-    assert loss.item() < math.log(400) + 3
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
 
 
 def test_bf16_gradients_equal_autocast(model_folder):
@@ -113,7 +113,7 @@ def test_what_is_saved_loads_in_transformers(layout, vocabulary, tmp_path):
     source = write_layout(reference, vocabulary, tmp_path / "m", layout)
     model, tokenizer = load_model(source)
     save_model(model, source, tmp_path / "saved", {})
-    theirs, problems = GPT2LMHeadModel.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    theirs, problems = GPT2LMHeadModel.from_pretrained(tmp_path / "saved", output_loading_info=True)  # pyright: ignore[reportGeneralTypeIssues]
     assert not any(problems.values())
     ids = torch.arange(100)[None]
     with torch.no_grad():
