@@ -13,7 +13,7 @@ test: .venv/installed-dev lint
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
