@@ -7,6 +7,7 @@ from pathlib import Path
 from files import UserError, check_free_space, reason
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+SHA256_LENGTH = 64  # in hexadecimal: such an ETag is the hash of the content, which the hub gives for large files
 RETRY_SECONDS = (1, 2, 4, 8)  # a busy server gets five tries
 
 
@@ -33,6 +34,18 @@ def download_model(hub_id: str, folder: Path) -> Path:
     if not missing:
         return folder
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    by_hand = f"or put {', '.join(missing)} into {folder} yourself"
+    try:
+        fetch_missing(hub_id, missing, folder)
+    except UserError as error:
+        raise UserError(f"{error}; {by_hand}") from error
+    except (ValueError, ImportError) as error:  # a malformed HF_ENDPOINT, HF_TOKEN or proxy, or a library for it
+        raise UserError(f"cannot ask the hub for {hub_id}: {error}; check HF_* and *_PROXY, {by_hand}") from error
+    return folder
+
+
+def fetch_missing(hub_id: str, missing: list[str], folder: Path) -> None:
+    """Fetch the files `missing`, with every way in which the hub can refuse them as a `UserError`."""
     from httpx2 import HTTPError  # what huggingface_hub lets through when there is no network
     from huggingface_hub import constants
     from huggingface_hub.errors import (
@@ -43,7 +56,6 @@ def download_model(hub_id: str, folder: Path) -> Path:
         RepositoryNotFoundError,
     )
 
-    by_hand = f"or put {', '.join(missing)} into {folder} yourself"
     print(f"download: {hub_id} from {constants.ENDPOINT} to {folder} ({', '.join(missing)})", flush=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,9 +67,7 @@ def download_model(hub_id: str, folder: Path) -> Path:
                     raise
                 fetch_with_retries(hub_id, WEIGHT_FILES[1], folder)  # older models have nothing else
     except OfflineModeIsEnabled:
-        raise UserError(
-            f"{hub_id} is not in {folder}, and HF_HUB_OFFLINE forbids fetching it; unset it, {by_hand}"
-        ) from None
+        raise UserError(f"{hub_id} is not in {folder}, and HF_HUB_OFFLINE forbids fetching it; unset it") from None
     except RepositoryNotFoundError:
         raise UserError(
             f"the hub {constants.ENDPOINT} has no model {hub_id}, or not for you (set HF_TOKEN if it is gated)"
@@ -68,15 +78,16 @@ def download_model(hub_id: str, folder: Path) -> Path:
         raise UserError(f"{hub_id} is no Hugging Face id: {error}") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
-        raise UserError(f"{constants.ENDPOINT} answered {status} for {hub_id}; try again later, {by_hand}") from None
+        raise UserError(f"{constants.ENDPOINT} answered {status} for {hub_id}; try again later") from None
     except HTTPError as error:
         raise UserError(
             f"cannot fetch {hub_id} from {constants.ENDPOINT} ({str(error) or type(error).__name__}):"
-            f" connect to the network and start again, {by_hand}"
+            " connect to the network and start again, what has arrived is kept"
         ) from None
     except OSError as error:
+        if "Consistency check failed" in str(error):
+            raise UserError(f"the transfer of {hub_id} ended early; start again, and it goes on from there") from None
         raise UserError(f"cannot download {hub_id} to {folder}: {reason(error)}") from error
-    return folder
 
 
 def fetch_with_retries(hub_id: str, name: str, folder: Path) -> None:
@@ -107,13 +118,16 @@ def fetch(hub_id: str, name: str, folder: Path) -> None:
 
     url = hf_hub_url(hub_id, name)
     metadata = get_hf_file_metadata(url)
+    if metadata.commit_hash is None or metadata.etag is None:
+        raise UserError(f"what answers at {url} is no Hugging Face hub (a login page of the network?)")
     part = folder / f"{name}.part"
     with open(part, "ab") as file:
         done = file.tell()
+        # Only a file with a sha256 can be checked when it is whole, so only such a file is put together from pieces.
+        if done and (len(metadata.etag) != SHA256_LENGTH or (metadata.size is not None and done > metadata.size)):
+            file.truncate(0)
+            done = 0
         if metadata.size is not None:
-            if done > metadata.size:  # not a piece of this file
-                file.truncate(0)
-                done = 0
             check_free_space(folder, metadata.size - done, name)
         if done:
             print(f"{name}: going on after {done / 1e6:,.1f} MB", flush=True)
@@ -127,10 +141,10 @@ def fetch(hub_id: str, name: str, folder: Path) -> None:
         )
         file.flush()
         os.fsync(file.fileno())
-    etag = metadata.etag or ""
-    if len(etag) == 64:  # large files: the ETag is the sha256 of the content
+    if len(metadata.etag) == SHA256_LENGTH:
         with open(part, "rb") as file:
-            if sha_fileobj(file).hex() != etag:
-                part.unlink()
-                raise UserError(f"{name} of {hub_id} arrived damaged (its sha256 is not the hub's); start again")
+            intact = sha_fileobj(file).hex() == metadata.etag
+        if not intact:
+            part.unlink()
+            raise UserError(f"{name} of {hub_id} arrived damaged (its sha256 is not the hub's); start again")
     part.replace(folder / name)

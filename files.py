@@ -1,12 +1,12 @@
 """What every room shares about files: the user's errors, atomic writes, the run folder."""
 
 import contextlib
-import itertools
 import json
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,25 @@ class UserError(Exception):
 def run_command(command: Callable[[], None]) -> None:
     """Run a command of the project and turn its outcome into an exit code.
 
-    0: done. 2: a `UserError`, printed as one line. 130: stopped by Ctrl-C. Anything else is our bug: Python prints the
-    traceback and exits with 1.
+    0: done. 2: a `UserError`, printed as one line. A refusal by the system (`OSError`) is
+    the user's too. 130: stopped by Ctrl-C or SIGTERM. Anything else is our bug:
+    Python prints the traceback and exits with 1.
     """
     # A console in a legacy encoding must not end a run because somebody wrote an emoji.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is a Ctrl-C
     try:
         command()
     except UserError as error:
         sys.stdout.flush()
         print("error:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # the system's refusal where nobody expected it, as a pipe that was closed
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes it once more
+        print(f"error: {error.filename or 'output'}: {reason(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
@@ -62,8 +69,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the file can't be written (no space, no permission).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
+        temporary = temporary_path(path)
         try:
             temporary.touch()
             mode = temporary.stat().st_mode  # what the user's umask gives; some libraries write for the owner only
@@ -71,15 +78,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.chmod(mode)
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            temporary.replace(path.resolve())
         finally:
             temporary.unlink(missing_ok=True)
 
 
+def temporary_path(path: Path) -> Path:
+    """Where `path` is written before it is renamed: in the folder that it, or what it links to, really lies in."""
+    target = path.resolve()
+    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 with plain newlines on every system, atomically."""
+    """Write `text` as UTF-8 with plain newlines on every system, atomically.
+
+    A file name that is not UTF-8 reaches Python as half surrogates: they become `\\udc..`, which JSON can read.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -97,34 +113,30 @@ def read_json_object(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
-    except ValueError as error:  # not UTF-8 or not JSON
-        raise UserError(f"{path} is not valid JSON ({error}); fetch it again") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or brackets without end
+        raise UserError(f"{path} is not valid JSON ({error}); delete it and fetch it again") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object; fetch it again")
+        raise UserError(f"{path} does not hold a JSON object; delete it and fetch it again")
     return value
 
 
-def check_output_path(path: Path) -> None:
-    """Find out now, not after an hour of training, whether `path` can be written.
+def check_output_path(path: Path, inputs: Sequence[Path]) -> None:
+    """Find out now, not after an hour of training, whether `path` can be written without losing one of `inputs`.
 
     Raises:
         UserError: it can't, with the reason.
     """
-    if path.exists() and not path.is_file():
-        raise UserError(f"--output {path} is not a file that can be replaced; name a file")
-    if not path.parent.is_dir():
-        raise UserError(f"--output {path}: the folder {path.parent} does not exist; create it or name another")
-    check_folder_is_writable(path.parent)
-
-
-def check_folder_is_writable(folder: Path) -> None:
-    """Raise `UserError` if no file can be made in `folder`."""
-    probe = folder / f".probe.{os.getpid()}.tmp"
-    try:
+    with writing(path):
+        if path.exists() and not path.is_file():
+            raise UserError(f"--output {path} is not a file that can be replaced; name a file")
+        if not path.parent.is_dir():
+            raise UserError(f"--output {path}: the folder {path.parent} does not exist; create it or name another")
+        for read in inputs:
+            if path.resolve() == read.resolve():
+                raise UserError(f"--output {path} would overwrite {read}, which this run reads; name another file")
+        probe = temporary_path(path)
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {reason(error)}") from error
 
 
 def check_free_space(folder: Path, needed: int, what: str) -> None:
@@ -154,7 +166,8 @@ def create_run_folder(run_dir: Path | None, model_name: str, needed: int) -> Pat
             folder.mkdir(parents=True, exist_ok=True)
             if any(folder.iterdir()):
                 raise UserError(f"--run-dir {folder} is not empty; name a new folder")
-            check_folder_is_writable(folder)
+            temporary_path(folder / "settings.json").touch()
+            temporary_path(folder / "settings.json").unlink()
         try:
             check_free_space(folder, needed, "the fine-tuned model")
         except UserError:
@@ -167,9 +180,12 @@ def create_run_folder(run_dir: Path | None, model_name: str, needed: int) -> Pat
 
 def make_numbered_folder(parent: Path, name: str) -> Path:
     """Make the first `<parent>/<name>-<n>` that does not exist; of two runs that start at once, each gets its own."""
-    for number in itertools.count(1):
-        with contextlib.suppress(FileExistsError):
-            folder = parent / f"{name}-{number}"
-            folder.mkdir(parents=True)
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = parent / f"{name}-{number}"
+        try:
+            folder.mkdir()
             return folder
-    raise AssertionError("unreachable")
+        except FileExistsError:
+            number += 1

@@ -1,11 +1,15 @@
 """Fine-tune GPT-2 on conversations: read → load → render → train → save → generate → write."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from dialogues.dialogue import split_dialogues
+from dialogues.dialogue import Dialogue, split_dialogues
 from dialogues.formats import read_dialogues
+from dialogues.template import describe, encode, render
+from dialogues.tokenizer import copy_vocabulary
 from files import UserError, check_output_path, create_run_folder, run_command, write_json, write_text
 from settings import FinetuneSettings, parse_command_line
 
@@ -21,15 +25,14 @@ def finetune(settings: FinetuneSettings) -> None:
         UserError: something that the user can mend.
     """
     started = time.perf_counter()
-    check_output_path(settings.output)
     data = settings.data.locate()
+    check_output_path(settings.output, [data])
     dialogues = read_dialogues(data)
     parts = dict(zip(("train", "val", "test"), split_dialogues(dialogues, settings.data.percents), strict=False))
     print(f"data: {data}, {len(dialogues)} dialogues, split {settings.data.split} in file order")
 
     # PyTorch takes a second to import: `--help`, a mistyped option and an unreadable file don't wait for it.
     from dialogues.batches import DialogueDataset
-    from dialogues.template import describe, encode, render
     from load_gpt2_weights import find_model_folder, load_model, save_model
     from results.generation import complete_dialogues
     from training.device import choose_machine, keep_freed_memory
@@ -38,9 +41,10 @@ def finetune(settings: FinetuneSettings) -> None:
     keep_freed_memory()
     machine = choose_machine(settings.training.device, settings.training.precision)
     folder = find_model_folder(settings.model.name, settings.model.model_path)
+    check_output_path(settings.output, list(folder.iterdir()))
     model, tokenizer = load_model(folder, settings.training.dropout)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"model: {folder}, {parameters:,} parameters\n{machine.explanation}")
+    print(f"model: {folder}, {parameters:,} parameters", machine.explanation, sep="\n")
 
     max_length = settings.data.max_length or model.config.n_positions
     if max_length > model.config.n_positions:
@@ -52,27 +56,32 @@ def finetune(settings: FinetuneSettings) -> None:
         print(f"{name}: {datasets[name].describe()}")
 
     run_folder = create_run_folder(settings.run_dir, Path(settings.model.name).resolve().name, 4 * parameters)
-    write_json(run_folder / "settings.json", {**asdict(settings), "machine": machine.record()})
-    for name, part in parts.items():
-        write_text(run_folder / f"{name}_data.txt", "".join(render(dialogue) + "\n" for dialogue in part))
-
     print(f"run folder: {run_folder}")
+    copy_vocabulary(folder, run_folder / "model")  # now: by the end the source may have changed
+    write_inputs(run_folder, {**asdict(settings), "machine": machine.record()}, parts)
+
     model.to(machine.device)
     before, after = train(
         model, datasets["train"], datasets["val"], tokenizer.eot_token, settings.training, machine, run_folder
     )
-    save_model(model, folder, run_folder / "model", describe(parts["train"]))
+    save_model(model, run_folder / "model", describe(parts["train"]))
 
     held_out = parts.get("test", parts["val"])[: settings.generation.cases]
     cases = complete_dialogues(model, tokenizer, held_out, settings.generation, settings.training.seed)
-    write_json(run_folder / "generated_conversations.json", cases)
-    replaced = "replaced" if settings.output.exists() else "written"
-    write_json(settings.output, cases)
-
     print_cases(cases, settings.generation.cases)
     print(f"\ntrain loss {before.train:.3f} → {after.train:.3f}, validation loss {before.val:.3f} → {after.val:.3f}")
+    replaced = "replaced" if settings.output.exists() else "written"
+    write_json(run_folder / "generated_conversations.json", cases)
+    write_json(settings.output, cases)
     seconds = time.perf_counter() - started
     print(f"{replaced}: {settings.output}; the model: {run_folder / 'model'}; {seconds:.0f} s in all")
+
+
+def write_inputs(run_folder: Path, settings: dict[str, Any], parts: dict[str, Sequence[Dialogue]]) -> None:
+    """Keep what the run is made of: its settings, and the dialogues of each part exactly as the model sees them."""
+    write_json(run_folder / "settings.json", settings)
+    for name, part in parts.items():
+        write_text(run_folder / f"{name}_data.txt", "".join(render(dialogue) + "\n" for dialogue in part))
 
 
 def print_cases(cases: list[dict[str, str]], wanted: int) -> None:

@@ -7,6 +7,7 @@ A model folder has the published Hugging Face layout: `config.json`, `model.safe
 import difflib
 import pickle
 import re
+import struct
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dialogues.tokenizer import copy_vocabulary, load_tokenizer
+from dialogues.tokenizer import END_OF_TEXT, load_tokenizer
 from download_model import WEIGHT_FILES, download_model, missing_files
-from files import UserError, atomic_path, read_json_object, reason, write_json, writing
+from files import UserError, atomic_path, read_json_object, reason, write_json
 from gpt_model import GPTConfig, GPTModel
 
 HUB_IDS = {
@@ -38,17 +39,27 @@ TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "ml
 MASK_BUFFERS = (".attn.bias", ".attn.masked_bias")
 
 # What torch.load is seen to raise on a file that is no pickle, or half of one.
-DAMAGED_PICKLE = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError)
+DAMAGED_PICKLE = (
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+)
 
 # What transformers can switch on in a GPT-2 and this model does not compute.
 FIXED_CONFIG = {
-    "model_type": {"gpt2"},
-    "activation_function": {"gelu_new", "gelu_pytorch_tanh", None},
-    "scale_attn_weights": {True, None},
-    "scale_attn_by_inverse_layer_idx": {False, None},
-    "add_cross_attention": {False, None},
-    "tie_word_embeddings": {True, None},
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh", None),
+    "scale_attn_weights": (True, None),
+    "scale_attn_by_inverse_layer_idx": (False, None),
+    "add_cross_attention": (False, None),
+    "tie_word_embeddings": (True, None),
 }
+LARGEST = 1 << 20  # of any number in a configuration: a damaged file must not ask for more memory than there is
 
 
 def find_model_folder(model: str, model_path: Path) -> Path:
@@ -125,16 +136,19 @@ def read_config(path: Path) -> GPTConfig:
     problems = [f"{key} is {raw[key]!r}" for key, known in FIXED_CONFIG.items() if key in raw and raw[key] not in known]
     if "model_type" not in raw:
         problems.append("model_type is missing")
-    numbers: dict[str, int] = {
-        key: raw.get(key, 0) for key in ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions")
-    }
-    problems += [f"{key} is {value!r}" for key, value in numbers.items() if type(value) is not int or value < 1]
-    if not problems and numbers["n_embd"] % numbers["n_head"]:
-        problems.append(f"n_embd {numbers['n_embd']} does not divide into {numbers['n_head']} heads")
+    sizes = ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions")
+    numbers = {key: raw.get(key) for key in sizes} | ({} if raw.get("n_inner") is None else {"n_inner": raw["n_inner"]})
+    for key, value in numbers.items():
+        if type(value) is not int or not 1 <= value <= LARGEST:
+            problems.append(f"{key} is {value!r}")
+    epsilon = raw.get("layer_norm_epsilon", GPTConfig.layer_norm_epsilon)
+    if not isinstance(epsilon, float) or not 0 < epsilon < 1:
+        problems.append(f"layer_norm_epsilon is {epsilon!r}")
+    if not problems and raw["n_embd"] % raw["n_head"]:
+        problems.append(f"n_embd {raw['n_embd']} does not divide into {raw['n_head']} heads")
     if problems:
         raise UserError(f"{path} is not the configuration of a GPT-2 that can be loaded: {'; '.join(problems)}")
-    epsilon = raw.get("layer_norm_epsilon", GPTConfig.layer_norm_epsilon)
-    return GPTConfig(**numbers, n_inner=raw.get("n_inner"), layer_norm_epsilon=epsilon)
+    return GPTConfig(**{key: raw[key] for key in numbers}, layer_norm_epsilon=epsilon)
 
 
 def open_weights(path: Path) -> tuple[dict[str, torch.Size], Callable[[str], Tensor]]:
@@ -143,15 +157,21 @@ def open_weights(path: Path) -> tuple[dict[str, torch.Size], Callable[[str], Ten
         if path.suffix == ".bin":
             # A pickle can run code when read: only plain tensors are let through.
             tensors = torch.load(path, map_location="cpu", weights_only=True)
+            if not all(isinstance(name, str) and tensor.layout == torch.strided for name, tensor in tensors.items()):
+                raise TypeError
             return {name: tensor.shape for name, tensor in tensors.items()}, tensors.pop
         with safe_open(path, framework="pt") as file:
             shapes = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged or cut short ({error}); fetch it again") from None
+        raise UserError(f"{path} is damaged or cut short ({error}); delete it and fetch it again") from None
     except pickle.UnpicklingError:
-        raise UserError(f"{path} is refused: it holds more than tensors and could run code; use safetensors") from None
+        raise UserError(
+            f"{path} is refused: it is cut short, or holds more than tensors and could run code; use model.safetensors"
+        ) from None
     except DAMAGED_PICKLE:
-        raise UserError(f"{path} is damaged or no PyTorch file of tensors by name; fetch it again") from None
+        raise UserError(
+            f"{path} is damaged or no PyTorch file of tensors by name; delete it and fetch it again"
+        ) from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
 
@@ -198,8 +218,8 @@ def own_copy(tensor: Tensor, transposed: bool) -> Tensor:
     return torch.empty(source.shape, dtype=torch.float32).copy_(source)
 
 
-def save_model(model: GPTModel, vocabulary_folder: Path, folder: Path, dialogue: dict[str, Any]) -> None:
-    """Write `model` as a model folder that transformers loads, with the vocabulary of the folder it came from.
+def save_model(model: GPTModel, folder: Path, dialogue: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
+    """Write `model` into `folder`, which has its vocabulary already, as a model folder that transformers loads.
 
     `dialogue` goes into `dialogue.json`: how this model was taught to see a conversation. The weights come last,
     so that a folder with weights is a whole one.
@@ -207,10 +227,7 @@ def save_model(model: GPTModel, vocabulary_folder: Path, folder: Path, dialogue:
     Raises:
         UserError: the folder can't be written.
     """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = copy_vocabulary(vocabulary_folder, folder)
-    end_of_text = vocabulary["<|endoftext|>"]
+    end_of_text = read_json_object(folder / "vocab.json")[END_OF_TEXT]
     config = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -221,19 +238,19 @@ def save_model(model: GPTModel, vocabulary_folder: Path, folder: Path, dialogue:
         "resid_pdrop": model.dropout,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
-        "dtype": "float32",
+        "dtype": str(dtype).removeprefix("torch."),
     }
     tokenizer_config = {
         "tokenizer_class": "GPT2Tokenizer",
         "model_max_length": model.config.n_positions,
-        **dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
     }
     write_json(folder / "config.json", config)
     write_json(folder / "tokenizer_config.json", tokenizer_config)
     write_json(folder / "generation_config.json", dict.fromkeys(("bos_token_id", "eos_token_id"), end_of_text))
     write_json(folder / "dialogue.json", dialogue)
     tensors = {
-        name: (parameter.t() if name.endswith(TRANSPOSED) else parameter).detach().cpu().contiguous()
+        name: (parameter.t() if name.endswith(TRANSPOSED) else parameter).detach().to("cpu", dtype).contiguous()
         for name, parameter in model.named_parameters()
     }
     with atomic_path(folder / "model.safetensors") as temporary:

@@ -67,9 +67,13 @@ class TrainingSettings:
     batch_size: int = 2
     """examples in each optimizer step"""
     learning_rate: float = 5e-5
-    """AdamW's step size, constant"""
+    """AdamW's step size at its highest"""
     weight_decay: float = 0.1
     """pull of the weight matrices towards zero (biases and norms are left alone)"""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """what the learning rate does after the warm-up: stay, or fall to 0"""
+    warmup: float = 0.0
+    """share of the steps over which the learning rate rises from 0"""
     max_grad_norm: float = 1.0
     """longer gradients are scaled down to this norm; 0: never"""
     dropout: float = 0.0
@@ -90,7 +94,7 @@ class TrainingSettings:
             *out_of_range(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "learning_rate"),
             *out_of_range(self, "from 0 to 1", lambda value: 0 <= value <= 1, "weight_decay"),
             *out_of_range(self, "0 or more", lambda value: 0 <= value < float("inf"), "max_grad_norm"),
-            *out_of_range(self, "0 or more and below 1", lambda value: 0 <= value < 1, "dropout"),
+            *out_of_range(self, "0 or more and below 1", lambda value: 0 <= value < 1, "dropout", "warmup"),
             *out_of_range(self, "0 or more", lambda value: value >= 0, "evaluate_every"),
             *out_of_range(self, "from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63, "seed"),
         ]
@@ -115,10 +119,10 @@ class GenerationSettings:
         """What is wrong with the values, a sentence each."""
         found = [
             *out_of_range(self, "at least 1", lambda value: value >= 1, "cases", "max_new_tokens"),
-            *out_of_range(self, "0 or more", lambda value: 0 <= value < float("inf"), "temperature"),
+            *out_of_range(self, "0, or 0.01 to 100", lambda value: value == 0 or 0.01 <= value <= 100, "temperature"),
             *out_of_range(self, "0 or more", lambda value: value >= 0, "top_k"),
             *out_of_range(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "top_p"),
-            *out_of_range(self, "above 0", lambda value: 0 < value < float("inf"), "repetition_penalty"),
+            *out_of_range(self, "from 0.1 to 10", lambda value: 0.1 <= value <= 10, "repetition_penalty"),
         ]
         if self.temperature == 0 and (self.top_k or self.top_p < 1):
             found.append("--top-k and --top-p choose among drawn tokens: give --temperature too, as in 0.7")
@@ -176,8 +180,9 @@ def parse_command_line(command: type[Settings], arguments: Sequence[str] | None 
     except SystemExit as stop:
         if stop.code == 0:
             raise
-        inside = " ".join(line.strip("│ ") for line in complaint.getvalue().splitlines() if line.startswith("│"))
-        words = re.sub(r"\s*─{2,}", ";", re.split(r"Argument helptext:|For full helptext", inside)[0]).strip(" ;")
+        lines = [line.strip("│| ") for line in complaint.getvalue().splitlines() if line[:1] not in "╭╰+"]
+        inside = re.split(r"Argument helptext:|For full helptext", " ".join(lines))[0]
+        words = re.sub(r"\s*(─{2,}|-{3,})", ";", inside).strip(" ;")
         raise UserError(f"{words} (python {Path(sys.argv[0]).name} --help lists the options)") from None
     if problems := settings.problems():
         raise UserError("; ".join(problems))

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from dialogues.template import EncodedDialogue
 
+GROUPED = 50  # batches whose examples are sorted by length together
 IGNORED = -100  # the target of a position where there is nothing to learn; PyTorch's own default
 
 
@@ -38,11 +39,11 @@ class DialogueDataset(Dataset[Example]):
         for dialogue in dialogues:
             offset = len(tokens)
             tokens.extend(dialogue.tokens)
-            learned = 0
+            learned, ends = 0, set(dialogue.turn_ends)
             for start, learn_from, end in cut_into_examples(dialogue.turn_ends, max_length):
                 spans.extend((offset + start, offset + learn_from, offset + end))
                 learned += end - learn_from
-                self.shortened += end not in dialogue.turn_ends
+                self.shortened += end not in ends
             self.dropped += len(dialogue.tokens) - learned
             self.dialogues += 1
         self.tokens = np.frombuffer(tokens, dtype=np.dtype(tokens.typecode))
@@ -109,7 +110,17 @@ def collate(examples: Sequence[Example], padding_id: int) -> tuple[Tensor, Tenso
     return inputs, targets
 
 
-def epoch_batches(examples: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The example numbers of each batch of one epoch, shuffled by `(seed, epoch)` alone."""
-    order = np.random.default_rng([seed, epoch]).permutation(examples).tolist()
-    return [order[start : start + batch_size] for start in range(0, examples, batch_size)]
+def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """The example numbers of each batch of one epoch, shuffled by `(seed, epoch)` alone.
+
+    Where there are many batches, examples of similar length come together, so that little of a batch is padding:
+    `GROUPED` batches' worth of shuffled examples is sorted by length, cut into batches, and these are shuffled again.
+    """
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(lengths)).tolist()
+    pool = GROUPED * batch_size
+    if len(order) > pool:
+        for start in range(0, len(order), pool):
+            order[start : start + pool] = sorted(order[start : start + pool], key=lengths.__getitem__)
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [batches[number] for number in random.permutation(len(batches))] if len(order) > pool else batches

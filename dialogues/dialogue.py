@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from files import UserError
 
+INSTRUCTION = "The following is a conversation between two people."
+
 
 class Turn(NamedTuple):
     """What one speaker says before another speaks."""
@@ -21,6 +23,7 @@ class Dialogue(NamedTuple):
     """Turns in the order they were spoken; the same speaker may come twice in a row."""
 
     turns: tuple[Turn, ...]
+    instruction: str = INSTRUCTION  # the line before the first turn; empty for none
 
 
 def split_dialogues(dialogues: Sequence[Dialogue], percents: Sequence[int]) -> list[Sequence[Dialogue]]:

@@ -45,6 +45,8 @@ def parse_json(path: Path) -> Any:
         raise UserError(f"{path}, line {line}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None  # a number of thousands of digits
     except RecursionError:
         raise UserError(f"{path}: JSON nested too deeply to be conversations") from None
 

@@ -20,10 +20,9 @@ from typing import Any, NamedTuple
 
 import tiktoken
 
-from dialogues.dialogue import Dialogue, Turn
+from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
 from dialogues.tokenizer import END_OF_TEXT
 
-INSTRUCTION = "The following is a conversation between two people."
 LABEL = re.compile(r"\n\n### ([^\n]+):\n")
 
 
@@ -42,29 +41,31 @@ def label(speaker: str) -> str:
     return f"\n\n### {speaker}:\n"
 
 
+def pieces(dialogue: Dialogue) -> list[str]:
+    """The texts that are encoded on their own: the instruction, then label and text of each turn."""
+    turns = [piece for turn in dialogue.turns for piece in (label(turn.speaker), turn.text)]
+    return [dialogue.instruction, *turns] if dialogue.instruction else ["", turns[0].lstrip(), *turns[1:]]
+
+
 def render(dialogue: Dialogue) -> str:
     """The dialogue as one text, as the model sees it."""
-    turns = "".join(label(turn.speaker) + turn.text for turn in dialogue.turns)
-    return INSTRUCTION + turns + END_OF_TEXT
+    return "".join(pieces(dialogue)) + END_OF_TEXT
 
 
 def encode(dialogue: Dialogue, tokenizer: tiktoken.Encoding) -> EncodedDialogue:
     """Token ids of `render(dialogue)`, piece by piece."""
-    tokens = tokenizer.encode_ordinary(INSTRUCTION)
-    turn_ends = []
-    for turn in dialogue.turns:
-        tokens += tokenizer.encode_ordinary(label(turn.speaker))
-        tokens += tokenizer.encode_ordinary(turn.text)
-        turn_ends.append(len(tokens))
+    tokens, ends = [], []
+    for piece in pieces(dialogue):
+        tokens += tokenizer.encode_ordinary(piece)
+        ends.append(len(tokens))
     tokens.append(tokenizer.eot_token)
-    turn_ends[-1] += 1
-    return EncodedDialogue(tokens, turn_ends)
+    return EncodedDialogue(tokens, turn_ends=[*ends[2:-1:2], len(tokens)])
 
 
-def encode_prompt(turns: Sequence[Turn], next_speaker: str, tokenizer: tiktoken.Encoding) -> list[int]:
-    """The tokens after which the model speaks as `next_speaker`: a prefix of every dialogue that goes on so."""
-    tokens = encode(Dialogue(tuple(turns)), tokenizer).tokens[:-1]  # the conversation has not ended
-    return tokens + tokenizer.encode_ordinary(label(next_speaker))
+def encode_prompt(dialogue: Dialogue, turn: int, tokenizer: tiktoken.Encoding) -> list[int]:
+    """The tokens before the text of `dialogue.turns[turn]`: the model speaks next, as that turn's speaker."""
+    before = pieces(dialogue)[: 2 + 2 * turn]  # the instruction, the turns before, and the label
+    return [token for piece in before for token in tokenizer.encode_ordinary(piece)]
 
 
 def parse_turns(generated: str, first_speaker: str) -> list[Turn]:

@@ -9,7 +9,7 @@ import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from files import UserError, read_json_object, reason, write_text
+from files import UserError, read_json_object, reason, write_text, writing
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -24,14 +24,14 @@ def load_tokenizer(folder: Path) -> tiktoken.Encoding:
     os.environ["TIKTOKEN_CACHE_DIR"] = ""
     with TemporaryDirectory() as scratch:
         vocabulary = copy_vocabulary(folder, Path(scratch))
+        if END_OF_TEXT not in vocabulary:
+            raise UserError(f"{folder}: the vocabulary has no {END_OF_TEXT}, so it is not one of GPT-2's form")
         try:
             ranks = data_gym_to_mergeable_bpe_ranks(f"{scratch}/merges.txt", f"{scratch}/vocab.json")
         except (AssertionError, KeyError, ValueError):
             raise UserError(
                 f"{folder}: vocab.json and merges.txt are damaged or not a pair; fetch both again"
             ) from None
-    if END_OF_TEXT not in vocabulary:
-        raise UserError(f"{folder}: the vocabulary has no {END_OF_TEXT}, so it is not one of GPT-2's form")
     specials = {END_OF_TEXT: vocabulary[END_OF_TEXT]}
     return tiktoken.Encoding(folder.name, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=specials)
 
@@ -39,23 +39,39 @@ def load_tokenizer(folder: Path) -> tiktoken.Encoding:
 def copy_vocabulary(source: Path, target: Path) -> dict[str, int]:
     """Write the vocabulary of the folder `source` to `target` as `vocab.json` and `merges.txt`; return token → id.
 
-    transformers 5 saves `tokenizer.json` alone; the same two lists stand inside it.
+    Raises:
+        UserError: files that are missing or do not hold a vocabulary, or a target that can't be written.
     """
-    if (source / "vocab.json").exists():
-        vocabulary = read_json_object(source / "vocab.json")
-        try:
-            merges = (source / "merges.txt").read_text(encoding="utf-8").split("\n")
-        except OSError as error:
-            raise UserError(f"cannot read {source / 'merges.txt'}: {reason(error)}") from error
-        except UnicodeDecodeError:
-            raise UserError(f"{source / 'merges.txt'} is not UTF-8 text; fetch it again") from None
-        merges = [line for line in merges[merges[0].startswith("#version") :] if line]
-    else:
-        bpe = read_json_object(source / "tokenizer.json").get("model", {})
-        if bpe.get("type") != "BPE":
-            raise UserError(f"{source / 'tokenizer.json'} holds no byte-level BPE; put vocab.json and merges.txt there")
-        vocabulary = bpe["vocab"]
-        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in bpe["merges"]]
+    vocabulary, merges = read_vocabulary(source)
+    ids = vocabulary.values()
+    if not all(type(number) is int for number in ids) or sorted(ids) != list(range(len(ids))):
+        raise UserError(f"{source}: the ids of its vocabulary are not 0 to {len(vocabulary) - 1}; fetch it again")
+    with writing(target):
+        target.mkdir(parents=True, exist_ok=True)
     write_text(target / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
     write_text(target / "merges.txt", "\n".join(["#version: 0.2", *merges, ""]))
     return vocabulary
+
+
+def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[str]]:
+    """Token → id, and the merges in order, from `vocab.json` and `merges.txt`, or from `tokenizer.json`.
+
+    transformers 5 saves `tokenizer.json` alone; the same two lists stand inside it.
+    """
+    if not (folder / "vocab.json").exists():
+        path = folder / "tokenizer.json"
+        try:
+            bpe = read_json_object(path)["model"]
+            return dict(bpe["vocab"]), [merge if isinstance(merge, str) else " ".join(merge) for merge in bpe["merges"]]
+        except (LookupError, TypeError, ValueError):
+            raise UserError(f"{path} holds no byte-level BPE; put vocab.json and merges.txt beside it") from None
+    path = folder / "merges.txt"
+    try:
+        merges = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; delete it and fetch it again") from None
+    return read_json_object(folder / "vocab.json"), [
+        line for line in merges if line and not line.startswith("#version:")
+    ]

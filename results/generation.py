@@ -12,6 +12,8 @@ from dialogues.template import encode_prompt, newest_turns, parse_turns
 from gpt_model import GPTModel, KVCache
 from settings import GenerationSettings
 
+BATCH = 16  # prompts at a time: their keys and values take memory
+
 
 def complete_dialogues(
     model: GPTModel,
@@ -21,16 +23,19 @@ def complete_dialogues(
     seed: int,
 ) -> list[dict[str, str]]:
     """Let the model write the rest of each dialogue from its opening turn, beside the rest as it really went."""
-    prompts = [encode_prompt(turns[:1], turns[1].speaker, tokenizer) for (turns,) in dialogues]
+    prompts = [encode_prompt(dialogue, 1, tokenizer) for dialogue in dialogues]
     shorten = partial(newest_turns, tokenizer=tokenizer)
-    replies = generate(model, prompts, tokenizer.eot_token, settings, seed, shorten)
+    replies: list[list[int]] = []
+    for start in range(0, len(prompts), BATCH):
+        batch = prompts[start : start + BATCH]
+        replies += generate(model, batch, tokenizer.eot_token, settings, seed + start, shorten)
     return [
         {
-            "input": str(turns[0]),
-            "response": " ".join(map(str, turns[1:])),
-            "model_response": " ".join(map(str, parse_turns(tokenizer.decode(reply), turns[1].speaker))),
+            "input": str(dialogue.turns[0]),
+            "response": " ".join(map(str, dialogue.turns[1:])),
+            "model_response": " ".join(map(str, parse_turns(tokenizer.decode(reply), dialogue.turns[1].speaker))),
         }
-        for (turns,), reply in zip(dialogues, replies, strict=True)
+        for dialogue, reply in zip(dialogues, replies, strict=True)
     ]
 
 

@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+LARGE = 100_000
+
 
 class StandInHub(ThreadingHTTPServer):
     """Serves the files of `folder` as the repository `repo`, and keeps a record of what was asked for.
 
     Faults: `busy` answers of 503 first; after `cut_after` bytes of a large file the connection breaks, once; after
-    `stall_after` nothing more comes; `flip` damages each large file; `refuse_ranges` always sends the whole file.
+    `stall_after` nothing more comes; `flip` damages each large file; `refuse_ranges` always sends the whole file;
+    `login_page` answers as the network of a hotel does.
     """
 
     daemon_threads = True
@@ -23,7 +26,7 @@ class StandInHub(ThreadingHTTPServer):
         self.busy = 0
         self.cut_after = self.stall_after = 0
         self.stopped = threading.Event()
-        self.flip = self.refuse_ranges = False
+        self.flip = self.refuse_ranges = self.login_page = False
         self.requests: list[tuple[str, str, str]] = []  # method, file, range
 
     @property
@@ -57,7 +60,11 @@ class Handler(BaseHTTPRequestHandler):
         prefix = f"/{hub.repo}/resolve/main/"
         name = self.path.removeprefix(prefix)
         hub.requests.append((self.command, name, self.headers.get("Range", "")))
-        if hub.busy:
+        if hub.login_page:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>Please log in</html>")
+        elif hub.busy:
             hub.busy -= 1
             self.refuse(503)
         elif not self.path.startswith(prefix):
@@ -76,8 +83,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_file(self, content: bytes, with_body: bool) -> None:
         hub = self.server
-        etag = hashlib.sha256(content).hexdigest()
-        if hub.flip and len(content) > 100_000:
+        # As the hub does: sha256 for large files, git's own hash for small ones.
+        git_blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        etag = hashlib.sha256(content).hexdigest() if len(content) > LARGE else git_blob
+        if hub.flip and len(content) > LARGE:
             content = content[:-1] + bytes([content[-1] ^ 1])
         start = 0
         if (wanted := self.headers.get("Range")) and not hub.refuse_ranges:

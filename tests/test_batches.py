@@ -91,9 +91,19 @@ def test_tokens_are_kept_in_two_bytes_where_they_fit():
 
 
 def test_epochs_are_shuffled_by_seed_and_number():
-    first = epoch_batches(10, 3, seed=1, epoch=0)
+    first = epoch_batches([5] * 10, 3, seed=1, epoch=0)
     assert [len(batch) for batch in first] == [3, 3, 3, 1]
     assert sorted(number for batch in first for number in batch) == list(range(10))
-    assert first == epoch_batches(10, 3, seed=1, epoch=0)
-    assert first != epoch_batches(10, 3, seed=1, epoch=1)
-    assert first != epoch_batches(10, 3, seed=2, epoch=0)
+    assert first == epoch_batches([5] * 10, 3, seed=1, epoch=0)
+    assert first != epoch_batches([5] * 10, 3, seed=1, epoch=1)
+    assert first != epoch_batches([5] * 10, 3, seed=2, epoch=0)
+
+
+def test_many_examples_are_grouped_by_length():
+    lengths = np.random.default_rng(0).integers(10, 500, 1000).tolist()
+    batches = epoch_batches(lengths, 8, seed=1, epoch=0)
+    assert sorted(number for batch in batches for number in batch) == list(range(1000))
+    padded = sum(len(batch) * max(lengths[number] for number in batch) for batch in batches)
+    assert padded < 1.05 * sum(lengths)
+    means = [np.mean([lengths[number] for number in batch]) for batch in batches]
+    assert abs(np.mean(means[:60]) - np.mean(means[60:])) < 60  # short and long ones come mixed, not in order

@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,26 @@ class TestTheWholeJob:
         assert "1 turns too long" in done.stdout
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent the POSIX way")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_says_so_without_a_traceback(work, model_folder, number):
+    process = subprocess.Popen(
+        [sys.executable, PROJECT / "finetune.py", "--model", model_folder, "--epochs", "100000", "--run-dir", "run"],
+        cwd=work,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (work / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.strip() == "stopped"
+    assert not (work / "run" / "model" / "model.safetensors").exists()
+
+
 class TestSettings:
     def test_help_answers_without_torch(self):
         code = "import sys; sys.argv = ['finetune.py', '--help']\ntry: import finetune; finetune.main()\n"
@@ -144,11 +166,18 @@ class TestSettings:
             (["--learning-rate", "nan"], "--learning-rate nan"),
             (["--max-length", 3], "--max-length 3: 16 or more"),
             (["--top-p", 0.5], "give --temperature too"),
+            (["--temperature", "1e-40"], "--temperature 1e-40: 0, or 0.01 to 100"),
+            (["--repetition-penalty", 0.01], "--repetition-penalty 0.01: from 0.1 to 10"),
         ],
     )
     def test_a_wrong_value(self, command, work, arguments, message):
         assert message in refused(command("finetune.py", *arguments))
         assert written(work) == []
+
+    @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+    def test_the_message_survives_a_console_of_any_encoding(self, command, encoding):
+        done = command("finetune.py", "--batch-size", "x", PYTHONUTF8="0", PYTHONIOENCODING=encoding)
+        assert "Error parsing --batch-size: invalid literal for int() with base 10: 'x'" in refused(done)
 
     def test_all_problems_at_once(self, command):
         line = refused(command("finetune.py", "--batch-size", 0, "--epochs", -1, "--split", "5/5", "--top-p", 2))
@@ -172,6 +201,7 @@ class TestConversations:
             ('[{"A": "b", "B": 5}]', "entry 1, turn 2: what 'B' says must be text, this is a number"),
             ('[{"A": "b", "B": null}]', "entry 1, turn 2: what 'B' says must be text, this is null"),
             ('[{"A": "b", "B": {"C": "d"}}]', "this is an object"),
+            (f'[{{"A": "b", "B": {"9" * 5000}}}]', "Exceeds the limit"),
             ('[{"A": "b", "B": "  "}]', "entry 1, turn 2: 'B' says nothing"),
             ('[{"": "b", "B": "c"}]', "entry 1, turn 1: '' is no speaker's name"),
             ('[{"A": "\\ud83d", "B": "c"}]', "entry 1, turn 1: half a surrogate pair"),
@@ -271,6 +301,36 @@ class TestModels:
         assert "could run code" in refused(command("finetune.py", "--model", model_folder))
         assert not (tmp_path / "owned").exists()
 
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("n_inner", "x"),
+            ("layer_norm_epsilon", None),
+            ("activation_function", []),
+            ("n_embd", 1 << 60),
+            ("n_head", 5),
+        ],
+    )
+    def test_a_damaged_configuration(self, command, model_folder, key, value):
+        config = json.loads((model_folder / "config.json").read_text())
+        (model_folder / "config.json").write_text(json.dumps({**config, key: value}))
+        line = refused(command("finetune.py", "--model", model_folder))
+        assert "is not the configuration of a GPT-2 that can be loaded" in line
+        assert key in line or "heads" in line
+
+    @pytest.mark.parametrize("size", [18, 200, 3000])
+    def test_a_pickle_cut_short(self, command, vocabulary, tmp_path, size):
+        folder = write_layout(tiny_reference(), vocabulary, tmp_path / "m", "old bin")
+        path = folder / "pytorch_model.bin"
+        path.write_bytes(path.read_bytes()[:size])
+        assert "pytorch_model.bin is" in refused(command("finetune.py", "--model", folder))
+
+    @pytest.mark.parametrize("number", ["399", -1, None, 1 << 40])
+    def test_an_impossible_token_id(self, command, model_folder, number):
+        path = model_folder / "vocab.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "<|endoftext|>": number}))
+        assert "the ids of its vocabulary are not 0 to 399" in refused(command("finetune.py", "--model", model_folder))
+
     @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04broken zip"])
     def test_a_damaged_pickle(self, command, model_folder, content):
         (model_folder / "model.safetensors").unlink()
@@ -300,6 +360,9 @@ class TestPlacesThatCannotBeWritten:
             (["--output", "no/such/out.json"], "does not exist; create it or name another"),
             (["--output", "."], "is not a file that can be replaced"),
             (["--output", "data.json/out.json"], "does not exist"),
+            (["--output", "data.json"], "would overwrite data.json, which this run reads"),
+            (["--output", "x" * 300], "File name too long"),
+            (["--output", "x" * 250], "File name too long"),
             (["--run-dir", "data.json/run"], "cannot make the run folder data.json"),
             (["--run-dir", "full"], "--run-dir full is not empty; name a new folder"),
         ],
@@ -313,6 +376,48 @@ class TestPlacesThatCannotBeWritten:
         assert message in refused(done).replace(os.sep, "/")
         assert "training" not in done.stderr
         assert written(work) == before
+
+    def test_a_model_is_not_overwritten(self, command, model_folder):
+        line = refused(command("finetune.py", "--model", model_folder, "--output", model_folder / "config.json"))
+        assert "which this run reads" in line
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
+    def test_links(self, command, work, model_folder):
+        """`runs` leads nowhere: an error, no endless search. An output that is a link: what it leads to is written."""
+        (work / "runs").symlink_to(work / "nowhere" / "else")
+        assert "cannot make the run folder runs" in refused(command("finetune.py", "--model", model_folder, *QUICK))
+        (work / "link.json").symlink_to(work / "target.json")
+        options = (*QUICK, "--run-dir", "run", "--output", "link.json")
+        assert command("finetune.py", "--model", model_folder, *options).returncode == 0
+        assert (work / "link.json").is_symlink()
+        assert len(json.loads((work / "target.json").read_text())) == 3
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="a pipe is closed the POSIX way")
+    def test_an_output_that_nobody_reads(self, work, model_folder):
+        script = f'"{sys.executable}" "{PROJECT}/finetune.py" --model "{model_folder}" | true; exit ${{PIPESTATUS[0]}}'
+        done = subprocess.run(["bash", "-c", script], cwd=work, capture_output=True, text=True, check=False)
+        assert "error: output: Broken pipe" in refused(done)
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes")
+    def test_a_name_that_is_not_utf8(self, command, work, model_folder):
+        done = command("finetune.py", "--model", model_folder, *QUICK, "--run-dir", os.fsdecode(b"caf\xe9"))
+        assert done.returncode == 0, done.stderr
+        settings = json.loads((work / os.fsdecode(b"caf\xe9") / "settings.json").read_text())
+        assert settings["run_dir"] == os.fsdecode(b"caf\xe9")
+
+    def test_the_source_may_go_away_during_the_run(self, work, model_folder, tmp_path):
+        """What the result needs of the source folder is copied before the training."""
+        shutil.copytree(model_folder, work / "gone")
+        options = ["--model", "gone", "--epochs", "60", "--max-new-tokens", "2", "--run-dir", "run"]
+        process = subprocess.Popen(
+            [sys.executable, PROJECT / "finetune.py", *options], cwd=work, stdout=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 60
+        while not (work / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        shutil.rmtree(work / "gone")
+        assert process.wait(timeout=120) == 0
+        assert (work / "run" / "model" / "model.safetensors").exists()
 
     @pytest.mark.skipif(sys.platform != "linux", reason="file-size limits are set the POSIX way")
     def test_the_disk_is_full_when_the_model_is_written(self, tmp_path, work, model_folder):

@@ -35,8 +35,8 @@ def test_a_speaker_who_talks_twice_is_kept(tmp_path):
 def test_the_bundled_conversations():
     dialogues = read_dialogues(PROJECT / "llm_train_text.json")
     assert len(dialogues) == 10
-    for (turns,) in dialogues:
-        assert [turn.speaker for turn in turns] == ["Alex", "Bob", "Alex"]
+    for dialogue in dialogues:
+        assert [turn.speaker for turn in dialogue.turns] == ["Alex", "Bob", "Alex"]
     train, val = split_dialogues(dialogues, [70, 30])
     assert [*train, *val] == dialogues
     assert (len(train), len(val)) == (7, 3)
@@ -73,9 +73,19 @@ def test_tokens_are_those_of_the_rendered_text(vocabulary):
     assert turn_ends[-1] == len(tokens)
 
 
+def test_without_an_instruction(vocabulary):
+    tokenizer = load_tokenizer(vocabulary)
+    bare = Dialogue(DIALOGUE.turns, instruction="")
+    assert render(bare) == RENDERED.split("people.\n\n")[1]
+    tokens, turn_ends = encode(bare, tokenizer)
+    assert tokenizer.decode(tokens) == render(bare)
+    assert tokenizer.decode(tokens[: turn_ends[0]]) == "### Alex:\nDid you sleep well?"
+    assert len(turn_ends) == 3
+
+
 def test_generation_starts_at_a_boundary_of_training(vocabulary):
     tokenizer = load_tokenizer(vocabulary)
-    prompt = encode_prompt(DIALOGUE.turns[:1], "Bob", tokenizer)
+    prompt = encode_prompt(DIALOGUE, 1, tokenizer)
     assert encode(DIALOGUE, tokenizer).tokens[: len(prompt)] == prompt
     assert tokenizer.decode(prompt).endswith("### Bob:\n")
 

@@ -184,6 +184,32 @@ def test_no_network(hub, fetch):
     assert "connect to the network and start again" in output
 
 
+def test_a_login_page_is_not_taken_for_a_model(hub, fetch, tmp_path):
+    hub.login_page = True
+    code, output = fetch(hub)
+    assert code == 2
+    assert "is no Hugging Face hub (a login page of the network?)" in output
+    assert not list((tmp_path / "models" / "gpt2").iterdir())
+    hub.login_page = False
+    assert fetch(hub)[0] == 0
+
+
+def test_a_piece_that_cannot_be_checked_is_fetched_anew(hub, fetch, tmp_path):
+    part = tmp_path / "models" / "gpt2" / "vocab.json.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"an old piece")
+    assert fetch(hub)[0] == 0
+    assert part.with_suffix("").read_bytes() == (hub.folder / "vocab.json").read_bytes()
+
+
+@pytest.mark.parametrize(("name", "value"), [("HF_ENDPOINT", "http://[::1"), ("HTTP_PROXY", "socks5://127.0.0.1:1")])
+def test_malformed_network_settings(hub, fetch, name, value):
+    code, output = fetch(hub, **{name: value, "NO_PROXY": ""})
+    assert code == 2
+    assert output.splitlines()[-1].startswith("error: cannot")
+    assert "Traceback" not in output
+
+
 def test_offline_mode_is_honoured(hub, fetch):
     code, output = fetch(hub, HF_HUB_OFFLINE="1")
     assert code == 2

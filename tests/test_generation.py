@@ -1,5 +1,7 @@
 """Sampling, batches of prompts, and texts that outgrow the positions."""
 
+from functools import partial
+
 import pytest
 import torch
 from transformers import (
@@ -12,8 +14,9 @@ from transformers import (
 
 from conftest import tiny_reference, write_layout
 from dialogues.dialogue import Dialogue, Turn
+from dialogues.template import encode_prompt, newest_turns
 from load_gpt2_weights import load_model
-from results.generation import complete_dialogues, draw, generate, penalize_repetition
+from results.generation import BATCH, complete_dialogues, draw, generate, penalize_repetition
 from settings import GenerationSettings
 
 
@@ -114,3 +117,33 @@ def test_cases_hold_the_opening_the_truth_and_the_models_words(vocabulary, tmp_p
     assert cases[0]["model_response"].startswith("Cem: ")
     assert cases[1]["model_response"].startswith("Bo: ")
     assert len(cases[1]["model_response"]) > 10
+
+
+def test_a_dialogue_that_outgrows_the_positions_goes_on_from_whole_turns(vocabulary, tmp_path):
+    """Against an uncached loop that keeps the newest whole turns in half of the 128 positions."""
+    model, tokenizer = load_model(write_layout(tiny_reference(std=0.25), vocabulary, tmp_path / "m", "bare"))
+    turns = [Turn("AB"[number % 2], "so far so good") for number in range(30)]
+    context = encode_prompt(Dialogue(tuple(turns)), 29, tokenizer)
+    assert len(context) > 128
+    expected = []
+    for _ in range(150):
+        context = context if len(context) <= 128 else newest_turns(context, 64, tokenizer)
+        with torch.inference_mode():
+            token = int(model.eval()(torch.tensor([context]))[0, -1].argmax())
+        context = [*context, token]
+        expected.append(token)
+    prompt = encode_prompt(Dialogue(tuple(turns)), 29, tokenizer)
+    start = newest_turns(prompt, 64, tokenizer)
+    assert tokenizer.decode(start).startswith("\n\n### ")
+    assert start != prompt[-64:]
+    shorten = partial(newest_turns, tokenizer=tokenizer)
+    assert generate(model, [prompt], -1, GenerationSettings(max_new_tokens=150), 0, shorten) == [expected]
+
+
+def test_many_cases_are_written_in_batches(vocabulary, tmp_path):
+    model, tokenizer = load_model(write_layout(tiny_reference(std=0.25), vocabulary, tmp_path / "m", "bare"))
+    dialogues = [Dialogue((Turn("A", f"number {number}"), Turn("B", "yes"))) for number in range(BATCH + 3)]
+    settings = GenerationSettings(max_new_tokens=8)
+    together = complete_dialogues(model, tokenizer, dialogues, settings, seed=1)
+    alone = [complete_dialogues(model, tokenizer, [dialogue], settings, seed=1)[0] for dialogue in dialogues]
+    assert together == alone

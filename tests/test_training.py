@@ -1,5 +1,6 @@
 """The loop: what a step's loss is, what an evaluation measures, and what the log says."""
 
+import copy
 import json
 import math
 
@@ -11,9 +12,10 @@ from dialogues.template import EncodedDialogue
 from files import UserError
 from gpt_model import GPTConfig, GPTModel
 from settings import TrainingSettings
+from training.checkpoint import load_checkpoint, save_checkpoint
 from training.device import Machine, choose_machine
 from training.loop import evaluate, evaluation_batches, train
-from training.optimizer import make_optimizer
+from training.optimizer import learning_rate_at, make_optimizer
 
 CPU = Machine(torch.device("cpu"), "fp32", "")
 END = 100
@@ -46,9 +48,8 @@ def test_evaluation_is_one_sum_over_all_tokens(model):
 
 
 def test_evaluation_batches_stay_within_their_tokens():
-    batches = [list(batch) for batch in evaluation_batches([500, 500, 1024, 300, 3000, 10])]
-    assert batches == [[0, 1], [2, 3], [4], [5]]
-    assert list(evaluation_batches([10] * 100)) == [range(100)]
+    assert list(evaluation_batches([500, 500, 1024, 300, 3000, 10])) == [[5, 3, 0, 1], [2], [4]]
+    assert list(evaluation_batches([10] * 100)) == [list(range(100))]
 
 
 def test_the_loss_of_a_step_counts_every_token_once(model):
@@ -105,3 +106,95 @@ def test_devices_and_precisions():
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="--device cuda: not found"):
             choose_machine("cuda", "auto")
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
+def test_schedules_equal_transformers(name, model):
+    from transformers import get_scheduler
+
+    steps, warmup = 50, 10
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    reference = get_scheduler(name if name != "constant" else "constant_with_warmup", optimizer, warmup, steps)
+    settings = TrainingSettings(learning_rate=0.3, schedule=name, warmup=0.2)
+    for step in range(1, steps + 1):
+        # transformers starts at 0, a step that learns nothing; here the first step already has its share.
+        if step <= warmup:
+            optimizer.step()
+            reference.step()
+        assert learning_rate_at(step, steps, settings) == pytest.approx(reference.get_last_lr()[0]), step
+        if step > warmup:
+            optimizer.step()
+            reference.step()
+
+
+def test_no_warmup_starts_at_the_top():
+    settings = TrainingSettings(learning_rate=0.3)
+    assert [learning_rate_at(step, 4, settings) for step in range(1, 5)] == [0.3] * 4
+    cosine = TrainingSettings(learning_rate=0.3, schedule="cosine")
+    assert [learning_rate_at(step, 2, cosine) for step in (1, 2)] == pytest.approx([0.3, 0.15])
+
+
+def test_a_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+    """Stopped between two steps and started again, the weights end bit for bit where those of an unbroken run end."""
+    import training.loop
+
+    monkeypatch.setattr(training.loop, "CHECKPOINT_SECONDS", -1)  # after every step
+    settings = TrainingSettings(epochs=3, batch_size=1, learning_rate=1e-2, schedule="cosine", warmup=0.3)
+    dataset, validation = make_dataset(20, 30, 25), make_dataset(10)
+    model = GPTModel(GPTConfig(n_layer=2, n_head=2, n_embd=32, vocab_size=101, n_positions=64), dropout=0.2)
+    start = copy.deepcopy(model)
+
+    def run(model: GPTModel, name: str) -> dict[str, torch.Tensor]:
+        (tmp_path / name).mkdir(exist_ok=True)
+        train(model, dataset, validation, END, settings, CPU, tmp_path / name, tmp_path / name / "checkpoint.pt")
+        return model.state_dict()
+
+    unbroken = run(model, "unbroken")
+    saved = 0
+
+    def save_four_times(*arguments):
+        nonlocal saved
+        saved += 1
+        training.checkpoint.save_checkpoint(*arguments)
+        if saved == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.loop, "save_checkpoint", save_four_times)
+    with pytest.raises(KeyboardInterrupt):
+        run(copy.deepcopy(start), "broken")
+    resumed = run(start, "broken")
+    assert saved == 9  # four, then the other five
+    for name, value in unbroken.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_a_checkpoint_of_another_model(model, tmp_path):
+    settings = TrainingSettings()
+    save_checkpoint(tmp_path / "checkpoint.pt", model, make_optimizer(model, settings), 3)
+    other = GPTModel(GPTConfig(n_layer=2, n_head=2, n_embd=16, vocab_size=101, n_positions=64))
+    with pytest.raises(UserError, match="belongs to a model of another shape"):
+        load_checkpoint(tmp_path / "checkpoint.pt", other, make_optimizer(other, settings))
+
+
+def first_losses(model: GPTModel, tmp_path, name: str, machine: Machine = CPU) -> list[float]:
+    (tmp_path / name).mkdir()
+    settings = TrainingSettings(epochs=1, batch_size=2, max_grad_norm=0)
+    train(model, make_dataset(20, 30, 25), make_dataset(10), END, settings, machine, tmp_path / name)
+    lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+    return [line.get("train_loss", line.get("train_set_loss")) for line in lines]
+
+
+def test_dropout_is_on_in_training_and_off_in_evaluation(model, tmp_path):
+    dropped = GPTModel(model.config, dropout=0.5)
+    dropped.load_state_dict(model.state_dict())
+    without, with_dropout = first_losses(model, tmp_path, "without"), first_losses(dropped, tmp_path, "with")
+    assert with_dropout[0] == without[0]  # the evaluation before
+    assert with_dropout[1] != without[1]  # the first step
+
+
+def test_bf16_is_used_where_it_is_chosen(model, tmp_path):
+    again = copy.deepcopy(model)
+    exact = first_losses(model, tmp_path, "fp32")
+    rounded = first_losses(again, tmp_path, "bf16", Machine(torch.device("cpu"), "bf16", ""))
+    assert rounded[1] != exact[1]
+    assert rounded == pytest.approx(exact, rel=1e-2)

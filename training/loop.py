@@ -1,6 +1,6 @@
 """The training loop: plain PyTorch, from batches to a better model."""
 
-import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from dialogues.batches import IGNORED, DialogueDataset, collate, epoch_batches
 from settings import TrainingSettings
+from training.checkpoint import load_checkpoint, save_checkpoint
 from training.device import Machine
-from training.optimizer import make_optimizer
+from training.optimizer import learning_rate_at, make_optimizer
 from training.tracking import Progress
 
 EVALUATION_TOKENS = 2048  # in one batch, padding included: without gradients there is room for more than in training
-TRAIN_SAMPLE = 100  # so many examples of the training part are evaluated, before and after, or as validation has
+CHECKPOINT_SECONDS = 300
+TRAIN_SAMPLE = 100  # so many examples of the training part are evaluated, before and after
 
 
 class Losses(NamedTuple):
@@ -33,24 +35,35 @@ def train(
     settings: TrainingSettings,
     machine: Machine,
     run_folder: Path,
+    checkpoint: Path | None = None,
 ) -> tuple[Losses, Losses]:
     """Train `model` in place; return the losses before and after. Those on the way go to screen and run folder.
 
     The loss of a step is the summed negative log-likelihood of all its learned tokens divided by their number, so that
     every token counts the same, whatever the batch.
+
+    With `checkpoint`, the state of the run is kept in that file, and a run that finds it there goes on from it.
     """
-    steps_per_epoch = math.ceil(len(train_set) / settings.batch_size)
+    steps_per_epoch = -(-len(train_set) // settings.batch_size)
     steps = settings.epochs * steps_per_epoch
     evaluate_every = settings.evaluate_every or steps_per_epoch
     torch.manual_seed(settings.seed)  # dropout
     optimizer = make_optimizer(model, settings)
-    progress = Progress(run_folder, steps, steps_per_epoch)
+    finished = load_checkpoint(checkpoint, model, optimizer) if checkpoint else 0
+    progress = Progress(run_folder, steps, steps_per_epoch, finished)
+    lengths = train_set.lengths()
+    saved = time.monotonic()
 
     before = evaluate_both(model, train_set, val_set, padding_id, machine)
-    progress.evaluation(0, before.val, before.train)
+    progress.evaluation(finished, before.val, before.train)
     step = 0
     for epoch in range(settings.epochs):
-        for numbers in epoch_batches(len(train_set), settings.batch_size, settings.seed, epoch):
+        for numbers in epoch_batches(lengths, settings.batch_size, settings.seed, epoch):
+            step += 1
+            if step <= finished:
+                continue
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(step, steps, settings)
             inputs, targets, learned = make_batch(train_set, numbers, padding_id, machine)
             model.train()
             with machine.autocast():
@@ -62,10 +75,12 @@ def train(
             optimizer.step()
             optimizer.zero_grad()
 
-            step += 1
             progress.step(step, loss.item(), learned, norm)
             if step % evaluate_every == 0 and step < steps:
                 progress.evaluation(step, evaluate(model, val_set, padding_id, machine))
+            if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                save_checkpoint(checkpoint, model, optimizer, step)
+                saved = time.monotonic()
     after = evaluate_both(model, train_set, val_set, padding_id, machine)
     progress.evaluation(steps, after.val, after.train)
     progress.bar.close()
@@ -96,23 +111,22 @@ def evaluate(
     return total / tokens
 
 
-def evaluation_batches(lengths: Sequence[int]) -> Iterator[range]:
-    """Consecutive example numbers, as many together as stay within `EVALUATION_TOKENS` when padded."""
-    start, longest = 0, 0
-    for number, length in enumerate(lengths):
-        longest = max(longest, length)
-        if number > start and longest * (number + 1 - start) > EVALUATION_TOKENS:
-            yield range(start, number)
-            start, longest = number, length
-    yield range(start, len(lengths))
+def evaluation_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Example numbers, shortest first, as many together as stay within `EVALUATION_TOKENS` when padded."""
+    batch: list[int] = []
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and lengths[number] * (len(batch) + 1) > EVALUATION_TOKENS:
+            yield batch
+            batch = []
+        batch.append(number)
+    yield batch
 
 
 def evaluate_both(
     model: nn.Module, train_set: DialogueDataset, val_set: DialogueDataset, padding_id: int, machine: Machine
 ) -> Losses:
-    """Losses on both parts; of a large training part, on as many examples as validation has."""
-    sample = max(len(val_set), TRAIN_SAMPLE)
+    """Losses on both parts; of the training part, on its first `TRAIN_SAMPLE` examples."""
     return Losses(
-        train=evaluate(model, train_set, padding_id, machine, sample),
+        train=evaluate(model, train_set, padding_id, machine, TRAIN_SAMPLE),
         val=evaluate(model, val_set, padding_id, machine),
     )

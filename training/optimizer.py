@@ -1,4 +1,6 @@
-"""AdamW (Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization") over the parameters of a model."""
+"""AdamW (Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization") and the learning rate over the steps."""
+
+import math
 
 import torch
 from torch import nn
@@ -15,3 +17,16 @@ def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.
         {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+
+
+def learning_rate_at(step: int, steps: int, settings: TrainingSettings) -> float:
+    """The learning rate of step 1 ... `steps`: a linear rise over the warm-up, then the schedule.
+
+    `constant` stays; `linear` and `cosine` (Loshchilov and Hutter 2017, "SGDR") fall to 0 just after the last step.
+    """
+    warmup = math.ceil(settings.warmup * steps)
+    if step <= warmup:
+        return settings.learning_rate * step / warmup
+    done = (step - 1 - warmup) / (steps - warmup)  # from 0 at the first step after the warm-up to almost 1
+    factor = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[settings.schedule]
+    return settings.learning_rate * factor

@@ -16,11 +16,11 @@ class Progress:
     The training loss shown at an evaluation is the mean over all tokens learned since the one before.
     """
 
-    def __init__(self, run_folder: Path, steps: int, steps_per_epoch: int) -> None:
+    def __init__(self, run_folder: Path, steps: int, steps_per_epoch: int, finished: int = 0) -> None:
         self.metrics = run_folder / "metrics.jsonl"
         self.timing = run_folder / "timing.jsonl"
         self.steps_per_epoch = steps_per_epoch
-        self.bar = tqdm(total=steps, unit="step", desc="training", dynamic_ncols=True, disable=None)
+        self.bar = tqdm(total=steps, initial=finished, unit="step", desc="training", dynamic_ncols=True, disable=None)
         self.step_ended = time.perf_counter()
         self.tokens, self.loss_sum = 0, 0.0
 

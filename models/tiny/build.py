@@ -1,0 +1,150 @@
+"""Build the bundled model from a corpus of dialogues: its vocabulary, then pretraining through the project's own loop.
+
+    python -m models.tiny.build --corpus dialogues.jsonl.xz
+
+The corpus has one JSON object a line, {"turns": [{"speaker": ..., "text": ...}, ...]}. Stopped, the build
+goes on from its last checkpoint when started again with the same options.
+"""
+
+import gzip
+import json
+import lzma
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from dialogues.batches import DialogueDataset
+from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
+from dialogues.template import describe, encode, render
+from dialogues.tokenizer import END_OF_TEXT, copy_vocabulary, load_tokenizer
+from files import run_command, write_json, write_text
+from gpt_model import GPTConfig, GPTModel
+from load_gpt2_weights import load_model, save_model
+from settings import TrainingSettings
+from training.device import choose_machine, keep_freed_memory
+from training.loop import evaluate, train
+
+NAMES = """
+Alex Bob Anna Ben Clara Daniel Emma Frank Grace Henry Isabel Jack Kate Leo Maria Nick Olivia Paul Rosa Sam Tom Uma
+Victor Wendy Amir Yuki Zoe Liam Nora Oscar Priya Quinn Ravi Sofia Theo Chloe David Ella Fatima George Hannah Ivan
+Julia Kevin Laura Max Nina Omar Peter Rachel Simon Tina Will Alice Carlos Diana Eric Lucy Mark Sarah
+"""
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    corpus: Path
+    """JSON Lines of two-person dialogues, plain or .xz"""
+    folder: Path = Path(__file__).parent
+    """where the model folder is written"""
+    work: Path = Path("runs/build-tiny")
+    """checkpoint and logs of the pretraining"""
+    held_out: int = 1000
+    """dialogues that are measured and never trained on"""
+    vocab_size: int = 4096
+    n_layer: int = 6
+    n_head: int = 4
+    n_embd: int = 256
+    n_positions: int = 512
+    epochs: int = 2
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    seed: int = 1
+
+
+def main() -> None:
+    build(tyro.cli(BuildSettings))
+
+
+def build(settings: BuildSettings) -> None:
+    """The whole build; prints bits per byte of the result beside an untrained model, gzip and xz."""
+    keep_freed_memory()
+    settings.work.mkdir(parents=True, exist_ok=True)
+    dialogues = read_corpus(settings.corpus, settings.seed)
+    held_out, training = dialogues[: settings.held_out], dialogues[settings.held_out :]
+    vocabulary = settings.work / "vocabulary"
+    if not vocabulary.exists():
+        train_vocabulary(training, settings.vocab_size, vocabulary)
+    tokenizer = load_tokenizer(vocabulary)
+
+    torch.manual_seed(settings.seed)
+    config = GPTConfig(
+        settings.n_layer, settings.n_head, settings.n_embd, tokenizer.n_vocab, n_positions=settings.n_positions
+    )
+    model = GPTModel(config)
+    train_set, val_set = (
+        DialogueDataset((encode(dialogue, tokenizer) for dialogue in part), config.n_positions, tokenizer.n_vocab)
+        for part in (training, held_out)
+    )
+    print(f"train: {train_set.describe()}\nheld out: {val_set.describe()}")
+    machine = choose_machine("auto", "auto")
+    print(machine.explanation)
+    model.to(machine.device)
+    text = "".join(map(render, held_out)).encode()
+    bits = {"untrained": bits_per_byte(evaluate(model, val_set, tokenizer.eot_token, machine), val_set, text)}
+
+    schedule = TrainingSettings(
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        schedule="cosine",
+        warmup=0.02,
+        evaluate_every=500,
+        seed=settings.seed,
+    )
+    checkpoint = settings.work / "checkpoint.pt"
+    train(model, train_set, val_set, tokenizer.eot_token, schedule, machine, settings.work, checkpoint)
+    copy_vocabulary(vocabulary, settings.folder)
+    save_model(model, settings.folder, describe([]), dtype=torch.float16)
+
+    model = load_model(settings.folder)[0].to(machine.device)  # as it is delivered, rounded to fp16
+    bits["model"] = bits_per_byte(evaluate(model, val_set, tokenizer.eot_token, machine), val_set, text)
+    bits["gzip"] = 8 * len(gzip.compress(text, 9)) / len(text)
+    bits["xz"] = 8 * len(lzma.compress(text, preset=9)) / len(text)
+    write_json(settings.work / "bits_per_byte.json", bits)
+    print("held-out bits per byte:", ", ".join(f"{name} {value:.3f}" for name, value in bits.items()))
+
+
+def read_corpus(path: Path, seed: int) -> list[Dialogue]:
+    """The dialogues in random order, their two speakers under random first names, half with the instruction line."""
+    chance = random.Random(seed)
+    dialogues, names_known = [], NAMES.split()
+    with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else open(path, encoding="utf-8") as lines:
+        for line in lines:
+            turns = json.loads(line)["turns"]
+            labels = dict.fromkeys(turn["speaker"] for turn in turns)
+            names = dict(zip(labels, chance.sample(names_known, len(labels)), strict=True))
+            renamed = tuple(Turn(names[turn["speaker"]], turn["text"].strip()) for turn in turns)
+            dialogues.append(Dialogue(renamed, chance.choice((INSTRUCTION, ""))))
+    chance.shuffle(dialogues)
+    return dialogues
+
+
+def train_vocabulary(dialogues: Sequence[Dialogue], size: int, folder: Path) -> None:
+    """Learn a byte-level BPE in GPT-2's form: the 256 bytes, the merges, and last `<|endoftext|>`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=size - 1, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator((render(dialogue).removesuffix(END_OF_TEXT) for dialogue in dialogues), trainer)
+    bpe = json.loads(tokenizer.to_str())["model"]
+    vocabulary = {**bpe["vocab"], END_OF_TEXT: len(bpe["vocab"])}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
+    write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *map(" ".join, bpe["merges"]), ""]))
+
+
+def bits_per_byte(loss: float, dataset: DialogueDataset, text: bytes) -> float:
+    """Bits for each byte of the rendered dialogues; `loss` in nats for each predicted token of them."""
+    predicted = len(dataset.tokens) - dataset.dialogues - dataset.dropped
+    return loss * predicted / math.log(2) / len(text)
+
+
+if __name__ == "__main__":
+    run_command(main)

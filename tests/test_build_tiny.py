@@ -1,0 +1,79 @@
+"""The build of the bundled model, from a corpus of a few hundred dialogues to a folder that works."""
+
+import json
+import random
+import subprocess
+import sys
+
+import torch
+from transformers import GPT2LMHeadModel, GPT2Tokenizer
+
+from conftest import PROJECT
+from dialogues.template import parse_turns
+from load_gpt2_weights import load_model
+
+SMALL = [
+    "--n-layer",
+    "2",
+    "--n-head",
+    "2",
+    "--n-embd",
+    "64",
+    "--n-positions",
+    "128",
+    "--vocab-size",
+    "500",
+    "--held-out",
+    "50",
+    "--epochs",
+    "6",
+    "--seed",
+    "3",
+]
+
+
+def write_corpus(path, size: int) -> None:
+    """Dialogues mixed from the sentences of the bundled ones."""
+    bundled = json.loads((PROJECT / "llm_train_text.json").read_text(encoding="utf-8"), object_pairs_hook=list)
+    texts = [text for pairs in bundled for _, text in pairs]
+    chance = random.Random(0)
+    with open(path, "w", encoding="utf-8") as file:
+        for _ in range(size):
+            turns = [{"speaker": "AB"[turn % 2], "text": chance.choice(texts)} for turn in range(chance.randint(2, 9))]
+            file.write(json.dumps({"source": "test", "turns": turns}) + "\n")
+
+
+def build(tmp_path) -> str:
+    options = [
+        "--corpus",
+        tmp_path / "corpus.jsonl",
+        "--folder",
+        tmp_path / "model",
+        "--work",
+        tmp_path / "work",
+        *SMALL,
+    ]
+    command = [sys.executable, "-m", "models.tiny.build", *map(str, options)]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True, encoding="utf-8").stdout
+
+
+def test_a_small_build_makes_a_working_folder(tmp_path):
+    write_corpus(tmp_path / "corpus.jsonl", 400)
+    output = build(tmp_path)
+    assert "held-out bits per byte: untrained" in output
+    bits = json.loads((tmp_path / "work" / "bits_per_byte.json").read_text())
+    assert bits["model"] < 0.8 * bits["untrained"]
+    assert 0.2 < bits["xz"] < 3
+
+    model, tokenizer = load_model(tmp_path / "model")
+    assert tokenizer.n_vocab == 500
+    reference = GPT2LMHeadModel.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+    theirs = GPT2Tokenizer.from_pretrained(tmp_path / "model")
+    text = "### Anna:\nDid you finish painting?\n\n### Ben:\n"
+    ids = torch.tensor([tokenizer.encode_ordinary(text)])
+    assert ids.tolist() == [theirs(text)["input_ids"]]
+    with torch.inference_mode():
+        torch.testing.assert_close(model.eval()(ids), reference(ids).logits, atol=1e-4, rtol=0)
+        continuation = reference.generate(ids, max_new_tokens=40, do_sample=False, pad_token_id=499)[0, ids.size(1) :]
+    assert parse_turns(tokenizer.decode(continuation.tolist()), "Ben")[0].text
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["dtype"] == "float16"
