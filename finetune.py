@@ -28,7 +28,8 @@ def finetune(settings: FinetuneSettings) -> None:
     data = settings.data.locate()
     check_output_path(settings.output, [data])
     dialogues = read_dialogues(data)
-    parts = dict(zip(("train", "val", "test"), split_dialogues(dialogues, settings.data.percents), strict=False))
+    names = ["train", "val", "test"]
+    parts = dict(zip(names, split_dialogues(dialogues, settings.data.percents), strict=False))
     print(f"data: {data}, {len(dialogues)} dialogues, split {settings.data.split} in file order")
 
     # PyTorch takes a second to import: `--help`, a mistyped option and an unreadable file don't wait for it.

@@ -122,7 +122,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+class Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        """Nothing: GPTModel initialises all of its parameters, or takes loaded ones."""
+
+
 class Linear(nn.Linear):
+    def reset_parameters(self) -> None:
+        """Nothing: GPTModel initialises all of its parameters, or takes loaded ones."""
+
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)
 
@@ -185,12 +193,13 @@ class GPTModel(nn.Module):
         super().__init__()
         self.config = config
         self.dropout = dropout
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.wte = Embedding(config.vocab_size, config.n_embd)
+        self.wpe = Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config, layer, dropout) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         for name, parameter in self.named_parameters():
-            initialise(name, parameter, config.n_layer)
+            if not parameter.is_meta:  # PyTorch takes a second to learn how to draw numbers that don't exist
+                initialise(name, parameter, config.n_layer)
 
     def hidden_states(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """(B, T) token ids → (B, T, C), what the output head reads.
