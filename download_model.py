@@ -58,7 +58,6 @@ def fetch_missing(hub_id: str, missing: list[str], folder: Path) -> None:
 
     print(f"download: {hub_id} from {constants.ENDPOINT} to {folder} ({', '.join(missing)})", flush=True)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name in missing:
             try:
                 fetch_with_retries(hub_id, name, folder)
@@ -120,6 +119,7 @@ def fetch(hub_id: str, name: str, folder: Path) -> None:
     metadata = get_hf_file_metadata(url)
     if metadata.commit_hash is None or metadata.etag is None:
         raise UserError(f"what answers at {url} is no Hugging Face hub (a login page of the network?)")
+    folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{name}.part"
     with open(part, "ab") as file:
         done = file.tell()
