@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # the reference library must not look for anything either
 from transformers import GPT2Config, GPT2LMHeadModel
+
+from dialogues.formats import read_dialogues
+from models.tiny.build import train_vocabulary
 
 PROJECT = Path(__file__).resolve().parent.parent
 LAYOUTS = ("bare", "prefixed", "head beside", "head instead", "fp16", "bin", "old bin")
@@ -23,15 +25,7 @@ LAYOUTS = ("bare", "prefixed", "head beside", "head instead", "fp16", "bin", "ol
 def vocabulary(tmp_path_factory) -> Path:
     """A folder with `vocab.json` and `merges.txt`: 400 tokens learned from the bundled conversations."""
     folder = tmp_path_factory.mktemp("vocabulary")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=399, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train([str(PROJECT / "llm_train_text.json")], trainer)
-    bpe = json.loads(tokenizer.to_str())["model"]
-    (folder / "vocab.json").write_text(json.dumps({**bpe["vocab"], "<|endoftext|>": 399}), encoding="utf-8")
-    merges = ["#version: 0.2", *(" ".join(merge) for merge in bpe["merges"]), ""]
-    (folder / "merges.txt").write_text("\n".join(merges), encoding="utf-8")
+    train_vocabulary(read_dialogues(PROJECT / "llm_train_text.json"), 400, folder)
     return folder
 
 

