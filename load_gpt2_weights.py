@@ -201,6 +201,7 @@ def match_tensors(shapes: dict[str, torch.Size], model: nn.Module, path: Path) -
     if "lm_head.weight" in stored:
         expected["lm_head.weight"] = expected["wte.weight"]
     problems = [f"{name} missing" for name in expected if name not in stored]
+    problems += [f"{name} twice" for name in stored if name in shapes and f"transformer.{name}" in shapes]
     problems += [f"{name} unexpected" for name in stored if name not in expected]
     problems += [
         f"{name} has shape {tuple(shapes[stored[name]])}, not {tuple(shape)}"

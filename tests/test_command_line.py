@@ -342,6 +342,14 @@ class TestModels:
         save_file({**tensors, "lm_head.weight": tensors["lm_head.weight"] + 1}, folder / "model.safetensors")
         assert "untied output head is not supported" in refused(command("finetune.py", "--model", folder))
 
+    def test_a_tensor_that_stands_twice(self, command, vocabulary, tmp_path):
+        from safetensors.torch import load_file, save_file
+
+        folder = write_layout(tiny_reference(), vocabulary, tmp_path / "m", "bare")
+        tensors = load_file(folder / "model.safetensors")
+        save_file({**tensors, "transformer.ln_f.bias": tensors["ln_f.bias"].clone()}, folder / "model.safetensors")
+        assert "ln_f.bias twice" in refused(command("finetune.py", "--model", folder))
+
     def test_longer_than_the_model(self, command, model_folder, work):
         line = refused(command("finetune.py", "--model", model_folder, "--max-length", 129))
         assert "--max-length 129: the model has 128 positions" in line

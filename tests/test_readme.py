@@ -59,7 +59,8 @@ def readme_commands() -> list[str]:
 def test_a_command_of_the_readme_is_understood(line):
     words = shlex.split(line)
     script = next(number for number, word in enumerate(words) if word.endswith(".py"))
-    parse_command_line(COMMANDS[words[script]], words[script + 1 :])
+    command = COMMANDS[words[script]]
+    assert isinstance(parse_command_line(command, words[script + 1 :]), command)
 
 
 def test_options_named_in_the_readme_exist():
