@@ -5,8 +5,10 @@ A model folder has the published Hugging Face layout: `config.json`, `model.safe
 """
 
 import difflib
+import hashlib
 import pickle
 import re
+import shlex
 import struct
 from collections.abc import Callable
 from dataclasses import asdict
@@ -21,9 +23,11 @@ from torch import Tensor, nn
 
 from dialogues.tokenizer import END_OF_TEXT, load_tokenizer
 from download_model import WEIGHT_FILES, download_model, missing_files
-from files import UserError, atomic_path, read_json_object, reason, write_json
+from files import PROJECT, UserError, atomic_path, read_json_object, reason, write_json
 from gpt_model import GPTConfig, GPTModel
 
+BUNDLED = PROJECT / "models" / "tiny"
+CHECKSUMS = "SHA256SUMS"  # of the bundled files, in the format of `sha256sum --check`
 HUB_IDS = {
     "distilgpt2": "distilbert/distilgpt2",
     "gpt2": "openai-community/gpt2",
@@ -63,7 +67,7 @@ LARGEST = 1 << 20  # of any number in a configuration: a damaged file must not a
 
 
 def find_model_folder(model: str, model_path: Path) -> Path:
-    """The folder of `model`: a published name, a Hugging Face id, a model folder or a run folder.
+    """The folder of `model`: tiny, a published name, a Hugging Face id, a model folder or a run folder.
 
     Published models live in `<model_path>/<name>/` and are downloaded there when something is missing; a complete
     folder never touches the network.
@@ -72,6 +76,9 @@ def find_model_folder(model: str, model_path: Path) -> Path:
         UserError: no such model, an incomplete folder, or a failed download.
     """
     folder = Path(model)
+    if model == BUNDLED.name:
+        check_bundled_files()
+        return BUNDLED
     if model in HUB_IDS:
         return download_model(HUB_IDS[model], model_path / model)
     if (folder / "model" / "config.json").exists():  # a run folder
@@ -83,9 +90,32 @@ def find_model_folder(model: str, model_path: Path) -> Path:
     owner, slash, name = model.partition("/")
     if slash and re.fullmatch(r"\w[\w.-]*", owner) and re.fullmatch(r"\w[\w.-]*", name) and not Path(owner).is_dir():
         return download_model(model, model_path / owner / name)
-    nearest = difflib.get_close_matches(model, HUB_IDS, n=1, cutoff=0.5)
+    names = [BUNDLED.name, *HUB_IDS]
+    nearest = difflib.get_close_matches(model, names, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]}?" if nearest else ""
-    raise UserError(f"--model {model} is no published name ({', '.join(HUB_IDS)}), Hugging Face id or folder{hint}")
+    raise UserError(f"--model {model} is no known name ({', '.join(names)}), Hugging Face id or folder{hint}")
+
+
+def check_bundled_files(folder: Path = BUNDLED) -> None:
+    """Compare the bundled files with the checksums that lie beside them: an edited or cut file is named, not trained.
+
+    Raises:
+        UserError: with the damaged files, and the command that restores them.
+    """
+    try:
+        lines = (folder / CHECKSUMS).read_text(encoding="ascii").split()
+        damaged = [
+            name
+            for checksum, name in zip(lines[::2], lines[1::2], strict=True)
+            if not (folder / name).is_file() or hashlib.sha256((folder / name).read_bytes()).hexdigest() != checksum
+        ]
+    except (OSError, ValueError):
+        damaged = [CHECKSUMS]
+    if damaged:
+        raise UserError(
+            f"the bundled model is damaged: {', '.join(str(folder / name) for name in damaged)};"
+            f" restore it with: git -C {shlex.quote(str(PROJECT))} checkout -- {folder.relative_to(PROJECT).as_posix()}"
+        )
 
 
 def explain_incomplete(folder: Path, missing: list[str]) -> str:

@@ -9,7 +9,7 @@ import io
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -19,13 +19,14 @@ from tyro.conf import arg
 from files import PROJECT, UserError
 
 BUNDLED_DATA = Path("llm_train_text.json")
+SMALL = 30_000_000  # parameters below which a model is trained with the defaults of the bundled one
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    name: Annotated[str, arg(name="model")] = "gpt2-medium"
-    """distilgpt2, gpt2, gpt2-medium, gpt2-large, gpt2-xl, a Hugging Face id such as microsoft/DialoGPT-medium, a model
-    folder, or a run folder"""
+    name: Annotated[str, arg(name="model")] = "tiny"
+    """tiny (comes with the program), distilgpt2, gpt2, gpt2-medium, gpt2-large, gpt2-xl, a Hugging Face id such as
+    microsoft/DialoGPT-medium, a model folder, or a run folder"""
     model_path: Path = Path("models")
     """where model folders live and where downloads go"""
 
@@ -62,12 +63,12 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    epochs: int = 10
-    """how often every training dialogue is seen"""
+    epochs: int | None = None
+    """how often every training dialogue is seen; default: 10, for a model as small as tiny 6"""
     batch_size: int = 2
     """examples in each optimizer step"""
-    learning_rate: float = 5e-5
-    """AdamW's step size at its highest"""
+    learning_rate: float | None = None
+    """AdamW's step size at its highest; default: 5e-5, for a model as small as tiny 5e-4"""
     weight_decay: float = 0.1
     """pull of the weight matrices towards zero (biases and norms are left alone)"""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -86,6 +87,19 @@ class TrainingSettings:
     """steps between evaluations on the validation part; 0: after each epoch"""
     seed: int = 123
     """fixes every random choice"""
+
+    def with_defaults(self, parameters: int) -> "tuple[TrainingSettings, str]":
+        """What the user left open filled in for a model of that many parameters, and a line that says so."""
+        small = parameters < SMALL
+        defaults = {"epochs": 6 if small else 10, "learning_rate": 5e-4 if small else 5e-5}
+        left_open = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        filled = replace(self, **left_open)
+        default = "the default for a small model" if small else "the default"
+        explained = (
+            f"{name.replace('_', ' ')}: {getattr(filled, name):g} ({default if name in left_open else 'as asked'})"
+            for name in defaults
+        )
+        return filled, "; ".join(explained)
 
     def problems(self) -> list[str]:
         """What is wrong with the values, a sentence each."""
@@ -149,12 +163,12 @@ class FinetuneSettings:
 
 
 def out_of_range(settings: object, needed: str, allowed, *names: str) -> list[str]:
-    """A sentence for each of the fields `names` whose value `allowed` refuses."""
+    """A sentence for each of the fields `names` whose value `allowed` refuses; None is a value left open."""
     values = {name: getattr(settings, name) for name in names}
     return [
         f"--{name.replace('_', '-')} {value}: {needed} is needed"
         for name, value in values.items()
-        if not allowed(value)
+        if value is not None and not allowed(value)
     ]
 
 

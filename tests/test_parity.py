@@ -16,6 +16,7 @@ from results.generation import generate
 from settings import GenerationSettings, TrainingSettings
 from training.device import Machine
 from training.loop import train
+from training.optimizer import make_optimizer
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -69,7 +70,7 @@ def test_training_follows_transformers_and_torch_adamw(vocabulary, tmp_path):
     )
     settings = TrainingSettings(epochs=2, batch_size=3, learning_rate=1e-3, max_grad_norm=0.5)
     machine = Machine(torch.device("cpu"), "fp32", "")
-    train(model, dataset, dataset, tokenizer.eot_token, settings, machine, tmp_path)
+    train(model, make_optimizer(model, settings), dataset, dataset, tokenizer.eot_token, settings, machine, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     steps = iter([line for line in lines if "train_loss" in line])
 

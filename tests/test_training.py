@@ -78,7 +78,8 @@ def test_weight_decay_is_for_matrices(model):
 def test_training_learns_and_logs(model, tmp_path):
     settings = TrainingSettings(epochs=20, batch_size=2, learning_rate=3e-3, evaluate_every=5)
     dataset = make_dataset(20, 30, 25)
-    before, after = train(model, dataset, make_dataset(10, 12), END, settings, CPU, tmp_path)
+    optimizer = make_optimizer(model, settings)
+    before, after = train(model, optimizer, dataset, make_dataset(10, 12), END, settings, CPU, tmp_path)
     assert before.train == pytest.approx(math.log(101), abs=0.2)
     assert after.train < before.train / 2
     assert after.train == pytest.approx(evaluate(model, dataset, END, CPU))
@@ -94,7 +95,8 @@ def test_training_learns_and_logs(model, tmp_path):
 
 def test_clipping_can_be_turned_off(model, tmp_path):
     settings = TrainingSettings(epochs=1, max_grad_norm=0)
-    train(model, make_dataset(20, 20), make_dataset(10), END, settings, CPU, tmp_path)
+    optimizer = make_optimizer(model, settings)
+    train(model, optimizer, make_dataset(20, 20), make_dataset(10), END, settings, CPU, tmp_path)
     assert "grad_norm" not in (tmp_path / "metrics.jsonl").read_text()
 
 
@@ -146,7 +148,9 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
 
     def run(model: GPTModel, name: str) -> dict[str, torch.Tensor]:
         (tmp_path / name).mkdir(exist_ok=True)
-        train(model, dataset, validation, END, settings, CPU, tmp_path / name, tmp_path / name / "checkpoint.pt")
+        optimizer = make_optimizer(model, settings)
+        checkpoint = tmp_path / name / "checkpoint.pt"
+        train(model, optimizer, dataset, validation, END, settings, CPU, tmp_path / name, checkpoint)
         return model.state_dict()
 
     unbroken = run(model, "unbroken")
@@ -179,7 +183,8 @@ def test_a_checkpoint_of_another_model(model, tmp_path):
 def first_losses(model: GPTModel, tmp_path, name: str, machine: Machine = CPU) -> list[float]:
     (tmp_path / name).mkdir()
     settings = TrainingSettings(epochs=1, batch_size=2, max_grad_norm=0)
-    train(model, make_dataset(20, 30, 25), make_dataset(10), END, settings, machine, tmp_path / name)
+    optimizer = make_optimizer(model, settings)
+    train(model, optimizer, make_dataset(20, 30, 25), make_dataset(10), END, settings, machine, tmp_path / name)
     lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
     return [line.get("train_loss", line.get("train_set_loss")) for line in lines]
 

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from dialogues.batches import IGNORED, DialogueDataset, collate, epoch_batches
 from settings import TrainingSettings
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.device import Machine
-from training.optimizer import learning_rate_at, make_optimizer
+from training.optimizer import learning_rate_at
 from training.tracking import Progress
 
 EVALUATION_TOKENS = 2048  # in one batch, padding included: without gradients there is room for more than in training
@@ -29,6 +30,7 @@ class Losses(NamedTuple):
 
 def train(
     model: nn.Module,
+    optimizer: Optimizer,
     train_set: DialogueDataset,
     val_set: DialogueDataset,
     padding_id: int,
@@ -44,11 +46,11 @@ def train(
 
     With `checkpoint`, the state of the run is kept in that file, and a run that finds it there goes on from it.
     """
+    assert settings.epochs is not None  # `with_defaults` has filled it in
     steps_per_epoch = -(-len(train_set) // settings.batch_size)
     steps = settings.epochs * steps_per_epoch
     evaluate_every = settings.evaluate_every or steps_per_epoch
     torch.manual_seed(settings.seed)  # dropout
-    optimizer = make_optimizer(model, settings)
     finished = load_checkpoint(checkpoint, model, optimizer) if checkpoint else 0
     progress = Progress(run_folder, steps, steps_per_epoch, finished)
     lengths = train_set.lengths()

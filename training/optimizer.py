@@ -16,7 +16,7 @@ def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+    return torch.optim.AdamW(groups, fused=True)  # the loop sets the learning rate of each step
 
 
 def learning_rate_at(step: int, steps: int, settings: TrainingSettings) -> float:
@@ -24,6 +24,7 @@ def learning_rate_at(step: int, steps: int, settings: TrainingSettings) -> float
 
     `constant` stays; `linear` and `cosine` (Loshchilov and Hutter 2017, "SGDR") fall to 0 just after the last step.
     """
+    assert settings.learning_rate is not None  # `with_defaults` has filled it in
     warmup = math.ceil(settings.warmup * steps)
     if step <= warmup:
         return settings.learning_rate * step / warmup
