@@ -35,6 +35,7 @@ class DialogueDataset(Dataset[Example]):
     def __init__(self, dialogues: Iterable[EncodedDialogue], max_length: int, vocab_size: int) -> None:
         tokens = array("H" if vocab_size <= 1 << 16 else "I")
         spans = array("q")
+        self.max_length = max_length
         self.dialogues = self.shortened = self.dropped = 0
         for dialogue in dialogues:
             offset = len(tokens)

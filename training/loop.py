@@ -96,12 +96,12 @@ def make_batch(
 ) -> tuple[Tensor, Tensor, int]:
     """The examples `numbers` as inputs and targets (B, T) on the machine, and how many targets are learned.
 
-    T is rounded up to a multiple of `ROUND`: the kernels of the matrix products are made anew for each shape, and a
+    T is rounded up to a multiple of `ROUND`, as far as the model has positions: the kernels of the matrix products are made anew for each shape, and a
     quarter of the time of a small model went there when every batch had a length of its own.
     """
     inputs, targets = collate([dataset[number] for number in numbers], padding_id)
     learned = int((targets != IGNORED).sum())
-    missing = -inputs.size(1) % ROUND
+    missing = min(-inputs.size(1) % ROUND, dataset.max_length - inputs.size(1))
     inputs, targets = F.pad(inputs, (0, missing), value=padding_id), F.pad(targets, (0, missing), value=IGNORED)
     return inputs.to(machine.device), targets.to(machine.device), learned
 
