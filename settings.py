@@ -65,6 +65,8 @@ class DataSettings:
 class TrainingSettings:
     epochs: int | None = None
     """how often every training dialogue is seen; default: 10, for a model as small as tiny 6"""
+    max_steps: int = 0
+    """stop after so many optimizer steps, and fit the schedule to them; 0: when the epochs are over"""
     batch_size: int = 2
     """examples in each optimizer step"""
     learning_rate: float | None = None
@@ -109,7 +111,7 @@ class TrainingSettings:
             *out_of_range(self, "from 0 to 1", lambda value: 0 <= value <= 1, "weight_decay"),
             *out_of_range(self, "0 or more", lambda value: 0 <= value < float("inf"), "max_grad_norm"),
             *out_of_range(self, "0 or more and below 1", lambda value: 0 <= value < 1, "dropout", "warmup"),
-            *out_of_range(self, "0 or more", lambda value: value >= 0, "evaluate_every"),
+            *out_of_range(self, "0 or more", lambda value: value >= 0, "evaluate_every", "max_steps"),
             *out_of_range(self, "from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63, "seed"),
         ]
 

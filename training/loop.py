@@ -51,6 +51,7 @@ def train(
     assert settings.epochs is not None  # `with_defaults` has filled it in
     steps_per_epoch = -(-len(train_set) // settings.batch_size)
     steps = settings.epochs * steps_per_epoch
+    steps = min(steps, settings.max_steps or steps)
     evaluate_every = settings.evaluate_every or steps_per_epoch
     torch.manual_seed(settings.seed)  # dropout
     finished = load_checkpoint(checkpoint, model, optimizer) if checkpoint else 0
@@ -64,7 +65,7 @@ def train(
     for epoch in range(settings.epochs):
         for numbers in epoch_batches(lengths, settings.batch_size, settings.seed, epoch):
             step += 1
-            if step <= finished:
+            if not finished < step <= steps:
                 continue
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, steps, settings)
@@ -96,8 +97,8 @@ def make_batch(
 ) -> tuple[Tensor, Tensor, int]:
     """The examples `numbers` as inputs and targets (B, T) on the machine, and how many targets are learned.
 
-    T is rounded up to a multiple of `ROUND`, as far as the model has positions: the kernels of the matrix products are made anew for each shape, and a
-    quarter of the time of a small model went there when every batch had a length of its own.
+    T is rounded up to a multiple of `ROUND`, as far as the model has positions: the kernels of the matrix products are
+    made anew for each shape, and a quarter of a small model's time went there when every batch had its own length.
     """
     inputs, targets = collate([dataset[number] for number in numbers], padding_id)
     learned = int((targets != IGNORED).sum())

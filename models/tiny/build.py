@@ -55,6 +55,8 @@ class BuildSettings:
     n_embd: int = 352
     n_positions: int = 512
     epochs: int = 4
+    max_steps: int = 0
+    """end the pretraining earlier; 0: when the epochs are over"""
     batch_size: int = 16
     learning_rate: float = 3e-3
     seed: int = 1
@@ -134,6 +136,7 @@ def build(settings: BuildSettings) -> None:
 
     schedule = TrainingSettings(
         epochs=settings.epochs,
+        max_steps=settings.max_steps,
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         schedule="cosine",
