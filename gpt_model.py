@@ -221,13 +221,17 @@ class GPTModel(nn.Module):
         """(B, T) token ids → (B, T, V) logits; with `targets` (B, T), the summed negative log-likelihood instead.
 
         A target of -100 is not learned, and no logits are computed there: with 50,257 columns they are the largest
-        tensor of a training step.
+        tensor of a training step. The rows that are left are made a multiple of 16 again: for each new number of them
+        the processor's kernels would be made, and kept, anew.
         """
         x = self.hidden_states(ids)
         if targets is None:
             return self.logits(x)
         learned = targets != -100
-        return F.cross_entropy(self.logits(x[learned]), targets[learned], reduction="sum")
+        x, targets = x[learned], targets[learned]  # (N, C), (N,)
+        missing = -len(targets) % 16
+        logits = self.logits(F.pad(x, (0, 0, 0, missing)))  # (N + missing, V)
+        return F.cross_entropy(logits, F.pad(targets, (0, missing), value=-100), reduction="sum")
 
     def next_token_logits(self, ids: Tensor, cache: KVCache) -> Tensor:
         """(B, T) new token ids → (B, V) logits of the token that follows; `cache` then holds the new ones too."""
