@@ -65,6 +65,14 @@ def test_a_small_build_makes_a_working_folder(tmp_path):
     assert bits["model"] < 0.8 * bits["untrained"]
     assert 0.2 < bits["xz"] < 3
 
+    sums = (tmp_path / "model" / "SHA256SUMS").read_text(encoding="ascii")
+    assert {line.split()[1] for line in sums.splitlines()} >= {
+        "config.json",
+        "model.safetensors",
+        "vocab.json",
+        "merges.txt",
+    }
+
     model, tokenizer = load_model(tmp_path / "model")
     assert tokenizer.n_vocab == 500
     reference = GPT2LMHeadModel.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()

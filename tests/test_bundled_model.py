@@ -76,7 +76,7 @@ def test_it_knows_small_talk(bundled):
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_it_answers_and_ends_its_turn(bundled, question):
-    model, tokenizer = bundled
+    _, tokenizer = bundled
     prompt = encode_prompt(Dialogue((Turn("Alex", question), Turn("Bob", ""))), 1, tokenizer)
     reference = GPT2LMHeadModel.from_pretrained(BUNDLED, dtype=torch.float32)
     ids = reference.generate(torch.tensor([prompt]), max_new_tokens=60, do_sample=False)[0, len(prompt) :]

@@ -11,10 +11,11 @@ from dialogues.batches import DialogueDataset, Example, collate
 from dialogues.template import EncodedDialogue
 from files import UserError
 from gpt_model import GPTConfig, GPTModel
+from models.tiny.build import MuonAndAdamW
 from settings import TrainingSettings
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.device import Machine, choose_machine
-from training.loop import evaluate, evaluation_batches, train
+from training.loop import ROUND, evaluate, evaluation_batches, make_batch, train
 from training.optimizer import learning_rate_at, make_optimizer
 
 CPU = Machine(torch.device("cpu"), "fp32", "")
@@ -93,8 +94,44 @@ def test_training_learns_and_logs(model, tmp_path):
     assert len((tmp_path / "timing.jsonl").read_text().splitlines()) == 40
 
 
+def test_lengths_of_batches_are_rounded_up_as_far_as_there_are_positions(model):
+    dataset = make_dataset(5, 18, 60, 62)  # of at most 64 tokens
+    for number, T in [(0, 16), (1, 32), (2, 64), (3, 64)]:
+        inputs, targets, learned = make_batch(dataset, [number], END, CPU)
+        assert inputs.shape == targets.shape == (1, T)
+        assert T % ROUND == 0
+        assert learned == len(dataset[number].tokens) - 1
+        rounded = model.eval()(inputs, targets)
+        exact = model(*collate([dataset[number]], END))
+        torch.testing.assert_close(rounded, exact)
+    odd = DialogueDataset([EncodedDialogue([1] * 50 + [END], [2, 51])], 50, 101)
+    assert make_batch(odd, [0], END, CPU)[0].shape == (1, 50)
+
+
+def test_a_run_can_end_after_a_number_of_steps(model, tmp_path):
+    settings = TrainingSettings(epochs=5, batch_size=1, learning_rate=1e-3, schedule="linear", max_steps=4)
+    optimizer = make_optimizer(model, settings)
+    train(model, optimizer, make_dataset(20, 30, 25), make_dataset(10), END, settings, CPU, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train_loss" in line] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines if "val_loss" in line] == [0, 3, 4]
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 / 4)  # fitted to four steps
+
+
+def test_what_is_left_open_depends_on_the_size_of_the_model():
+    small, why = TrainingSettings().with_defaults(7_000_000)
+    large, _ = TrainingSettings().with_defaults(82_000_000)
+    assert (large.epochs, large.learning_rate) == (10, 5e-5)
+    assert small.epochs < 10
+    assert small.learning_rate > 5e-5
+    assert why.count("the default for a small model") == 2
+    asked, why = TrainingSettings(epochs=3, seed=4).with_defaults(82_000_000)
+    assert (asked.epochs, asked.learning_rate, asked.seed) == (3, 5e-5, 4)
+    assert why == "epochs: 3 (as asked); learning rate: 5e-05 (the default)"
+
+
 def test_clipping_can_be_turned_off(model, tmp_path):
-    settings = TrainingSettings(epochs=1, max_grad_norm=0)
+    settings = TrainingSettings(epochs=1, learning_rate=1e-3, max_grad_norm=0)
     optimizer = make_optimizer(model, settings)
     train(model, optimizer, make_dataset(20, 20), make_dataset(10), END, settings, CPU, tmp_path)
     assert "grad_norm" not in (tmp_path / "metrics.jsonl").read_text()
@@ -136,7 +173,8 @@ def test_no_warmup_starts_at_the_top():
     assert [learning_rate_at(step, 2, cosine) for step in (1, 2)] == pytest.approx([0.3, 0.15])
 
 
-def test_a_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize("make", [make_optimizer, lambda model, settings: MuonAndAdamW(model, settings.weight_decay)])
+def test_a_run_goes_on_from_its_checkpoint(make, tmp_path, monkeypatch):
     """Stopped between two steps and started again, the weights end bit for bit where those of an unbroken run end."""
     import training.loop
 
@@ -148,7 +186,7 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
 
     def run(model: GPTModel, name: str) -> dict[str, torch.Tensor]:
         (tmp_path / name).mkdir(exist_ok=True)
-        optimizer = make_optimizer(model, settings)
+        optimizer = make(model, settings)
         checkpoint = tmp_path / name / "checkpoint.pt"
         train(model, optimizer, dataset, validation, END, settings, CPU, tmp_path / name, checkpoint)
         return model.state_dict()
@@ -182,7 +220,7 @@ def test_a_checkpoint_of_another_model(model, tmp_path):
 
 def first_losses(model: GPTModel, tmp_path, name: str, machine: Machine = CPU) -> list[float]:
     (tmp_path / name).mkdir()
-    settings = TrainingSettings(epochs=1, batch_size=2, max_grad_norm=0)
+    settings = TrainingSettings(epochs=1, batch_size=2, learning_rate=1e-3, max_grad_norm=0)
     optimizer = make_optimizer(model, settings)
     train(model, optimizer, make_dataset(20, 30, 25), make_dataset(10), END, settings, machine, tmp_path / name)
     lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
