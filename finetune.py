@@ -81,7 +81,7 @@ def finetune(settings: FinetuneSettings) -> None:
     write_json(settings.output, cases)
     seconds = time.perf_counter() - started
     print(f"{replaced}: {settings.output}; the model: {run_folder / 'model'}; {seconds:.0f} s in all")
-    if folder == BUNDLED:
+    if folder.resolve() == BUNDLED:
         print(NEXT_STEP)
 
 

@@ -78,7 +78,7 @@ def find_model_folder(model: str, model_path: Path) -> Path:
     folder = Path(model)
     if model == BUNDLED.name:
         check_bundled_files()
-        return BUNDLED
+        return BUNDLED.relative_to(Path.cwd()) if BUNDLED.is_relative_to(Path.cwd()) else BUNDLED
     if model in HUB_IDS:
         return download_model(HUB_IDS[model], model_path / model)
     if (folder / "model" / "config.json").exists():  # a run folder

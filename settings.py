@@ -64,13 +64,13 @@ class DataSettings:
 @dataclass(frozen=True)
 class TrainingSettings:
     epochs: int | None = None
-    """how often every training dialogue is seen; default: 10, for a model as small as tiny 4"""
+    """how often every training dialogue is seen; default: 10, for a model as small as tiny 3"""
     max_steps: int = 0
     """stop after so many optimizer steps, and fit the schedule to them; 0: when the epochs are over"""
     batch_size: int = 2
     """examples in each optimizer step"""
     learning_rate: float | None = None
-    """AdamW's step size at its highest; default: 5e-5, for a model as small as tiny 2e-4"""
+    """AdamW's step size at its highest; default: 5e-5, for a model as small as tiny 1.2e-4"""
     weight_decay: float = 0.1
     """pull of the weight matrices towards zero (biases and norms are left alone)"""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -93,7 +93,7 @@ class TrainingSettings:
     def with_defaults(self, parameters: int) -> "tuple[TrainingSettings, str]":
         """What the user left open filled in for a model of that many parameters, and a line that says so."""
         small = parameters < SMALL
-        defaults = {"epochs": 4 if small else 10, "learning_rate": 2e-4 if small else 5e-5}
+        defaults = {"epochs": 3 if small else 10, "learning_rate": 1.2e-4 if small else 5e-5}
         left_open = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         filled = replace(self, **left_open)
         default = "the default for a small model" if small else "the default"
