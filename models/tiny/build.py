@@ -54,8 +54,8 @@ class BuildSettings:
     n_head: int = 4
     n_embd: int = 352
     n_positions: int = 512
-    epochs: int = 4
-    max_steps: int = 0
+    epochs: int = 2
+    max_steps: int = 4200
     """end the pretraining earlier; 0: when the epochs are over"""
     batch_size: int = 16
     learning_rate: float = 3e-3
