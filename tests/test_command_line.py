@@ -226,8 +226,8 @@ class TestConversations:
 class TestModels:
     def test_a_name_that_does_not_exist(self, command, work):
         assert "did you mean gpt2-medium?" in refused(command("finetune.py", "--model", "gpt2-meduim"))
-        assert "is no published name" in refused(command("finetune.py", "--model", "bert"))
-        assert "is no published name" in refused(command("finetune.py", "--model", "./no/such/folder"))
+        assert "is no known name" in refused(command("finetune.py", "--model", "bert"))
+        assert "is no known name" in refused(command("finetune.py", "--model", "./no/such/folder"))
         assert written(work) == []
 
     @pytest.mark.parametrize("name", ["config.json", "vocab.json", "merges.txt", "model.safetensors"])
