@@ -34,7 +34,7 @@ def run_command(command: Callable[[], None]) -> None:
         command()
     except UserError as error:
         sys.stdout.flush()
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        print("error:", " ".join(map(str.strip, str(error).splitlines())), file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # the system's refusal where nobody expected it, as a pipe that was closed
         with contextlib.suppress(OSError):

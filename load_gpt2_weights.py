@@ -76,7 +76,7 @@ def find_model_folder(model: str, model_path: Path) -> Path:
         UserError: no such model, an incomplete folder, or a failed download.
     """
     folder = Path(model)
-    if model == BUNDLED.name:
+    if model == BUNDLED.name or folder.resolve() == BUNDLED:
         check_bundled_files()
         return BUNDLED.relative_to(Path.cwd()) if BUNDLED.is_relative_to(Path.cwd()) else BUNDLED
     if model in HUB_IDS:
@@ -96,25 +96,30 @@ def find_model_folder(model: str, model_path: Path) -> Path:
     raise UserError(f"--model {model} is no known name ({', '.join(names)}), Hugging Face id or folder{hint}")
 
 
-def check_bundled_files(folder: Path = BUNDLED) -> None:
+def check_bundled_files() -> None:
     """Compare the bundled files with the checksums that lie beside them: an edited or cut file is named, not trained.
 
     Raises:
         UserError: with the damaged files, and the command that restores them.
     """
     try:
-        lines = (folder / CHECKSUMS).read_text(encoding="ascii").split()
+        words = (BUNDLED / CHECKSUMS).read_text(encoding="ascii").split()
+        checksums = dict(zip(words[1::2], words[::2], strict=True))
         damaged = [
             name
-            for checksum, name in zip(lines[::2], lines[1::2], strict=True)
-            if not (folder / name).is_file() or hashlib.sha256((folder / name).read_bytes()).hexdigest() != checksum
+            for name, checksum in checksums.items()
+            if not (BUNDLED / name).is_file() or hashlib.sha256((BUNDLED / name).read_bytes()).hexdigest() != checksum
         ]
     except (OSError, ValueError):
+        checksums, damaged = {}, []
+    if not {"config.json", "vocab.json", "merges.txt", WEIGHT_FILES[0]} <= checksums.keys():
         damaged = [CHECKSUMS]
     if damaged:
+        # By their names, and the checksums with them: the folder also holds files that somebody may be working on.
+        restored = " ".join(f"models/tiny/{name}" for name in dict.fromkeys([*damaged, CHECKSUMS]))
         raise UserError(
-            f"the bundled model is damaged: {', '.join(str(folder / name) for name in damaged)};"
-            f" restore it with: git -C {shlex.quote(str(PROJECT))} checkout -- {folder.relative_to(PROJECT).as_posix()}"
+            f"the bundled model is damaged: {', '.join(str(BUNDLED / name) for name in damaged)};"
+            f" restore it with: git -C {shlex.quote(str(PROJECT))} checkout -- {restored}"
         )
 
 

@@ -97,10 +97,12 @@ class TrainingSettings:
         left_open = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         filled = replace(self, **left_open)
         default = "the default for a small model" if small else "the default"
-        explained = (
-            f"{name.replace('_', ' ')}: {getattr(filled, name):g} ({default if name in left_open else 'as asked'})"
+        explained = [
+            f"{name.replace('_', ' ')}: {getattr(filled, name)} ({default if name in left_open else 'as asked'})"
             for name in defaults
-        )
+        ]
+        if self.max_steps:
+            explained.append(f"at most {self.max_steps} steps (as asked)")
         return filled, "; ".join(explained)
 
     def problems(self) -> list[str]:

@@ -103,9 +103,10 @@ def test_the_default_run(command, tmp_path):
         assert 5 <= len(case["model_response"].split()) <= 80, "it should end by itself"
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "vocab.json", "SHA256SUMS"])
-def test_a_damaged_file_is_named_with_the_command_that_restores_it(name, tmp_path):
-    copy = tmp_path / "a clone"
+@pytest.mark.parametrize("model", ["tiny", "a  clone/models/tiny"])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "SHA256SUMS"])
+def test_a_damaged_file_is_named_with_the_command_that_restores_it(name, model, tmp_path):
+    copy = tmp_path / "a  clone"
     for folder in ("dialogues", "training", "results", "models/tiny"):
         shutil.copytree(PROJECT / folder, copy / folder)
     for file in (*PROJECT.glob("*.py"), PROJECT / "llm_train_text.json"):
@@ -113,14 +114,13 @@ def test_a_damaged_file_is_named_with_the_command_that_restores_it(name, tmp_pat
     path = copy / "models" / "tiny" / name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    done = subprocess.run(
-        [sys.executable, str(copy / "finetune.py")], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    path.write_bytes(content if name != "SHA256SUMS" else b"")
+    command = [sys.executable, str(copy / "finetune.py"), "--model", model]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert str(path) in done.stderr or name == "SHA256SUMS"
-    assert f"restore it with: git -C '{copy}' checkout -- models/tiny" in done.stderr
+    assert f"the bundled model is damaged: {path};" in done.stderr
+    assert f"restore it with: git -C '{copy}' checkout -- models/tiny/{name}" in done.stderr
     assert not (tmp_path / "runs").exists()
 
 

@@ -51,6 +51,7 @@ def test_evaluation_is_one_sum_over_all_tokens(model):
 def test_evaluation_batches_stay_within_their_tokens():
     assert list(evaluation_batches([500, 500, 1024, 300, 3000, 10])) == [[5, 3, 0, 1], [2], [4]]
     assert list(evaluation_batches([10] * 100)) == [list(range(100))]
+    assert [len(batch) for batch in evaluation_batches([18] * 100)] == [64, 36]  # they are made 32 long
 
 
 def test_the_loss_of_a_step_counts_every_token_once(model):
@@ -109,7 +110,7 @@ def test_lengths_of_batches_are_rounded_up_as_far_as_there_are_positions(model):
 
 
 def test_a_run_can_end_after_a_number_of_steps(model, tmp_path):
-    settings = TrainingSettings(epochs=5, batch_size=1, learning_rate=1e-3, schedule="linear", max_steps=4)
+    settings = TrainingSettings(epochs=10**9, batch_size=1, learning_rate=1e-3, schedule="linear", max_steps=4)
     optimizer = make_optimizer(model, settings)
     train(model, optimizer, make_dataset(20, 30, 25), make_dataset(10), END, settings, CPU, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -127,6 +128,8 @@ def test_what_is_left_open_depends_on_the_size_of_the_model():
     asked, why = TrainingSettings(epochs=3, seed=4).with_defaults(82_000_000)
     assert (asked.epochs, asked.learning_rate, asked.seed) == (3, 5e-5, 4)
     assert why == "epochs: 3 (as asked); learning rate: 5e-05 (the default)"
+    _, why = TrainingSettings(max_steps=7).with_defaults(82_000_000)
+    assert why.endswith("; at most 7 steps (as asked)")
 
 
 def test_clipping_can_be_turned_off(model, tmp_path):

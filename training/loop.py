@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,31 +62,33 @@ def train(
 
     before = evaluate_both(model, train_set, val_set, padding_id, machine)
     progress.evaluation(finished, before.val, before.train)
-    step = 0
-    for epoch in range(settings.epochs):
-        for numbers in epoch_batches(lengths, settings.batch_size, settings.seed, epoch):
-            step += 1
-            if not finished < step <= steps:
-                continue
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(step, steps, settings)
-            inputs, targets, learned = make_batch(train_set, numbers, padding_id, machine)
-            model.train()
-            with machine.autocast():
-                loss = model(inputs, targets) / learned
-            loss.backward()
-            norm = None
-            if settings.max_grad_norm:
-                norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm).item()
-            optimizer.step()
-            optimizer.zero_grad()
+    batches = (
+        numbers
+        for epoch in range(settings.epochs)
+        for numbers in epoch_batches(lengths, settings.batch_size, settings.seed, epoch)
+    )
+    for step, numbers in enumerate(islice(batches, steps), 1):
+        if step <= finished:
+            continue
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, steps, settings)
+        inputs, targets, learned = make_batch(train_set, numbers, padding_id, machine)
+        model.train()
+        with machine.autocast():
+            loss = model(inputs, targets) / learned
+        loss.backward()
+        norm = None
+        if settings.max_grad_norm:
+            norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm).item()
+        optimizer.step()
+        optimizer.zero_grad()
 
-            progress.step(step, loss.item(), learned, norm)
-            if step % evaluate_every == 0 and step < steps:
-                progress.evaluation(step, evaluate(model, val_set, padding_id, machine))
-            if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                save_checkpoint(checkpoint, model, optimizer, step)
-                saved = time.monotonic()
+        progress.step(step, loss.item(), learned, norm)
+        if step % evaluate_every == 0 and step < steps:
+            progress.evaluation(step, evaluate(model, val_set, padding_id, machine))
+        if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
+            save_checkpoint(checkpoint, model, optimizer, step)
+            saved = time.monotonic()
     after = evaluate_both(model, train_set, val_set, padding_id, machine)
     progress.evaluation(steps, after.val, after.train)
     progress.bar.close()
@@ -126,7 +129,8 @@ def evaluation_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
     """Example numbers, shortest first, as many together as stay within `EVALUATION_TOKENS` when padded."""
     batch: list[int] = []
     for number in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and lengths[number] * (len(batch) + 1) > EVALUATION_TOKENS:
+        padded = -(-lengths[number] // ROUND) * ROUND
+        if batch and padded * (len(batch) + 1) > EVALUATION_TOKENS:
             yield batch
             batch = []
         batch.append(number)
