@@ -62,12 +62,7 @@ def train(
 
     before = evaluate_both(model, train_set, val_set, padding_id, machine)
     progress.evaluation(finished, before.val, before.train)
-    batches = (
-        numbers
-        for epoch in range(settings.epochs)
-        for numbers in epoch_batches(lengths, settings.batch_size, settings.seed, epoch)
-    )
-    for step, numbers in enumerate(islice(batches, steps), 1):
+    for step, numbers in enumerate(islice(all_batches(lengths, settings), steps), 1):
         if step <= finished:
             continue
         for group in optimizer.param_groups:
@@ -93,6 +88,13 @@ def train(
     progress.evaluation(steps, after.val, after.train)
     progress.bar.close()
     return before, after
+
+
+def all_batches(lengths: Sequence[int], settings: TrainingSettings) -> Iterator[list[int]]:
+    """The example numbers of every batch, epoch after epoch."""
+    assert settings.epochs is not None
+    for epoch in range(settings.epochs):
+        yield from epoch_batches(lengths, settings.batch_size, settings.seed, epoch)
 
 
 def make_batch(
