@@ -107,8 +107,8 @@ def check_bundled_files() -> None:
         checksums = dict(zip(words[1::2], words[::2], strict=True))
         damaged = [
             name
-            for name, checksum in checksums.items()
-            if not (BUNDLED / name).is_file() or hashlib.sha256((BUNDLED / name).read_bytes()).hexdigest() != checksum
+            for name, expected in checksums.items()
+            if not (BUNDLED / name).is_file() or checksum(BUNDLED / name) != expected
         ]
     except (OSError, ValueError):
         checksums, damaged = {}, []
@@ -121,6 +121,10 @@ def check_bundled_files() -> None:
             f"the bundled model is damaged: {', '.join(str(BUNDLED / name) for name in damaged)};"
             f" restore it with: git -C {shlex.quote(str(PROJECT))} checkout -- {restored}"
         )
+
+
+def checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def explain_incomplete(folder: Path, missing: list[str]) -> str:

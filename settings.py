@@ -9,7 +9,7 @@ import io
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -160,11 +160,6 @@ class FinetuneSettings:
     output: Path = Path("generated_conversations.json")
     """generated beside true conversations"""
 
-    def problems(self) -> list[str]:
-        """What is wrong in any group, a sentence each."""
-        groups = (getattr(self, group.name) for group in fields(self))
-        return [problem for group in groups if hasattr(group, "problems") for problem in group.problems()]
-
 
 def out_of_range(settings: object, needed: str, allowed, *names: str) -> list[str]:
     """A sentence for each of the fields `names` whose value `allowed` refuses; None is a value left open."""
@@ -176,7 +171,7 @@ def out_of_range(settings: object, needed: str, allowed, *names: str) -> list[st
     ]
 
 
-Settings = TypeVar("Settings", bound=FinetuneSettings)
+Settings = TypeVar("Settings")
 
 
 def parse_command_line(command: type[Settings], arguments: Sequence[str] | None = None) -> Settings:
@@ -202,6 +197,7 @@ def parse_command_line(command: type[Settings], arguments: Sequence[str] | None 
         inside = re.split(r"Argument helptext:|For full helptext", " ".join(lines))[0]
         words = re.sub(r"\s*(─{2,}|-{3,})", ";", inside).strip(" ;")
         raise UserError(f"{words} (python {Path(sys.argv[0]).name} --help lists the options)") from None
-    if problems := settings.problems():
+    groups = [getattr(settings, name) for name in vars(settings)]
+    if problems := [problem for group in groups if hasattr(group, "problems") for problem in group.problems()]:
         raise UserError("; ".join(problems))
     return settings

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,9 +91,8 @@ def train(
 
 
 def all_batches(lengths: Sequence[int], settings: TrainingSettings) -> Iterator[list[int]]:
-    """The example numbers of every batch, epoch after epoch."""
-    assert settings.epochs is not None
-    for epoch in range(settings.epochs):
+    """The example numbers of each batch, epoch after epoch, without an end."""
+    for epoch in count():
         yield from epoch_batches(lengths, settings.batch_size, settings.seed, epoch)
 
 
@@ -102,14 +101,22 @@ def make_batch(
 ) -> tuple[Tensor, Tensor, int]:
     """The examples `numbers` as inputs and targets (B, T) on the machine, and how many targets are learned.
 
-    T is rounded up to a multiple of `ROUND`, as far as the model has positions: the kernels of the matrix products are
-    made anew for each shape, and a quarter of a small model's time went there when every batch had its own length.
+    T is rounded up, as far as the model has positions.
     """
     inputs, targets = collate([dataset[number] for number in numbers], padding_id)
     learned = int((targets != IGNORED).sum())
-    missing = min(-inputs.size(1) % ROUND, dataset.max_length - inputs.size(1))
+    missing = min(round_up(inputs.size(1)), dataset.max_length) - inputs.size(1)
     inputs, targets = F.pad(inputs, (0, missing), value=padding_id), F.pad(targets, (0, missing), value=IGNORED)
     return inputs.to(machine.device), targets.to(machine.device), learned
+
+
+def round_up(length: int) -> int:
+    """The next multiple of `ROUND`.
+
+    The kernels of the matrix products are made, and kept, for each new shape: a quarter of a small model's time went
+    there when every batch had a length of its own.
+    """
+    return -(-length // ROUND) * ROUND
 
 
 @torch.inference_mode()
@@ -131,8 +138,7 @@ def evaluation_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
     """Example numbers, shortest first, as many together as stay within `EVALUATION_TOKENS` when padded."""
     batch: list[int] = []
     for number in sorted(range(len(lengths)), key=lengths.__getitem__):
-        padded = -(-lengths[number] // ROUND) * ROUND
-        if batch and padded * (len(batch) + 1) > EVALUATION_TOKENS:
+        if batch and round_up(lengths[number]) * (len(batch) + 1) > EVALUATION_TOKENS:
             yield batch
             batch = []
         batch.append(number)

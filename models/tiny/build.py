@@ -7,18 +7,16 @@ goes on from its last checkpoint when started again with the same options.
 """
 
 import gzip
-import hashlib
 import json
 import lzma
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from dialogues.batches import DialogueDataset
@@ -27,8 +25,8 @@ from dialogues.template import describe, encode, render
 from dialogues.tokenizer import END_OF_TEXT, copy_vocabulary, load_tokenizer
 from files import run_command, write_json, write_text
 from gpt_model import GPTConfig, GPTModel
-from load_gpt2_weights import CHECKSUMS, load_model, save_model
-from settings import TrainingSettings
+from load_gpt2_weights import CHECKSUMS, checksum, load_model, save_model
+from settings import TrainingSettings, parse_command_line
 from training.device import choose_machine, keep_freed_memory
 from training.loop import evaluate, train
 
@@ -49,17 +47,19 @@ class BuildSettings:
     """checkpoint and logs of the pretraining"""
     held_out: int = 1000
     """dialogues that are measured and never trained on"""
-    vocab_size: int = 4096
-    n_layer: int = 4
-    n_head: int = 4
-    n_embd: int = 352
-    n_positions: int = 512
-    epochs: int = 2
-    max_steps: int = 4200
-    """end the pretraining earlier; 0: when the epochs are over"""
-    batch_size: int = 16
-    learning_rate: float = 3e-3
-    seed: int = 1
+    shape: GPTConfig = field(default_factory=lambda: GPTConfig(4, 4, 352, vocab_size=4096, n_positions=512))
+    training: TrainingSettings = field(
+        default_factory=lambda: TrainingSettings(
+            epochs=2,
+            max_steps=4200,
+            batch_size=16,
+            learning_rate=3e-3,
+            schedule="cosine",
+            warmup=0.02,
+            evaluate_every=2000,
+            seed=1,
+        )
+    )
     compile: bool = False
     """a quarter faster on a CPU, after a minute of compiling; needs a C++ compiler"""
 
@@ -104,51 +104,41 @@ class MuonAndAdamW(torch.optim.AdamW):
 
 
 def main() -> None:
-    build(tyro.cli(BuildSettings))
+    build(parse_command_line(BuildSettings))
 
 
 def build(settings: BuildSettings) -> None:
     """The whole build; prints bits per byte of the result beside an untrained model, gzip and xz."""
     keep_freed_memory()
     settings.work.mkdir(parents=True, exist_ok=True)
-    dialogues = read_corpus(settings.corpus, settings.seed)
+    dialogues = read_corpus(settings.corpus, settings.training.seed)
     held_out, training = dialogues[: settings.held_out], dialogues[settings.held_out :]
     vocabulary = settings.work / "vocabulary"
     if not vocabulary.exists():
-        train_vocabulary(training, settings.vocab_size, vocabulary)
+        train_vocabulary(training, settings.shape.vocab_size, vocabulary)
     tokenizer = load_tokenizer(vocabulary)
 
-    torch.manual_seed(settings.seed)
-    config = GPTConfig(
-        settings.n_layer, settings.n_head, settings.n_embd, tokenizer.n_vocab, n_positions=settings.n_positions
-    )
-    model = GPTModel(config)
+    torch.manual_seed(settings.training.seed)
+    config = replace(settings.shape, vocab_size=tokenizer.n_vocab)
+    model = GPTModel(config, settings.training.dropout)
     train_set, val_set = (
         DialogueDataset((encode(dialogue, tokenizer) for dialogue in part), config.n_positions, tokenizer.n_vocab)
         for part in (training, held_out)
     )
     print(f"train: {train_set.describe()}\nheld out: {val_set.describe()}")
-    machine = choose_machine("auto", "auto")
+    machine = choose_machine(settings.training.device, settings.training.precision)
     print(machine.explanation)
     model.to(machine.device)
     text = "".join(map(render, held_out)).encode()
     bits = {"untrained": bits_per_byte(evaluate(model, val_set, tokenizer.eot_token, machine), val_set, text)}
 
-    schedule = TrainingSettings(
-        epochs=settings.epochs,
-        max_steps=settings.max_steps,
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        schedule="cosine",
-        warmup=0.02,
-        evaluate_every=2000,
-        seed=settings.seed,
-    )
     if settings.compile:
         model.compile(dynamic=True)
-    optimizer = MuonAndAdamW(model, schedule.weight_decay)
+    optimizer = MuonAndAdamW(model, settings.training.weight_decay)
     checkpoint = settings.work / "checkpoint.pt"
-    train(model, optimizer, train_set, val_set, tokenizer.eot_token, schedule, machine, settings.work, checkpoint)
+    train(
+        model, optimizer, train_set, val_set, tokenizer.eot_token, settings.training, machine, settings.work, checkpoint
+    )
     copy_vocabulary(vocabulary, settings.folder)
     save_model(model, settings.folder, describe([]), dtype=torch.float16)
     write_checksums(settings.folder)
@@ -193,7 +183,7 @@ def train_vocabulary(dialogues: Sequence[Dialogue], size: int, folder: Path) -> 
 def write_checksums(folder: Path) -> None:
     """Write `SHA256SUMS`, by which the program knows that the bundled files are whole; `sha256sum --check` reads it."""
     names = sorted(path.name for path in folder.iterdir() if path.suffix in (".json", ".txt", ".safetensors"))
-    lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    lines = [f"{checksum(folder / name)}  {name}\n" for name in names]
     write_text(folder / CHECKSUMS, "".join(lines))
 
 
