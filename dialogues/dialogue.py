@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
+
 from files import UserError
 
 INSTRUCTION = "The following is a conversation between two people."
@@ -24,10 +26,11 @@ class Dialogue(NamedTuple):
 
     turns: tuple[Turn, ...]
     instruction: str = INSTRUCTION  # the line before the first turn; empty for none
+    skipped: tuple[str, ...] = ()  # why, for each turn of the file that is not among `turns`
 
 
-def split_dialogues(dialogues: Sequence[Dialogue], percents: Sequence[int]) -> list[Sequence[Dialogue]]:
-    """Cut `dialogues` in file order into one part for each of `percents` (which sum to 100).
+def split_dialogues(dialogues: np.ndarray, percents: Sequence[int]) -> list[np.ndarray]:
+    """Cut `dialogues`, as they stand, into one part for each of `percents` (which sum to 100).
 
     The cuts are whole-number arithmetic, each rounded down: 10 dialogues at 70/30 are 7 and 3, and no size meets a
     floating-point surprise (`int(100 * 0.57)` is 56).
@@ -37,7 +40,7 @@ def split_dialogues(dialogues: Sequence[Dialogue], percents: Sequence[int]) -> l
     """
     cuts = [len(dialogues) * sum(percents[:part]) // 100 for part in range(len(percents) + 1)]
     parts = [dialogues[start:end] for start, end in pairwise(cuts)]
-    if not all(parts):
+    if not all(map(len, parts)):
         sizes = "/".join(str(len(part)) for part in parts)
         raise UserError(
             f"{len(dialogues)} dialogues are too few for --split {'/'.join(map(str, percents))}"

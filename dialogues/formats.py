@@ -1,80 +1,303 @@
-"""Conversation files in: one small function for each form a file can have, all ending in `Dialogue`.
+"""Conversations as JSON: one small pure function for each form a record can have, and the choice between them.
 
-A further form is a further function from the parsed file to dialogues, chosen in `read_dialogues`.
+A further form is a further function from a record to a `Dialogue`, and a line in `FORMATS`.
 """
 
-import json
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeGuard
 
-from dialogues.dialogue import Dialogue, Turn
-from files import UserError, reason
+from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
+
+TURN_LISTS = ("messages", "conversations", "conversation", "turns", "dialog", "dialogue", "utterances")
+SPEAKER_KEYS = ("speaker", "sender", "author", "role", "from")
+TEXT_KEYS = ("text", "message", "content", "utterance", "value")
+PAIRS = (("prompt", "completion"), ("question", "answer"), ("prompt", "response"), ("question", "response"))
+USER, ASSISTANT = "User", "Assistant"
+ROLES = {
+    **dict.fromkeys(("user", "human", "prompter"), USER),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "chatbot", "model"), ASSISTANT),
+}
+SYSTEM = ("system", "developer")
+TOOLS = ("tool", "function", "function_call", "function_response", "observation")
+NO_NAMES = {
+    *(*TEXT_KEYS, *SPEAKER_KEYS, *TURN_LISTS, "instruction", "input", "output", "prompt", "completion", "response"),
+    *("question", "answer", "id", "label", "title", "summary", "body", "url", "source", "date", "category", "msg"),
+    *("timestamp", "time", "username", "channel", "context", "lang", "language", "score", "tags", "type"),
+}
+LONGEST_NAME = 200  # characters; what is longer is no name
+NO_TEXT = object()
+
+# The published wording (Taori et al. 2023, "Stanford Alpaca").
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context."
+    " Write a response that appropriately completes the request."
+)
+ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+ALPACA_SPEAKERS = ("Instruction", "Input", "Response")
 
 
 class Pairs(list[tuple[str, Any]]):
     """A JSON object as its key-value pairs in order, so that a key that stands twice is there twice."""
 
 
-def read_dialogues(path: Path) -> list[Dialogue]:
-    """Read a conversation file.
+class FormatError(ValueError):
+    """What is wrong with a record, as the end of a sentence that began with its place."""
+
+
+class Format(NamedTuple):
+    fits: Callable[[Any], bool]
+    convert: Callable[[Any], Dialogue]
+
+
+def from_names(record: Any) -> Dialogue:
+    """`{"Alex": "...", "Bob": "...", "Alex": "..."}`: the keys are the speakers in order, repeats kept."""
+    if not isinstance(record, Pairs):
+        raise FormatError(f'an object {{"speaker": "text", ...}} is needed, this is {kind(record)}')
+    if len(record) < 2:
+        raise FormatError(f"a dialogue needs two turns or more, this has {len(record)}")
+    return Dialogue(tuple(make_turn(*turn, f"turn {number}") for number, turn in enumerate(record, 1)))
+
+
+def from_turn_list(record: Any) -> Dialogue:
+    """A list of turns, each an object with a speaker and a text: the forms `turns`, `messages` and `sharegpt`.
+
+    A system message at the beginning, or a system prompt beside the list, becomes the instruction (an empty one: none).
+    Tool calls and messages without text are left out and counted. user and assistant, under whatever name, are User and
+    Assistant; any other role is a name.
+    """
+    turns, skipped, instruction = [], [], []
+    if has_keys(record, "system") and (system := dict(record)["system"]):
+        instruction.append(make_turn("system", system, "the system prompt").text)
+    for number, item in enumerate(turn_list(record), 1):
+        if not isinstance(item, Pairs):
+            raise FormatError(f"turn {number} must be an object with speaker and text, this is {kind(item)}")
+        values = dict(item)
+        speaker, text = first_value(values, SPEAKER_KEYS), join_parts(first_value(values, TEXT_KEYS))
+        if not isinstance(speaker, str):
+            raise FormatError(f"turn {number} has no speaker ({', '.join(SPEAKER_KEYS)})")
+        role = speaker.strip().lower()
+        if role in TOOLS or values.get("tool_calls") or values.get("function_call"):
+            skipped.append("tool calls")
+        elif text is NO_TEXT:
+            skipped.append("messages of more than text")
+        elif role in SYSTEM and not turns:
+            instruction.append(make_turn(speaker, text, "the system message").text if text else "")
+        elif role in SYSTEM:
+            skipped.append("system messages inside a conversation")
+        elif text is None or text == "":
+            skipped.append("messages without text")
+        else:
+            turns.append(make_turn(ROLES.get(role, speaker), text, f"turn {number}"))
+    if turns and {turn.speaker for turn in turns} == {USER}:
+        if not skipped:
+            raise FormatError("only the user speaks here; the answers are needed too")
+        skipped += ["questions without an answer"] * len(turns)
+        turns = []
+    return Dialogue(tuple(turns), "\n".join(instruction) if instruction else INSTRUCTION, tuple(skipped))
+
+
+def from_alpaca(record: Any) -> Dialogue:
+    """`{"instruction": ..., "input": ..., "output": ...}`, the input possibly empty or absent.
+
+    `context` is another word for the input, `response` for the output. With `history`, `[[instruction, output], ...]`,
+    earlier turns come first; a `system` prompt takes the place of Alpaca's line.
+    """
+    values = dict(record) if isinstance(record, Pairs) else {}
+    if "instruction" not in values or not values.keys() & {"output", "response"}:
+        raise FormatError(f"instruction and output are needed, this has {keys_of(record)}")
+    earlier = values.get("history") or []
+    if not is_list(earlier) or not all(is_list(pair) and len(pair) == 2 for pair in earlier):
+        raise FormatError(f"history must be a list of [instruction, output], this is {kind(earlier)}")
+    instruction, input, response = ALPACA_SPEAKERS
+    said: list[tuple[str, Any]] = []
+    for asked, answered in earlier:
+        said += [(instruction, asked), (response, answered)]
+    said.append((instruction, values["instruction"]))
+    if given := first_value(values, ("input", "context")):
+        said.append((input, given))
+    said.append((response, first_value(values, ("output", "response"))))
+    line = values.get("system") or (ALPACA_WITH_INPUT if given else ALPACA)
+    return make_answered(said, make_turn("system", line, "the system prompt").text)
+
+
+def from_pairs(record: Any) -> Dialogue:
+    """`{"prompt": ..., "completion": ...}` or `{"question": ..., "answer": ...}`."""
+    values = dict(record) if isinstance(record, Pairs) else {}
+    for asked, answered in PAIRS:
+        if asked in values and answered in values:
+            return make_answered([(USER, values[asked]), (ASSISTANT, values[answered])], INSTRUCTION)
+    raise FormatError(f"prompt and completion, or question and answer, are needed, this has {keys_of(record)}")
+
+
+def as_alpaca(dialogue: Dialogue) -> Dialogue:
+    """A question and its answer as an instruction and its response."""
+    instruction, _, response = ALPACA_SPEAKERS
+    (_, question), (_, answer) = dialogue.turns
+    return Dialogue((Turn(instruction, question), Turn(response, answer)), ALPACA)
+
+
+def turn_list(record: Any) -> list[Any]:
+    """The list of turns that a record is, or holds under one of `TURN_LISTS`.
 
     Raises:
-        UserError: the file is missing, unreadable, not UTF-8, not JSON, or holds something that is no dialogue; the
-            message names the place.
+        FormatError: it holds none, or several.
     """
-    value = parse_json(path)
-    if not isinstance(value, list) or isinstance(value, Pairs):
-        raise UserError(f"{path}: a list of conversations is needed, this is {kind(value)}")
-    if not value:
-        raise UserError(f"{path} holds no conversations: its list is empty")
-    return [from_names(entry, f"{path}, entry {number}") for number, entry in enumerate(value, 1)]
+    if is_list(record):
+        return record
+    lists = [value for key, value in record if key in TURN_LISTS and is_list(value)] if has_keys(record) else []
+    if len(lists) != 1:
+        raise FormatError(f"one list of turns is needed ({', '.join(TURN_LISTS)}), this has {keys_of(record)}")
+    return lists[0]
 
 
-def parse_json(path: Path) -> Any:
-    """Parse a JSON file, objects as `Pairs`; the errors name line and column."""
+def first_value(values: dict[str, Any], keys: Iterable[str]) -> Any:
+    """What stands under the first of `keys` that is there."""
+    for key in keys:
+        if key in values:
+            return values[key]
+    return None
+
+
+def has_turns(record: Any, speaker_keys: Iterable[str], text_keys: Iterable[str]) -> bool:
+    """Whether `record` holds a list of turns, the first of which has one of these keys for both."""
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"--data {path} does not exist; name your conversation file") from None
-    except OSError as error:
-        raise UserError(f"cannot read --data {path}: {reason(error)}") from error
-    try:
-        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=Pairs)
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from None
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None  # a number of thousands of digits
-    except RecursionError:
-        raise UserError(f"{path}: JSON nested too deeply to be conversations") from None
+        items = turn_list(record)
+    except FormatError:
+        return False
+    keys = {key for key, _ in items[0]} if items and isinstance(items[0], Pairs) else set()
+    return bool(keys & set(speaker_keys)) and bool(keys & {*text_keys, "tool_calls"})
 
 
-def from_names(entry: Any, where: str) -> Dialogue:
-    """`{"Alex": "...", "Bob": "...", "Alex": "..."}`: the keys are the speakers in order, repeats kept."""
-    if not isinstance(entry, Pairs):
-        raise UserError(f'{where}: an object {{"speaker": "text", ...}} is needed, this is {kind(entry)}')
-    if len(entry) < 2:
-        raise UserError(f"{where}: a dialogue needs two turns or more, this has {len(entry)}")
-    turns = (make_turn(speaker, text, f"{where}, turn {number}") for number, (speaker, text) in enumerate(entry, 1))
-    return Dialogue(tuple(turns))
+def has_keys(record: Any, *needed: str) -> bool:
+    return isinstance(record, Pairs) and set(needed) <= {key for key, _ in record}
+
+
+def is_list(value: Any) -> TypeGuard[list[Any]]:
+    return isinstance(value, list) and not isinstance(value, Pairs)
+
+
+def fits_messages(record: Any) -> bool:
+    return has_turns(record, ["role"], ["content"])
+
+
+def fits_sharegpt(record: Any) -> bool:
+    return has_turns(record, ["from"], ["value"])
+
+
+def fits_turns(record: Any) -> bool:
+    others = fits_messages(record) or fits_sharegpt(record)
+    return not others and has_turns(record, SPEAKER_KEYS, TEXT_KEYS)
+
+
+def fits_alpaca(record: Any) -> bool:
+    return has_keys(record, "instruction", "output") or has_keys(record, "instruction", "response")
+
+
+def fits_pairs(record: Any) -> bool:
+    return any(has_keys(record, *pair) for pair in PAIRS)
+
+
+def fits_names(record: Any) -> bool:
+    """An object of plain values under keys that are no words of another form."""
+    pairs = record if isinstance(record, Pairs) else []
+    others = any(is_list(text) or name.strip().lower() in NO_NAMES for name, text in pairs)
+    return not others and any(isinstance(text, str) for _, text in pairs)
+
+
+FORMATS = {
+    "names": Format(fits_names, from_names),
+    "turns": Format(fits_turns, from_turn_list),
+    "messages": Format(fits_messages, from_turn_list),
+    "sharegpt": Format(fits_sharegpt, from_turn_list),
+    "alpaca": Format(fits_alpaca, from_alpaca),
+    "pairs": Format(fits_pairs, from_pairs),
+}
+
+
+def fitting(record: Any) -> list[str]:
+    """The names of the forms that `record` could have."""
+    return [name for name, form in FORMATS.items() if form.fits(record)]
+
+
+def recognise(record: Any) -> str:
+    """The name of the one form that `record` has.
+
+    Raises:
+        FormatError: none, or more than one.
+    """
+    names = fitting(record)
+    if len(names) == 1:
+        return names[0]
+    if names:
+        raise FormatError(f"this could be {' or '.join(names)} ({keys_of(record)}); say which with --format")
+    if has_keys(record, "input_ids") or (is_list(record) and record and isinstance(record[0], int)):
+        raise FormatError("these are token ids; conversations are needed as text")
+    if isinstance(record, Pairs):
+        raise FormatError(
+            f"no known form of a conversation has {keys_of(record)}; see the formats in README.md"
+            " (--format names takes every key as a speaker's name)"
+        )
+    raise FormatError(f"{kind(record)} is no conversation; see the formats in README.md")
+
+
+def unused_keys(record: Any, form: str) -> list[str]:
+    """The keys of a record, and of its turns, that its form has no use for."""
+    keys = [key for key, _ in record] if isinstance(record, Pairs) else []
+    used = {
+        "names": keys,
+        "alpaca": ("instruction", "input", "context", "output", "response", "history", "system"),
+        "pairs": [key for pair in PAIRS for key in pair],
+    }
+    if form in used:
+        return [key for key in keys if key not in used[form]]
+    known = (*SPEAKER_KEYS, *TEXT_KEYS, "tool_calls", "function_call", "tool_call_id")
+    inside = [key for turn in turn_list(record) if isinstance(turn, Pairs) for key, _ in turn if key not in known]
+    return [key for key in keys if key not in (*TURN_LISTS, "system")] + list(dict.fromkeys(inside))
+
+
+def join_parts(content: Any) -> Any:
+    """A message's content, stripped; a list of parts becomes their text, or `NO_TEXT` where one is an image."""
+    if not is_list(content):
+        return content.strip() if isinstance(content, str) else content
+    parts = [dict(part).get("text") if isinstance(part, Pairs) else part for part in content]
+    texts = [part for part in parts if isinstance(part, str)]
+    return "\n".join(texts).strip() if len(texts) == len(parts) else NO_TEXT
 
 
 def make_turn(speaker: str, text: Any, where: str) -> Turn:
     """A checked turn, name and text stripped at both ends."""
     if not isinstance(text, str):
-        raise UserError(f"{where}: what {speaker!r} says must be text, this is {kind(text)}")
+        raise FormatError(f"{where}: what {shorten(speaker)} says must be text, this is {kind(text)}")
     turn = Turn(speaker.strip(), text.strip())
     if not turn.text:
-        raise UserError(f"{where}: {speaker!r} says nothing; remove the turn or fill it")
-    if not turn.speaker or "\n" in turn.speaker:
-        raise UserError(f"{where}: {speaker!r} is no speaker's name; use a name on one line")
+        raise FormatError(f"{where}: {shorten(speaker)} says nothing; remove the turn or fill it")
+    if not turn.speaker or len(turn.speaker.splitlines()) != 1 or len(turn.speaker) > LONGEST_NAME:
+        raise FormatError(f"{where}: {shorten(speaker)} is no speaker's name; use a name on one line")
     try:
-        str(turn).encode()
+        (turn.speaker + turn.text).encode()
     except UnicodeEncodeError:
-        raise UserError(f"{where}: half a surrogate pair stands in it (as in \\ud83d); save the text anew") from None
+        raise FormatError(f"{where}: half a surrogate pair stands in it (as in \\ud83d); save the text anew") from None
     return turn
+
+
+def shorten(name: str) -> str:
+    return repr(name if len(name) <= 40 else name[:40] + "…")
+
+
+def make_answered(said: Sequence[tuple[str, Any]], instruction: str) -> Dialogue:
+    """The dialogue of these speakers and texts; without an answer at its end there is none, and all are skipped."""
+    _, answer = said[-1]
+    if isinstance(answer, str) and not answer.strip():
+        return Dialogue((), skipped=("turns of records without an answer",) * len(said))
+    return Dialogue(tuple(make_turn(*turn, f"turn {number}") for number, turn in enumerate(said, 1)), instruction)
+
+
+def keys_of(record: Any) -> str:
+    """The keys of an object, the first few, for messages."""
+    if not isinstance(record, Pairs):
+        return kind(record)
+    keys = [repr(key[:40]) for key, _ in record]
+    return f"the keys {', '.join(keys[:8])}{', …' if len(keys) > 8 else ''}" if keys else "no keys"
 
 
 def kind(value: Any) -> str:

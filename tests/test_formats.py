@@ -1,0 +1,520 @@
+"""Conversation files in every form: recognised, read whole, and refused in one line."""
+
+import bz2
+import gzip
+import json
+import lzma
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conftest import PROJECT, bundled_dialogues
+from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
+from dialogues.formats import ALPACA, ALPACA_WITH_INPUT, FORMATS, LONGEST_NAME
+from dialogues.reading import open_source
+from files import UserError
+
+SAMPLES = PROJECT / "tests" / "samples"
+RAIN, FRIDAY = "Is it still raining?", "Since Friday."
+
+
+def talk(*said: tuple[str, str], instruction: str = INSTRUCTION, skipped: tuple[str, ...] = ()) -> Dialogue:
+    return Dialogue(tuple(Turn(*turn) for turn in said), instruction, skipped)
+
+
+PLEASE = talk(("User", "Tea?"), ("Assistant", "Please."))
+EXPECTED = {
+    "names.json": (
+        "names",
+        [talk(("Alex", RAIN), ("Bob", FRIDAY), ("Alex", "Then stay in.")), talk(("Ann", "Tea?"), ("Cem", "Please."))],
+    ),
+    "turns.jsonl": (
+        "turns",
+        [talk(("Alex", RAIN), ("Bob", FRIDAY)), talk(("Ann", "Tea?"), ("Ann", "Or coffee?"), ("Cem", "Tea."))],
+    ),
+    "messages.json": (
+        "messages",
+        [
+            talk(
+                ("User", RAIN),
+                ("Assistant", "Aye,\nsince Friday."),
+                instruction="Answer like a pirate.",
+                skipped=("tool calls", "tool calls", "messages without text", "messages of more than text"),
+            )
+        ],
+    ),
+    "sharegpt.json": ("sharegpt", [talk(("User", RAIN), ("Assistant", FRIDAY))]),
+    "alpaca.json": (
+        "alpaca",
+        [
+            talk(
+                ("Instruction", "Correct the spelling."),
+                ("Input", "freind"),
+                ("Response", "friend"),
+                instruction=ALPACA_WITH_INPUT,
+            ),
+            talk(("Instruction", "Name a colour."), ("Response", "Blue."), instruction=ALPACA),
+            talk(("Instruction", "Name a fruit."), ("Response", "Fig."), instruction=ALPACA),
+        ],
+    ),
+    "pairs.jsonl": ("pairs", [talk(("User", RAIN), ("Assistant", FRIDAY)), PLEASE]),
+    "text.txt": (
+        "text",
+        [
+            talk(("Alex", RAIN + "\nHere it stopped."), ("Bob", "Since Friday: all day.")),
+            talk(("Q", "Tea?"), ("A", "Please.")),
+        ],
+    ),
+    "ruled.txt": (
+        "text",
+        [talk(("Alex", RAIN), ("Bob", FRIDAY)), talk(("Ann", "Tea?"), ("Cem", "Please."), skipped=("empty turns",))],
+    ),
+    "whatsapp-ios.txt": (
+        "chat-export",
+        [
+            talk(
+                ("Alex", RAIN + "\nHere it stopped."),
+                ("Bob", FRIDAY + "\nAll day."),
+                skipped=("media and notices",) * 2,
+            ),
+            talk(("Bob", "Tea?"), ("Alex", "Please.")),
+        ],
+    ),
+    "whatsapp-android.txt": (
+        "chat-export",
+        [
+            talk(
+                ("Alex", RAIN),
+                ("Bob", FRIDAY),
+                ("Alex", "Happy new year!"),
+                skipped=("system lines", "system lines", "media and notices"),
+            ),
+            talk(("Bob", "Tea?"), ("Alex", "Please.")),
+        ],
+    ),
+    "signal.txt": ("chat-export", [talk(("Alex", RAIN), ("Me", FRIDAY), ("Alex", "Then stay in."))]),
+    "telegram.json": (
+        "chat-export",
+        [
+            talk(("Alex", RAIN), ("Bob", "See rain.example."), skipped=("system lines", "media and notices")),
+            talk(("Bob", "Tea?"), ("Alex", "Please.")),
+        ],
+    ),
+    "table.csv": (
+        "csv",
+        [
+            talk(("Alex", 'Is it "still" raining; there?'), ("Bob", "Since\nFriday.")),
+            talk(("Ann", "Tea?"), ("Cem", "Please.")),
+        ],
+    ),
+    "table.tsv": ("tsv", [talk(("User", RAIN), ("Assistant", FRIDAY)), PLEASE]),
+}
+
+
+def read(path: Path, format: str = "auto", **options) -> list[Dialogue]:
+    return list(open_source(path, format, **options).dialogues())
+
+
+def refusal(path: Path, format: str = "auto") -> str:
+    with pytest.raises(UserError) as caught:
+        read(path, format)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    assert len(message) < 600
+    return message
+
+
+def test_every_sample_is_expected():
+    assert {path.name for path in SAMPLES.iterdir()} == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_sample(name):
+    format, dialogues = EXPECTED[name]
+    source = open_source(SAMPLES / name)
+    assert (source.format, list(source.dialogues())) == (format, dialogues)
+    assert read(SAMPLES / name, format) == dialogues
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("pack", ["gz", "xz", "bz2", "zip", "bom", "crlf"])
+def test_a_sample_packed(name, pack, tmp_path):
+    content = (SAMPLES / name).read_bytes()
+    path = tmp_path / f"file.{pack}"
+    if pack == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("chat.txt", content)
+            archive.writestr("photo.jpg", b"\xff\xd8")
+            archive.writestr("__MACOSX/._chat.txt", b"\0")
+    else:
+        packed = {
+            "gz": gzip.compress,
+            "xz": lzma.compress,
+            "bz2": bz2.compress,
+            "bom": lambda content: b"\xef\xbb\xbf" + content,
+            "crlf": lambda content: content.replace(b"\n", b"\r\n"),
+        }
+        path.write_bytes(packed[pack](content))
+    _, dialogues = EXPECTED[name]
+    found = read(path)
+    if pack == "crlf" and name == "table.csv":  # a line end inside quotes is part of the cell
+        found = [
+            dialogue._replace(
+                turns=tuple(Turn(*(part.replace("\r\n", "\n") for part in turn)) for turn in dialogue.turns)
+            )
+            for dialogue in found
+        ]
+    assert found == dialogues
+
+
+def test_the_bundled_conversations():
+    dialogues = bundled_dialogues()
+    assert len(dialogues) == 10
+    for dialogue in dialogues:
+        assert [turn.speaker for turn in dialogue.turns] == ["Alex", "Bob", "Alex"]
+
+
+@pytest.mark.parametrize("turns", ["turns", "dialog", "dialogue", "conversation", "utterances"])
+@pytest.mark.parametrize("speaker", ["speaker", "sender", "author", "role"])
+@pytest.mark.parametrize("text", ["text", "message", "content", "utterance"])
+def test_other_words_for_turns(turns, speaker, text, tmp_path):
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps({turns: [{speaker: "Ann", text: "Tea?"}, {speaker: "Cem", text: " Please. "}]}))
+    assert read(path) == [talk(("Ann", "Tea?"), ("Cem", "Please."))]
+
+
+@pytest.mark.parametrize(
+    ("stamps", "pause_hours", "dialogues"),
+    [
+        (["31.12.23, 23:50 - ", "01.01.24, 00:10 - "], 8, 1),  # Germany
+        (["12/31/23, 11:50 PM - ", "1/1/24, 12:10 AM - "], 8, 1),  # United States
+        (["[31/12/2023, 11:50:00 pm] ", "[01/01/2024, 12:10:00 am] "], 8, 1),  # Australia
+        (["31/12/23 23:50 - ", "1/1/24 0:10 - "], 8, 1),  # Italy
+        (["31/12/23, 11:50 p. m. - ", "1/1/24, 12:10 a. m. - "], 8, 1),  # Spain
+        (["2023-12-31 23.50 - ", "2024-01-01 00.10 - "], 8, 1),  # Sweden
+        (["31. 12. 2023 23:50 - ", "1. 1. 2024 0:10 - "], 8, 1),  # Czechia
+        (["31.12.2023 klo 23.50 - ", "1.1.2024 klo 0.10 - "], 8, 1),  # Finland
+        (["31.12.23 г., 23:50 - ", "1.01.24 г., 0:10 - "], 8, 1),  # Bulgaria
+        (["31/12/2023 à 23:50 - ", "01/01/2024 à 00:10 - "], 8, 1),  # France
+        (["23:50, 31/12/2023 - ", "00:10, 1/1/2024 - "], 8, 1),  # Vietnam
+        (["31\u200f/12\u200f/2023، 11:50 م - ", "1\u200f/1\u200f/2024، 12:10 ص - "], 8, 1),  # Egypt
+        (["[2023. 12. 31. 오후 11:50:00] ", "[2024. 1. 1. 오전 12:10:00] "], 8, 1),  # Korea
+        (["2023/12/31 23:50 - ", "2024/01/01 00:10 - "], 8, 1),  # Japan
+        (["2023/12/31 下午11:50 - ", "2024/1/1 上午12:10 - "], 8, 1),  # Taiwan
+        (["01.02.23, 10:00 - ", "03.02.23, 10:00 - "], 8, 2),  # two days apart, not two months
+        (["01.02.23, 10:00 - ", "01.02.23, 13:00 - "], 8, 1),
+        (["01.02.23, 10:00 - ", "01.02.23, 13:00 - "], 3, 2),
+    ],
+)
+def test_dates_and_clocks_of_countries(stamps, pause_hours, dialogues, tmp_path):
+    path = tmp_path / "chat.txt"
+    lines = [f"{stamp}{name}: hello {number}" for number, stamp in enumerate(stamps) for name in ("Ann", "Cem")]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    found = read(path, pause_hours=pause_hours)
+    assert open_source(path).format == "chat-export"
+    assert len(found) == dialogues
+    assert sum(len(dialogue.turns) for dialogue in found) == 4
+
+
+NOTICES = [
+    "<Media omitted>",
+    "‎image omitted",
+    "‹Pominięto multimedia>",
+    "<Medya dahil edilmedi>",
+    "DOC-1.pdf (file allegato)",
+    "Diese Nachricht wurde gelöscht.",
+    "null",
+]
+
+
+def test_what_is_no_text_in_an_export(tmp_path):
+    path = tmp_path / "chat.txt"
+    said = [*NOTICES, "IMG-1.jpg (file attached)\nLook!", "I <3 you <and> this"]
+    path.write_text(
+        "\n".join(f"31.12.23, 23:50 - {'AB'[n % 2]}nn: {text}" for n, text in enumerate(said)), encoding="utf-8"
+    )
+    (dialogue,) = read(path)
+    assert dialogue.skipped == ("media and notices",) * len(NOTICES)
+    assert [turn.text for turn in dialogue.turns] == ["Look!", "I <3 you <and> this"]
+    subject = '31.12.23, 23:50 - {} changed the subject to {}Trip: Rome"\n'
+    lines = (
+        "".join(subject.format("Ann", quote) for quote in '"“„«') + "31.12.23, 23:50 - A: a\n31.12.23, 23:50 - B: b\n"
+    )
+    path.write_text(lines, encoding="utf-8")
+    assert read(path) == [talk(("A", "a"), ("B", "b"), skipped=("system lines",) * 4)]
+
+
+@pytest.mark.parametrize(
+    ("record", "dialogue", "not_used"),
+    [
+        (
+            {"instruction": "a", "context": "b", "response": "c", "category": "x"},
+            talk(("Instruction", "a"), ("Input", "b"), ("Response", "c"), instruction=ALPACA_WITH_INPUT),
+            ("category",),
+        ),
+        (
+            {"instruction": "c", "output": "d", "history": [["a", "b"]], "system": "Hm."},
+            talk(("Instruction", "a"), ("Response", "b"), ("Instruction", "c"), ("Response", "d"), instruction="Hm."),
+            (),
+        ),
+        (
+            {
+                "system": "Hm.",
+                "conversations": [{"from": "gpt", "value": "a"}, {"from": "human", "value": "b", "w": 0}],
+            },
+            talk(("Assistant", "a"), ("User", "b"), instruction="Hm."),
+            ("w",),
+        ),
+        ({"instruction": "a", "output": " "}, talk(skipped=("turns of records without an answer",) * 2), ()),
+        ({"turns": []}, talk(), ()),
+    ],
+)
+def test_members_that_published_files_have(record, dialogue, not_used, tmp_path):
+    """Nothing is lost unseen: it is used, or its name is told. The first record may be empty."""
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([record] * 2 if dialogue.turns else [record, {**record, "output": "x"}]))
+    source = open_source(path, "auto" if dialogue.turns or "output" in record else "turns")
+    assert next(source.dialogues()) == dialogue
+    assert source.not_used == not_used
+
+
+def test_tables_of_spreadsheets(tmp_path):
+    path = tmp_path / "table"
+    expected = [talk(("A", "a"), ("B", "b")), talk(("A", "c"), ("B", "d"))]
+    for name in ("Conversation ID", "dialogueId", "session_id"):
+        path.write_text(f"sep=;\n{name};Speaker;Text\n1;A;a\n1;B;b\n2;A;c\n2;B;d\n")
+        assert read(path) == expected
+    path.write_text("id,speaker,text\n1,A,a\n2,B,b\n")  # here it numbers the rows
+    assert read(path) == expected[:1]
+    path.write_text('speaker\ttext\nA\t"Hi\nB\tyou" there\nA\t"He said ""ho"""\n')
+    assert read(path) == [talk(("A", '"Hi'), ("B", 'you" there'), ("A", 'He said "ho"'))]
+    rows = [{"dialogue_id": number // 2, "speaker": "AB"[number % 2], "text": "abcd"[number]} for number in range(4)]
+    path.write_text(json.dumps(rows))
+    assert read(path) == expected
+
+
+def test_blank_lines_between_all_turns_separate_nothing(tmp_path):
+    path = tmp_path / "chat.txt"
+    path.write_text("Ann: Tea?\n\nCem: Please.\n\nAnn: Here.\n")
+    assert read(path) == [talk(("Ann", "Tea?"), ("Cem", "Please."), ("Ann", "Here."))]
+
+
+CHAT = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+BROKEN = {
+    "[]": "its list is empty",
+    "{}": "record 1: no known form of a conversation has no keys",
+    "": "the file is empty",
+    '[{"A": "b", "B": ]': "line 1, column 18: not JSON (Expecting value)",
+    '[\n {"A": "b",\n]': "line 3, column 1: not JSON",
+    "just prose.": "'just prose.' is no beginning of conversations",
+    "[" * 1_000_000: "JSON nested too deeply to be conversations",
+    '{"A": "b", "B": "c"}\n' + "[" * 1_000_000: "line 2: no JSON that can be read",
+    "1" * 10_000: "no beginning of conversations",
+    "[" + "1" * 10_000 + "]": "Exceeds the limit",
+    '["a"]': "record 1: text is no conversation",
+    "[[1, 2], [3]]": "record 1: these are token ids",
+    '{"input_ids": [1, 2]}': "record 1: these are token ids",
+    '[{"text": "prose", "label": "x"}]': "record 1: no known form of a conversation has the keys 'text', 'label'",
+    '[{"A": "b", "B": "c"}, "text"]': 'record 2: an object {"speaker": "text", ...} is needed, this is text',
+    '[{"A": "b", "B": "c"}, {"A": "alone"}]': "record 2: a dialogue needs two turns or more, this has 1",
+    '[{"A": "b", "B": 5}]': "record 1: turn 2: what 'B' says must be text, this is a number",
+    '[{"A": "b", "B": null}]': "record 1: turn 2: what 'B' says must be text, this is null",
+    '[{"A": "b", "B": true}]': "record 1: turn 2: what 'B' says must be text, this is true or false",
+    '[{"A": "b", "B": {"C": "d"}}]': "record 1: turn 2: what 'B' says must be text, this is an object",
+    '[{"A": "b", "B": "  "}]': "record 1: turn 2: 'B' says nothing; remove the turn or fill it",
+    '[{"": "b", "B": "c"}]': "record 1: turn 1: '' is no speaker's name",
+    '[{"A\\nB": "b", "B": "c"}]': "is no speaker's name; use a name on one line",
+    json.dumps([{"n" * 10_000: "b", "B": "c"}]): "…' is no speaker's name",
+    '[{"A": "\\ud83d", "B": "c"}]': "record 1: turn 1: half a surrogate pair",
+    '[{"role": "user", "content": "a"}]': "only the user speaks here; the answers are needed too",
+    json.dumps({**CHAT, "prompt": "a", "completion": "b"}): (
+        "this could be messages or pairs (the keys 'messages', 'prompt', 'completion'); say which with --format"
+    ),
+    '[{"prompt": "a", "completion": "b"}, {"instruction": "a", "output": "b"}]': (
+        "record 2: this is alpaca, the first record was pairs"
+    ),
+    '{"A": "b", "B": "c"}\n\n{"A": "b", "B": 5}': "line 3: turn 2: what 'B' says must be text",
+    '{"A": "b", "B": "c"}\n{"A": "b", "B"}': "line 2: column 15: not JSON",
+    '{"turns": [{"speaker": "A", "text": "b"}, "c"]}': "record 1: turn 2 must be an object with speaker and text",
+    '{"turns": [{"speaker": "A", "text": "b"}, {"text": "c"}]}': "record 1: turn 2 has no speaker",
+    "Ann: Tea?\nCem: Yes.\n\nprose\n": "line 4: nobody says this",
+    "[1/2/23, 10:00] Ann: hi\n[13/13/23, 10:00] Cem: ho": "line 2: in no order of day, month and year this is a date",
+    "speaker,text\nAnn,Tea?,again\n": "line 2 has 3 columns, the header 2",
+    'speaker,text\nAnn,"Tea?\n': "line 2: unexpected end of data",
+    "speaker,text\n": "there is nothing below the names of the columns",
+}
+
+
+@pytest.mark.parametrize("content", BROKEN, ids=lambda content: content[:40])
+def test_a_broken_file(content, tmp_path):
+    path = tmp_path / "data"
+    path.write_text(content, encoding="utf-8")
+    assert BROKEN[content] in refusal(path)
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    path = tmp_path / "data"
+    for content, message in [
+        (b"\0\1\2", "a binary file"),
+        ("[]".encode("utf-16"), "this is UTF-16; save the file as UTF-8"),
+        ('[{"A": "b",\n"B": "caf\xe9"}]'.encode("latin-1"), "line 2 is not UTF-8 text; save the file as UTF-8"),
+        ('{"A": "b", "B": "c"}\n{"A": "b", "B": "caf\xe9"}'.encode("latin-1"), "line 2: not UTF-8 text"),
+        ("Ann: caf\xe9\nCem: ja".encode("latin-1"), "line 1 is not UTF-8 text"),
+        (gzip.compress(b"[" * 1000)[:-10], "is damaged or cut short"),
+        (lzma.compress(b"[" * 1000)[:-10], "is damaged or cut short"),
+        (b"PK\x03\x04 and no archive", "is damaged or cut short"),
+        (b"Ann: hi\rCem: ho\r", "its lines end in CR alone"),
+    ]:
+        path.write_bytes(content)
+        assert message in refusal(path)
+
+
+def test_archives_of_several_files(tmp_path):
+    path = tmp_path / "data.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "Ann: Tea?")
+        archive.writestr("b.json", "[]")
+    assert "one conversation file is needed in the archive, it holds a.txt, b.json; unpack it" in refusal(path)
+
+
+def test_forced_formats(tmp_path):
+    path = tmp_path / "data"
+    path.write_text(json.dumps({**CHAT, "prompt": "x", "completion": "y"}))
+    assert read(path, "pairs") == [talk(("User", "x"), ("Assistant", "y"))]
+    assert read(path, "messages") == [talk(("User", "a"), ("Assistant", "b"))]
+    path.write_text('[{"text": "a", "label": "b"}]')
+    assert read(path, "names") == [talk(("text", "a"), ("label", "b"))]
+    path.write_text("1.1.24 10:00 Ann: hi\nCem: ho")
+    assert "line 1: nobody says this" in refusal(path, "text")
+    assert "is no beginning of a chat-export" in refusal(path, "chat-export")
+    for name in FORMATS:
+        path.write_text('{"a": 1}')
+        refusal(path, name)
+
+
+def test_odd_text_is_kept(tmp_path):
+    """Right-to-left marks, zero characters, emoji, and 100 MB on one line."""
+    path = tmp_path / "data.json"
+    odd = "\u200fשלום\u200e \u202eabc \0 🙂\u200d♂️ <|endoftext|> ### Bob:"
+    path.write_text(json.dumps([{"A": odd, "B": "b"}]))
+    assert read(path)[0].turns[0].text == odd
+    path.write_text('[{"A": "' + "word " * 20_000_000 + '", "B": "b"}]')
+    assert len(read(path)[0].turns[0].text) == 99_999_999
+    path.write_text("x" * 100_000_000)
+    refusal(path)
+
+
+def read_or_refused(path: Path, format: str = "auto") -> list[Dialogue] | None:
+    """The dialogues of a file, or none when it was refused, in one line."""
+    try:
+        return read(path, format)
+    except UserError as error:
+        message = str(error)
+    assert len(message.splitlines()) == 1
+    return None
+
+
+names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+texts = st.one_of(st.text(max_size=20), st.none(), st.integers(), st.just(""))
+roles = st.sampled_from(["system", "user", "assistant", "tool", "Ann", "human", "gpt", ""])
+contents = st.one_of(
+    texts,
+    st.lists(st.one_of(st.text(max_size=5), st.just({"type": "text", "text": "x"}), st.just({"image": 1})), max_size=3),
+)
+messages = st.fixed_dictionaries(
+    {"role": roles, "content": contents}, optional={"tool_calls": st.just([1]), "name": texts}
+)
+shares = st.fixed_dictionaries({"from": roles, "value": texts})
+spoken = st.fixed_dictionaries({"speaker": names, "text": texts})
+alpaca = st.fixed_dictionaries({"instruction": texts, "output": texts}, optional={"input": texts})
+records = st.one_of(
+    st.dictionaries(names, texts, max_size=5),
+    st.fixed_dictionaries({"messages": st.lists(messages, max_size=6)}),
+    st.fixed_dictionaries({"conversations": st.lists(shares, max_size=6)}),
+    st.fixed_dictionaries({"turns": st.lists(spoken, max_size=6)}),
+    alpaca,
+    st.fixed_dictionaries({"prompt": texts, "completion": texts}),
+    st.recursive(
+        texts,
+        lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(names, inner, max_size=3)),
+        max_leaves=8,
+    ),
+)
+
+
+def count_turns(record: dict) -> int:
+    """How many turns a record holds, whichever form it has; a system message at the beginning is none."""
+    for key in ("messages", "conversations", "turns"):
+        if key in record and isinstance(record[key], list):
+            spoken = [not is_skipped(turn) and role_of(turn) != "system" for turn in record[key]]
+            before = record[key][: spoken.index(True)] if any(spoken) else record[key]
+            instructions = [turn for turn in before if role_of(turn) == "system" and not is_skipped(turn, empty=False)]
+            return len(record[key]) - len(instructions)
+    if "instruction" in record:
+        return 2 + (record.get("input") not in (None, ""))
+    return len(record)
+
+
+def role_of(turn: dict) -> str | None:
+    return turn.get("role", turn.get("from"))
+
+
+def is_skipped(turn: dict, empty: bool = True) -> bool:
+    """Whether a message is no turn: a tool's, an image, or, if `empty`, without a text."""
+    content = turn.get("content", turn.get("value", turn.get("text")))
+    parts = (
+        [part.get("text") if isinstance(part, dict) else part for part in content] if isinstance(content, list) else []
+    )
+    texts = [part for part in parts if isinstance(part, str)]
+    if role_of(turn) == "tool" or turn.get("tool_calls") or len(texts) < len(parts):
+        return True
+    nothing = not "".join(texts).strip() if isinstance(content, list) else not str(content or "").strip()
+    return empty and nothing
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(value=st.one_of(records, st.lists(records, max_size=4)), lines=st.booleans())
+def test_generated_json_is_read_whole_or_refused_in_one_line(value, lines, tmp_path):
+    path = tmp_path / "data"
+    listed = value if isinstance(value, list) else [value]
+    content = "\n".join(map(json.dumps, listed)) if lines else json.dumps(value)
+    path.write_text(content, encoding="utf-8")
+    dialogues = read_or_refused(path)
+    if dialogues is not None:
+        counted = sum(len(dialogue.turns) + len(dialogue.skipped) for dialogue in dialogues)
+        assert counted == sum(map(count_turns, listed))
+
+
+stamps = st.sampled_from(["[1/2/23, 10:00] ", "1/2/23, 9:00 AM - ", "31.12.23, 10:00 - "])
+lines = st.lists(
+    st.one_of(
+        st.text(max_size=15),
+        st.tuples(names, st.text(max_size=10)).map(": ".join),
+        st.tuples(stamps, names, st.just(": "), st.text(max_size=9)).map("".join),
+        st.sampled_from(["", "---", "speaker,text", "a,b", "Q: x", "A: y", "[", "{"]),
+    ),
+    max_size=8,
+)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=lines, format=st.sampled_from(["auto", "text", "chat-export", "csv", "names", "messages"]))
+def test_generated_text_is_read_or_refused_in_one_line(lines, format, tmp_path):
+    path = tmp_path / "data"
+    path.write_bytes("\n".join(lines).encode("utf-8", errors="surrogatepass"))
+    for dialogue in read_or_refused(path, format) or []:
+        for turn in dialogue.turns:
+            assert turn.text == turn.text.strip() != ""
+            assert 0 < len(turn.speaker) <= LONGEST_NAME
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=200))
+def test_generated_bytes_are_read_or_refused_in_one_line(content, tmp_path):
+    path = tmp_path / "data"
+    path.write_bytes(content)
+    read_or_refused(path)
