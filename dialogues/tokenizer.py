@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,9 +10,10 @@ import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from files import UserError, read_json_object, reason, write_text, writing
+from files import UserError, read_json_object, reason, write_json, write_text, writing
 
 END_OF_TEXT = "<|endoftext|>"
+END_OF_TURN = "<|endofturn|>"
 
 
 def load_tokenizer(folder: Path) -> tiktoken.Encoding:
@@ -32,25 +34,59 @@ def load_tokenizer(folder: Path) -> tiktoken.Encoding:
             raise UserError(
                 f"{folder}: vocab.json and merges.txt are damaged or not a pair; fetch both again"
             ) from None
-    specials = {END_OF_TEXT: vocabulary[END_OF_TEXT]}
+    specials = {END_OF_TEXT: vocabulary[END_OF_TEXT], **read_added_tokens(folder, vocabulary)}
     return tiktoken.Encoding(folder.name, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=specials)
 
 
-def copy_vocabulary(source: Path, target: Path) -> dict[str, int]:
+def add_tokens(tokenizer: tiktoken.Encoding, tokens: Iterable[str]) -> tiktoken.Encoding:
+    """`tokenizer` with those of `tokens` that it lacks as further special tokens, numbered after all others."""
+    specials = dict(tokenizer._special_tokens)
+    for token in tokens:
+        specials.setdefault(token, tokenizer.n_vocab + len(specials) - len(tokenizer._special_tokens))
+    ranks = tokenizer._mergeable_ranks
+    return tiktoken.Encoding(tokenizer.name, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=specials)
+
+
+def speaker_token(speaker: str) -> str:
+    return f"<|{speaker}|>"
+
+
+def copy_vocabulary(source: Path, target: Path, tokenizer: tiktoken.Encoding | None = None) -> dict[str, int]:
     """Write the vocabulary of the folder `source` to `target` as `vocab.json` and `merges.txt`; return token → id.
+
+    Special tokens that came later, those of the folder or, when there is one, those of `tokenizer`, are written to
+    `added_tokens.json`.
 
     Raises:
         UserError: files that are missing or do not hold a vocabulary, or a target that can't be written.
     """
     vocabulary, merges = read_vocabulary(source)
-    ids = vocabulary.values()
+    added = dict(tokenizer._special_tokens) if tokenizer else read_added_tokens(source, vocabulary)
+    added.pop(END_OF_TEXT, None)
+    ids = [*vocabulary.values(), *added.values()]
     if not all(type(number) is int for number in ids) or sorted(ids) != list(range(len(ids))):
-        raise UserError(f"{source}: the ids of its vocabulary are not 0 to {len(vocabulary) - 1}; fetch it again")
+        raise UserError(f"{source}: the ids of its vocabulary are not 0 to {len(ids) - 1}; fetch it again")
     with writing(target):
         target.mkdir(parents=True, exist_ok=True)
     write_text(target / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
     write_text(target / "merges.txt", "\n".join(["#version: 0.2", *merges, ""]))
+    if added:
+        write_json(target / "added_tokens.json", added)
     return vocabulary
+
+
+def read_added_tokens(folder: Path, vocabulary: dict[str, int]) -> dict[str, int]:
+    """The special tokens outside of `vocabulary`, as token → id: from `added_tokens.json`, or from `tokenizer.json`."""
+    if (folder / "added_tokens.json").exists():
+        return read_json_object(folder / "added_tokens.json")
+    if (folder / "vocab.json").exists():
+        return {}
+    path = folder / "tokenizer.json"
+    try:
+        tokens = {token["content"]: token["id"] for token in read_json_object(path).get("added_tokens", [])}
+    except (LookupError, TypeError):
+        raise UserError(f"{path}: its added tokens are damaged; fetch it again") from None
+    return {token: number for token, number in tokens.items() if token not in vocabulary}
 
 
 def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[str]]:

@@ -1,0 +1,88 @@
+"""The template of a trained model as Jinja, for `tokenizer.apply_chat_template` of transformers and its relatives."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from dialogues.formats import ALPACA, ALPACA_SPEAKERS, ALPACA_WITH_INPUT, ASSISTANT, SYSTEM, TOOLS, USER
+from dialogues.template import TEMPLATES
+from dialogues.tokenizer import END_OF_TEXT
+
+# One line without a space that counts. What stands in `generation` is what is learned: the whole of it, or some turns.
+JINJA = """
+{{%- set names = {names} -%}}
+{{%- set seen = namespace(system=[], turns=[]) -%}}
+{{%- for message in messages if message['role'] not in {tools} -%}}
+{{%- if message['role'] in {system} -%}}
+{{%- if not seen.turns -%}}{{%- set seen.system = seen.system + [message['content'] | trim] -%}}{{%- endif -%}}
+{{%- elif message['content'] -%}}{{%- set seen.turns = seen.turns + [message] -%}}{{%- endif -%}}
+{{%- endfor -%}}
+{{%- set instruction = seen.system | join('\\n') if seen.system else {instruction} -%}}
+{{%- macro opening(role) -%}}{{{{- {before} + names.get(role, role) + {after} -}}}}{{%- endmacro -%}}
+{{%- macro text(turn, last) -%}}
+{{%- set parts = [turn['content']] if turn['content'] is string else turn['content'] | map(attribute='text') -%}}
+{{{{- {space} + parts | join('\\n') | trim -}}}}
+{{%- if not last or add_generation_prompt -%}}{{{{- {stop} -}}}}{{%- else -%}}{{{{- {end} -}}}}{{%- endif -%}}
+{{%- endmacro -%}}
+{all_on}
+{{{{- instruction + {between} if instruction else {bare} -}}}}
+{{%- for turn in seen.turns -%}}
+{{{{- opening(turn['role']) -}}}}
+{{%- if {learned} -%}}
+{some_on}{{{{- text(turn, loop.last) -}}}}{some_off}
+{{%- else -%}}
+{{{{- text(turn, loop.last) -}}}}
+{{%- endif -%}}
+{{%- endfor -%}}
+{{%- if add_generation_prompt -%}}{{{{- opening('assistant') -}}}}{{%- endif -%}}
+{all_off}
+"""
+ON, OFF = "{%- generation -%}", "{%- endgeneration -%}"
+
+
+def chat_template(dialogue: Mapping[str, Any]) -> str:
+    """The Jinja template that renders messages as a model with this `dialogue.json` was trained to see them.
+
+    `user` is the first speaker and `assistant` the second; every other role is a speaker's name. Messages of the role
+    `system` at the beginning take the place of the instruction line, an empty one leaves it out.
+    """
+    name, learn = dialogue["template"], dialogue["learn"]
+    template = TEMPLATES[name]
+    first, second = [*dialogue["speakers"], USER, ASSISTANT][:2] if name != "alpaca" else ALPACA_SPEAKERS[::2]
+    instruction = literal(dialogue["instruction"])
+    replies = "not loop.first"
+    if name == "alpaca":
+        has_input = f"messages | selectattr('role', 'equalto', {literal(ALPACA_SPEAKERS[1])}) | list"
+        instruction = f"({literal(ALPACA_WITH_INPUT)} if {has_input} else {literal(ALPACA)})"
+        replies = f"names.get(turn['role'], turn['role']) == {literal(second)}"
+    before, after = template.label.split("{}")
+    has_tokens = name == "tokens"
+    return (
+        JINJA.strip()
+        .replace("\n", "")
+        .format(
+            names=literal({"user": first, "assistant": second}),
+            system=literal(SYSTEM),
+            tools=literal(TOOLS),
+            instruction=instruction,
+            before=literal(before),
+            after=literal(after),
+            space=literal(template.space),
+            stop=literal(template.stop),
+            end=literal(template.stop * has_tokens + END_OF_TEXT),
+            between=literal("" if has_tokens else template.stop),
+            bare=literal("" if has_tokens else template.stop.lstrip()),
+            learned=replies
+            if learn in ("all", "replies")
+            else f"names.get(turn['role'], turn['role']) == {literal(learn)}",
+            all_on=ON if learn == "all" else "",
+            all_off=OFF if learn == "all" else "",
+            some_on=ON if learn != "all" else "",
+            some_off=OFF if learn != "all" else "",
+        )
+    )
+
+
+def literal(value: Any) -> str:
+    """A value as Jinja reads it: as JSON, but for `\\ud83d\\ude00`, which it would take for two characters."""
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,234 @@
+"""Encoded dialogues in a few compact arrays: what everything after the reading works with."""
+
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+
+from dialogues.dialogue import Dialogue, Turn
+from dialogues.formats import ALPACA_SPEAKERS, ASSISTANT, USER
+from dialogues.template import Renderer
+from dialogues.tokenizer import speaker_token
+from files import UserError
+
+FIRST = 3  # places in the file that are kept for each reason to skip
+SAMPLE = 1000  # dialogues from which what is common to all of them is told
+MOST_SPEAKERS = 1000  # that get a token of their own
+
+
+class Block(NamedTuple):
+    """Some dialogues as arrays, as they come back from another process."""
+
+    tokens: array  # ids
+    texts: array  # of each turn: start and end of its text in its dialogue's tokens, and its place in `speakers`
+    sizes: array  # of each dialogue: how many tokens and how many turns it has
+    numbers: array  # of each dialogue: its place in the file
+    fingerprints: array  # of each dialogue: 64 bits that equal dialogues share
+    speakers: list[str]
+    skipped: list[tuple[int, str, int]]  # place in the file, why, how many turns
+    renamed: set[str]  # names that were replaced
+
+    @classmethod
+    def empty(cls, renderer: Renderer) -> "Block":
+        """Without a dialogue; tokens take two bytes each when the vocabulary allows it."""
+        small = renderer.tokenizer.n_vocab + MOST_SPEAKERS <= 1 << 16
+        return cls(array("H" if small else "I"), array("I"), array("I"), array("Q"), array("Q"), [], [], set())
+
+
+def encode_block(
+    renderer: Renderer, dialogues: Iterable[tuple[int, Dialogue]], rename: Mapping[str, str] | None = None
+) -> Block:
+    """Encode numbered dialogues; what has fewer than two turns is skipped and counted."""
+    block = Block.empty(renderer)
+    places: dict[str, int] = {}
+    for number, dialogue in dialogues:
+        block.skipped.extend((number, why, count) for why, count in Counter(dialogue.skipped).items())
+        if len(dialogue.turns) < 2:
+            if dialogue.turns:
+                block.skipped.append((number, "turns that stand alone", 1))
+            elif not dialogue.skipped:
+                block.skipped.append((number, "dialogues without a turn", 1))
+            continue
+        if rename:
+            block.renamed.update(turn.speaker for turn in dialogue.turns if turn.speaker in rename)
+            turns = tuple(Turn(rename.get(speaker, speaker), text) for speaker, text in dialogue.turns)
+            dialogue = dialogue._replace(turns=turns)
+        tokens, texts = renderer.encode(dialogue)
+        block.tokens.extend(tokens)
+        for (start, end), (speaker, _) in zip(texts, dialogue.turns, strict=True):
+            block.texts.extend((start, end, places.setdefault(speaker, len(places))))
+        block.sizes.extend((len(tokens), len(texts)))
+        block.numbers.append(number)
+        block.fingerprints.append(fingerprint(dialogue))
+    block.speakers.extend(places)
+    return block
+
+
+def fingerprint(dialogue: Dialogue) -> int:
+    content = repr((dialogue.instruction, *map(tuple, dialogue.turns)))
+    return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "little")
+
+
+class Conversations:
+    """The dialogues of a file, encoded, in file order.
+
+    Attributes:
+        renderer: what turned them into tokens, and turns them back into text.
+        tokens: (tokens,) the ids of all dialogues, one behind the other.
+        learn: which of them are learned: all, replies, or a speaker's name.
+        learned: (tokens,) whether a token counts in the loss.
+        starts: (dialogues + 1,) where each dialogue begins in `tokens`.
+        texts: (turns, 3) of each turn: start and end of its text within its dialogue, and its place in `speakers`.
+        turn_starts: (dialogues + 1,) where each dialogue begins in `texts`.
+        numbers: (dialogues,) the place of each in the file: record or line number.
+        fingerprints: (dialogues,) equal for equal dialogues.
+        skipped: why turns of the file are not here → how many, and the first places.
+        renamed: the names that others took the place of.
+    """
+
+    def __init__(self, renderer: Renderer, blocks: Iterable[Block], learn: str = "all") -> None:
+        """Raises:
+        UserError: nobody of the name `learn` speaks, or there are more speakers than there can be tokens for.
+        """
+        whole = Block.empty(renderer)
+        places: dict[str, int] = {}
+        self.skipped: dict[str, tuple[int, list[int]]] = {}
+        self.renamed: set[str] = set()
+        for block in blocks:
+            new = np.array([places.setdefault(speaker, len(places)) for speaker in block.speakers], np.uint32)
+            texts = np.array(block.texts, np.uint32).reshape(-1, 3)
+            texts[:, 2] = new[texts[:, 2]] if len(texts) else 0
+            whole.texts.frombytes(texts.tobytes())
+            for name in ("tokens", "sizes", "numbers", "fingerprints"):
+                getattr(whole, name).extend(getattr(block, name))
+            self.renamed |= block.renamed
+            for number, why, count in block.skipped:
+                total, first = self.skipped.get(why, (0, []))
+                self.skipped[why] = total + count, [*first, number][:FIRST]
+        self.speakers = list(places)
+        self.tokens = np.frombuffer(whole.tokens, whole.tokens.typecode)
+        self.texts = np.frombuffer(whole.texts, np.uint32).reshape(-1, 3)
+        self.numbers = np.frombuffer(whole.numbers, np.uint64)
+        self.fingerprints = np.frombuffer(whole.fingerprints, np.uint64)
+        sizes = np.frombuffer(whole.sizes, np.uint32).reshape(-1, 2)
+        self.starts, self.turn_starts = np.zeros((2, len(sizes) + 1), np.int64)
+        np.cumsum(sizes[:, 0], out=self.starts[1:])
+        np.cumsum(sizes[:, 1], out=self.turn_starts[1:])
+        self.renderer = self.place_speaker_tokens(renderer) if renderer.has_tokens else renderer
+        self.learn = learn
+        self.learned = self.choose_learned(learn)
+
+    @classmethod
+    def of(cls, renderer: Renderer, dialogues: Iterable[Dialogue], learn: str = "all") -> "Conversations":
+        """Dialogues that are there already, numbered from 1."""
+        return cls(renderer, [encode_block(renderer, enumerate(dialogues, 1))], learn)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def text_starts(self) -> np.ndarray:
+        """(turns,) where the text of each turn starts in `tokens`."""
+        return self.texts[:, 0] + np.repeat(self.starts[:-1], np.diff(self.turn_starts))
+
+    def place_speaker_tokens(self, renderer: Renderer) -> Renderer:
+        """Give every speaker a token: the renderer that knows them. Only now, after all was read, they are known."""
+        if len(self.speakers) > MOST_SPEAKERS:
+            raise UserError(
+                f"{len(self.speakers):,} speakers are too many for a token each (at most {MOST_SPEAKERS:,}):"
+                " choose another --template"
+            )
+        renderer = Renderer(renderer.tokenizer, renderer.name, self.speakers)
+        specials = renderer.tokenizer._special_tokens
+        ids = np.array([specials[speaker_token(speaker)] for speaker in self.speakers], self.tokens.dtype)
+        self.tokens[self.text_starts() - 1] = ids[self.texts[:, 2]]
+        return renderer
+
+    def choose_learned(self, learn: str) -> np.ndarray:
+        """(tokens,) whether a token is learned: all; the texts of replies; or the texts of one speaker.
+
+        With a text goes the stop behind it, or the end of text: by these the model learns to end its turn.
+        """
+        if learn == "all":
+            return np.ones(len(self.tokens), bool)
+        if learn == "replies" and self.renderer.name == "alpaca":
+            learn = ALPACA_SPEAKERS[-1]
+        if learn == "replies":
+            chosen = np.ones(len(self.texts), bool)
+            chosen[self.turn_starts[:-1]] = False
+        elif learn in self.speakers:
+            chosen = self.texts[:, 2] == self.speakers.index(learn)
+        else:
+            raise UserError(
+                f"--learn {learn}: all, replies, or the name of a speaker; there are {self.name_speakers()}"
+            )
+        starts = self.text_starts()
+        ends = starts + (self.texts[:, 1] - self.texts[:, 0]) + len(self.renderer.stop)
+        ends[self.turn_starts[1:] - 1] = self.starts[1:]
+        steps = np.zeros(len(self.tokens) + 1, np.int8)
+        steps[starts[chosen]] += 1
+        steps[ends[chosen]] -= 1
+        return np.cumsum(steps, dtype=np.int8, out=steps)[:-1].view(bool)
+
+    def with_something_learned(self) -> np.ndarray:
+        """The numbers 0 to n - 1 of the dialogues in which anything is learned."""
+        if not len(self):
+            return np.arange(0)
+        return np.flatnonzero(np.logical_or.reduceat(self.learned, self.starts[:-1]))
+
+    def tokens_of(self, dialogue: int) -> np.ndarray:
+        return self.tokens[self.starts[dialogue] : self.starts[dialogue + 1]]
+
+    def texts_of(self, dialogue: int) -> np.ndarray:
+        return self.texts[self.turn_starts[dialogue] : self.turn_starts[dialogue + 1]]
+
+    def turn_ends(self, dialogue: int) -> list[int]:
+        """Where the dialogue may be cut: after each text, and at its end.
+
+        The instruction belongs to the first turn, stop and label to the turn that follows, the end to the last.
+        """
+        return [*self.texts_of(dialogue)[:-1, 1].tolist(), int(self.starts[dialogue + 1] - self.starts[dialogue])]
+
+    def instruction_end(self, dialogue: int) -> int:
+        """How many tokens the instruction has."""
+        start, _, speaker = self.texts_of(dialogue)[0].tolist()
+        stop = 0 if self.renderer.has_tokens else len(self.renderer.stop)
+        return max(start - len(self.renderer.label(self.speakers[speaker])) - stop, 0)
+
+    def render(self, dialogue: int) -> str:
+        """A dialogue as one text, as the model sees it."""
+        return self.renderer.tokenizer.decode(self.tokens_of(dialogue).tolist())
+
+    def __getitem__(self, dialogue: int) -> Dialogue:
+        """A dialogue as it was read, decoded from its tokens."""
+        decode, tokens = self.renderer.tokenizer.decode, self.tokens_of(dialogue).tolist()
+        texts = self.texts_of(dialogue).tolist()
+        space = len(self.renderer.template.space)
+        turns = tuple(Turn(self.speakers[speaker], decode(tokens[start:end])[space:]) for start, end, speaker in texts)
+        return Dialogue(turns, decode(tokens[: self.instruction_end(dialogue)]))
+
+    def name_speakers(self) -> str:
+        """The speakers with the number of their turns, the busiest first."""
+        turns = np.bincount(self.texts[:, 2], minlength=len(self.speakers))
+        named = [
+            f"{self.speakers[place][:40]} ({turns[place]:,} turns)" for place in np.argsort(-turns, kind="stable")[:6]
+        ]
+        more = len(self.speakers) - len(named)
+        return ", ".join(named) + (f" and {more:,} more" if more else "")
+
+    def describe(self, dialogues: Iterable[int]) -> dict[str, object]:
+        """What `dialogue.json` says: how a model trained on `dialogues` has learned to see a conversation."""
+        instructions = Counter(self[dialogue].instruction for dialogue in islice(dialogues, SAMPLE))
+        spoken = np.unique(np.concatenate([self.texts_of(dialogue)[:, 2] for dialogue in dialogues]))
+        speakers = [self.speakers[place] for place in spoken]  # in the order of the file
+        if {USER, ASSISTANT} <= set(speakers):  # whoever begins
+            speakers = [USER, ASSISTANT, *(name for name in speakers if name not in (USER, ASSISTANT))]
+        return {
+            "template": self.renderer.name,
+            "instruction": instructions.most_common(1)[0][0],
+            "speakers": speakers,
+            "learn": self.learn,
+        }

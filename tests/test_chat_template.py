@@ -1,0 +1,145 @@
+"""The chat templates against transformers: the very ids that we train on, and which of them are learned."""
+
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+from conftest import tiny_reference, write_layout
+from dialogues.conversations import Conversations
+from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
+from dialogues.formats import ALPACA, ALPACA_WITH_INPUT
+from dialogues.reading import open_source
+from dialogues.template import Renderer
+from dialogues.tokenizer import copy_vocabulary, load_tokenizer
+from load_gpt2_weights import add_embeddings, load_model, save_model
+
+TALK = (
+    Turn("Zoë 🙂", 'Did you "sleep" well?\nI\'ve not.'),
+    Turn("B{{o}}b %}", "Like a log.  Really!"),
+    Turn("Zoë 🙂", "(Me too: 100%.)"),
+    Turn("Cem", "ça va — 你好"),
+    Turn("B{{o}}b %}", "'s fine."),
+)
+ALPACA_TALK = (Turn("Instruction", "Add the numbers."), Turn("Input", "1 and 2"), Turn("Response", "3"))
+CASES = [
+    (template, learn, Dialogue(TALK, instruction))
+    for template in ("prompt", "labels", "tokens")
+    for learn in ("all", "replies", "Cem", "Zoë 🙂")
+    for instruction in (INSTRUCTION, "")
+] + [
+    ("alpaca", learn, dialogue)
+    for learn in ("all", "replies", "Response")
+    for dialogue in (Dialogue(ALPACA_TALK, ALPACA_WITH_INPUT), Dialogue(ALPACA_TALK[::2], ALPACA))
+]
+
+
+def as_messages(dialogue: Dialogue, template: str) -> list[dict[str, str]]:
+    """The dialogue as chat messages: user for the first speaker, assistant for the second, others by name."""
+    speakers = list(dict.fromkeys(turn.speaker for turn in dialogue.turns))
+    if template == "alpaca":
+        speakers = ["Instruction", "Response"]
+    roles = dict(zip(speakers, ("user", "assistant"), strict=False))
+    turns = [{"role": roles.get(turn.speaker, turn.speaker), "content": f" {turn.text}\n"} for turn in dialogue.turns]
+    return turns if template == "alpaca" else [{"role": "system", "content": dialogue.instruction}, *turns]
+
+
+@pytest.fixture(scope="module")
+def saved(vocabulary, tmp_path_factory):
+    """`saved(template, learn, dialogue)`: a model folder as a run writes it, and its conversations."""
+    base = write_layout(tiny_reference(), vocabulary, tmp_path_factory.mktemp("base"), "bare")
+
+    def save(template: str, learn: str, dialogue: Dialogue):
+        renderer = Renderer(load_tokenizer(base), template)
+        conversations = Conversations.of(renderer, [dialogue], learn)
+        folder = tmp_path_factory.mktemp("model")
+        copy_vocabulary(base, folder, conversations.renderer.tokenizer)
+        model, _ = load_model(base)
+        add_embeddings(model, conversations.renderer.tokenizer.n_vocab)
+        save_model(model, folder, conversations.describe([0]))
+        return folder, conversations
+
+    return save
+
+
+@pytest.mark.parametrize(("template", "learn", "dialogue"), CASES)
+def test_ids_and_learned_mask_are_those_of_training(saved, template, learn, dialogue):
+    folder, conversations = saved(template, learn, dialogue)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    encoded = theirs.apply_chat_template(
+        as_messages(dialogue, template), return_assistant_tokens_mask=True, return_dict=True
+    )
+    assert encoded["input_ids"] == conversations.tokens_of(0).tolist()
+    assert encoded["assistant_masks"] == conversations.learned.astype(int).tolist()
+    assert 0 < conversations.learned.sum() <= len(conversations.tokens)
+    # Without a system message the line that the model was trained with is there by itself.
+    if dialogue.instruction:
+        assert (
+            theirs.apply_chat_template(as_messages(dialogue, template)[template != "alpaca" :])["input_ids"]
+            == (encoded["input_ids"])
+        )
+
+
+def test_messages_are_read_and_rendered_alike(saved, tmp_path):
+    """Several system messages, tools, parts, empty texts: what the reader leaves out, the template leaves out."""
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "developer", "content": " Be brief. "},
+        {"role": "user", "content": [{"type": "text", "text": "Tea?"}, {"type": "text", "text": "Now?"}]},
+        {"role": "tool", "content": "x"},
+        {"role": "assistant", "content": ""},
+        {"role": "system", "content": "Hm."},
+        {"role": "assistant", "content": "Please."},
+    ]
+    (tmp_path / "data.json").write_text(json.dumps({"messages": messages}))
+    (dialogue,) = open_source(tmp_path / "data.json").dialogues()
+    folder, conversations = saved("prompt", "replies", dialogue)
+    theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(messages)["input_ids"]
+    assert theirs == conversations.tokens_of(0).tolist()
+    assert conversations.render(0).startswith("Be kind.\nBe brief.\n\n### User:\nTea?\nNow?\n\n### Assistant:\nPlease.")
+
+
+@pytest.mark.parametrize("template", ["prompt", "labels", "tokens"])
+def test_the_generation_prompt_is_ours(saved, template):
+    dialogue = Dialogue(TALK[:2])
+    folder, conversations = saved(template, "all", dialogue)
+    messages = as_messages(dialogue, template)
+    prompt = AutoTokenizer.from_pretrained(folder).apply_chat_template(messages[:2], add_generation_prompt=True)
+    assert prompt["input_ids"] == conversations.renderer.encode_prompt(dialogue, 1)
+
+
+def test_the_alpaca_prompt_is_the_published_wording(saved):
+    folder, conversations = saved("alpaca", "all", Dialogue(ALPACA_TALK, ALPACA_WITH_INPUT))
+    theirs = AutoTokenizer.from_pretrained(folder)
+    prompt = theirs.apply_chat_template(
+        as_messages(conversations[0], "alpaca")[:2], add_generation_prompt=True, tokenize=False
+    )
+    assert prompt == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. Write a"
+        " response that appropriately completes the request.\n\n### Instruction:\nAdd the numbers.\n\n### Input:\n1 and"
+        " 2\n\n### Response:\n"
+    )
+
+
+def test_speaker_tokens_have_the_same_ids_everywhere(saved, tmp_path):
+    """Ours and transformers', as we wrote it and as transformers writes it again."""
+    folder, conversations = saved("tokens", "all", Dialogue(TALK))
+    ours = conversations.renderer.tokenizer
+    added = {token: number for token, number in ours._special_tokens.items() if token != "<|endoftext|>"}
+    assert sorted(added.values()) == [400, 401, 402, 403]
+    theirs = AutoTokenizer.from_pretrained(folder)
+    theirs.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again" / "vocab.json").exists()
+    for token, number in added.items():
+        assert theirs.convert_tokens_to_ids(token) == number
+        assert load_tokenizer(folder)._special_tokens[token] == number
+        assert load_tokenizer(tmp_path / "again")._special_tokens[token] == number
+
+
+def test_new_embeddings_start_as_the_mean(saved):
+    folder, _ = saved("tokens", "all", Dialogue(TALK))
+    model, tokenizer = load_model(folder)
+    weight = model.wte.weight
+    assert len(weight) == tokenizer.n_vocab == model.config.vocab_size == 404
+    for row in weight[400:]:
+        assert (row - weight[:400].mean(dim=0)).abs().max() < 1e-6

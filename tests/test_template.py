@@ -1,0 +1,208 @@
+"""The split, and the text and tokens that a dialogue becomes."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dialogues.conversations import Conversations
+from dialogues.dialogue import INSTRUCTION, Dialogue, Turn, split_dialogues
+from dialogues.formats import ALPACA, as_alpaca
+from dialogues.template import TEMPLATES, Renderer, render
+from dialogues.tokenizer import load_tokenizer
+from files import UserError
+
+DIALOGUE = Dialogue((Turn("Alex", "Did you sleep well?"), Turn("Bob", "Like a log."), Turn("Alex", "Me too!")))
+RENDERED = {
+    "prompt": """The following is a conversation between two people.
+
+### Alex:
+Did you sleep well?
+
+### Bob:
+Like a log.
+
+### Alex:
+Me too!<|endoftext|>""",
+    "labels": """The following is a conversation between two people.
+Alex: Did you sleep well?
+Bob: Like a log.
+Alex: Me too!<|endoftext|>""",
+    "tokens": "The following is a conversation between two people.<|Alex|>Did you sleep well?<|endofturn|>"
+    "<|Bob|>Like a log.<|endofturn|><|Alex|>Me too!<|endofturn|><|endoftext|>",
+}
+RENDERED["alpaca"] = RENDERED["prompt"]
+
+
+def make_renderer(vocabulary, template: str) -> Renderer:
+    return Renderer(load_tokenizer(vocabulary), template, ["Alex", "Bob"])
+
+
+@given(size=st.integers(2, 2000), percent=st.integers(1, 99))
+def test_the_split_is_exact_whatever_the_size(size, percent):
+    numbers = np.arange(size)
+    expected = size * percent // 100  # in whole numbers; int(100 * 0.57) is 56
+    if expected == 0:
+        with pytest.raises(UserError, match="too few"):
+            split_dialogues(numbers, [percent, 100 - percent])
+    else:
+        train, val = split_dialogues(numbers, [percent, 100 - percent])
+        assert len(train) == expected
+        assert [*train, *val] == numbers.tolist()
+
+
+def test_three_parts():
+    assert [len(part) for part in split_dialogues(np.arange(1100), [85, 5, 10])] == [935, 55, 110]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+class TestEveryTemplate:
+    def test_text_and_tokens(self, template, vocabulary):
+        renderer = make_renderer(vocabulary, template)
+        assert render(DIALOGUE, template) == RENDERED[template]
+        tokens, texts = renderer.encode(DIALOGUE)
+        decode = renderer.tokenizer.decode
+        assert decode(tokens) == RENDERED[template]
+        assert tokens[-1] == renderer.tokenizer.eot_token
+        assert tokens == renderer.tokenizer.encode(RENDERED[template], allowed_special="all")  # as natural text is cut
+        assert [decode(tokens[start:end]).strip() for start, end in texts] == [turn.text for turn in DIALOGUE.turns]
+
+    def test_without_an_instruction(self, template, vocabulary):
+        renderer = make_renderer(vocabulary, template)
+        bare = Dialogue(DIALOGUE.turns, instruction="")
+        assert render(bare, template) == RENDERED[template].removeprefix(INSTRUCTION).lstrip()
+        assert renderer.tokenizer.decode(renderer.encode(bare).tokens) == render(bare, template)
+
+    def test_generation_starts_at_a_boundary_of_training(self, template, vocabulary):
+        renderer = make_renderer(vocabulary, template)
+        prompt = renderer.encode_prompt(DIALOGUE, 1)
+        tokens, texts = renderer.encode(DIALOGUE)
+        assert tokens[: texts[1][0]] == prompt
+        assert renderer.tokenizer.decode(prompt).endswith(
+            {"labels": "\nBob:", "tokens": "<|Bob|>"}.get(template, "### Bob:\n")
+        )
+
+    def test_special_tokens_in_a_text_are_text(self, template, vocabulary):
+        renderer = make_renderer(vocabulary, template)
+        text = "say <|endoftext|> and <|Bob|> and <|endofturn|> now"
+        tokens, texts = renderer.encode(Dialogue((Turn("Alex", text), Turn("Bob", "no"))))
+        assert tokens.count(renderer.tokenizer.eot_token) == 1
+        start, end = texts[0]
+        assert renderer.tokenizer.decode(tokens[start:end]).strip() == text
+        assert not set(tokens[start:end]) & set(renderer.tokenizer._special_tokens.values())
+
+    def test_generated_text_becomes_turns_again(self, template, vocabulary):
+        renderer = make_renderer(vocabulary, template)
+        prompt = renderer.encode_prompt(DIALOGUE, 1)
+        written = renderer.tokenizer.decode(renderer.encode(DIALOGUE).tokens[len(prompt) : -1])
+        assert tuple(renderer.parse_turns(written, "Bob", ["Alex", "Bob"])) == DIALOGUE.turns[1:]
+        assert renderer.parse_turns("", "Bob", ["Alex", "Bob"]) == [Turn("Bob", "")]
+
+    def test_newest_turns(self, template, vocabulary):
+        renderer = make_renderer(vocabulary, template)
+        tokens = renderer.encode(DIALOGUE).tokens[:-1]
+        prompt = renderer.encode_prompt(DIALOGUE, 1)
+        label = len(renderer.label("Bob")) + len(renderer.stop)
+        last_two = tokens[len(prompt) - label :]
+        assert renderer.newest_turns(tokens, len(last_two)) == last_two
+        assert renderer.newest_turns(tokens, len(last_two) + 1) == last_two
+        assert renderer.newest_turns(tokens, len(tokens)) == tokens
+        one_long_turn = renderer.tokenizer.encode_ordinary("word " * 100)
+        assert renderer.newest_turns(one_long_turn, 20) == one_long_turn[-20:]
+
+    def test_conversations_are_the_dialogues_again(self, template, vocabulary):
+        dialogues = [
+            DIALOGUE,
+            Dialogue(DIALOGUE.turns[:2], ""),
+            Dialogue(
+                (Turn("é: 🙂", "a\n\nb ### c:\n d"), Turn("Alex", "שלום"), Turn("Bob", "x"), Turn("Bob", "y")), "Hm"
+            ),
+        ]
+        conversations = Conversations.of(Renderer(load_tokenizer(vocabulary), template), dialogues)
+        assert [conversations[number] for number in range(3)] == dialogues
+        assert [conversations.render(number) for number in range(3)] == [render(d, template) for d in dialogues]
+        known = Renderer(load_tokenizer(vocabulary), template, ["Alex", "Bob", "é: 🙂"])
+        assert conversations.tokens_of(2).tolist() == known.encode(dialogues[2]).tokens
+
+    @pytest.mark.parametrize("learn", ["replies", "Alex", "Bob"])
+    def test_what_is_learned(self, template, learn, vocabulary):
+        """The texts of the chosen turns, each with what ends it, and nothing else."""
+        if (template, learn) == ("alpaca", "replies"):
+            return  # of instruction data it is the responses: see below
+        conversations = Conversations.of(make_renderer(vocabulary, template), [DIALOGUE] * 2, learn)
+        tokens, learned = conversations.tokens_of(1), conversations.learned[len(conversations.tokens_of(0)) :]
+        decode = conversations.renderer.tokenizer.decode
+        cuts = np.flatnonzero(np.diff(learned)) + 1
+        runs = [decode(run.tolist()) for run in np.split(np.where(learned, tokens, 0xFFFF), cuts) if run[0] != 0xFFFF]
+        stop, _, space = TEMPLATES[template]
+        said = [space + turn.text + stop for turn in DIALOGUE.turns]
+        said[-1] = space + "Me too!" + (stop if template == "tokens" else "") + "<|endoftext|>"
+        assert runs == {"replies": said[1:], "Alex": said[::2], "Bob": said[1:2]}[learn]
+
+
+def test_a_label_is_only_what_looks_like_one(vocabulary):
+    prompt, labels = (Renderer(load_tokenizer(vocabulary), name) for name in ("prompt", "labels"))
+    assert prompt.parse_turns("a\n\nb ### c:\n\n### ", "Bob", []) == [Turn("Bob", "a\n\nb ### c:\n\n###")]
+    assert prompt.parse_turns("a\n\n### New:\nb", "Bob", []) == [Turn("Bob", "a"), Turn("New", "b")]
+    assert labels.parse_turns(" a\nNote: b\nBob:c\nAlex: d", "Bob", ["Bob", "Alex"]) == [
+        Turn("Bob", "a\nNote: b\nBob:c"),
+        Turn("Alex", "d"),
+    ]
+
+
+def test_replies_of_instruction_data_are_the_responses(vocabulary):
+    question = Dialogue((Turn("User", "Tea?"), Turn("Assistant", "Please.")))
+    dialogue = as_alpaca(question)
+    assert dialogue == Dialogue((Turn("Instruction", "Tea?"), Turn("Response", "Please.")), ALPACA)
+    with_input = Dialogue((dialogue.turns[0], Turn("Input", "now"), dialogue.turns[1]), ALPACA)
+    conversations = Conversations.of(Renderer(load_tokenizer(vocabulary), "alpaca"), [with_input], "replies")
+    learned = conversations.tokens[conversations.learned].tolist()
+    assert conversations.renderer.tokenizer.decode(learned) == "Please.<|endoftext|>"
+
+
+def test_an_unknown_name_is_refused_with_those_there_are(vocabulary):
+    with pytest.raises(UserError, match=r"--learn Bop: .*there are Alex \(2 turns\), Bob \(1 turns\)"):
+        Conversations.of(Renderer(load_tokenizer(vocabulary)), [DIALOGUE], "Bop")
+
+
+@pytest.mark.parametrize("name", ["endoftext", "endofturn"])
+def test_a_name_that_would_be_another_token(name, vocabulary):
+    dialogue = Dialogue((Turn(name, "a"), Turn("B", "b")))
+    with pytest.raises(UserError, match="which has a meaning already; --rename"):
+        Conversations.of(Renderer(load_tokenizer(vocabulary), "tokens"), [dialogue])
+
+
+def test_too_many_speakers_for_tokens(vocabulary):
+    dialogues = [Dialogue((Turn(f"A{number}", "a"), Turn("B", "b"))) for number in range(1000)]
+    with pytest.raises(UserError, match=r"1,001 speakers are too many for a token each \(at most 1,000\)"):
+        Conversations.of(Renderer(load_tokenizer(vocabulary), "tokens"), dialogues)
+
+
+def test_what_is_left_out_is_counted(vocabulary):
+    alone = Dialogue((Turn("A", "x"),), skipped=("tool calls", "tool calls"))
+    conversations = Conversations.of(Renderer(load_tokenizer(vocabulary)), [DIALOGUE, alone, alone, DIALOGUE])
+    assert len(conversations) == 2
+    assert conversations.numbers.tolist() == [1, 4]
+    assert conversations.skipped == {
+        "tool calls": (4, [2, 3]),
+        "turns that stand alone": (2, [2, 3]),
+    }
+    assert conversations.fingerprints[0] == conversations.fingerprints[1]
+
+
+def test_who_is_user_does_not_depend_on_who_begins(vocabulary):
+    dialogue = Dialogue((Turn("Assistant", "Welcome!"), Turn("Zoe", "Hm."), Turn("User", "Hi.")))
+    conversations = Conversations.of(Renderer(load_tokenizer(vocabulary)), [dialogue, DIALOGUE])
+    assert conversations.describe([0])["speakers"] == ["User", "Assistant", "Zoe"]
+    assert conversations.describe([1, 0])["speakers"] == ["User", "Assistant", "Zoe", "Alex", "Bob"]
+
+
+def test_description(vocabulary):
+    other = DIALOGUE._replace(instruction="Two people talk.")
+    conversations = Conversations.of(Renderer(load_tokenizer(vocabulary)), [DIALOGUE, other, DIALOGUE], "Bob")
+    assert conversations.describe([0, 1, 2]) == {
+        "template": "prompt",
+        "instruction": INSTRUCTION,
+        "speakers": ["Alex", "Bob"],
+        "learn": "Bob",
+    }
