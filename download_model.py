@@ -11,26 +11,28 @@ SHA256_LENGTH = 64  # in hexadecimal: such an ETag is the hash of the content, w
 RETRY_SECONDS = (1, 2, 4, 8)  # a busy server gets five tries
 
 
-def missing_files(folder: Path) -> list[str]:
+def missing_files(folder: Path, weights: bool = True) -> list[str]:
     """The files that `folder` lacks to be a model folder. A vocabulary inside `tokenizer.json` counts."""
     names = ["config.json", "vocab.json", "merges.txt"]
     if (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
         names = ["config.json"]
     missing = [name for name in names if not (folder / name).exists()]
-    if not any((folder / name).exists() for name in WEIGHT_FILES):
+    if weights and not any((folder / name).exists() for name in WEIGHT_FILES):
         missing.append(WEIGHT_FILES[0])
     return missing
 
 
-def download_model(hub_id: str, folder: Path) -> Path:
+def download_model(hub_id: str, folder: Path, weights: bool = True) -> Path:
     """Complete `folder` with the files of `hub_id`, weights last, and return it. A complete one costs no request.
+
+    Without `weights`, only what the tokenizer needs, and the configuration.
 
     `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` are honoured.
 
     Raises:
         UserError: no network, no such model, a full disk, a damaged transfer; what was fetched so far is kept.
     """
-    missing = missing_files(folder)
+    missing = missing_files(folder, weights)
     if not missing:
         return folder
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,12 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object; delete it and fetch it again")
     return value
+
+
+def printable(text: str) -> str:
+    """`text` without the control characters by which it could take over a terminal."""
+    control = (symbol for symbol in set(text) if unicodedata.category(symbol) == "Cc" and symbol not in "\n\t")
+    return text.translate({ord(symbol): f"\\x{ord(symbol):02x}" for symbol in control})
 
 
 def check_output_path(path: Path, inputs: Sequence[Path]) -> None:

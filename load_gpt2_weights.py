@@ -1,17 +1,13 @@
-"""From a model's name to its folder, from the folder to a model, and back into a folder.
+"""From a model folder to a model, and back into a folder.
 
 A model folder has the published Hugging Face layout: `config.json`, `model.safetensors` (or `pytorch_model.bin`),
 `vocab.json`, `merges.txt`. Folders written here load in transformers, and the other way round.
 """
 
-import difflib
-import hashlib
 import pickle
-import re
-import shlex
 import struct
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dialogues.chat_template import chat_template
 from dialogues.tokenizer import END_OF_TEXT, load_tokenizer
-from download_model import WEIGHT_FILES, download_model, missing_files
-from files import PROJECT, UserError, atomic_path, read_json_object, reason, write_json
+from download_model import WEIGHT_FILES
+from files import UserError, atomic_path, read_json_object, reason, write_json
 from gpt_model import GPTConfig, GPTModel
-
-BUNDLED = PROJECT / "models" / "tiny"
-CHECKSUMS = "SHA256SUMS"  # of the bundled files, in the format of `sha256sum --check`
-HUB_IDS = {
-    "distilgpt2": "distilbert/distilgpt2",
-    "gpt2": "openai-community/gpt2",
-    "gpt2-medium": "openai-community/gpt2-medium",
-    "gpt2-large": "openai-community/gpt2-large",
-    "gpt2-xl": "openai-community/gpt2-xl",
-}
 
 # The published files store these input-first, (in, out), where nn.Linear has (out, in). `attn.c_proj` is square, so
 # that a forgotten transpose would load without an error and talk nonsense.
@@ -66,76 +53,6 @@ FIXED_CONFIG = {
 LARGEST = 1 << 20  # of any number in a configuration: a damaged file must not ask for more memory than there is
 
 
-def find_model_folder(model: str, model_path: Path) -> Path:
-    """The folder of `model`: tiny, a published name, a Hugging Face id, a model folder or a run folder.
-
-    Published models live in `<model_path>/<name>/` and are downloaded there when something is missing; a complete
-    folder never touches the network.
-
-    Raises:
-        UserError: no such model, an incomplete folder, or a failed download.
-    """
-    folder = Path(model)
-    if model == BUNDLED.name or folder.resolve() == BUNDLED:
-        check_bundled_files()
-        return BUNDLED.relative_to(Path.cwd()) if BUNDLED.is_relative_to(Path.cwd()) else BUNDLED
-    if model in HUB_IDS:
-        return download_model(HUB_IDS[model], model_path / model)
-    if (folder / "model" / "config.json").exists():  # a run folder
-        folder = folder / "model"
-    if folder.is_dir():
-        if missing := missing_files(folder):
-            raise UserError(f"the model folder {folder} {explain_incomplete(folder, missing)}")
-        return folder
-    owner, slash, name = model.partition("/")
-    if slash and re.fullmatch(r"\w[\w.-]*", owner) and re.fullmatch(r"\w[\w.-]*", name) and not Path(owner).is_dir():
-        return download_model(model, model_path / owner / name)
-    names = [BUNDLED.name, *HUB_IDS]
-    nearest = difflib.get_close_matches(model, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
-    raise UserError(f"--model {model} is no known name ({', '.join(names)}), Hugging Face id or folder{hint}")
-
-
-def check_bundled_files() -> None:
-    """Compare the bundled files with the checksums that lie beside them: an edited or cut file is named, not trained.
-
-    Raises:
-        UserError: with the damaged files, and the command that restores them.
-    """
-    try:
-        words = (BUNDLED / CHECKSUMS).read_text(encoding="ascii").split()
-        checksums = dict(zip(words[1::2], words[::2], strict=True))
-        damaged = [
-            name
-            for name, expected in checksums.items()
-            if not (BUNDLED / name).is_file() or checksum(BUNDLED / name) != expected
-        ]
-    except (OSError, ValueError):
-        checksums, damaged = {}, []
-    if not {"config.json", "vocab.json", "merges.txt", WEIGHT_FILES[0]} <= checksums.keys():
-        damaged = [CHECKSUMS]
-    if damaged:
-        # By their names, and the checksums with them: the folder also holds files that somebody may be working on.
-        restored = " ".join(f"models/tiny/{name}" for name in dict.fromkeys([*damaged, CHECKSUMS]))
-        raise UserError(
-            f"the bundled model is damaged: {', '.join(str(BUNDLED / name) for name in damaged)};"
-            f" restore it with: git -C {shlex.quote(str(PROJECT))} checkout -- {restored}"
-        )
-
-
-def checksum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def explain_incomplete(folder: Path, missing: list[str]) -> str:
-    """Why `folder` is no model folder, as the end of a sentence."""
-    if (folder / "checkpoint").exists() or any(folder.glob("*.ckpt*")) or (folder / "tf_model.h5").exists():
-        return "holds a TensorFlow checkpoint; use the Hugging Face files (config.json, model.safetensors) instead"
-    if any(folder.glob("*.index.json")):
-        return "has its weights in several files; save the model with one model.safetensors"
-    return f"is incomplete: {', '.join(missing)} missing"
-
-
 def load_model(folder: Path, dropout: float = 0.0) -> tuple[GPTModel, tiktoken.Encoding]:
     """Load a model folder: the model in fp32 on the CPU, and its tokenizer.
 
@@ -163,6 +80,18 @@ def load_model(folder: Path, dropout: float = 0.0) -> tuple[GPTModel, tiktoken.E
         raise UserError(f"{path}: lm_head.weight differs from wte.weight; an untied output head is not supported")
     model.load_state_dict(state, assign=True)
     return model, tokenizer
+
+
+def add_embeddings(model: GPTModel, vocab_size: int) -> None:
+    """Make room in `model` for new tokens, up to `vocab_size`; each starts as the mean of the old ones (Hewitt 2021).
+
+    The mean keeps the predictions for everything else nearly as they were, where a random vector could outweigh them.
+    """
+    old = model.wte.weight.detach()
+    new = old.mean(dim=0).expand(vocab_size - len(old), -1)
+    model.wte.weight = nn.Parameter(torch.cat([old, new]))
+    model.wte.num_embeddings = vocab_size
+    model.config = replace(model.config, vocab_size=vocab_size)
 
 
 def read_config(path: Path) -> GPTConfig:
@@ -268,6 +197,8 @@ def save_model(model: GPTModel, folder: Path, dialogue: dict[str, Any], dtype: t
         UserError: the folder can't be written.
     """
     end_of_text = read_json_object(folder / "vocab.json")[END_OF_TEXT]
+    added = folder / "added_tokens.json"
+    added_tokens = read_json_object(added) if added.exists() else {}
     config = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -284,6 +215,11 @@ def save_model(model: GPTModel, folder: Path, dialogue: dict[str, Any], dtype: t
         "tokenizer_class": "GPT2Tokenizer",
         "model_max_length": model.config.n_positions,
         **dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
+        "added_tokens_decoder": {
+            number: {"content": token, "special": True, "lstrip": False, "rstrip": False, "normalized": False}
+            for token, number in added_tokens.items()
+        },
+        "chat_template": chat_template(dialogue),
     }
     write_json(folder / "config.json", config)
     write_json(folder / "tokenizer_config.json", tokenizer_config)

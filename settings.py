@@ -34,9 +34,23 @@ class ModelSettings:
 @dataclass(frozen=True)
 class DataSettings:
     path: Annotated[Path, arg(name="data")] = BUNDLED_DATA
-    """the conversations"""
+    """the conversations: JSON, JSON Lines, text, a table, or an exported chat, also as .gz, .xz or .zip"""
+    format: Literal[
+        "auto", "names", "turns", "messages", "sharegpt", "alpaca", "pairs", "text", "chat-export", "csv", "tsv"
+    ] = "auto"
+    """what form the file has; auto: recognised by its content"""
     split: str = "70/30"
     """train/validation or train/validation/test, in percent, in file order"""
+    shuffle: bool = False
+    """shuffle the dialogues (by --seed) before the split"""
+    template: Literal["auto", "prompt", "labels", "tokens", "alpaca"] = "auto"
+    """how a dialogue becomes text; auto: alpaca for instruction data, prompt otherwise"""
+    learn: str = "all"
+    """which tokens count in the loss: all, replies (every turn but the first), or a speaker's name (their turns)"""
+    rename: tuple[str, ...] = ()
+    """other names for speakers, as in Alice=Alex Robert=Bob"""
+    pause_hours: float = 8
+    """an exported chat is cut into dialogues where nobody wrote for so long"""
     max_length: int = 0
     """longest example in tokens; a longer dialogue becomes several examples; 0: the model's context"""
 
@@ -49,9 +63,19 @@ class DataSettings:
         """The file: the bundled one is found beside the program when the current folder has none of its name."""
         return PROJECT / self.path if self.path == BUNDLED_DATA and not self.path.exists() else self.path
 
+    @property
+    def new_names(self) -> dict[str, str]:
+        """`rename` as old name → new name."""
+        return {old.strip(): new.strip() for old, _, new in (pair.partition("=") for pair in self.rename)}
+
     def problems(self) -> list[str]:
         """What is wrong with the values, a sentence each."""
-        found = []
+        found = [
+            f"--rename {pair}: old=new is needed" for pair in self.rename if not re.fullmatch(r"[^=]*\S=\s*\S.*", pair)
+        ]
+        if len(self.new_names) < len(self.rename):
+            found.append(f"--rename {' '.join(self.rename)}: a name stands there twice")
+        found += out_of_range(self, "above 0", lambda value: 0 < value <= 1e6, "pause_hours")
         if not re.fullmatch(r"\d{1,2}(/\d{1,2}){1,2}", self.split, re.ASCII) or 0 in self.percents:
             found.append(f"--split {self.split}: two or three whole percentages are needed, as in 70/30 or 80/10/10")
         elif sum(self.percents) != 100:
@@ -157,6 +181,8 @@ class FinetuneSettings:
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     run_dir: Path | None = None
     """folder of this run; none: the next free runs/<model>-<n>"""
+    preview: bool = False
+    """show what the model would see and learn, write the dialogues as the model sees them, and stop"""
     output: Path = Path("generated_conversations.json")
     """generated beside true conversations"""
 

@@ -1,8 +1,7 @@
-"""Encoded dialogues as compact arrays, the examples cut from them, and the batches made of these."""
+"""The examples that are cut from dialogues, and the batches made of these."""
 
-from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,58 +9,77 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dialogues.template import EncodedDialogue
+from dialogues.conversations import Conversations
 
 GROUPED = 50  # batches whose examples are sorted by length together
 IGNORED = -100  # the target of a position where there is nothing to learn; PyTorch's own default
+ROUND = 16  # what lengths of batches are multiples of
 
 
 class Example(NamedTuple):
-    """One row of a batch: token ids, and the index of the first of them that is learned (those before are context)."""
+    """One row of a batch: token ids, (T + 1,), and which of them are learned, (T + 1,)."""
 
     tokens: np.ndarray
-    learn_from: int
+    learned: np.ndarray
 
 
 class DialogueDataset(Dataset[Example]):
-    """Dialogues as examples of at most `max_length` inputs.
+    """Some of the dialogues as examples of at most `max_length` inputs.
 
-    All tokens stand in one array (two bytes each when the vocabulary allows) and an example is three numbers that
-    point into it: a million short dialogues take about 150 MB, and a turn that serves as context is not stored twice.
+    An example is three numbers that point into the tokens of all conversations: what serves twice is stored once.
 
-    `shortened` counts the turns that were too long for the model, `dropped` the tokens that they lost.
+    Attributes:
+        spans: (examples, 3) start, where the learning begins (what comes before is context), and end, in `tokens`.
+        shortened: turns, or instruction lines, that were too long for the model.
+        cut_off: the tokens that they lost.
+        unlearned: examples left out since there is nothing to learn in them.
     """
 
-    def __init__(self, dialogues: Iterable[EncodedDialogue], max_length: int, vocab_size: int) -> None:
-        tokens = array("H" if vocab_size <= 1 << 16 else "I")
-        spans = array("q")
-        self.max_length = max_length
-        self.dialogues = self.shortened = self.dropped = 0
-        for dialogue in dialogues:
-            offset = len(tokens)
-            tokens.extend(dialogue.tokens)
-            learned, ends = 0, set(dialogue.turn_ends)
-            for start, learn_from, end in cut_into_examples(dialogue.turn_ends, max_length):
-                spans.extend((offset + start, offset + learn_from, offset + end))
-                learned += end - learn_from
-                self.shortened += end not in ends
-            self.dropped += len(dialogue.tokens) - learned
-            self.dialogues += 1
-        self.tokens = np.frombuffer(tokens, dtype=np.dtype(tokens.typecode))
-        self.spans = np.frombuffer(spans, dtype=np.int64).reshape(-1, 3)  # (examples, 3): start, learn_from, end
+    def __init__(self, conversations: Conversations, dialogues: np.ndarray, max_length: int) -> None:
+        self.conversations, self.dialogues, self.max_length = conversations, dialogues, max_length
+        self.shortened = self.cut_off = self.unlearned = 0
+        starts, ends = conversations.starts[dialogues], conversations.starts[dialogues + 1]
+        whole = np.stack([starts, starts, ends], axis=1)
+        too_long = ends - starts > max_length + 1
+        spans, done = [], 0
+        for place in np.flatnonzero(too_long).tolist():
+            spans += [whole[done:place], self.cut(int(dialogues[place]))]
+            done = place + 1
+        self.spans = np.concatenate([*spans, whole[done:]])
+
+    def cut(self, dialogue: int) -> np.ndarray:
+        """(examples, 3) the spans of a dialogue that is too long for one."""
+        offset, cuts = int(self.conversations.starts[dialogue]), self.conversations.turn_ends(dialogue)
+        instruction = self.conversations.instruction_end(dialogue)
+        if instruction > self.max_length // 2:  # then it may be cut from the first turn, rather than cost its end
+            cuts.insert(0, instruction)
+        spans, kept = [], 0
+        for start, learn_from, end in cut_into_examples(cuts, self.max_length):
+            self.shortened += end not in cuts
+            kept += end - learn_from
+            if self.conversations.learned[offset + learn_from : offset + end].any():
+                spans.append((offset + start, offset + learn_from, offset + end))
+            else:
+                self.unlearned += 1
+        self.cut_off += cuts[-1] - kept
+        return np.array(spans, np.int64).reshape(-1, 3)
 
     def __len__(self) -> int:
         return len(self.spans)
 
     def __getitem__(self, index: int) -> Example:
-        start, learn_from, end = self.spans[index]
-        return Example(self.tokens[start:end], int(learn_from - start))
+        start, learn_from, end = self.spans[index].tolist()
+        learned = self.conversations.learned[start:end].copy()
+        learned[: max(learn_from - start, 1)] = (
+            False  # context; and nothing comes before token 0, so nothing predicts it
+        )
+        return Example(self.conversations.tokens[start:end], learned)
 
-    def describe(self) -> str:
-        """What became of the dialogues, in one line."""
-        cut = f"; {self.shortened} turns too long, {self.dropped:,} tokens dropped" if self.shortened else ""
-        examples = "" if len(self) == self.dialogues else f" in {len(self)} examples"
-        return f"{self.dialogues} dialogues{examples}, {len(self.tokens):,} tokens, longest {max(self.lengths())}{cut}"
+    def count_learned(self) -> int:
+        """How many targets all examples have together."""
+        learned = self.conversations.learned
+        spans = ((max(start + 1, learn_from), end) for start, learn_from, end in self.spans.tolist())
+        return sum(int(np.count_nonzero(learned[first:end])) for first, end in spans)
 
     def lengths(self) -> list[int]:
         """Tokens of each example, context included."""
@@ -103,12 +121,20 @@ def collate(examples: Sequence[Example], padding_id: int) -> tuple[Tensor, Tenso
     T = max(len(example.tokens) for example in examples) - 1
     inputs = torch.full((len(examples), T), padding_id)
     targets = torch.full((len(examples), T), IGNORED)
-    for row, (tokens, learn_from) in enumerate(examples):
+    for row, (tokens, learned) in enumerate(examples):
         ids = torch.from_numpy(tokens.astype(np.int64))
         inputs[row, : len(ids) - 1] = ids[:-1]
-        first = max(learn_from, 1)  # nothing comes before token 0, so nothing predicts it
-        targets[row, first - 1 : len(ids) - 1] = ids[first:]
+        targets[row, : len(ids) - 1] = ids[1:].where(torch.from_numpy(learned[1:]), IGNORED)
     return inputs, targets
+
+
+def round_up(length: int) -> int:
+    """The next multiple of `ROUND`.
+
+    The kernels of the matrix products are made, and kept, for each new shape: a quarter of a small model's time went
+    there when every batch had a length of its own.
+    """
+    return -(-length // ROUND) * ROUND
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -125,3 +151,12 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int
             order[start : start + pool] = sorted(order[start : start + pool], key=lengths.__getitem__)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return [batches[number] for number in random.permutation(len(batches))] if len(order) > pool else batches
+
+
+def padding_share(dataset: DialogueDataset, batch_size: int, seed: int) -> float:
+    """How much of the batches of the first epoch is padding."""
+    lengths = [length - 1 for length in dataset.lengths()]
+    batches = epoch_batches(lengths, batch_size, seed, epoch=0)
+    longest = [max(lengths[number] for number in batch) for batch in batches]
+    computed = [min(round_up(T), dataset.max_length) * len(batch) for T, batch in zip(longest, batches, strict=True)]
+    return 1 - sum(lengths) / sum(computed)

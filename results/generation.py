@@ -1,14 +1,12 @@
 """Text from a model: greedy or drawn, many prompts at once, as long as one likes."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
-import tiktoken
 import torch
 from torch import Tensor
 
 from dialogues.dialogue import Dialogue
-from dialogues.template import encode_prompt, newest_turns, parse_turns
+from dialogues.template import Renderer
 from gpt_model import GPTModel, KVCache
 from settings import GenerationSettings
 
@@ -17,26 +15,47 @@ BATCH = 16  # prompts at a time: their keys and values take memory
 
 def complete_dialogues(
     model: GPTModel,
-    tokenizer: tiktoken.Encoding,
+    renderer: Renderer,
     dialogues: Sequence[Dialogue],
     settings: GenerationSettings,
     seed: int,
 ) -> list[dict[str, str]]:
-    """Let the model write the rest of each dialogue from its opening turn, beside the rest as it really went."""
-    prompts = [encode_prompt(dialogue, 1, tokenizer) for dialogue in dialogues]
-    shorten = partial(newest_turns, tokenizer=tokenizer)
+    """Let the model write the rest of each dialogue from its opening turn, beside the rest as it really went.
+
+    With the `alpaca` template it writes the last turn, the response.
+    """
+    alone = renderer.name == "alpaca"
+    prompts = [renderer.encode_prompt(dialogue, len(dialogue.turns) - 1 if alone else 1) for dialogue in dialogues]
+    end_of_text = renderer.tokenizer.eot_token
     replies: list[list[int]] = []
     for start in range(0, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]
-        replies += generate(model, batch, tokenizer.eot_token, settings, seed + start, shorten)
-    return [
-        {
-            "input": str(dialogue.turns[0]),
-            "response": " ".join(map(str, dialogue.turns[1:])),
-            "model_response": " ".join(map(str, parse_turns(tokenizer.decode(reply), dialogue.turns[1].speaker))),
-        }
-        for dialogue, reply in zip(dialogues, replies, strict=True)
-    ]
+        replies += generate(model, batch, end_of_text, settings, seed + start, renderer.newest_turns)
+    make_case = make_answer_case if alone else make_dialogue_case
+    return [make_case(renderer, dialogue, reply) for dialogue, reply in zip(dialogues, replies, strict=True)]
+
+
+def make_dialogue_case(renderer: Renderer, dialogue: Dialogue, reply: list[int]) -> dict[str, str]:
+    """The opening turn, the others, and the model's, each with its speaker."""
+    opening, *true = dialogue.turns
+    speakers = [turn.speaker for turn in dialogue.turns]
+    generated = renderer.parse_turns(renderer.tokenizer.decode(reply), true[0].speaker, speakers)
+    return {
+        "input": str(opening),
+        "response": " ".join(map(str, true)),
+        "model_response": " ".join(map(str, generated)),
+    }
+
+
+def make_answer_case(renderer: Renderer, dialogue: Dialogue, reply: list[int]) -> dict[str, str]:
+    """The instruction with its input, the response, and the model's, alone."""
+    *asked, answer = dialogue.turns
+    generated = renderer.parse_turns(renderer.tokenizer.decode(reply), answer.speaker, [])
+    return {
+        "input": "\n\n".join(turn.text for turn in asked),
+        "response": answer.text,
+        "model_response": generated[0].text,
+    }
 
 
 @torch.inference_mode()

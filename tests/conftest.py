@@ -6,26 +6,51 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+os.environ["OMP_NUM_THREADS"] = "1"  # two tests run side by side
+os.environ["HF_HUB_OFFLINE"] = "1"  # the reference library must not look for anything either
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # the reference library must not look for anything either
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from dialogues.formats import read_dialogues
+from dialogues.batches import DialogueDataset
+from dialogues.dialogue import Dialogue
+from dialogues.reading import open_source
 from models.tiny.build import train_vocabulary
 
 PROJECT = Path(__file__).resolve().parent.parent
 LAYOUTS = ("bare", "prefixed", "head beside", "head instead", "fp16", "bin", "old bin")
 
 
+def bundled_dialogues() -> list[Dialogue]:
+    return list(open_source(PROJECT / "llm_train_text.json").dialogues())
+
+
+def encoded(*dialogues: tuple[list[int], list[int]]) -> SimpleNamespace:
+    """What a `DialogueDataset` needs of conversations, from `(token ids, where the turns end)`; all is learned."""
+    ids = [token for tokens, _ in dialogues for token in tokens]
+    return SimpleNamespace(
+        tokens=np.array(ids, np.uint16),
+        learned=np.ones(len(ids), bool),
+        starts=np.cumsum([0, *(len(tokens) for tokens, _ in dialogues)]),
+        turn_ends=lambda number: list(dialogues[number][1]),
+        instruction_end=lambda number: 0,
+    )
+
+
+def make_examples(*dialogues: tuple[list[int], list[int]], max_length: int) -> DialogueDataset:
+    return DialogueDataset(encoded(*dialogues), np.arange(len(dialogues)), max_length)
+
+
 @pytest.fixture(scope="session")
 def vocabulary(tmp_path_factory) -> Path:
     """A folder with `vocab.json` and `merges.txt`: 400 tokens learned from the bundled conversations."""
     folder = tmp_path_factory.mktemp("vocabulary")
-    train_vocabulary(read_dialogues(PROJECT / "llm_train_text.json"), 400, folder)
+    train_vocabulary(bundled_dialogues(), 400, folder)
     return folder
 
 
@@ -97,3 +122,23 @@ def command(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def work(tmp_path, command) -> Path:
+    return tmp_path / "work"
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """Check that `done` ended the way a user's mistake must, and return its one line."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if "it/s" not in line and "step/s" not in line]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def written(work: Path) -> list[str]:
+    """Everything that lies in the current folder of a command."""
+    return sorted(str(path.relative_to(work)) for path in work.rglob("*"))

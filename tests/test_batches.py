@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dialogues.batches import DialogueDataset, Example, collate, cut_into_examples, epoch_batches
-from dialogues.template import EncodedDialogue
+from conftest import encoded, make_examples
+from dialogues.batches import DialogueDataset, Example, collate, cut_into_examples, epoch_batches, padding_share
 
 END = 9
 
@@ -16,9 +16,9 @@ END = 9
 def test_collate_pads_shifts_and_masks():
     """Row 0 sets the length; row 1 is padded with the id of its own, learned, end-of-text; row 2 has context."""
     examples = [
-        Example(np.array([1, 2, 3, 4, END], dtype=np.uint16), 0),
-        Example(np.array([5, 6, END], dtype=np.uint16), 0),
-        Example(np.array([1, 2, 7, END], dtype=np.uint16), 2),
+        Example(np.array([1, 2, 3, 4, END], np.uint16), np.array([True] * 5)),
+        Example(np.array([5, 6, END], np.uint16), np.array([True] * 3)),
+        Example(np.array([1, 2, 7, END], np.uint16), np.array([False, False, True, True])),
     ]
     inputs, targets = collate(examples, padding_id=END)
     assert inputs.tolist() == [[1, 2, 3, 4], [5, 6, END, END], [1, 2, 7, END]]
@@ -27,7 +27,7 @@ def test_collate_pads_shifts_and_masks():
 
 
 def test_end_of_text_inside_is_learned():
-    _, targets = collate([Example(np.array([1, END, 2, END], dtype=np.uint16), 0)], padding_id=END)
+    _, targets = collate([Example(np.array([1, END, 2, END], np.uint16), np.array([True] * 4))], padding_id=END)
     assert targets.tolist() == [[END, 2, END]]
 
 
@@ -73,21 +73,31 @@ def test_examples_carry_as_much_context_as_fits(lengths):
 
 
 def test_dataset_counts_what_it_drops():
-    dialogues = [EncodedDialogue(list(range(40)), [5, 35, 40]), EncodedDialogue(list(range(50, 56)), [3, 6])]
-    dataset = DialogueDataset(dialogues, max_length=10, vocab_size=100)
-    assert (len(dataset), dataset.dialogues, dataset.shortened, dataset.dropped) == (4, 2, 1, 20)
+    dataset = make_examples((list(range(40)), [5, 35, 40]), (list(range(50, 56)), [3, 6]), max_length=10)
+    assert (len(dataset), dataset.shortened, dataset.cut_off, dataset.unlearned) == (4, 1, 20, 0)
     assert dataset[1].tokens.tolist() == list(range(4, 15))
-    assert dataset[1].learn_from == 1
+    assert dataset[1].learned.tolist() == [False] + [True] * 10
     assert dataset[3].tokens.tolist() == list(range(50, 56))
-    assert "1 turns too long, 20 tokens dropped" in dataset.describe()
     assert dataset.lengths() == [5, 11, 6, 6]
+    assert dataset.count_learned() == sum(example.learned.sum() for example in map(dataset.__getitem__, range(4))) == 24
 
 
-def test_tokens_are_kept_in_two_bytes_where_they_fit():
-    dialogue = [EncodedDialogue([1, 2, 3], [2, 3])]
-    assert DialogueDataset(dialogue, 16, vocab_size=50257).tokens.itemsize == 2
-    large = DialogueDataset([EncodedDialogue([1, 70_000, 3], [2, 3])], 16, vocab_size=100_000)
-    assert large[0].tokens.tolist() == [1, 70_000, 3]
+def test_an_example_without_anything_to_learn_is_left_out_and_counted():
+    """Only the last turn is learned: of three examples the second is all context."""
+    conversations = encoded((list(range(30)), [10, 20, 30]))
+    conversations.learned[:] = False
+    conversations.learned[[5, 25, 26]] = True
+    dataset = DialogueDataset(conversations, np.arange(1), 10)
+    assert (len(dataset), dataset.unlearned, dataset.count_learned()) == (2, 1, 3)
+    assert dataset[1].tokens.tolist() == list(range(19, 30))
+    assert dataset[1].learned.nonzero()[0].tolist() == [6, 7]
+
+
+def test_padding_share():
+    """Inputs of 20 and 10 tokens in a batch of two are 32 long each, when rounded up."""
+    dataset = make_examples((list(range(21)), [21]), (list(range(11)), [11]), max_length=64)
+    assert padding_share(dataset, 2, seed=1) == 1 - 30 / 64
+    assert padding_share(dataset, 1, seed=1) == 1 - 30 / 48
 
 
 def test_epochs_are_shuffled_by_seed_and_number():

@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
 
 from conftest import PROJECT
-from dialogues.template import parse_turns
+from dialogues.template import Renderer
 from load_gpt2_weights import load_model
 
 SMALL = [
@@ -26,7 +26,7 @@ SMALL = [
     "--held-out",
     "50",
     "--epochs",
-    "6",
+    "4",
     "--seed",
     "3",
 ]
@@ -58,7 +58,7 @@ def build(tmp_path) -> str:
 
 
 def test_a_small_build_makes_a_working_folder(tmp_path):
-    write_corpus(tmp_path / "corpus.jsonl", 400)
+    write_corpus(tmp_path / "corpus.jsonl", 300)
     output = build(tmp_path)
     assert "held-out bits per byte: untrained" in output
     bits = json.loads((tmp_path / "work" / "bits_per_byte.json").read_text())
@@ -83,5 +83,5 @@ def test_a_small_build_makes_a_working_folder(tmp_path):
     with torch.inference_mode():
         torch.testing.assert_close(model.eval()(ids), reference(ids).logits, atol=1e-4, rtol=0)
         continuation = reference.generate(ids, max_new_tokens=40, do_sample=False, pad_token_id=499)[0, ids.size(1) :]
-    assert parse_turns(tokenizer.decode(continuation.tolist()), "Ben")[0].text
+    assert Renderer(tokenizer).parse_turns(tokenizer.decode(continuation.tolist()), "Ben", [])[0].text
     assert json.loads((tmp_path / "model" / "config.json").read_text())["dtype"] == "float16"

@@ -8,16 +8,18 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
 
-from conftest import PROJECT
+from conftest import PROJECT, bundled_dialogues
 from dialogues.batches import DialogueDataset
+from dialogues.conversations import Conversations
 from dialogues.dialogue import Dialogue, Turn
-from dialogues.formats import read_dialogues
-from dialogues.template import encode, encode_prompt, render
-from load_gpt2_weights import BUNDLED, load_model
+from dialogues.template import Renderer, render
+from find_model import BUNDLED
+from load_gpt2_weights import load_model
 from training.device import Machine
 from training.loop import evaluate
 
@@ -53,7 +55,7 @@ def test_it_loads_in_transformers_as_it_stands(bundled):
     model, tokenizer = bundled
     reference = GPT2LMHeadModel.from_pretrained(BUNDLED, dtype=torch.float32).eval()
     theirs = GPT2Tokenizer.from_pretrained(BUNDLED)
-    for dialogue in read_dialogues(PROJECT / "llm_train_text.json"):
+    for dialogue in bundled_dialogues():
         text = render(dialogue)
         ids = tokenizer.encode(text, allowed_special="all")
         assert ids == theirs(text)["input_ids"]
@@ -66,18 +68,19 @@ def test_it_loads_in_transformers_as_it_stands(bundled):
 def test_it_knows_small_talk(bundled):
     """In bits for each byte, so that the vocabulary does not matter, on conversations that it was not trained on."""
     model, tokenizer = bundled
-    dialogues = read_dialogues(PROJECT / "llm_train_text.json")
-    dataset = DialogueDataset([encode(dialogue, tokenizer) for dialogue in dialogues], 512, tokenizer.n_vocab)
+    dialogues = bundled_dialogues()
+    conversations = Conversations.of(Renderer(tokenizer), dialogues)
+    dataset = DialogueDataset(conversations, np.arange(len(dialogues)), 512)
     loss = evaluate(model, dataset, tokenizer.eot_token, Machine(torch.device("cpu"), "fp32", ""))
-    predicted = len(dataset.tokens) - len(dialogues)
-    bits = loss * predicted / math.log(2) / len("".join(map(render, dialogues)).encode())
+    assert dataset.count_learned() == len(conversations.tokens) - len(dialogues)
+    bits = loss * dataset.count_learned() / math.log(2) / len("".join(map(render, dialogues)).encode())
     assert bits < 1.1
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_it_answers_and_ends_its_turn(bundled, question):
     _, tokenizer = bundled
-    prompt = encode_prompt(Dialogue((Turn("Alex", question), Turn("Bob", ""))), 1, tokenizer)
+    prompt = Renderer(tokenizer).encode_prompt(Dialogue((Turn("Alex", question), Turn("Bob", ""))), 1)
     reference = GPT2LMHeadModel.from_pretrained(BUNDLED, dtype=torch.float32)
     ids = reference.generate(torch.tensor([prompt]), max_new_tokens=60, do_sample=False)[0, len(prompt) :]
     answer = tokenizer.decode(ids.tolist()).split("\n\n###")[0]

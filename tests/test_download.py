@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
 from files import run_command
-from load_gpt2_weights import find_model_folder
+from find_model import find_model_folder
 
 run_command(lambda: print(find_model_folder(sys.argv[2], Path("models"))))
 """

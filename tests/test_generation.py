@@ -1,7 +1,5 @@
 """Sampling, batches of prompts, and texts that outgrow the positions."""
 
-from functools import partial
-
 import pytest
 import torch
 from transformers import (
@@ -14,7 +12,7 @@ from transformers import (
 
 from conftest import tiny_reference, write_layout
 from dialogues.dialogue import Dialogue, Turn
-from dialogues.template import encode_prompt, newest_turns
+from dialogues.template import Renderer
 from load_gpt2_weights import load_model
 from results.generation import BATCH, complete_dialogues, draw, generate, penalize_repetition
 from settings import GenerationSettings
@@ -111,7 +109,7 @@ def test_cases_hold_the_opening_the_truth_and_the_models_words(vocabulary, tmp_p
         Dialogue((Turn("Ann", "Hi."), Turn("Cem", "Hey!"), Turn("Cem", "You?"))),
         Dialogue((Turn("Ann", "Is it still raining over there?"), Turn("Bo", "Yes."))),
     ]
-    cases = complete_dialogues(model, tokenizer, dialogues, GenerationSettings(max_new_tokens=20), seed=1)
+    cases = complete_dialogues(model, Renderer(tokenizer), dialogues, GenerationSettings(max_new_tokens=20), seed=1)
     assert [case["input"] for case in cases] == ["Ann: Hi.", "Ann: Is it still raining over there?"]
     assert cases[0]["response"] == "Cem: Hey! Cem: You?"
     assert cases[0]["model_response"].startswith("Cem: ")
@@ -123,27 +121,27 @@ def test_a_dialogue_that_outgrows_the_positions_goes_on_from_whole_turns(vocabul
     """Against an uncached loop that keeps the newest whole turns in half of the 128 positions."""
     model, tokenizer = load_model(write_layout(tiny_reference(std=0.25), vocabulary, tmp_path / "m", "bare"))
     turns = [Turn("AB"[number % 2], "so far so good") for number in range(30)]
-    context = encode_prompt(Dialogue(tuple(turns)), 29, tokenizer)
+    renderer = Renderer(tokenizer)
+    prompt = context = renderer.encode_prompt(Dialogue(tuple(turns)), 29)
     assert len(context) > 128
     expected = []
     for _ in range(150):
-        context = context if len(context) <= 128 else newest_turns(context, 64, tokenizer)
+        context = context if len(context) <= 128 else renderer.newest_turns(context, 64)
         with torch.inference_mode():
             token = int(model.eval()(torch.tensor([context]))[0, -1].argmax())
         context = [*context, token]
         expected.append(token)
-    prompt = encode_prompt(Dialogue(tuple(turns)), 29, tokenizer)
-    start = newest_turns(prompt, 64, tokenizer)
+    start = renderer.newest_turns(prompt, 64)
     assert tokenizer.decode(start).startswith("\n\n### ")
     assert start != prompt[-64:]
-    shorten = partial(newest_turns, tokenizer=tokenizer)
-    assert generate(model, [prompt], -1, GenerationSettings(max_new_tokens=150), 0, shorten) == [expected]
+    settings = GenerationSettings(max_new_tokens=150)
+    assert generate(model, [prompt], -1, settings, 0, renderer.newest_turns) == [expected]
 
 
 def test_many_cases_are_written_in_batches(vocabulary, tmp_path):
     model, tokenizer = load_model(write_layout(tiny_reference(std=0.25), vocabulary, tmp_path / "m", "bare"))
     dialogues = [Dialogue((Turn("A", f"number {number}"), Turn("B", "yes"))) for number in range(BATCH + 3)]
     settings = GenerationSettings(max_new_tokens=8)
-    together = complete_dialogues(model, tokenizer, dialogues, settings, seed=1)
-    alone = [complete_dialogues(model, tokenizer, [dialogue], settings, seed=1)[0] for dialogue in dialogues]
+    together = complete_dialogues(model, Renderer(tokenizer), dialogues, settings, seed=1)
+    alone = [complete_dialogues(model, Renderer(tokenizer), [dialogue], settings, seed=1)[0] for dialogue in dialogues]
     assert together == alone

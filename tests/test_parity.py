@@ -2,16 +2,18 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
 
-from conftest import LAYOUTS, PROJECT, tiny_reference, write_layout
+from conftest import LAYOUTS, bundled_dialogues, tiny_reference, write_layout
 from dialogues.batches import IGNORED, DialogueDataset, epoch_batches
-from dialogues.formats import read_dialogues
-from dialogues.template import encode
+from dialogues.conversations import Conversations
+from dialogues.template import Renderer
 from dialogues.tokenizer import copy_vocabulary, load_tokenizer
 from load_gpt2_weights import TRANSPOSED, load_model, save_model
+from models.tiny.build import DIALOGUE
 from results.generation import generate
 from settings import GenerationSettings, TrainingSettings
 from training.device import Machine
@@ -65,9 +67,7 @@ def test_training_follows_transformers_and_torch_adamw(vocabulary, tmp_path):
     """The loop itself, in fp32, beside the plainest one: dialogues of uneven length, and a clipping that bites."""
     model, tokenizer = load_model(write_layout(tiny_reference(), vocabulary, tmp_path / "m", "bare"))
     reference = tiny_reference().train()
-    dataset = DialogueDataset(
-        (encode(dialogue, tokenizer) for dialogue in read_dialogues(PROJECT / "llm_train_text.json")), 128, 400
-    )
+    dataset = DialogueDataset(Conversations.of(Renderer(tokenizer), bundled_dialogues()), np.arange(10), 128)
     settings = TrainingSettings(epochs=2, batch_size=3, learning_rate=1e-3, max_grad_norm=0.5)
     machine = Machine(torch.device("cpu"), "fp32", "")
     train(model, make_optimizer(model, settings), dataset, dataset, tokenizer.eot_token, settings, machine, tmp_path)
@@ -85,7 +85,7 @@ def test_training_follows_transformers_and_torch_adamw(vocabulary, tmp_path):
                 example = dataset[number]
                 ids = torch.from_numpy(example.tokens.astype("int64"))[None]
                 labels = ids.clone()
-                labels[:, : example.learn_from] = IGNORED
+                labels[0, ~torch.from_numpy(example.learned)] = IGNORED
                 logits = reference(ids).logits[0, :-1]
                 losses.append(torch.nn.functional.cross_entropy(logits, labels[0, 1:], reduction="none"))
             learned = sum(int((loss != 0).sum()) for loss in losses)
@@ -133,7 +133,7 @@ def test_what_is_saved_loads_in_transformers(layout, vocabulary, tmp_path):
     source = write_layout(reference, vocabulary, tmp_path / "m", layout)
     model, tokenizer = load_model(source)
     copy_vocabulary(source, tmp_path / "saved")
-    save_model(model, tmp_path / "saved", {})
+    save_model(model, tmp_path / "saved", DIALOGUE)
     theirs, problems = GPT2LMHeadModel.from_pretrained(tmp_path / "saved", output_loading_info=True)  # pyright: ignore[reportGeneralTypeIssues]
     assert not any(problems.values())
     ids = torch.arange(100)[None]

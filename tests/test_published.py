@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
+from find_model import find_model_folder
 from gpt_model import KVCache
-from load_gpt2_weights import find_model_folder, load_model
+from load_gpt2_weights import load_model
 from test_gpt_model import PARAMETERS
 
 pytestmark = pytest.mark.network

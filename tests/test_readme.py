@@ -4,11 +4,13 @@ import ast
 import re
 import shlex
 from dataclasses import fields, is_dataclass
+from typing import get_args, get_type_hints
 
 import pytest
 
 import settings
 from conftest import PROJECT
+from dialogues.reading import open_source
 from settings import FinetuneSettings, parse_command_line
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
@@ -36,7 +38,7 @@ def option_table(group: type, docstrings: dict[tuple[str, str], str]) -> list[st
             continue
         metadata = getattr(field.type, "__metadata__", ())
         name = next((marker.name for marker in metadata if getattr(marker, "name", None)), field.name)
-        default = "" if field.default is None else f"`{field.default}`"
+        default = {None: "", (): "", False: "off"}.get(field.default, f"`{field.default}`")
         rows.append(f"| `--{name.replace('_', '-')}` | {default} | {docstrings[group.__name__, field.name]} |")
     return rows
 
@@ -61,6 +63,30 @@ def test_a_command_of_the_readme_is_understood(line):
     script = next(number for number, word in enumerate(words) if word.endswith(".py"))
     command = COMMANDS[words[script]]
     assert isinstance(parse_command_line(command, words[script + 1 :]), command)
+
+
+def format_samples() -> dict[str, str]:
+    """Format → its sample in the table."""
+    table = re.search(r"\| `--format` \| looks like \|\n.*?\n((?:\|.*\n)+)", README)
+    assert table
+    rows = (re.fullmatch(r"\| `([\w-]+)`(?:, `tsv`)? \| (.*) \|", row) for row in table[1].splitlines())
+    return {row[1]: row[2].replace("<br>", "\n").replace("`", "") for row in rows if row}
+
+
+def test_every_format_has_its_sample():
+    known = set(get_args(get_type_hints(settings.DataSettings)["format"])) - {"auto", "tsv"}
+    assert set(format_samples()) == known
+
+
+@pytest.mark.parametrize("name", format_samples())
+def test_a_sample_of_the_readme_is_read(name, tmp_path):
+    path = tmp_path / "data"
+    path.write_text(format_samples()[name], encoding="utf-8")
+    source = open_source(path)
+    assert source.format == name
+    dialogue = next(source.dialogues())
+    assert dialogue.turns[-1].text in ("Since Friday.", "Then stay in.", "friend")
+    assert len(dialogue.turns) in (2, 3)
 
 
 def test_options_named_in_the_readme_exist():

@@ -5,7 +5,18 @@ from pathlib import Path
 
 from conftest import PROJECT
 
-ROOMS = ("files", "settings", "gpt_model", "dialogues", "download_model", "load_gpt2_weights", "training", "results")
+ROOMS = (
+    "files",
+    "settings",
+    "gpt_model",
+    "dialogues",
+    "download_model",
+    "find_model",
+    "load_gpt2_weights",
+    "prepare",
+    "training",
+    "results",
+)
 COMMANDS = ("finetune",)
 MAY_SEE = {
     "files": set(),
@@ -13,7 +24,9 @@ MAY_SEE = {
     "gpt_model": set(),
     "dialogues": {"files"},
     "download_model": {"files"},
+    "find_model": {"files", "download_model"},
     "load_gpt2_weights": {"files", "gpt_model", "dialogues", "download_model"},
+    "prepare": {"files", "settings", "gpt_model", "dialogues", "training"},
     "training": {"files", "settings", "dialogues"},
     "results": {"files", "settings", "gpt_model", "dialogues"},
 }

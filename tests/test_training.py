@@ -4,18 +4,19 @@ import copy
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from dialogues.batches import DialogueDataset, Example, collate
-from dialogues.template import EncodedDialogue
+from conftest import make_examples
+from dialogues.batches import ROUND, DialogueDataset, Example, collate
 from files import UserError
 from gpt_model import GPTConfig, GPTModel
 from models.tiny.build import MuonAndAdamW
 from settings import TrainingSettings
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.device import Machine, choose_machine
-from training.loop import ROUND, evaluate, evaluation_batches, make_batch, train
+from training.loop import evaluate, evaluation_batches, make_batch, train
 from training.optimizer import learning_rate_at, make_optimizer
 
 CPU = Machine(torch.device("cpu"), "fp32", "")
@@ -25,7 +26,7 @@ END = 100
 def make_dataset(*lengths: int) -> DialogueDataset:
     random = torch.Generator().manual_seed(0)
     texts = [torch.randint(100, (length - 1,), generator=random).tolist() + [END] for length in lengths]
-    return DialogueDataset([EncodedDialogue(text, [2, len(text)]) for text in texts], 64, 101)
+    return make_examples(*((text, [2, len(text)]) for text in texts), max_length=64)
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_evaluation_batches_stay_within_their_tokens():
 
 def test_the_loss_of_a_step_counts_every_token_once(model):
     """A batch of a long and a short example has the gradient of all tokens together, whatever the padding."""
-    long, short = Example(torch.arange(40).numpy(), 0), Example(torch.arange(50, 56).numpy(), 0)
+    long, short = (Example(ids.numpy(), np.ones(len(ids), bool)) for ids in (torch.arange(40), torch.arange(50, 56)))
     inputs, targets = collate([long, short], END)
     (model(inputs, targets) / 44).backward()
     together = model.h[0].mlp.c_fc.weight.grad.clone()  # pyright: ignore
@@ -105,7 +106,7 @@ def test_lengths_of_batches_are_rounded_up_as_far_as_there_are_positions(model):
         rounded = model.eval()(inputs, targets)
         exact = model(*collate([dataset[number]], END))
         torch.testing.assert_close(rounded, exact)
-    odd = DialogueDataset([EncodedDialogue([1] * 50 + [END], [2, 51])], 50, 101)
+    odd = make_examples(([1] * 50 + [END], [2, 51]), max_length=50)
     assert make_batch(odd, [0], END, CPU)[0].shape == (1, 50)
 
 

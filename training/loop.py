@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from dialogues.batches import IGNORED, DialogueDataset, collate, epoch_batches
+from dialogues.batches import IGNORED, DialogueDataset, collate, epoch_batches, round_up
 from settings import TrainingSettings
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.device import Machine
@@ -20,7 +20,6 @@ from training.tracking import Progress
 
 EVALUATION_TOKENS = 2048  # in one batch, padding included: without gradients there is room for more than in training
 CHECKPOINT_SECONDS = 300
-ROUND = 16  # what lengths of batches are multiples of
 TRAIN_SAMPLE = 100  # so many examples of the training part are evaluated, before and after
 
 
@@ -108,15 +107,6 @@ def make_batch(
     missing = min(round_up(inputs.size(1)), dataset.max_length) - inputs.size(1)
     inputs, targets = F.pad(inputs, (0, missing), value=padding_id), F.pad(targets, (0, missing), value=IGNORED)
     return inputs.to(machine.device), targets.to(machine.device), learned
-
-
-def round_up(length: int) -> int:
-    """The next multiple of `ROUND`.
-
-    The kernels of the matrix products are made, and kept, for each new shape: a quarter of a small model's time went
-    there when every batch had a length of its own.
-    """
-    return -(-length // ROUND) * ROUND
 
 
 @torch.inference_mode()

@@ -16,20 +16,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from dialogues.batches import DialogueDataset
+from dialogues.conversations import Conversations
 from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
-from dialogues.template import describe, encode, render
+from dialogues.template import Renderer, render
 from dialogues.tokenizer import END_OF_TEXT, copy_vocabulary, load_tokenizer
 from files import run_command, write_json, write_text
+from find_model import CHECKSUMS, checksum
 from gpt_model import GPTConfig, GPTModel
-from load_gpt2_weights import CHECKSUMS, checksum, load_model, save_model
+from load_gpt2_weights import load_model, save_model
 from settings import TrainingSettings, parse_command_line
 from training.device import choose_machine, keep_freed_memory
 from training.loop import evaluate, train
 
+DIALOGUE = {"template": "prompt", "instruction": INSTRUCTION, "speakers": [], "learn": "all"}  # of the model
 NAMES = """
 Alex Bob Anna Ben Clara Daniel Emma Frank Grace Henry Isabel Jack Kate Leo Maria Nick Olivia Paul Rosa Sam Tom Uma
 Victor Wendy Amir Yuki Zoe Liam Nora Oscar Priya Quinn Ravi Sofia Theo Chloe David Ella Fatima George Hannah Ivan
@@ -117,15 +121,18 @@ def build(settings: BuildSettings) -> None:
     if not vocabulary.exists():
         train_vocabulary(training, settings.shape.vocab_size, vocabulary)
     tokenizer = load_tokenizer(vocabulary)
+    renderer = Renderer(tokenizer)
 
     torch.manual_seed(settings.training.seed)
     config = replace(settings.shape, vocab_size=tokenizer.n_vocab)
     model = GPTModel(config, settings.training.dropout)
     train_set, val_set = (
-        DialogueDataset((encode(dialogue, tokenizer) for dialogue in part), config.n_positions, tokenizer.n_vocab)
+        DialogueDataset(Conversations.of(renderer, part), np.arange(len(part)), config.n_positions)
         for part in (training, held_out)
     )
-    print(f"train: {train_set.describe()}\nheld out: {val_set.describe()}")
+    print(
+        f"train: {len(training):,} dialogues, {train_set.count_learned():,} tokens learned; held out: {len(held_out):,}"
+    )
     machine = choose_machine(settings.training.device, settings.training.precision)
     print(machine.explanation)
     model.to(machine.device)
@@ -140,7 +147,7 @@ def build(settings: BuildSettings) -> None:
         model, optimizer, train_set, val_set, tokenizer.eot_token, settings.training, machine, settings.work, checkpoint
     )
     copy_vocabulary(vocabulary, settings.folder)
-    save_model(model, settings.folder, describe([]), dtype=torch.float16)
+    save_model(model, settings.folder, DIALOGUE, dtype=torch.float16)
     write_checksums(settings.folder)
 
     model = load_model(settings.folder)[0].to(machine.device)  # as it is delivered, rounded to fp16
@@ -189,8 +196,7 @@ def write_checksums(folder: Path) -> None:
 
 def bits_per_byte(loss: float, dataset: DialogueDataset, text: bytes) -> float:
     """Bits for each byte of the rendered dialogues; `loss` in nats for each predicted token of them."""
-    predicted = len(dataset.tokens) - dataset.dialogues - dataset.dropped
-    return loss * predicted / math.log(2) / len(text)
+    return loss * dataset.count_learned() / math.log(2) / len(text)
 
 
 if __name__ == "__main__":

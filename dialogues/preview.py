@@ -1,0 +1,55 @@
+"""What the model would see and learn, for the eye."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+
+from dialogues.batches import DialogueDataset, collate, epoch_batches
+from dialogues.template import Renderer
+from files import printable
+
+EXAMPLES = 2  # that are shown, in full
+ROWS = 100  # of the table, for each example: the first and the last; the others are left out and counted
+GREEN, PLAIN = "\033[32m", "\033[0m"
+
+
+def show_examples(dataset: DialogueDataset, colour: bool) -> Iterator[str]:
+    """The first examples as the model sees them, what is learned in green, or in brackets."""
+    renderer = dataset.conversations.renderer
+    before, after = (GREEN, PLAIN) if colour else ("[", "]")
+    for number in range(min(EXAMPLES, len(dataset))):
+        tokens, learned = dataset[number]
+        cuts = [0, *(np.flatnonzero(np.diff(learned)) + 1).tolist(), len(tokens)]
+        pieces = []
+        for start, end in pairwise(cuts):
+            text = printable(renderer.tokenizer.decode(tokens[start:end].tolist()))
+            pieces.append(f"{before}{text}{after}" if learned[start] else text)
+        marked = "in green" if colour else "in brackets"
+        yield f"\nexample {number + 1} of {len(dataset):,}, what is learned {marked}:\n\n{''.join(pieces)}"
+
+
+def show_batch(dataset: DialogueDataset, batch_size: int, seed: int) -> Iterator[str]:
+    """The first batch of the first epoch as a table: a line for each position of its first examples."""
+    renderer = dataset.conversations.renderer
+    numbers = epoch_batches(dataset.lengths(), batch_size, seed, epoch=0)[0]
+    inputs, targets = collate([dataset[number] for number in numbers], renderer.tokenizer.eot_token)
+    B, T = inputs.shape
+    yield f"\nthe first batch: inputs and targets of {B} examples at {T} positions; -100 is not learned"
+    for row in range(min(EXAMPLES, B)):
+        length = dataset.lengths()[numbers[row]] - 1
+        yield f"\nexample {numbers[row] + 1}: {length} positions and {T - length} of padding"
+        yield f"{'position':>8} {'input':>6} {'target':>6}  piece of the input"
+        for position in range(min(length + 1, T)):
+            if length > ROWS and position == ROWS // 2:
+                yield f"     ... ({length - ROWS} positions left out)"
+            if length <= ROWS or not ROWS // 2 <= position < length - ROWS // 2:
+                token, target = int(inputs[row, position]), int(targets[row, position])
+                piece = show_piece(renderer, token) if position < length else "(padding, to the end)"
+                yield f"{position:>8} {token:>6} {target:>6}  {piece}"
+
+
+def show_piece(renderer: Renderer, token: int) -> str:
+    """One token as text in quotes; a part of a character as its bytes."""
+    content = renderer.tokenizer.decode_single_token_bytes(token)
+    return repr(content.decode(errors="backslashreplace"))

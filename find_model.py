@@ -1,0 +1,90 @@
+"""From a model's name to its folder; without PyTorch, so that a wrong name or a damaged file is found at once."""
+
+import difflib
+import hashlib
+import re
+import shlex
+from pathlib import Path
+
+from download_model import WEIGHT_FILES, download_model, missing_files
+from files import PROJECT, UserError
+
+BUNDLED = PROJECT / "models" / "tiny"
+CHECKSUMS = "SHA256SUMS"  # of the bundled files, in the format of `sha256sum --check`
+HUB_IDS = {
+    "distilgpt2": "distilbert/distilgpt2",
+    "gpt2": "openai-community/gpt2",
+    "gpt2-medium": "openai-community/gpt2-medium",
+    "gpt2-large": "openai-community/gpt2-large",
+    "gpt2-xl": "openai-community/gpt2-xl",
+}
+
+
+def find_model_folder(model: str, model_path: Path, weights: bool = True) -> Path:
+    """The folder of `model`: tiny, a published name, a Hugging Face id, a model folder or a run folder.
+
+    Published models live in `<model_path>/<name>/` and are downloaded there when something is missing; a complete
+    folder never touches the network. Without `weights`, configuration and vocabulary are enough.
+
+    Raises:
+        UserError: no such model, an incomplete folder, or a failed download.
+    """
+    folder = Path(model)
+    if model == BUNDLED.name or folder.resolve() == BUNDLED:
+        check_bundled_files()
+        return BUNDLED.relative_to(Path.cwd()) if BUNDLED.is_relative_to(Path.cwd()) else BUNDLED
+    if model in HUB_IDS:
+        return download_model(HUB_IDS[model], model_path / model, weights)
+    if (folder / "model" / "config.json").exists():  # a run folder
+        folder = folder / "model"
+    if folder.is_dir():
+        if missing := missing_files(folder, weights):
+            raise UserError(f"the model folder {folder} {explain_incomplete(folder, missing)}")
+        return folder
+    owner, slash, name = model.partition("/")
+    if slash and re.fullmatch(r"\w[\w.-]*", owner) and re.fullmatch(r"\w[\w.-]*", name) and not Path(owner).is_dir():
+        return download_model(model, model_path / owner / name, weights)
+    names = [BUNDLED.name, *HUB_IDS]
+    nearest = difflib.get_close_matches(model, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    raise UserError(f"--model {model} is no known name ({', '.join(names)}), Hugging Face id or folder{hint}")
+
+
+def check_bundled_files() -> None:
+    """Compare the bundled files with the checksums that lie beside them: an edited or cut file is named, not trained.
+
+    Raises:
+        UserError: with the damaged files, and the command that restores them.
+    """
+    try:
+        words = (BUNDLED / CHECKSUMS).read_text(encoding="ascii").split()
+        checksums = dict(zip(words[1::2], words[::2], strict=True))
+        damaged = [
+            name
+            for name, expected in checksums.items()
+            if not (BUNDLED / name).is_file() or checksum(BUNDLED / name) != expected
+        ]
+    except (OSError, ValueError):
+        checksums, damaged = {}, []
+    if not {"config.json", "vocab.json", "merges.txt", WEIGHT_FILES[0]} <= checksums.keys():
+        damaged = [CHECKSUMS]
+    if damaged:
+        # By their names, and the checksums with them: the folder also holds files that somebody may be working on.
+        restored = " ".join(f"models/tiny/{name}" for name in dict.fromkeys([*damaged, CHECKSUMS]))
+        raise UserError(
+            f"the bundled model is damaged: {', '.join(str(BUNDLED / name) for name in damaged)};"
+            f" restore it with: git -C {shlex.quote(str(PROJECT))} checkout -- {restored}"
+        )
+
+
+def checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def explain_incomplete(folder: Path, missing: list[str]) -> str:
+    """Why `folder` is no model folder, as the end of a sentence."""
+    if (folder / "checkpoint").exists() or any(folder.glob("*.ckpt*")) or (folder / "tf_model.h5").exists():
+        return "holds a TensorFlow checkpoint; use the Hugging Face files (config.json, model.safetensors) instead"
+    if any(folder.glob("*.index.json")):
+        return "has its weights in several files; save the model with one model.safetensors"
+    return f"is incomplete: {', '.join(missing)} missing"

@@ -1,0 +1,158 @@
+"""From the options to what a model is trained on: conversations, split, examples, and an account of them."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from dialogues.conversations import Conversations
+from dialogues.dialogue import split_dialogues
+from dialogues.encoding import encode_source
+from dialogues.reading import Source, open_source
+from files import UserError, atomic_path, check_output_path, writing
+from settings import DataSettings, FinetuneSettings
+
+if TYPE_CHECKING:
+    from dialogues.batches import DialogueDataset
+    from gpt_model import GPTConfig
+    from training.device import Machine
+
+
+class Data(NamedTuple):
+    """The conversations of a file, and the numbers of those in each part: train, val and perhaps test."""
+
+    source: Source
+    conversations: Conversations
+    parts: dict[str, np.ndarray]
+
+
+def open_data(settings: DataSettings) -> tuple[Source, str]:
+    """The file of `--data`, recognised, and the template for it.
+
+    Raises:
+        UserError: it can't be read as asked.
+    """
+    source = open_source(settings.locate(), settings.format, settings.pause_hours)
+    return source.for_template(settings.template)
+
+
+def read_data(source: Source, template: str, vocabulary: Path, settings: DataSettings, seed: int) -> Data:
+    """Read the whole file, with the vocabulary of a model folder, and split it.
+
+    Raises:
+        UserError: a broken record, too few dialogues, or one in which nothing is to be learned. (Of an exported chat,
+            which the program has cut and not its user, such dialogues are left out.)
+    """
+    conversations = encode_source(source, vocabulary, template, settings.learn, settings.new_names)
+    numbers = conversations.with_something_learned()
+    left_out = len(conversations) - len(numbers)
+    if left_out and source.format != "chat-export":
+        first = conversations.numbers[np.setdiff1d(np.arange(len(conversations)), numbers)[0]]
+        others = f" (nor in {left_out - 1:,} others)" if left_out > 1 else ""
+        raise UserError(
+            f"{source.path}: {source.unit} {first}: with --learn {settings.learn} there is nothing to learn in it"
+            f"{others}; remove it or choose another --learn"
+        )
+    if settings.shuffle:
+        numbers = np.random.default_rng(seed).permutation(numbers)
+    try:
+        parts = split_dialogues(numbers, settings.percents)
+    except UserError as error:
+        cut = ", or cut the chat at shorter pauses with --pause-hours" if source.format == "chat-export" else ""
+        raise UserError(f"{source.path}: {error}{cut}") from None
+    return Data(source, conversations, dict(zip(["train", "val", "test"], parts, strict=False)))
+
+
+def make_datasets(data: Data, max_length: int, n_positions: int) -> "dict[str, DialogueDataset]":
+    """Each part as examples of at most `max_length` tokens (0: as many as the model has positions).
+
+    Raises:
+        UserError: more than the model has positions.
+    """
+    from dialogues.batches import DialogueDataset
+
+    if max_length > n_positions:
+        raise UserError(f"--max-length {max_length}: the model has {n_positions} positions")
+    length = max_length or n_positions
+    datasets = {name: DialogueDataset(data.conversations, numbers, length) for name, numbers in data.parts.items()}
+    for name, dataset in datasets.items():
+        if not len(dataset):
+            raise UserError(f"nothing to learn is left of {name} in examples of {length} tokens; raise --max-length")
+    return datasets
+
+
+def show_data(
+    data: Data,
+    datasets: "dict[str, DialogueDataset]",
+    settings: FinetuneSettings,
+    config: "GPTConfig",
+    machine: "Machine",
+) -> dict[str, Any]:
+    """Print what the model will see, and with `--preview` some of it; return the account of it for the run folder.
+
+    Raises:
+        UserError: the preview can't be written.
+    """
+    from dialogues.ledger import ledger_lines, make_ledger
+
+    training = settings.training
+    ledger = make_ledger(data.source, datasets, training.batch_size, training.seed)
+    if settings.preview:
+        preview(data, datasets, settings, config, machine)
+    print(*ledger_lines(ledger), sep="\n")
+    default = " (the default)" if settings.data.template == "auto" else ""
+    order = f"shuffled by seed {training.seed}" if settings.data.shuffle else "in file order"
+    template = data.conversations.renderer.name
+    print(f"template: {template}{default}; learned: {settings.data.learn}; split {settings.data.split}, {order}")
+    return ledger
+
+
+def preview(
+    data: Data,
+    datasets: "dict[str, DialogueDataset]",
+    settings: FinetuneSettings,
+    config: "GPTConfig",
+    machine: "Machine",
+) -> None:
+    """Show two examples and a batch as the model sees them, write all of them as text, and say what memory it takes.
+
+    Raises:
+        UserError: a file that can't be written, or would overwrite the data.
+    """
+    import torch
+
+    from dialogues.batches import round_up
+    from dialogues.preview import show_batch, show_examples
+    from gpt_model import GPTModel
+    from training.device import expected_memory
+
+    training, train_set = settings.training, datasets["train"]
+    print(*show_examples(train_set, colour=sys.stdout.isatty()), sep="\n")
+    print(*show_batch(train_set, training.batch_size, training.seed), sep="\n", end="\n\n")
+    T = min(round_up(max(train_set.lengths()) - 1), train_set.max_length)
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in GPTModel(config).parameters())
+    tokens = training.batch_size * T
+    memory = expected_memory(parameters, config.n_layer, config.n_embd, config.vocab_size, tokens, machine.precision)
+    print(f"memory: about {memory / 1e9:.1f} GB to train, in {machine.precision} with batches of {training.batch_size}")
+
+    folder = settings.run_dir or Path()
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for path in rendered_paths(folder, data):
+        check_output_path(path, [data.source.path])
+    write_rendered(folder, data)
+    print(f"written: {', '.join(map(str, rendered_paths(folder, data)))}")
+
+
+def rendered_paths(folder: Path, data: Data) -> list[Path]:
+    return [folder / f"{name}_data.txt" for name in data.parts]
+
+
+def write_rendered(folder: Path, data: Data) -> None:
+    """Write the dialogues of each part exactly as the model sees them."""
+    for path, numbers in zip(rendered_paths(folder, data), data.parts.values(), strict=True):
+        with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            for number in numbers:
+                file.write(data.conversations.render(number) + "\n")
