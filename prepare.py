@@ -97,7 +97,7 @@ def show_data(
     from dialogues.ledger import ledger_lines, make_ledger
 
     training = settings.training
-    ledger = make_ledger(data.source, datasets, training.batch_size, training.seed)
+    ledger = make_ledger(data.source, datasets, training.batch_size, training.gradient_accumulation, training.seed)
     if settings.preview:
         preview(data, datasets, settings, config, machine)
     print(*ledger_lines(ledger), sep="\n")
@@ -129,7 +129,8 @@ def preview(
 
     training, train_set = settings.training, datasets["train"]
     print(*show_examples(train_set, colour=sys.stdout.isatty()), sep="\n")
-    print(*show_batch(train_set, training.batch_size, training.seed), sep="\n", end="\n\n")
+    batch = show_batch(train_set, training.batch_size, training.gradient_accumulation, training.seed)
+    print(*batch, sep="\n", end="\n\n")
     T = min(round_up(max(train_set.lengths()) - 1), train_set.max_length)
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in GPTModel(config).parameters())

@@ -92,7 +92,9 @@ class TrainingSettings:
     max_steps: int = 0
     """stop after so many optimizer steps, and fit the schedule to them; 0: when the epochs are over"""
     batch_size: int = 2
-    """examples in each optimizer step"""
+    """examples that are computed together"""
+    gradient_accumulation: int = 1
+    """batches in each optimizer step: as one large batch, in the memory of a small one"""
     learning_rate: float | None = None
     """AdamW's step size at its highest; default: 5e-5, for a model as small as tiny 1.2e-4"""
     weight_decay: float = 0.1
@@ -129,10 +131,17 @@ class TrainingSettings:
             explained.append(f"at most {self.max_steps} steps (as asked)")
         return filled, "; ".join(explained)
 
+    @property
+    def step_size(self) -> int:
+        """Examples in each optimizer step."""
+        return self.batch_size * self.gradient_accumulation
+
     def problems(self) -> list[str]:
         """What is wrong with the values, a sentence each."""
         return [
-            *out_of_range(self, "at least 1", lambda value: value >= 1, "epochs", "batch_size"),
+            *out_of_range(
+                self, "at least 1", lambda value: value >= 1, "epochs", "batch_size", "gradient_accumulation"
+            ),
             *out_of_range(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "learning_rate"),
             *out_of_range(self, "from 0 to 1", lambda value: 0 <= value <= 1, "weight_decay"),
             *out_of_range(self, "0 or more", lambda value: 0 <= value < float("inf"), "max_grad_norm"),

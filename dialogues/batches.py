@@ -81,6 +81,12 @@ class DialogueDataset(Dataset[Example]):
         spans = ((max(start + 1, learn_from), end) for start, learn_from, end in self.spans.tolist())
         return sum(int(np.count_nonzero(learned[first:end])) for first, end in spans)
 
+    def places(self, examples: Sequence[int]) -> list[int]:
+        """The record or line numbers of the dialogues that examples are cut from."""
+        starts = self.conversations.starts
+        dialogues = np.unique(np.searchsorted(starts, self.spans[list(examples), 1], side="right") - 1)
+        return self.conversations.numbers[dialogues].tolist()
+
     def lengths(self) -> list[int]:
         """Tokens of each example, context included."""
         return (self.spans[:, 2] - self.spans[:, 0]).tolist()
@@ -153,10 +159,18 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int
     return [batches[number] for number in random.permutation(len(batches))] if len(order) > pool else batches
 
 
-def padding_share(dataset: DialogueDataset, batch_size: int, seed: int) -> float:
-    """How much of the batches of the first epoch is padding."""
+def epoch_steps(
+    lengths: Sequence[int], batch_size: int, accumulation: int, seed: int, epoch: int
+) -> list[list[list[int]]]:
+    """The optimizer steps of one epoch, each as the batches whose gradients are added up in it."""
+    steps = epoch_batches(lengths, batch_size * accumulation, seed, epoch)
+    return [[step[start : start + batch_size] for start in range(0, len(step), batch_size)] for step in steps]
+
+
+def padding_share(dataset: DialogueDataset, steps: Sequence[list[list[int]]]) -> float:
+    """How much of the batches of these steps is padding."""
     lengths = [length - 1 for length in dataset.lengths()]
-    batches = epoch_batches(lengths, batch_size, seed, epoch=0)
+    batches = [batch for step in steps for batch in step]
     longest = [max(lengths[number] for number in batch) for batch in batches]
     computed = [min(round_up(T), dataset.max_length) * len(batch) for T, batch in zip(longest, batches, strict=True)]
     return 1 - sum(lengths) / sum(computed)

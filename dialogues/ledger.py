@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from dialogues.batches import DialogueDataset, padding_share
+from dialogues.batches import DialogueDataset, epoch_steps, padding_share
 from dialogues.conversations import FIRST, SAMPLE, Conversations
 from dialogues.reading import Source
 
@@ -46,10 +46,11 @@ def tokens_per_word(conversations: Conversations) -> float:
     return tokens / words
 
 
-def count_part(dataset: DialogueDataset, batch_size: int, seed: int) -> dict[str, Any]:
+def count_part(dataset: DialogueDataset, batch_size: int, accumulation: int, seed: int) -> dict[str, Any]:
     """The ledger of one part of the split."""
     conversations, dialogues = dataset.conversations, dataset.dialogues
     sizes = conversations.starts[dialogues + 1] - conversations.starts[dialogues]
+    steps = epoch_steps(dataset.lengths(), batch_size, accumulation, seed, epoch=0)
     return {
         "dialogues": len(dialogues),
         "turns": int((conversations.turn_starts[dialogues + 1] - conversations.turn_starts[dialogues]).sum()),
@@ -58,11 +59,11 @@ def count_part(dataset: DialogueDataset, batch_size: int, seed: int) -> dict[str
         "learned_share": round(dataset.count_learned() / (int(sizes.sum()) - len(dialogues)), 4),
         "examples": len(dataset),
         "longest": max(dataset.lengths()),
-        "padding_share": round(padding_share(dataset, batch_size, seed), 4),
+        "padding_share": round(padding_share(dataset, steps), 4),
         "shortened_turns": dataset.shortened,
         "cut_off_tokens": dataset.cut_off,
         "unlearned_examples": dataset.unlearned,
-        "steps_per_epoch": -(-len(dataset) // batch_size),
+        "steps_per_epoch": len(steps),
     }
 
 
@@ -73,9 +74,11 @@ def also_in(train: DialogueDataset, other: DialogueDataset) -> list[int]:
     return conversations.numbers[other.dialogues][known].tolist()
 
 
-def make_ledger(source: Source, parts: dict[str, DialogueDataset], batch_size: int, seed: int) -> dict[str, Any]:
+def make_ledger(
+    source: Source, parts: dict[str, DialogueDataset], batch_size: int, accumulation: int, seed: int
+) -> dict[str, Any]:
     """The ledger of a run, as JSON holds it."""
-    counted = {name: count_part(part, batch_size, seed) for name, part in parts.items()}
+    counted = {name: count_part(part, batch_size, accumulation, seed) for name, part in parts.items()}
     for name in parts.keys() - {"train"}:
         shared = also_in(parts["train"], parts[name])
         counted[name]["also_in_train"] = {"count": len(shared), "first": shared[:FIRST]}

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from dialogues.batches import DialogueDataset, collate, epoch_batches
+from dialogues.batches import DialogueDataset, collate, epoch_steps
 from dialogues.template import Renderer
 from files import printable
 
@@ -29,10 +29,10 @@ def show_examples(dataset: DialogueDataset, colour: bool) -> Iterator[str]:
         yield f"\nexample {number + 1} of {len(dataset):,}, what is learned {marked}:\n\n{''.join(pieces)}"
 
 
-def show_batch(dataset: DialogueDataset, batch_size: int, seed: int) -> Iterator[str]:
+def show_batch(dataset: DialogueDataset, batch_size: int, accumulation: int, seed: int) -> Iterator[str]:
     """The first batch of the first epoch as a table: a line for each position of its first examples."""
     renderer = dataset.conversations.renderer
-    numbers = epoch_batches(dataset.lengths(), batch_size, seed, epoch=0)[0]
+    numbers = epoch_steps(dataset.lengths(), batch_size, accumulation, seed, epoch=0)[0][0]
     inputs, targets = collate([dataset[number] for number in numbers], renderer.tokenizer.eot_token)
     B, T = inputs.shape
     yield f"\nthe first batch: inputs and targets of {B} examples at {T} positions; -100 is not learned"

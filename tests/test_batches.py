@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import encoded, make_examples
-from dialogues.batches import DialogueDataset, Example, collate, cut_into_examples, epoch_batches, padding_share
+from dialogues.batches import (
+    DialogueDataset,
+    Example,
+    collate,
+    cut_into_examples,
+    epoch_batches,
+    epoch_steps,
+    padding_share,
+)
 
 END = 9
 
@@ -96,8 +104,17 @@ def test_an_example_without_anything_to_learn_is_left_out_and_counted():
 def test_padding_share():
     """Inputs of 20 and 10 tokens in a batch of two are 32 long each, when rounded up."""
     dataset = make_examples((list(range(21)), [21]), (list(range(11)), [11]), max_length=64)
-    assert padding_share(dataset, 2, seed=1) == 1 - 30 / 64
-    assert padding_share(dataset, 1, seed=1) == 1 - 30 / 48
+    assert padding_share(dataset, epoch_steps(dataset.lengths(), 2, 1, seed=1, epoch=0)) == 1 - 30 / 64
+    assert padding_share(dataset, epoch_steps(dataset.lengths(), 1, 2, seed=1, epoch=0)) == 1 - 30 / 48
+
+
+def test_steps_are_large_batches_in_pieces():
+    lengths = list(range(10, 31))
+    steps = epoch_steps(lengths, 2, 3, seed=1, epoch=4)
+    assert [[number for batch in step for number in batch] for step in steps] == epoch_batches(
+        lengths, 6, seed=1, epoch=4
+    )
+    assert [list(map(len, step)) for step in steps] == [[2, 2, 2]] * 3 + [[2, 1]]
 
 
 def test_epochs_are_shuffled_by_seed_and_number():

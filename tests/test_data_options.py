@@ -121,7 +121,7 @@ class TestLedger:
         russian.write_text(json.dumps([{"Аня": "Как прошёл твой день?", "Боря": "Спасибо, хорошо."}] * 10))
         for path, warned in [(russian, True), (PROJECT / "llm_train_text.json", False)]:
             data = read_parts(DataSettings(path=path), seed=1)
-            lines = ledger_lines(make_ledger(data.source, make_datasets(data, 0, 512), 2, seed=1))
+            lines = ledger_lines(make_ledger(data.source, make_datasets(data, 0, 512), 2, 1, seed=1))
             assert any(line.startswith("warning: that is many tokens for a word") for line in lines) == warned
 
     def test_a_long_system_prompt_does_not_cost_the_first_turn(self, command, work):

@@ -120,6 +120,43 @@ def test_a_run_can_end_after_a_number_of_steps(model, tmp_path):
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 / 4)  # fitted to four steps
 
 
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (4, 2), (2, 4), (3, 3)])
+def test_accumulation_is_one_large_batch(tmp_path, batch_size, accumulation):
+    """8 x 1 = 4 x 2 = 2 x 4, token for token, where a mean of means would not be; 3 x 3 is another step."""
+    dataset = make_dataset(*range(4, 60, 3))
+    runs = []
+    for size, pieces in [(8, 1), (batch_size, accumulation)]:
+        torch.manual_seed(0)
+        model = GPTModel(GPTConfig(n_layer=2, n_head=2, n_embd=32, vocab_size=101, n_positions=64))
+        settings = TrainingSettings(epochs=2, batch_size=size, gradient_accumulation=pieces, learning_rate=1e-2)
+        folder = tmp_path / f"{size}x{pieces}-{len(runs)}"
+        folder.mkdir()
+        train(model, make_optimizer(model, settings), dataset, make_dataset(10), END, settings, CPU, folder)
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        runs.append([line["train_loss"] for line in lines if "train_loss" in line])
+    assert (runs[1] == pytest.approx(runs[0], rel=1e-4)) == (batch_size * accumulation == 8)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_run_before_the_weights(model, tmp_path, value):
+    with torch.no_grad():
+        model.ln_f.bias[3] = value
+    before = model.wte.weight.clone()
+    settings = TrainingSettings(epochs=1, batch_size=1, gradient_accumulation=2, learning_rate=1e-3)
+    with pytest.raises(UserError, match=r"step 1: the loss is nan, on the dialogues [12], 3 of the file; try a lower"):
+        train(
+            model,
+            make_optimizer(model, settings),
+            make_dataset(20, 30, 25),
+            make_dataset(9),
+            END,
+            settings,
+            CPU,
+            tmp_path,
+        )
+    assert torch.equal(model.wte.weight, before)
+
+
 def test_what_is_left_open_depends_on_the_size_of_the_model():
     small, why = TrainingSettings().with_defaults(7_000_000)
     large, _ = TrainingSettings().with_defaults(82_000_000)

@@ -1,5 +1,6 @@
 """The training loop: plain PyTorch, from batches to a better model."""
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count, islice
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from dialogues.batches import IGNORED, DialogueDataset, collate, epoch_batches, round_up
+from dialogues.batches import IGNORED, DialogueDataset, collate, epoch_steps, round_up
+from files import UserError
 from settings import TrainingSettings
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.device import Machine
@@ -43,13 +45,13 @@ def train(
 ) -> tuple[Losses, Losses]:
     """Train `model` in place; return the losses before and after. Those on the way go to screen and run folder.
 
-    The loss of a step is the summed negative log-likelihood of all its learned tokens divided by their number, so that
-    every token counts the same, whatever the batch.
+    The loss of a step is the summed negative log-likelihood of all the learned tokens in all its batches divided by
+    their number, so that every token counts the same: 8 examples together are 4 times 2.
 
     With `checkpoint`, the state of the run is kept in that file, and a run that finds it there goes on from it.
     """
     assert settings.epochs is not None  # `with_defaults` has filled it in
-    steps_per_epoch = -(-len(train_set) // settings.batch_size)
+    steps_per_epoch = -(-len(train_set) // settings.step_size)
     steps = settings.epochs * steps_per_epoch
     steps = min(steps, settings.max_steps or steps)
     evaluate_every = settings.evaluate_every or steps_per_epoch
@@ -61,23 +63,22 @@ def train(
 
     before = evaluate_both(model, train_set, val_set, padding_id, machine)
     progress.evaluation(finished, before.val, before.train)
-    for step, numbers in enumerate(islice(all_batches(lengths, settings), steps), 1):
+    for step, batches in enumerate(islice(all_steps(lengths, settings), steps), 1):
         if step <= finished:
             continue
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, steps, settings)
-        inputs, targets, learned = make_batch(train_set, numbers, padding_id, machine)
-        model.train()
-        with machine.autocast():
-            loss = model(inputs, targets) / learned
-        loss.backward()
-        norm = None
-        if settings.max_grad_norm:
-            norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm).item()
-        optimizer.step()
-        optimizer.zero_grad()
+        made = [make_batch(train_set, numbers, padding_id, machine) for numbers in batches]
+        try:
+            loss, learned, norm = take_step(model, optimizer, made, settings.max_grad_norm, machine)
+        except FloatingPointError as error:
+            places = ", ".join(map(str, train_set.places([number for numbers in batches for number in numbers])))
+            raise UserError(
+                f"step {step}: {error}, on the dialogues {places} of the file;"
+                " try a lower --learning-rate, more --warmup, or --precision fp32"
+            ) from None
 
-        progress.step(step, loss.item(), learned, norm)
+        progress.step(step, loss, learned, norm)
         if step % evaluate_every == 0 and step < steps:
             progress.evaluation(step, evaluate(model, val_set, padding_id, machine))
         if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -89,10 +90,38 @@ def train(
     return before, after
 
 
-def all_batches(lengths: Sequence[int], settings: TrainingSettings) -> Iterator[list[int]]:
-    """The example numbers of each batch, epoch after epoch, without an end."""
+def take_step(
+    model: nn.Module,
+    optimizer: Optimizer,
+    batches: Sequence[tuple[Tensor, Tensor, int]],
+    max_grad_norm: float,
+    machine: Machine,
+) -> tuple[float, int, float | None]:
+    """One optimizer step over all of `batches`: its mean loss, its learned tokens, and the norm of its gradient.
+
+    Raises:
+        FloatingPointError: the loss is no number; the weights are as they were.
+    """
+    learned = sum(tokens for _, _, tokens in batches)
+    loss = 0.0
+    model.train()
+    for inputs, targets, _ in batches:
+        with machine.autocast():
+            part = model(inputs, targets) / learned
+        part.backward()
+        loss += part.item()
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss}")
+    norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm).item() if max_grad_norm else None
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss, learned, norm
+
+
+def all_steps(lengths: Sequence[int], settings: TrainingSettings) -> Iterator[list[list[int]]]:
+    """The batches of each step, as example numbers, epoch after epoch, without an end."""
     for epoch in count():
-        yield from epoch_batches(lengths, settings.batch_size, settings.seed, epoch)
+        yield from epoch_steps(lengths, settings.batch_size, settings.gradient_accumulation, settings.seed, epoch)
 
 
 def make_batch(
