@@ -88,7 +88,9 @@ def write_cases(model: "GPTModel", data: Data, settings: FinetuneSettings, run_f
     held_out = data.parts.get("test", data.parts["val"])[: settings.generation.cases]
     dialogues = [data.conversations[number] for number in held_out]
     renderer = data.conversations.renderer
-    cases = complete_dialogues(model, renderer, dialogues, settings.generation, settings.training.seed)
+    cases = complete_dialogues(
+        model, renderer, dialogues, settings.data.learn, settings.generation, settings.training.seed
+    )
     print_cases(cases, settings.generation.cases)
     replaced = "replaced" if settings.output.exists() else "written"
     write_json(run_folder / "generated_conversations.json", cases)

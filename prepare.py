@@ -1,6 +1,7 @@
 """From the options to what a model is trained on: conversations, split, examples, and an account of them."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,6 +45,8 @@ def read_data(source: Source, template: str, vocabulary: Path, settings: DataSet
         UserError: a broken record, too few dialogues, or one in which nothing is to be learned. (Of an exported chat,
             which the program has cut and not its user, such dialogues are left out.)
     """
+    if template == "alpaca" and settings.rename:
+        raise UserError("--rename: the speakers of the alpaca template are the published ones; leave it out")
     conversations = encode_source(source, vocabulary, template, settings.learn, settings.new_names)
     numbers = conversations.with_something_learned()
     left_out = len(conversations) - len(numbers)
@@ -122,7 +125,6 @@ def preview(
     """
     import torch
 
-    from dialogues.batches import round_up
     from dialogues.preview import show_batch, show_examples
     from gpt_model import GPTModel
     from training.device import expected_memory
@@ -131,7 +133,8 @@ def preview(
     print(*show_examples(train_set, colour=sys.stdout.isatty()), sep="\n")
     batch = show_batch(train_set, training.batch_size, training.gradient_accumulation, training.seed)
     print(*batch, sep="\n", end="\n\n")
-    T = min(round_up(max(train_set.lengths()) - 1), train_set.max_length)
+    T = train_set.padded(max(train_set.lengths()) - 1)
+    config = replace(config, vocab_size=data.conversations.renderer.tokenizer.n_vocab)
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in GPTModel(config).parameters())
     tokens = training.batch_size * T

@@ -52,7 +52,7 @@ class DataSettings:
     pause_hours: float = 8
     """an exported chat is cut into dialogues where nobody wrote for so long"""
     max_length: int = 0
-    """longest example in tokens; a longer dialogue becomes several examples; 0: the model's context"""
+    """most input tokens in an example; a longer dialogue becomes several examples; 0: the model's context"""
 
     @property
     def percents(self) -> list[int]:

@@ -53,9 +53,9 @@ class DialogueDataset(Dataset[Example]):
         instruction = self.conversations.instruction_end(dialogue)
         if instruction > self.max_length // 2:  # then it may be cut from the first turn, rather than cost its end
             cuts.insert(0, instruction)
-        spans, kept = [], 0
+        spans, kept, ends = [], 0, set(cuts)
         for start, learn_from, end in cut_into_examples(cuts, self.max_length):
-            self.shortened += end not in cuts
+            self.shortened += end not in ends
             kept += end - learn_from
             if self.conversations.learned[offset + learn_from : offset + end].any():
                 spans.append((offset + start, offset + learn_from, offset + end))
@@ -80,6 +80,10 @@ class DialogueDataset(Dataset[Example]):
         learned = self.conversations.learned
         spans = ((max(start + 1, learn_from), end) for start, learn_from, end in self.spans.tolist())
         return sum(int(np.count_nonzero(learned[first:end])) for first, end in spans)
+
+    def padded(self, T: int) -> int:
+        """How long a batch is made whose longest example has T inputs."""
+        return min(round_up(T), self.max_length)
 
     def places(self, examples: Sequence[int]) -> list[int]:
         """The record or line numbers of the dialogues that examples are cut from."""
@@ -172,5 +176,5 @@ def padding_share(dataset: DialogueDataset, steps: Sequence[list[list[int]]]) ->
     lengths = [length - 1 for length in dataset.lengths()]
     batches = [batch for step in steps for batch in step]
     longest = [max(lengths[number] for number in batch) for batch in batches]
-    computed = [min(round_up(T), dataset.max_length) * len(batch) for T, batch in zip(longest, batches, strict=True)]
+    computed = [dataset.padded(T) * len(batch) for T, batch in zip(longest, batches, strict=True)]
     return 1 - sum(lengths) / sum(computed)

@@ -12,16 +12,20 @@ from dialogues.tokenizer import END_OF_TEXT
 JINJA = """
 {{%- set names = {names} -%}}
 {{%- set seen = namespace(system=[], turns=[]) -%}}
-{{%- for message in messages if message['role'] not in {tools} -%}}
-{{%- if message['role'] in {system} -%}}
-{{%- if not seen.turns -%}}{{%- set seen.system = seen.system + [message['content'] | trim] -%}}{{%- endif -%}}
-{{%- elif message['content'] -%}}{{%- set seen.turns = seen.turns + [message] -%}}{{%- endif -%}}
+{{%- for message in messages if message['role'] | lower not in {tools} and not message['tool_calls'] -%}}
+{{%- set content = message['content'] or '' -%}}
+{{%- set parts = [content] if content is string else content | map(attribute='text') -%}}
+{{%- set content = parts | join('\\n') | trim -%}}
+{{%- if message['role'] | lower in {system} -%}}
+{{%- if not seen.turns -%}}{{%- set seen.system = seen.system + [content] -%}}{{%- endif -%}}
+{{%- elif content -%}}
+{{%- set seen.turns = seen.turns + [{{'role': message['role'], 'content': content}}] -%}}
+{{%- endif -%}}
 {{%- endfor -%}}
 {{%- set instruction = seen.system | join('\\n') if seen.system else {instruction} -%}}
 {{%- macro opening(role) -%}}{{{{- {before} + names.get(role, role) + {after} -}}}}{{%- endmacro -%}}
 {{%- macro text(turn, last) -%}}
-{{%- set parts = [turn['content']] if turn['content'] is string else turn['content'] | map(attribute='text') -%}}
-{{{{- {space} + parts | join('\\n') | trim -}}}}
+{{{{- {space} + turn['content'] -}}}}
 {{%- if not last or add_generation_prompt -%}}{{{{- {stop} -}}}}{{%- else -%}}{{{{- {end} -}}}}{{%- endif -%}}
 {{%- endmacro -%}}
 {all_on}

@@ -87,10 +87,16 @@ class Conversations:
         numbers: (dialogues,) the place of each in the file: record or line number.
         fingerprints: (dialogues,) equal for equal dialogues.
         skipped: why turns of the file are not here → how many, and the first places.
-        renamed: the names that others took the place of.
+        rename: old name → new name, as asked for; and `renamed`, the old names that were found.
     """
 
-    def __init__(self, renderer: Renderer, blocks: Iterable[Block], learn: str = "all") -> None:
+    def __init__(
+        self,
+        renderer: Renderer,
+        blocks: Iterable[Block],
+        learn: str = "all",
+        rename: Mapping[str, str] | None = None,
+    ) -> None:
         """Raises:
         UserError: nobody of the name `learn` speaks, or there are more speakers than there can be tokens for.
         """
@@ -119,7 +125,7 @@ class Conversations:
         np.cumsum(sizes[:, 0], out=self.starts[1:])
         np.cumsum(sizes[:, 1], out=self.turn_starts[1:])
         self.renderer = self.place_speaker_tokens(renderer) if renderer.has_tokens else renderer
-        self.learn = learn
+        self.learn, self.rename = learn, rename or {}
         self.learned = self.choose_learned(learn)
 
     @classmethod
@@ -224,8 +230,9 @@ class Conversations:
         instructions = Counter(self[dialogue].instruction for dialogue in islice(dialogues, SAMPLE))
         spoken = np.unique(np.concatenate([self.texts_of(dialogue)[:, 2] for dialogue in dialogues]))
         speakers = [self.speakers[place] for place in spoken]  # in the order of the file
-        if {USER, ASSISTANT} <= set(speakers):  # whoever begins
-            speakers = [USER, ASSISTANT, *(name for name in speakers if name not in (USER, ASSISTANT))]
+        roles = [self.rename.get(role, role) for role in (USER, ASSISTANT)]
+        if set(roles) <= set(speakers):  # whoever begins
+            speakers = list(dict.fromkeys([*roles, *speakers]))
         return {
             "template": self.renderer.name,
             "instruction": instructions.most_common(1)[0][0],

@@ -46,7 +46,7 @@ def encode_source(
     encode = partial(encode_records, source._replace(records=()), vocabulary, template, rename)
     large = source.unit == "line" and source.path.stat().st_size > LARGE
     encoded = map_in_processes(encode, blocks) if large else map(encode, blocks)
-    conversations = Conversations(make_renderer(vocabulary, template), shown(encoded, source), learn)
+    conversations = Conversations(make_renderer(vocabulary, template), shown(encoded, source), learn, rename)
     if not len(conversations):
         raise UserError(f"{source.path}: no dialogue of two turns or more; it was read as {source.format}")
     if unknown := (rename or {}).keys() - conversations.renamed:

@@ -10,8 +10,10 @@ from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
 
 TURN_LISTS = ("messages", "conversations", "conversation", "turns", "dialog", "dialogue", "utterances")
 SPEAKER_KEYS = ("speaker", "sender", "author", "role", "from")
+ROLE_KEYS = ("role", "from")  # what stands here may be user, assistant, system or tool
 TEXT_KEYS = ("text", "message", "content", "utterance", "value")
 PAIRS = (("prompt", "completion"), ("question", "answer"), ("prompt", "response"), ("question", "response"))
+INPUTS, OUTPUTS = ("input", "context"), ("output", "response")
 USER, ASSISTANT = "User", "Assistant"
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), USER),
@@ -58,12 +60,14 @@ def from_names(record: Any) -> Dialogue:
     return Dialogue(tuple(make_turn(*turn, f"turn {number}") for number, turn in enumerate(record, 1)))
 
 
-def from_turn_list(record: Any) -> Dialogue:
+def from_turn_list(
+    record: Any, speaker_keys: Sequence[str] = SPEAKER_KEYS, text_keys: Sequence[str] = TEXT_KEYS
+) -> Dialogue:
     """A list of turns, each an object with a speaker and a text: the forms `turns`, `messages` and `sharegpt`.
 
     A system message at the beginning, or a system prompt beside the list, becomes the instruction (an empty one: none).
-    Tool calls and messages without text are left out and counted. user and assistant, under whatever name, are User and
-    Assistant; any other role is a name.
+    Tool calls and messages without text are left out and counted. The roles user and assistant, and their synonyms, are
+    User and Assistant; every other role, and whatever stands under `speaker`, is a name.
     """
     turns, skipped, instruction = [], [], []
     if has_keys(record, "system") and (system := dict(record)["system"]):
@@ -72,10 +76,11 @@ def from_turn_list(record: Any) -> Dialogue:
         if not isinstance(item, Pairs):
             raise FormatError(f"turn {number} must be an object with speaker and text, this is {kind(item)}")
         values = dict(item)
-        speaker, text = first_value(values, SPEAKER_KEYS), join_parts(first_value(values, TEXT_KEYS))
+        speaker_key, text_key = first_key(values, speaker_keys), first_key(values, text_keys)
+        speaker, text = values.get(speaker_key or ""), join_parts(values.get(text_key or ""))
         if not isinstance(speaker, str):
             raise FormatError(f"turn {number} has no speaker ({', '.join(SPEAKER_KEYS)})")
-        role = speaker.strip().lower()
+        role = speaker.strip().lower() if speaker_key in ROLE_KEYS else ""
         if role in TOOLS or values.get("tool_calls") or values.get("function_call"):
             skipped.append("tool calls")
         elif text is NO_TEXT:
@@ -96,6 +101,14 @@ def from_turn_list(record: Any) -> Dialogue:
     return Dialogue(tuple(turns), "\n".join(instruction) if instruction else INSTRUCTION, tuple(skipped))
 
 
+def from_messages(record: Any) -> Dialogue:
+    return from_turn_list(record, ("role", *SPEAKER_KEYS), ("content", *TEXT_KEYS))
+
+
+def from_sharegpt(record: Any) -> Dialogue:
+    return from_turn_list(record, ("from", *SPEAKER_KEYS), ("value", *TEXT_KEYS))
+
+
 def from_alpaca(record: Any) -> Dialogue:
     """`{"instruction": ..., "input": ..., "output": ...}`, the input possibly empty or absent.
 
@@ -113,27 +126,35 @@ def from_alpaca(record: Any) -> Dialogue:
     for asked, answered in earlier:
         said += [(instruction, asked), (response, answered)]
     said.append((instruction, values["instruction"]))
-    if given := first_value(values, ("input", "context")):
-        said.append((input, given))
-    said.append((response, first_value(values, ("output", "response"))))
-    line = values.get("system") or (ALPACA_WITH_INPUT if given else ALPACA)
+    given, answer = first_key(values, INPUTS), first_key(values, OUTPUTS)
+    if given and not is_nothing(values[given]):
+        said.append((input, values[given]))
+    said.append((response, values[answer or OUTPUTS[0]]))
+    line = values.get("system") or (ALPACA_WITH_INPUT if said[-2][0] == input else ALPACA)
     return make_answered(said, make_turn("system", line, "the system prompt").text)
 
 
 def from_pairs(record: Any) -> Dialogue:
     """`{"prompt": ..., "completion": ...}` or `{"question": ..., "answer": ...}`."""
     values = dict(record) if isinstance(record, Pairs) else {}
-    for asked, answered in PAIRS:
-        if asked in values and answered in values:
-            return make_answered([(USER, values[asked]), (ASSISTANT, values[answered])], INSTRUCTION)
-    raise FormatError(f"prompt and completion, or question and answer, are needed, this has {keys_of(record)}")
+    pair = choose_pair(values)
+    if pair is None:
+        raise FormatError(f"prompt and completion, or question and answer, are needed, this has {keys_of(record)}")
+    asked, answered = pair
+    return make_answered([(USER, values[asked]), (ASSISTANT, values[answered])], INSTRUCTION)
+
+
+def choose_pair(values: dict[str, Any]) -> tuple[str, str] | None:
+    """The first of `PAIRS` that is there and has an answer, or else the first that is there."""
+    there = [pair for pair in PAIRS if set(pair) <= values.keys()]
+    return next((pair for pair in there if not is_nothing(values[pair[1]])), there[0] if there else None)
 
 
 def as_alpaca(dialogue: Dialogue) -> Dialogue:
     """A question and its answer as an instruction and its response."""
-    instruction, _, response = ALPACA_SPEAKERS
-    (_, question), (_, answer) = dialogue.turns
-    return Dialogue((Turn(instruction, question), Turn(response, answer)), ALPACA)
+    names = (ALPACA_SPEAKERS[0], ALPACA_SPEAKERS[-1]) if dialogue.turns else ()
+    turns = tuple(Turn(name, turn.text) for name, turn in zip(names, dialogue.turns, strict=True))
+    return dialogue._replace(turns=turns, instruction=ALPACA)
 
 
 def turn_list(record: Any) -> list[Any]:
@@ -150,12 +171,14 @@ def turn_list(record: Any) -> list[Any]:
     return lists[0]
 
 
-def first_value(values: dict[str, Any], keys: Iterable[str]) -> Any:
-    """What stands under the first of `keys` that is there."""
-    for key in keys:
-        if key in values:
-            return values[key]
-    return None
+def first_key(values: dict[str, Any], keys: Iterable[str]) -> str | None:
+    """The first of `keys` that is there and holds something, or else the first that is there."""
+    there = [key for key in keys if key in values]
+    return next((key for key in there if not is_nothing(values[key])), there[0] if there else None)
+
+
+def is_nothing(value: Any) -> bool:
+    return value is None or value == [] or (isinstance(value, str) and not value.strip())
 
 
 def has_turns(record: Any, speaker_keys: Iterable[str], text_keys: Iterable[str]) -> bool:
@@ -207,8 +230,8 @@ def fits_names(record: Any) -> bool:
 FORMATS = {
     "names": Format(fits_names, from_names),
     "turns": Format(fits_turns, from_turn_list),
-    "messages": Format(fits_messages, from_turn_list),
-    "sharegpt": Format(fits_sharegpt, from_turn_list),
+    "messages": Format(fits_messages, from_messages),
+    "sharegpt": Format(fits_sharegpt, from_sharegpt),
     "alpaca": Format(fits_alpaca, from_alpaca),
     "pairs": Format(fits_pairs, from_pairs),
 }
@@ -243,10 +266,11 @@ def recognise(record: Any) -> str:
 def unused_keys(record: Any, form: str) -> list[str]:
     """The keys of a record, and of its turns, that its form has no use for."""
     keys = [key for key, _ in record] if isinstance(record, Pairs) else []
+    values = dict(record) if isinstance(record, Pairs) else {}
     used = {
         "names": keys,
-        "alpaca": ("instruction", "input", "context", "output", "response", "history", "system"),
-        "pairs": [key for pair in PAIRS for key in pair],
+        "alpaca": ("instruction", "history", "system", first_key(values, INPUTS), first_key(values, OUTPUTS)),
+        "pairs": choose_pair(values) or (),
     }
     if form in used:
         return [key for key in keys if key not in used[form]]

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from dialogues.formats import SPEAKER_KEYS, TEXT_KEYS, FormatError, Pairs, fits_alpaca, fits_pairs
+from dialogues.formats import ROLE_KEYS, SPEAKER_KEYS, TEXT_KEYS, FormatError, Pairs, fits_alpaca, fits_pairs
 
 SPEAKER_COLUMNS = (*SPEAKER_KEYS, "name", "user", "username")
 TEXT_COLUMNS = (*TEXT_KEYS, "body", "line")
@@ -64,11 +64,14 @@ def records_of_table(lines: Iterator[str], format: str) -> Iterator[tuple[int, A
     if speaker is None or text is None:
         yield from ((number, Pairs(row.items())) for number, row in rows)
     else:
-        turns = ((number, {**row, "speaker": row[speaker], "text": row[text]}) for number, row in rows)
-        yield from group_turns(turns, columns.names)
+        key = "role" if speaker in ROLE_KEYS else "speaker"
+        turns = ((number, {**row, key: row[speaker], "text": row[text]}) for number, row in rows)
+        yield from group_turns(turns, columns.names, key)
 
 
-def group_turns(rows: Iterable[tuple[int, dict[str, Any]]], names: Iterable[str]) -> Iterable[tuple[int, list[Pairs]]]:
+def group_turns(
+    rows: Iterable[tuple[int, dict[str, Any]]], names: Iterable[str], speaker: str = "speaker"
+) -> Iterable[tuple[int, list[Pairs]]]:
     """Turns that stand one by one, as lists: those of one dialogue id together, or all, each with its first number.
 
     An id that no two turns share numbers the turns, not the dialogues.
@@ -81,7 +84,7 @@ def group_turns(rows: Iterable[tuple[int, dict[str, Any]]], names: Iterable[str]
     dialogues: dict[Any, tuple[int, list[Pairs]]] = {}
     for number, row in rows:
         _, turns = dialogues.setdefault(row[identity] if identity else "", (number, []))
-        turns.append(Pairs([("speaker", row["speaker"]), ("text", row["text"])]))
+        turns.append(Pairs([(speaker, row[speaker]), ("text", row["text"])]))
     return dialogues.values()
 
 

@@ -129,7 +129,8 @@ class Renderer:
         name = "|".join(map(re.escape, speakers)) if self.name == "labels" else "[^\n]+?"
         before, after = map(re.escape, label.split("{}"))
         labels = re.compile(f"{re.escape(stop)}{before}({name}){after}{space and '(?: |$)'}")
-        first, *rest = labels.split(generated.removesuffix(stop))
+        unfinished = "[^\n]*" if label.endswith("\n") else ""  # a label that was cut off by the limit
+        first, *rest = labels.split(re.sub(f"{re.escape(stop)}{unfinished}\\Z", "", generated))
         turns = [Turn(first_speaker, first.strip())]
         return turns + [Turn(speaker, text.strip()) for speaker, text in zip(rest[::2], rest[1::2], strict=True)]
 

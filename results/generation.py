@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dialogues.dialogue import Dialogue
+from dialogues.dialogue import Dialogue, Turn
 from dialogues.template import Renderer
 from gpt_model import GPTModel, KVCache
 from settings import GenerationSettings
@@ -17,44 +17,52 @@ def complete_dialogues(
     model: GPTModel,
     renderer: Renderer,
     dialogues: Sequence[Dialogue],
+    learn: str,
     settings: GenerationSettings,
     seed: int,
 ) -> list[dict[str, str]]:
-    """Let the model write the rest of each dialogue from its opening turn, beside the rest as it really went.
+    """Let the model go on with each dialogue, beside how it really went on.
 
-    With the `alpaca` template it writes the last turn, the response.
+    A model that has learned all of a dialogue writes the rest from the opening turn. One that has learned replies, or
+    what one speaker says, does not know who speaks next: it writes the first such turn. With the `alpaca` template it
+    writes the response, which stands alone.
     """
-    alone = renderer.name == "alpaca"
-    prompts = [renderer.encode_prompt(dialogue, len(dialogue.turns) - 1 if alone else 1) for dialogue in dialogues]
+    turns = [choose_turn(renderer, dialogue, learn) for dialogue in dialogues]
+    prompts = [renderer.encode_prompt(dialogue, turn) for dialogue, turn in zip(dialogues, turns, strict=True)]
     end_of_text = renderer.tokenizer.eot_token
     replies: list[list[int]] = []
     for start in range(0, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]
         replies += generate(model, batch, end_of_text, settings, seed + start, renderer.newest_turns)
-    make_case = make_answer_case if alone else make_dialogue_case
-    return [make_case(renderer, dialogue, reply) for dialogue, reply in zip(dialogues, replies, strict=True)]
+    cases = []
+    for dialogue, turn, reply in zip(dialogues, turns, replies, strict=True):
+        speakers = [speaker for speaker, _ in dialogue.turns]
+        written = renderer.parse_turns(renderer.tokenizer.decode(reply), speakers[turn], speakers)
+        written = written if learn == "all" else written[:1]
+        cases.append(make_case(dialogue.turns[:turn], dialogue.turns[turn:], written, renderer.name == "alpaca"))
+    return cases
 
 
-def make_dialogue_case(renderer: Renderer, dialogue: Dialogue, reply: list[int]) -> dict[str, str]:
-    """The opening turn, the others, and the model's, each with its speaker."""
-    opening, *true = dialogue.turns
-    speakers = [turn.speaker for turn in dialogue.turns]
-    generated = renderer.parse_turns(renderer.tokenizer.decode(reply), true[0].speaker, speakers)
+def choose_turn(renderer: Renderer, dialogue: Dialogue, learn: str) -> int:
+    """The number of the turn at which the model goes on."""
+    if renderer.name == "alpaca":
+        return len(dialogue.turns) - 1
+    spoken = (turn for turn, (speaker, _) in enumerate(dialogue.turns) if turn and speaker == learn)
+    return next(spoken, 1)
+
+
+def make_case(asked: Sequence[Turn], true: Sequence[Turn], written: Sequence[Turn], bare: bool) -> dict[str, str]:
+    """What was said, how it went on, and how the model went on: turns with their speakers, or the bare texts."""
+    if bare:
+        return {
+            "input": "\n\n".join(turn.text for turn in asked),
+            "response": true[0].text,
+            "model_response": written[0].text,
+        }
     return {
-        "input": str(opening),
+        "input": " ".join(map(str, asked)),
         "response": " ".join(map(str, true)),
-        "model_response": " ".join(map(str, generated)),
-    }
-
-
-def make_answer_case(renderer: Renderer, dialogue: Dialogue, reply: list[int]) -> dict[str, str]:
-    """The instruction with its input, the response, and the model's, alone."""
-    *asked, answer = dialogue.turns
-    generated = renderer.parse_turns(renderer.tokenizer.decode(reply), answer.speaker, [])
-    return {
-        "input": "\n\n".join(turn.text for turn in asked),
-        "response": answer.text,
-        "model_response": generated[0].text,
+        "model_response": " ".join(map(str, written)),
     }
 
 

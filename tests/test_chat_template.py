@@ -83,11 +83,13 @@ def test_ids_and_learned_mask_are_those_of_training(saved, template, learn, dial
 def test_messages_are_read_and_rendered_alike(saved, tmp_path):
     """Several system messages, tools, parts, empty texts: what the reader leaves out, the template leaves out."""
     messages = [
-        {"role": "system", "content": "Be kind."},
+        {"role": "System", "content": [{"type": "text", "text": "Be kind."}]},
         {"role": "developer", "content": " Be brief. "},
         {"role": "user", "content": [{"type": "text", "text": "Tea?"}, {"type": "text", "text": "Now?"}]},
         {"role": "tool", "content": "x"},
-        {"role": "assistant", "content": ""},
+        {"role": "assistant", "content": "", "tool_calls": []},
+        {"role": "assistant", "content": "Let me see.", "tool_calls": [{"name": "kettle"}]},
+        {"role": "assistant", "content": "  "},
         {"role": "system", "content": "Hm."},
         {"role": "assistant", "content": "Please."},
     ]

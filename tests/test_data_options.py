@@ -183,6 +183,7 @@ class TestLearnAndNames:
             (["--pause-hours", 0], "--pause-hours 0.0: above 0 is needed"),
             (["--template", "alpaca"], "--template alpaca is for instruction data"),
             (["--format", "chat-export"], "no exported chat"),
+            (["--format", "pairs"], "record 1: prompt and completion, or question and answer, are needed"),
             (["--format", "xml"], "--format"),
         ],
     )
@@ -284,12 +285,17 @@ class TestTemplates:
             assert case["model_response"] == theirs.split("\n\n###")[0].strip()
 
     def test_pairs_can_be_instructions(self, command, work):
-        (work / "data.jsonl").write_text(
-            "\n".join(json.dumps({"prompt": f"q{n}", "completion": "a"}) for n in range(9))
-        )
-        done = command("finetune.py", "--preview", "--data", "data.jsonl", "--template", "alpaca")
+        answers = ["a", "", *"bcdefgh"]
+        records = [{"prompt": f"q{number}", "completion": answer} for number, answer in enumerate(answers)]
+        (work / "data.jsonl").write_text("\n".join(map(json.dumps, records)))
+        options = ["--data", "data.jsonl", "--template", "alpaca"]
+        done = command("finetune.py", "--preview", *options)
         assert done.returncode == 0, done.stderr
+        assert "8 dialogues, 16 turns" in done.stdout
+        assert "skipped: 2 turns of records without an answer (line 2)" in done.stdout
         assert (work / "val_data.txt").read_text().startswith("Below is an instruction that describes a task. Write a")
+        line = refused(command("finetune.py", *options, "--rename", "Response=Answer"))
+        assert "--rename: the speakers of the alpaca template are the published ones" in line
 
 
 def test_a_days_chat_is_learned_whole(command, work):

@@ -271,6 +271,41 @@ def test_what_is_no_text_in_an_export(tmp_path):
         ),
         ({"instruction": "a", "output": " "}, talk(skipped=("turns of records without an answer",) * 2), ()),
         ({"turns": []}, talk(), ()),
+        (
+            {"instruction": "a", "input": " ", "context": "b", "output": "", "response": "c"},
+            talk(("Instruction", "a"), ("Input", "b"), ("Response", "c"), instruction=ALPACA_WITH_INPUT),
+            ("input", "output"),
+        ),
+        (
+            {"prompt": "a", "completion": "b", "response": "c"},
+            talk(("User", "a"), ("Assistant", "b")),
+            ("response",),
+        ),
+        (
+            {"prompt": "a", "completion": "", "question": "c", "answer": "d"},
+            talk(("User", "c"), ("Assistant", "d")),
+            ("prompt", "completion"),
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "a", "text": None},
+                    {"from": "gpt", "value": "b", "text": ""},
+                ]
+            },
+            talk(("User", "a"), ("Assistant", "b")),
+            (),
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a", "author": "u17"}, {"role": "assistant", "content": "b"}]},
+            talk(("User", "a"), ("Assistant", "b")),
+            (),
+        ),
+        (
+            {"turns": [{"speaker": "Human", "text": "a"}, {"speaker": "Bot", "text": "b"}]},
+            talk(("Human", "a"), ("Bot", "b")),
+            (),
+        ),
     ],
 )
 def test_members_that_published_files_have(record, dialogue, not_used, tmp_path):

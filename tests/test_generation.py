@@ -109,12 +109,26 @@ def test_cases_hold_the_opening_the_truth_and_the_models_words(vocabulary, tmp_p
         Dialogue((Turn("Ann", "Hi."), Turn("Cem", "Hey!"), Turn("Cem", "You?"))),
         Dialogue((Turn("Ann", "Is it still raining over there?"), Turn("Bo", "Yes."))),
     ]
-    cases = complete_dialogues(model, Renderer(tokenizer), dialogues, GenerationSettings(max_new_tokens=20), seed=1)
+    cases = complete_dialogues(
+        model, Renderer(tokenizer), dialogues, "all", GenerationSettings(max_new_tokens=20), seed=1
+    )
     assert [case["input"] for case in cases] == ["Ann: Hi.", "Ann: Is it still raining over there?"]
     assert cases[0]["response"] == "Cem: Hey! Cem: You?"
     assert cases[0]["model_response"].startswith("Cem: ")
     assert cases[1]["model_response"].startswith("Bo: ")
     assert len(cases[1]["model_response"]) > 10
+
+
+def test_a_model_that_learned_one_speaker_writes_that_speakers_turn(vocabulary, tmp_path):
+    model, tokenizer = load_model(write_layout(tiny_reference(std=0.25), vocabulary, tmp_path / "m", "bare"))
+    dialogue = Dialogue((Turn("Ann", "Hi."), Turn("Cem", "Hey!"), Turn("Ann", "You?"), Turn("Cem", "Me.")))
+    settings = GenerationSettings(max_new_tokens=20)
+    (case,) = complete_dialogues(model, Renderer(tokenizer), [dialogue], "Ann", settings, seed=1)
+    assert (case["input"], case["response"]) == ("Ann: Hi. Cem: Hey!", "Ann: You? Cem: Me.")
+    assert case["model_response"].startswith("Ann: ")
+    (case,) = complete_dialogues(model, Renderer(tokenizer), [dialogue], "replies", settings, seed=1)
+    assert (case["input"], case["response"]) == ("Ann: Hi.", "Cem: Hey! Ann: You? Cem: Me.")
+    assert case["model_response"].startswith("Cem: ")
 
 
 def test_a_dialogue_that_outgrows_the_positions_goes_on_from_whole_turns(vocabulary, tmp_path):
@@ -142,6 +156,8 @@ def test_many_cases_are_written_in_batches(vocabulary, tmp_path):
     model, tokenizer = load_model(write_layout(tiny_reference(std=0.25), vocabulary, tmp_path / "m", "bare"))
     dialogues = [Dialogue((Turn("A", f"number {number}"), Turn("B", "yes"))) for number in range(BATCH + 3)]
     settings = GenerationSettings(max_new_tokens=8)
-    together = complete_dialogues(model, Renderer(tokenizer), dialogues, settings, seed=1)
-    alone = [complete_dialogues(model, Renderer(tokenizer), [dialogue], settings, seed=1)[0] for dialogue in dialogues]
+    together = complete_dialogues(model, Renderer(tokenizer), dialogues, "all", settings, seed=1)
+    alone = [
+        complete_dialogues(model, Renderer(tokenizer), [dialogue], "all", settings, seed=1)[0] for dialogue in dialogues
+    ]
     assert together == alone

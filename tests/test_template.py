@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dialogues.conversations import Conversations
+from dialogues.conversations import Conversations, encode_block
 from dialogues.dialogue import INSTRUCTION, Dialogue, Turn, split_dialogues
 from dialogues.formats import ALPACA, as_alpaca
 from dialogues.template import TEMPLATES, Renderer, render
@@ -142,7 +142,8 @@ class TestEveryTemplate:
 
 def test_a_label_is_only_what_looks_like_one(vocabulary):
     prompt, labels = (Renderer(load_tokenizer(vocabulary), name) for name in ("prompt", "labels"))
-    assert prompt.parse_turns("a\n\nb ### c:\n\n### ", "Bob", []) == [Turn("Bob", "a\n\nb ### c:\n\n###")]
+    assert prompt.parse_turns("a\n\nb ### c:\n\n### ", "Bob", []) == [Turn("Bob", "a\n\nb ### c:")]
+    assert prompt.parse_turns("Fine.\n\n### Instruc", "Bob", []) == [Turn("Bob", "Fine.")]
     assert prompt.parse_turns("a\n\n### New:\nb", "Bob", []) == [Turn("Bob", "a"), Turn("New", "b")]
     assert labels.parse_turns(" a\nNote: b\nBob:c\nAlex: d", "Bob", ["Bob", "Alex"]) == [
         Turn("Bob", "a\nNote: b\nBob:c"),
@@ -195,6 +196,14 @@ def test_who_is_user_does_not_depend_on_who_begins(vocabulary):
     conversations = Conversations.of(Renderer(load_tokenizer(vocabulary)), [dialogue, DIALOGUE])
     assert conversations.describe([0])["speakers"] == ["User", "Assistant", "Zoe"]
     assert conversations.describe([1, 0])["speakers"] == ["User", "Assistant", "Zoe", "Alex", "Bob"]
+
+
+def test_who_is_user_after_a_renaming(vocabulary):
+    dialogues = [Dialogue((Turn("Bot", "Welcome!"), Turn("Anna", "Hi.")))]
+    renderer = Renderer(load_tokenizer(vocabulary))
+    blocks = [encode_block(renderer, enumerate(dialogues, 1))]
+    conversations = Conversations(renderer, blocks, rename={"User": "Anna", "Assistant": "Bot"})
+    assert conversations.describe([0])["speakers"] == ["Anna", "Bot"]
 
 
 def test_description(vocabulary):

@@ -129,11 +129,11 @@ def make_batch(
 ) -> tuple[Tensor, Tensor, int]:
     """The examples `numbers` as inputs and targets (B, T) on the machine, and how many targets are learned.
 
-    T is rounded up, as far as the model has positions.
+    T is rounded up, as far as examples may go.
     """
     inputs, targets = collate([dataset[number] for number in numbers], padding_id)
     learned = int((targets != IGNORED).sum())
-    missing = min(round_up(inputs.size(1)), dataset.max_length) - inputs.size(1)
+    missing = dataset.padded(inputs.size(1)) - inputs.size(1)
     inputs, targets = F.pad(inputs, (0, missing), value=padding_id), F.pad(targets, (0, missing), value=IGNORED)
     return inputs.to(machine.device), targets.to(machine.device), learned
 
