@@ -131,4 +131,4 @@ def ledger_lines(ledger: dict[str, Any]) -> list[str]:
 def places(unit: str, counted: dict[str, Any]) -> str:
     """The first few places of what was counted."""
     first = list(dict.fromkeys(counted["first"]))
-    return f"{unit} {', '.join(map(str, first))}{', …' if counted['count'] > len(counted['first']) else ''}"
+    return f"{unit} {', '.join(map(str, first))}{', …' if counted['count'] > FIRST else ''}"
