@@ -118,28 +118,19 @@ def preview(
     config: "GPTConfig",
     machine: "Machine",
 ) -> None:
-    """Show two examples and a batch as the model sees them, write all of them as text, and say what memory it takes.
+    """Show two examples and a batch as the model sees them, say what memory it takes, and write all of them as text.
 
     Raises:
         UserError: a file that can't be written, or would overwrite the data.
     """
-    import torch
-
     from dialogues.preview import show_batch, show_examples
-    from gpt_model import GPTModel
-    from training.device import expected_memory
 
     training, train_set = settings.training, datasets["train"]
     print(*show_examples(train_set, colour=sys.stdout.isatty()), sep="\n")
     batch = show_batch(train_set, training.batch_size, training.gradient_accumulation, training.seed)
     print(*batch, sep="\n", end="\n\n")
-    T = train_set.padded(max(train_set.lengths()) - 1)
     config = replace(config, vocab_size=data.conversations.renderer.tokenizer.n_vocab)
-    with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in GPTModel(config).parameters())
-    tokens = training.batch_size * T
-    memory = expected_memory(parameters, config.n_layer, config.n_embd, config.vocab_size, tokens, machine.precision)
-    print(f"memory: about {memory / 1e9:.1f} GB to train, in {machine.precision} with batches of {training.batch_size}")
+    print(explain_memory(config, train_set, training.batch_size, machine))
 
     folder = settings.run_dir or Path()
     with writing(folder):
@@ -148,6 +139,20 @@ def preview(
         check_output_path(path, [data.source.path])
     write_rendered(folder, data)
     print(f"written: {', '.join(map(str, rendered_paths(folder, data)))}")
+
+
+def explain_memory(config: "GPTConfig", dataset: "DialogueDataset", batch_size: int, machine: "Machine") -> str:
+    """What the longest batch of `dataset` would take, in one line; the model is never made."""
+    import torch
+
+    from gpt_model import GPTModel
+    from training.device import expected_memory
+
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in GPTModel(config).parameters())
+    tokens = batch_size * dataset.padded(max(dataset.lengths()) - 1)
+    memory = expected_memory(parameters, config.n_layer, config.n_embd, config.vocab_size, tokens, machine.precision)
+    return f"memory: about {memory / 1e9:.1f} GB to train, in {machine.precision} with batches of {batch_size}"
 
 
 def rendered_paths(folder: Path, data: Data) -> list[Path]:

@@ -97,8 +97,10 @@ class Conversations:
         learn: str = "all",
         rename: Mapping[str, str] | None = None,
     ) -> None:
-        """Raises:
-        UserError: nobody of the name `learn` speaks, or there are more speakers than there can be tokens for.
+        """Put blocks together, in order.
+
+        Raises:
+            UserError: nobody of the name `learn` speaks, or there are more speakers than there can be tokens for.
         """
         whole = Block.empty(renderer)
         places: dict[str, int] = {}

@@ -8,10 +8,8 @@ from dialogues.batches import DialogueDataset, epoch_steps, padding_share
 from dialogues.conversations import FIRST, SAMPLE, Conversations
 from dialogues.reading import Source
 
-MANY_TOKENS = {
-    40_000: 1.8,
-    0: 2.4,
-}  # for a word, by size of the vocabulary; GPT-2 needs 1.3 for English, 2.6 for German
+# For a word, by the least size of the vocabulary; GPT-2's takes 1.3 for English and 2.6 for German.
+MANY_TOKENS = {40_000: 1.8, 0: 2.4}
 
 
 def count_data(source: Source, conversations: Conversations) -> dict[str, Any]:
@@ -31,7 +29,6 @@ def count_data(source: Source, conversations: Conversations) -> dict[str, Any]:
         "tokens_per_word": round(per_word, 2),
         "many_tokens_per_word": per_word > next(many for size, many in MANY_TOKENS.items() if n_vocab >= size),
         "duplicates": len(conversations) - unique,
-        "nothing_to_learn": len(conversations) - len(conversations.with_something_learned()),
         "skipped": {why: {"count": count, "first": first} for why, (count, first) in conversations.skipped.items()},
     }
 
@@ -82,7 +79,9 @@ def make_ledger(
     for name in parts.keys() - {"train"}:
         shared = also_in(parts["train"], parts[name])
         counted[name]["also_in_train"] = {"count": len(shared), "first": shared[:FIRST]}
-    return {**count_data(source, parts["train"].conversations), "parts": counted}
+    whole = count_data(source, parts["train"].conversations)
+    left_out = whole["dialogues"] - sum(part["dialogues"] for part in counted.values())
+    return {**whole, "nothing_to_learn": left_out, "parts": counted}
 
 
 def ledger_lines(ledger: dict[str, Any]) -> list[str]:

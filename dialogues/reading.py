@@ -94,11 +94,6 @@ class Source(NamedTuple):
             )
         return self._replace(convert=partial(convert_to_alpaca, self.convert)), template
 
-    def dialogues(self) -> Iterator[Dialogue]:
-        """All of them, in order."""
-        for number, record in self.records:
-            yield self.dialogue(number, record)
-
 
 def open_source(path: Path, format: str = "auto", pause_hours: float = 8) -> Source:
     """Recognise a conversation file by its content.

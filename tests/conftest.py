@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from dialogues.batches import DialogueDataset
 from dialogues.dialogue import Dialogue
-from dialogues.reading import open_source
+from dialogues.reading import Source, open_source
 from models.tiny.build import train_vocabulary
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -27,7 +27,12 @@ LAYOUTS = ("bare", "prefixed", "head beside", "head instead", "fp16", "bin", "ol
 
 
 def bundled_dialogues() -> list[Dialogue]:
-    return list(open_source(PROJECT / "llm_train_text.json").dialogues())
+    return list(dialogues_of(open_source(PROJECT / "llm_train_text.json")))
+
+
+def dialogues_of(source: Source) -> Iterator[Dialogue]:
+    """All dialogues of a file, one by one."""
+    return (source.dialogue(number, record) for number, record in source.records)
 
 
 def encoded(*dialogues: tuple[list[int], list[int]]) -> SimpleNamespace:

@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from conftest import tiny_reference, write_layout
+from conftest import dialogues_of, tiny_reference, write_layout
 from dialogues.conversations import Conversations
 from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
 from dialogues.formats import ALPACA, ALPACA_WITH_INPUT
@@ -94,7 +94,7 @@ def test_messages_are_read_and_rendered_alike(saved, tmp_path):
         {"role": "assistant", "content": "Please."},
     ]
     (tmp_path / "data.json").write_text(json.dumps({"messages": messages}))
-    (dialogue,) = open_source(tmp_path / "data.json").dialogues()
+    (dialogue,) = dialogues_of(open_source(tmp_path / "data.json"))
     folder, conversations = saved("prompt", "replies", dialogue)
     theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(messages)["input_ids"]
     assert theirs == conversations.tokens_of(0).tolist()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import PROJECT, bundled_dialogues
+from conftest import PROJECT, bundled_dialogues, dialogues_of
 from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
 from dialogues.formats import ALPACA, ALPACA_WITH_INPUT, FORMATS, LONGEST_NAME
 from dialogues.reading import open_source
@@ -115,7 +115,7 @@ EXPECTED = {
 
 
 def read(path: Path, format: str = "auto", **options) -> list[Dialogue]:
-    return list(open_source(path, format, **options).dialogues())
+    return list(dialogues_of(open_source(path, format, **options)))
 
 
 def refusal(path: Path, format: str = "auto") -> str:
@@ -136,7 +136,7 @@ def test_every_sample_is_expected():
 def test_a_sample(name):
     format, dialogues = EXPECTED[name]
     source = open_source(SAMPLES / name)
-    assert (source.format, list(source.dialogues())) == (format, dialogues)
+    assert (source.format, list(dialogues_of(source))) == (format, dialogues)
     assert read(SAMPLES / name, format) == dialogues
 
 
@@ -313,7 +313,7 @@ def test_members_that_published_files_have(record, dialogue, not_used, tmp_path)
     path = tmp_path / "data.json"
     path.write_text(json.dumps([record] * 2 if dialogue.turns else [record, {**record, "output": "x"}]))
     source = open_source(path, "auto" if dialogue.turns or "output" in record else "turns")
-    assert next(source.dialogues()) == dialogue
+    assert next(dialogues_of(source)) == dialogue
     assert source.not_used == not_used
 
 

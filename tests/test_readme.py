@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 import settings
-from conftest import PROJECT
+from conftest import PROJECT, dialogues_of
 from dialogues.reading import open_source
 from settings import FinetuneSettings, parse_command_line
 
@@ -84,7 +84,7 @@ def test_a_sample_of_the_readme_is_read(name, tmp_path):
     path.write_text(format_samples()[name], encoding="utf-8")
     source = open_source(path)
     assert source.format == name
-    dialogue = next(source.dialogues())
+    dialogue = next(dialogues_of(source))
     assert dialogue.turns[-1].text in ("Since Friday.", "Then stay in.", "friend")
     assert len(dialogue.turns) in (2, 3)
 
