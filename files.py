@@ -1,4 +1,4 @@
-"""What every room shares about files: the user's errors, atomic writes, the run folder."""
+"""What every room shares about files: the user's errors, atomic writes."""
 
 import contextlib
 import json
@@ -42,8 +42,8 @@ def run_command(command: Callable[[], None]) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes it once more
         print(f"error: {error.filename or 'output'}: {reason(error)}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\nstopped{stop}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -154,45 +154,3 @@ def check_free_space(folder: Path, needed: int, what: str) -> None:
             f"the disk of {folder} is too full for {what}: {needed / MEGABYTE:,.0f} MB needed,"
             f" {free / MEGABYTE:,.0f} MB free; make room or choose another folder"
         )
-
-
-def create_run_folder(run_dir: Path | None, model_name: str, needed: int) -> Path:
-    """Make the folder of this run: `run_dir`, or the next free `runs/<model_name>-<n>`. Nothing is ever overwritten.
-
-    Args:
-        needed: bytes that the run will write there, at least.
-
-    Raises:
-        UserError: `run_dir` already holds something, no folder can be made there, or the disk is too full.
-    """
-    try:
-        if run_dir is None:
-            folder = make_numbered_folder(Path("runs"), model_name)
-        else:
-            folder = run_dir
-            folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
-                raise UserError(f"--run-dir {folder} is not empty; name a new folder")
-            temporary_path(folder / "settings.json").touch()
-            temporary_path(folder / "settings.json").unlink()
-        try:
-            check_free_space(folder, needed, "the fine-tuned model")
-        except UserError:
-            folder.rmdir()
-            raise
-    except OSError as error:
-        raise UserError(f"cannot make the run folder {run_dir or 'runs'}: {reason(error)}") from error
-    return folder
-
-
-def make_numbered_folder(parent: Path, name: str) -> Path:
-    """Make the first `<parent>/<name>-<n>` that does not exist; of two runs that start at once, each gets its own."""
-    parent.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        folder = parent / f"{name}-{number}"
-        try:
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            number += 1

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import re
 import shlex
+import zlib
 from pathlib import Path
 
 from download_model import WEIGHT_FILES, download_model, missing_files
@@ -75,6 +76,15 @@ def check_bundled_files() -> None:
             f"the bundled model is damaged: {', '.join(str(BUNDLED / name) for name in damaged)};"
             f" restore it with: git -C {shlex.quote(str(PROJECT))} checkout -- {restored}"
         )
+
+
+def weights_checksum(folder: Path) -> str:
+    """CRC-32 of the file with the weights."""
+    value = 0
+    with open(next(folder / name for name in WEIGHT_FILES if (folder / name).exists()), "rb") as file:
+        while block := file.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"
 
 
 def checksum(path: Path) -> str:

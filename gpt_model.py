@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,7 @@ class GPTModel(nn.Module):
         super().__init__()
         self.config = config
         self.dropout = dropout
+        self.gradient_checkpointing = False  # training computes the inside of blocks twice rather than keep it
         self.wte = Embedding(config.vocab_size, config.n_embd)
         self.wpe = Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config, layer, dropout) for layer in range(config.n_layer))
@@ -212,7 +214,10 @@ class GPTModel(nn.Module):
         x = self.wte(ids) + self.wpe(positions)
         x = F.dropout(x, self.dropout, self.training)
         for block in self.h:
-            x = block(x, cache, mask)
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, cache, mask, use_reentrant=False)
+            else:
+                x = block(x, cache, mask)
         if cache is not None:
             cache.length += T
         return self.ln_f(x)
@@ -239,6 +244,12 @@ class GPTModel(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         return linear(x, self.wte.weight)
+
+
+def count_parameters(config: GPTConfig) -> int:
+    """The number of weights of a model of that shape; it is not made."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in GPTModel(config).parameters())
 
 
 def initialise(name: str, parameter: nn.Parameter, n_layer: int) -> None:

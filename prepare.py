@@ -1,5 +1,6 @@
 """From the options to what a model is trained on: conversations, split, examples, and an account of them."""
 
+import hashlib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,15 @@ def read_data(source: Source, template: str, vocabulary: Path, settings: DataSet
     return Data(source, conversations, dict(zip(["train", "val", "test"], parts, strict=False)))
 
 
+def fingerprint(data: Data) -> str:
+    """64 bits that are the same for the same tokens, learned and divided in the same way."""
+    conversations = data.conversations
+    digest = hashlib.blake2b(digest_size=8)
+    for values in (conversations.tokens, conversations.learned, conversations.starts, *data.parts.values()):
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
+
+
 def make_datasets(data: Data, max_length: int, n_positions: int) -> "dict[str, DialogueDataset]":
     """Each part as examples of at most `max_length` tokens (0: as many as the model has positions).
 
@@ -132,7 +142,7 @@ def preview(
     config = replace(config, vocab_size=data.conversations.renderer.tokenizer.n_vocab)
     print(explain_memory(config, train_set, training.batch_size, machine))
 
-    folder = settings.run_dir or Path()
+    folder = settings.run.run_dir or Path()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for path in rendered_paths(folder, data):
@@ -143,13 +153,10 @@ def preview(
 
 def explain_memory(config: "GPTConfig", dataset: "DialogueDataset", batch_size: int, machine: "Machine") -> str:
     """What the longest batch of `dataset` would take, in one line; the model is never made."""
-    import torch
-
-    from gpt_model import GPTModel
+    from gpt_model import count_parameters
     from training.device import expected_memory
 
-    with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in GPTModel(config).parameters())
+    parameters = count_parameters(config)
     tokens = batch_size * dataset.padded(max(dataset.lengths()) - 1)
     memory = expected_memory(parameters, config.n_layer, config.n_embd, config.vocab_size, tokens, machine.precision)
     return f"memory: about {memory / 1e9:.1f} GB to train, in {machine.precision} with batches of {batch_size}"

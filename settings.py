@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from tyro.conf import arg
@@ -91,10 +91,14 @@ class TrainingSettings:
     """how often every training dialogue is seen; default: 10, for a model as small as tiny 3"""
     max_steps: int = 0
     """stop after so many optimizer steps, and fit the schedule to them; 0: when the epochs are over"""
+    max_minutes: float = 0.0
+    """train for about so long: the speed of the first steps sets the number of steps; 0: until the epochs are over"""
     batch_size: int = 2
     """examples that are computed together"""
     gradient_accumulation: int = 1
     """batches in each optimizer step: as one large batch, in the memory of a small one"""
+    processes: Annotated[int, tyro.conf.Suppress] = 1
+    """processes that the run was started with under torchrun; each computes a share of a step's batches"""
     learning_rate: float | None = None
     """AdamW's step size at its highest; default: 5e-5, for a model as small as tiny 1.2e-4"""
     weight_decay: float = 0.1
@@ -107,12 +111,18 @@ class TrainingSettings:
     """longer gradients are scaled down to this norm; 0: never"""
     dropout: float = 0.0
     """share of activations dropped in training"""
+    lora_rank: int = 0
+    """train low-rank adapters of this rank (LoRA) in place of the weights; 0: train every weight"""
+    gradient_checkpointing: bool = False
+    """compute activations twice rather than keep them: less memory for long dialogues, a third more time"""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """where to compute; auto: a GPU if there is one"""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """number format of the matrix products; the weights stay fp32; auto: bf16 where the hardware has it"""
     evaluate_every: int = 0
     """steps between evaluations on the validation part; 0: after each epoch"""
+    early_stopping: int = 0
+    """stop after so many evaluations without improvement, and keep the best weights; 0: keep the last"""
     seed: int = 123
     """fixes every random choice"""
 
@@ -132,9 +142,21 @@ class TrainingSettings:
         return filled, "; ".join(explained)
 
     @property
+    def step_batches(self) -> int:
+        """Batches in each optimizer step, over all processes."""
+        return self.gradient_accumulation * self.processes
+
+    @property
     def step_size(self) -> int:
-        """Examples in each optimizer step."""
-        return self.batch_size * self.gradient_accumulation
+        """Examples in each optimizer step, over all processes."""
+        return self.batch_size * self.step_batches
+
+    def steps(self, examples: int) -> tuple[int, int]:
+        """Optimizer steps of an epoch over so many examples, and of the whole run."""
+        assert self.epochs is not None  # `with_defaults` has filled it in
+        steps_per_epoch = -(-examples // self.step_size)
+        steps = self.epochs * steps_per_epoch
+        return steps_per_epoch, min(steps, self.max_steps or steps)
 
     def problems(self) -> list[str]:
         """What is wrong with the values, a sentence each."""
@@ -146,7 +168,12 @@ class TrainingSettings:
             *out_of_range(self, "from 0 to 1", lambda value: 0 <= value <= 1, "weight_decay"),
             *out_of_range(self, "0 or more", lambda value: 0 <= value < float("inf"), "max_grad_norm"),
             *out_of_range(self, "0 or more and below 1", lambda value: 0 <= value < 1, "dropout", "warmup"),
-            *out_of_range(self, "0 or more", lambda value: value >= 0, "evaluate_every", "max_steps"),
+            *out_of_range(
+                self,
+                "0 or more",
+                lambda value: 0 <= value < float("inf"),
+                *("evaluate_every", "max_steps", "max_minutes", "early_stopping", "lora_rank"),
+            ),
             *out_of_range(self, "from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63, "seed"),
         ]
 
@@ -181,6 +208,33 @@ class GenerationSettings:
 
 
 @dataclass(frozen=True)
+class RunSettings:
+    run_dir: Path | None = None
+    """folder of this run; none: the next free runs/<model>-<n>"""
+    resume: Path | None = None
+    """folder of a run that was stopped: go on with it, with its own options"""
+    resume_inexactly: bool = False
+    """resume although device, precision, threads or PyTorch differ, so that the last bits will"""
+    checkpoint_minutes: float = 5.0
+    """at most one checkpoint in that time, and one when the run is stopped; 0: after every epoch"""
+    keep_checkpoint: bool = False
+    """keep the checkpoint of a finished run, so that it can go on with more --epochs"""
+    keep_epochs: bool = False
+    """also write a model folder after each epoch, epochs/<n>/"""
+    track: Literal["none", "tensorboard", "wandb"] = "none"
+    """mirror the run's numbers there too (an extra: requirements-extra.txt)"""
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, a sentence each."""
+        found = out_of_range(self, "0 or more", lambda value: 0 <= value < float("inf"), "checkpoint_minutes")
+        if self.resume and self.run_dir:
+            found.append(f"--run-dir {self.run_dir}: --resume goes on in the folder of its run; leave one out")
+        if self.resume_inexactly and not self.resume:
+            found.append("--resume-inexactly: which run? give --resume too")
+        return found
+
+
+@dataclass(frozen=True)
 class FinetuneSettings:
     """Fine-tune GPT-2 on conversations, and write what it says beside what was said."""
 
@@ -188,8 +242,7 @@ class FinetuneSettings:
     data: DataSettings = field(default_factory=DataSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
-    run_dir: Path | None = None
-    """folder of this run; none: the next free runs/<model>-<n>"""
+    run: RunSettings = field(default_factory=RunSettings)
     preview: bool = False
     """show what the model would see and learn, write the dialogues as the model sees them, and stop"""
     output: Path = Path("generated_conversations.json")
@@ -209,8 +262,10 @@ def out_of_range(settings: object, needed: str, allowed, *names: str) -> list[st
 Settings = TypeVar("Settings")
 
 
-def parse_command_line(command: type[Settings], arguments: Sequence[str] | None = None) -> Settings:
-    """The settings that `arguments` (none: the process's own) describe.
+def parse_command_line(
+    command: type[Settings], arguments: Sequence[str] | None = None, default: Any = None
+) -> Settings:
+    """The settings that `arguments` (none: the process's own) describe; what they leave open is as in `default`.
 
     Raises:
         UserError: an option that doesn't exist, a value of the wrong kind, or values out of range: all of them at once.
@@ -223,6 +278,7 @@ def parse_command_line(command: type[Settings], arguments: Sequence[str] | None 
             settings = tyro.cli(
                 command,
                 args=arguments,
+                default=default,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
             )
     except SystemExit as stop:

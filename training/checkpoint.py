@@ -1,38 +1,269 @@
-"""A training run on disk: written whole or not at all, and what is needed to go on with it."""
+"""A training run on disk: whole or not at all, checked when it is read, and enough to go on as if never stopped.
 
+Batches and dropout are functions of the seed and the step, and the learning rate is one of the step, so that no
+generator has a state of its own: weights, the optimizer's moments and a few numbers are all there is to keep.
+"""
+
+import json
+import shutil
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from files import UserError, atomic_path
+from files import UserError, atomic_path, read_json_object, write_json, writing
 
-
-def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Write weights, optimizer state, random state and the number of finished steps to `path`."""
-    state = {
-        "step": step,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "random": torch.get_rng_state(),
-    }
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+VERSION = 1
+TRAINED = "trained.json"
+KEPT = 2  # checkpoints: the newest, and the one before it should that be damaged
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put what `save_checkpoint` wrote back in place and return the number of finished steps; 0 without a checkpoint.
+class Losses(NamedTuple):
+    """Mean negative log-likelihood of a token, in nats; perplexity is its exponential."""
+
+    train: float
+    val: float
+
+
+@dataclass
+class RunState:
+    """Where a run is, besides weights and moments."""
+
+    step: int = 0  # optimizer steps that are done
+    steps: int = 0  # after which the run ends
+    measured: int = 0  # --max-minutes: the step after which `steps` was set by the clock; 0: not
+    loss_sum: float = 0.0  # of all tokens learned since the last evaluation
+    tokens: int = 0
+    evaluations: list[tuple[int, float]] = field(default_factory=list)  # step, validation loss
+    before: Losses | None = None  # the first step
+    after: Losses | None = None  # the last step; of the weights that are kept
+    kept: int = -1  # --early-stopping: the step whose weights lie in a file of their own; -1: none
+    scaler: dict[str, float] = field(default_factory=dict)  # of fp16
+    sizes: dict[str, int] = field(default_factory=dict)  # of the logs, in bytes
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "RunState":
+        """What `asdict` and JSON made of a state; JSON has lists for tuples."""
+        losses = {name: Losses(*values[name]) if values[name] else None for name in ("before", "after")}
+        evaluations = [(step, loss) for step, loss in values["evaluations"]]
+        return cls(**{**values, **losses, "evaluations": evaluations})
+
+    @property
+    def best_place(self) -> int:
+        """The place in `evaluations` of the lowest validation loss, the first of equals."""
+        return min(range(len(self.evaluations)), key=lambda place: self.evaluations[place][1])
+
+    @property
+    def best(self) -> int:
+        """The step with the lowest validation loss."""
+        return self.evaluations[self.best_place][0]
+
+
+class Damaged(Exception):  # noqa: N818
+    """A file that does not hold what was written."""
+
+
+class Checkpoints:
+    """The `checkpoint/` folder of a run.
+
+    Args:
+        folder: where it is, made when first needed.
+        fingerprints: what tells this run from others: its data and its model.
+    """
+
+    def __init__(self, folder: Path, fingerprints: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.fingerprints = dict(fingerprints)
+
+    def save(self, model: nn.Module, optimizer: Optimizer, state: RunState) -> str:
+        """Write a checkpoint, let go of all but the newest two, and return a line on its cost.
+
+        Raises:
+            UserError: it can't be written (a full disk); the one before is still there.
+        """
+        started = time.perf_counter()
+        for old in self.paths()[KEPT - 1 :]:
+            old.unlink()  # before the new one takes its space
+        tensors = {f"model.{name}": value for name, value in trainable(model).items()}
+        for name, values in optimizer_state(model, optimizer).items():
+            tensors |= {f"optimizer.{name}.{key}": value for key, value in values.items()}
+        size = self.write(self.folder / f"step-{state.step}.safetensors", tensors, asdict(state))
+        return f"checkpoint: step {state.step}, {size / 1e6:,.0f} MB in {time.perf_counter() - started:.1f} s"
+
+    def save_best(self, model: nn.Module, step: int) -> None:
+        """Write the weights of `step`, the best so far, and let go of those that no checkpoint refers to.
+
+        Raises:
+            UserError: they can't be written.
+        """
+        self.write(self.best_path(step), trainable(model), {})
+        needed = {step, *map(kept_by, self.paths())}
+        for path in self.folder.glob("best-*.safetensors"):
+            if step_of(path) not in needed:
+                path.unlink()
+
+    def load_best(self, model: nn.Module, step: int) -> None:
+        """Put the weights of `save_best` back in place.
+
+        Raises:
+            UserError: they are damaged.
+        """
+        path = self.best_path(step)
+        try:
+            self.read(path)
+        except Damaged as error:
+            raise UserError(f"{path} is damaged ({error}): the best weights are lost; start a new run") from None
+        put(trainable(model), path)
+
+    def load(self, model: nn.Module, optimizer: Optimizer) -> RunState | None:
+        """Put the newest whole checkpoint in place; none without one. Those that are damaged are named and passed by.
+
+        Raises:
+            UserError: a checkpoint of another run, another model, or another version of the program.
+        """
+        for path in self.paths():
+            try:
+                state = RunState.from_json(self.read(path))
+                if state.kept >= 0:
+                    self.read(self.best_path(state.kept))
+            except Damaged as error:
+                print(f"damaged, and passed by: {path} ({error})")
+                continue
+            restore(model, optimizer, path)
+            print(f"going on after step {state.step}: {path}")
+            return state
+        return None
+
+    def mark_trained(self, state: RunState) -> None:
+        """Note that the training is over and the model is saved, so that what comes after it can be done again."""
+        self.folder.mkdir(exist_ok=True)
+        write_json(self.folder / TRAINED, asdict(state))
+
+    def trained(self, steps: int) -> RunState | None:
+        """What `mark_trained` noted, unless the run was to end earlier then; none when the training is not over."""
+        path = self.folder / TRAINED
+        state = RunState.from_json(read_json_object(path)) if path.exists() else RunState()
+        return state if state.measured or state.steps >= steps else None
+
+    def remove(self) -> None:
+        """Remove what a finished run needs no more."""
+        with writing(self.folder):
+            shutil.rmtree(self.folder, ignore_errors=not self.folder.exists())
+
+    def paths(self) -> list[Path]:
+        """The checkpoints, newest first."""
+        return sorted(self.folder.glob("step-*.safetensors"), key=step_of, reverse=True)
+
+    def best_path(self, step: int) -> Path:
+        return self.folder / f"best-{step}.safetensors"
+
+    def write(self, path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> int:
+        """Write tensors and numbers with a checksum over both; return the size in bytes."""
+        header = json.dumps({"version": VERSION, "fingerprints": self.fingerprints, "state": state})
+        tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+        metadata = {"header": header, "crc32": checksum(header, sorted(tensors.items()))}
+        with writing(path):
+            self.folder.mkdir(exist_ok=True)
+        with atomic_path(path) as temporary:
+            try:
+                save_file(tensors, temporary, metadata)
+            except SafetensorError as error:
+                raise UserError(f"cannot write {path}: {error}") from error
+        return path.stat().st_size
+
+    def read(self, path: Path) -> dict[str, Any]:
+        """The numbers in a file of `write`, after a look at each of its bytes.
+
+        Raises:
+            Damaged: it does not hold what was written.
+            UserError: it is of another run, or another version of the program.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata, names = file.metadata(), sorted(file.keys())
+            header = json.loads(metadata["header"])
+            whole = metadata["crc32"] == checksum(metadata["header"], tensors_of(path, names))
+        except (SafetensorError, OSError, LookupError, ValueError, TypeError) as error:
+            raise Damaged(error) from None
+        if not whole:
+            raise Damaged("its checksum is another")
+        if header["version"] != VERSION:
+            raise UserError(f"{path} was written by another version of the program; resume with that one")
+        if header["fingerprints"] != self.fingerprints:
+            raise UserError(f"{path} belongs to another run; put back this run's own, or start a new run")
+        return header["state"]
+
+
+def kept_by(path: Path) -> int:
+    """The step of the best weights that a checkpoint refers to; -1 when it can't be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads(file.metadata()["header"])["state"]["kept"]
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError):
+        return -1
+
+
+def tensors_of(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file, one by one: opened anew for each, since mapped pages count as memory used."""
+    for name in names:
+        with safe_open(path, framework="pt") as file:
+            yield name, file.get_tensor(name)
+
+
+def checksum(header: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """CRC-32 over the header and the named tensors."""
+    value = zlib.crc32(header.encode())
+    for name, tensor in tensors:
+        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"
+
+
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that training changes."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:
+    """What the optimizer keeps for each parameter, by the parameter's name; nothing before its first step."""
+    return {name: optimizer.state[value] for name, value in trainable(model).items() if value in optimizer.state}
+
+
+def restore(model: nn.Module, optimizer: Optimizer, path: Path) -> None:
+    """Put the tensors of a checkpoint where they belong.
 
     Raises:
-        UserError: the checkpoint belongs to another model.
+        UserError: they are of another model.
     """
-    if not path.exists():
-        return 0
-    state = torch.load(path, weights_only=True)
-    try:
-        model.load_state_dict(state["model"])
-    except RuntimeError:
-        raise UserError(f"{path} belongs to a model of another shape; remove it to start again") from None
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"])
-    return state["step"]
+    parameters = {f"model.{name}": parameter for name, parameter in trainable(model).items()}
+    with safe_open(path, framework="pt") as file:
+        names = file.keys()
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names if name.startswith("model.")}
+    if shapes != {name: tuple(parameter.shape) for name, parameter in parameters.items()}:
+        raise UserError(f"{path} belongs to another model; put back this run's own, or start a new run")
+    put(parameters, path)
+    for name, value in tensors_of(path, (name for name in names if name.startswith("optimizer."))):
+        parameter_name, _, key = name.removeprefix("optimizer.").rpartition(".")
+        parameter = parameters[f"model.{parameter_name}"]
+        # Into memory of our own: a view would keep the file mapped.
+        optimizer.state[parameter][key] = value.clone().to(parameter.device)
+
+
+@torch.no_grad()
+def put(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Copy the tensors of a file into those of the same names."""
+    for name, value in tensors_of(path, tensors):
+        tensors[name].copy_(value)
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint: best-12.safetensors → 12."""
+    return int(path.stem.rpartition("-")[2])

@@ -1,4 +1,4 @@
-"""The only room that knows the machine: device, precision, memory, seeds."""
+"""The only room that knows the machine: device, precision, memory, and the processes that torchrun starts."""
 
 import contextlib
 import ctypes
@@ -7,22 +7,71 @@ import sys
 from typing import Any, NamedTuple
 
 import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from files import MEGABYTE, UserError
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Machine(NamedTuple):
     """Where the work is done, in which precision the matrix products are computed (the weights are fp32), and why."""
 
     device: torch.device
-    precision: str  # "fp32" or "bf16"
+    precision: str  # "fp32", "bf16" or "fp16"
     explanation: str
+    processes: int = 1  # that train together
+    rank: int = 0  # of this one among them
+
+    @property
+    def primary(self) -> bool:
+        """Whether this is the one process that prints and writes."""
+        return self.rank == 0
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Compute what is inside in the chosen precision."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=AUTOCAST[self.precision])
+
+    def gradient_scaler(self, state: dict[str, Any]) -> torch.amp.GradScaler:
+        """Keeps the small gradients of fp16 above its smallest number; in other precisions it does nothing."""
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        if scaler.is_enabled() and state:
+            scaler.load_state_dict(state)
+        return scaler
+
+    def share(self, model: nn.Module) -> nn.Module:
+        """`model`, or a wrapper of it that adds up the gradients of all processes and divides by their number."""
+        if self.processes == 1:
+            return model
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+    def without_sharing(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """Inside, backward passes of a shared model keep their gradients to themselves."""
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+
+    def total(self, *values: float) -> list[float]:
+        """Each of `values` summed over all processes."""
+        if self.processes == 1:
+            return list(values)
+        sums = torch.tensor(values, dtype=torch.float64, device=self.device)
+        distributed.all_reduce(sums)
+        return sums.tolist()
+
+    def agree(self, value: str) -> str:
+        """What the primary process passes, for all of them."""
+        if self.processes == 1:
+            return value
+        shared = [value]
+        distributed.broadcast_object_list(shared, src=0, device=self.device)
+        return shared[0]
+
+    def leave(self) -> None:
+        """End the work together; each process goes on by itself."""
+        if self.processes > 1:
+            distributed.destroy_process_group()
 
     def record(self) -> dict[str, Any]:
         """What the bits of a result depend on."""
@@ -30,12 +79,14 @@ class Machine(NamedTuple):
             "device": self.device.type,
             "precision": self.precision,
             "threads": torch.get_num_threads(),
+            "processes": self.processes,
+            "instructions": torch.backends.cpu.get_cpu_capability(),
             "torch": torch.__version__,
         }
 
 
 def choose_machine(device: str, precision: str) -> Machine:
-    """The machine for `--device` and `--precision`.
+    """The machine for `--device` and `--precision`; under torchrun, joins the other processes.
 
     Raises:
         UserError: a device that this computer, or this build of PyTorch, does not have.
@@ -54,9 +105,37 @@ def choose_machine(device: str, precision: str) -> Machine:
         why_precision = "the hardware multiplies bf16 fast" if fast else "the hardware has no fast bf16"
     else:
         why_precision = "as asked"
+    processes, rank, place = join_processes(device)
+    together = f", {processes} processes" if processes > 1 else ""
     threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
-    explanation = f"device: {device} ({why_device}){threads}; precision: {precision} ({why_precision})"
-    return Machine(torch.device(device), precision, explanation)
+    explanation = f"device: {device} ({why_device}){together}{threads}; precision: {precision} ({why_precision})"
+    return Machine(place, precision, explanation, processes, rank)
+
+
+def join_processes(device: str) -> tuple[int, int, torch.device]:
+    """How many processes torchrun has started, the number of this one, and its device; 1 and 0 without torchrun.
+
+    All but the first are silent from here on.
+
+    Raises:
+        UserError: more processes than GPUs, or processes on a device that can't share work.
+    """
+    processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if processes == 1:
+        return 1, 0, torch.device(device)
+    place = torch.device(device)
+    if device == "cuda":
+        number = int(os.environ["LOCAL_RANK"])
+        if number >= torch.cuda.device_count():
+            raise UserError(f"{processes} processes, but {torch.cuda.device_count()} GPUs; start one for each")
+        place = torch.device("cuda", number)
+        torch.cuda.set_device(place)
+    elif device == "mps":
+        raise UserError("several processes can't share an Apple GPU; start without torchrun, or with --device cpu")
+    distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    if rank:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    return processes, rank, place
 
 
 def has_fast_bf16(device: str) -> bool:

@@ -1,127 +1,263 @@
 """The training loop: plain PyTorch, from batches to a better model."""
 
+import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import count, islice
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from dialogues.batches import IGNORED, DialogueDataset, collate, epoch_steps, round_up
+from dialogues.batches import IGNORED, ROUND, DialogueDataset, collate, epoch_steps, round_up
 from files import UserError
-from settings import TrainingSettings
-from training.checkpoint import load_checkpoint, save_checkpoint
+from settings import RunSettings, TrainingSettings
+from training.checkpoint import Checkpoints, Losses, RunState
 from training.device import Machine
 from training.optimizer import learning_rate_at
+from training.pace import Pace
+from training.stopping import StopSignals
 from training.tracking import Progress
 
 EVALUATION_TOKENS = 2048  # in one batch, padding included: without gradients there is room for more than in training
-CHECKPOINT_SECONDS = 300
 TRAIN_SAMPLE = 100  # so many examples of the training part are evaluated, before and after
+SMALLEST_SCALE = 1.0  # of fp16's gradients: one that overflows even so is no matter of scale
 
 
-class Losses(NamedTuple):
-    """Mean negative log-likelihood of a token, in nats; perplexity is its exponential."""
+class Examples(NamedTuple):
+    """What a model is trained on and measured with."""
 
-    train: float
-    val: float
+    train: DialogueDataset
+    val: DialogueDataset
+    padding_id: int
+
+
+@dataclass
+class Run:
+    """What the pieces of a training run share. `shared` is `model`, wrapped where several processes train it."""
+
+    model: nn.Module
+    shared: nn.Module
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    examples: Examples
+    settings: TrainingSettings
+    machine: Machine
+    state: RunState
+    progress: Progress
+    checkpoints: Checkpoints
+    saved_step: int
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def step(self, batches: Sequence[Sequence[int]]) -> None:
+        """The next optimizer step, over the examples of these numbers, and its line in the log."""
+        settings, machine = self.settings, self.machine
+        step = self.state.step + 1
+        padding_id = self.examples.padding_id
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, self.state.steps, settings)
+        mine = range(machine.rank, len(batches), machine.processes)
+        made = [make_batch(self.examples.train, batches[number], padding_id, machine) for number in mine]
+        seeds = [batch_seed(settings.seed, step, number) for number in mine]
+        if not made:  # in the short last step of an epoch; but all processes take part in every step
+            made, seeds = [empty_batch(padding_id, machine)], [0]
+        try:
+            loss, learned, norm = take_step(
+                self.shared, self.optimizer, self.scaler, made, seeds, settings.max_grad_norm, machine
+            )
+        except FloatingPointError as error:
+            numbers = [number for batch in batches for number in batch]
+            places = ", ".join(map(str, self.examples.train.places(numbers)))
+            raise UserError(
+                f"step {step}: {error}, on the dialogues {places} of the file;"
+                " try a lower --learning-rate, more --warmup, or --precision fp32"
+            ) from None
+        self.state.step = step
+        self.progress.step(loss, learned, norm)
+
+    def evaluation_is_due(self, every: int) -> bool:
+        """Before the first step, each `every` steps, and after the last; not again after a checkpoint has told it."""
+        step, done = self.state.step, self.state.evaluations
+        return (step % every == 0 or step >= self.state.steps) and (not done or done[-1][0] != step)
+
+    def measure_val(self) -> float:
+        """The loss of the weights as they are, on the validation part."""
+        return evaluate(self.model, self.examples.val, self.examples.padding_id, self.machine)
+
+    def measure_train(self) -> float:
+        """The same on the first examples of the training part."""
+        return evaluate(self.model, self.examples.train, self.examples.padding_id, self.machine, TRAIN_SAMPLE)
+
+    def record(self, val_loss: float, train_loss: float | None) -> None:
+        """Note the losses of an evaluation, and with `--early-stopping` the weights if they are the best so far."""
+        self.progress.evaluation(val_loss, train_loss)
+        if train_loss is not None:
+            self.state.after = Losses(train_loss, val_loss)
+            self.state.before = self.state.before or self.state.after
+        if self.settings.early_stopping and self.state.best == self.state.step:
+            if self.machine.primary:
+                self.checkpoints.save_best(self.model, self.state.step)
+            self.state.kept = self.state.step
+
+    def is_hopeless(self) -> bool:
+        """Whether `--early-stopping` has seen enough evaluations without improvement."""
+        patience, evaluations = self.settings.early_stopping, self.state.evaluations
+        return bool(patience) and len(evaluations) - 1 - self.state.best_place >= patience
+
+    def choose_weights(self) -> None:
+        """The last weights are kept, or with `--early-stopping` the best: put those back, and measure them again."""
+        state = self.state
+        if state.kept not in (-1, state.step):
+            self.checkpoints.load_best(self.model, state.kept)
+            state.after = Losses(self.measure_train(), self.measure_val())
+            self.progress.kept()
+
+    def minutes_unsaved(self) -> float:
+        return (time.monotonic() - self.saved_at) / 60
+
+    def save(self) -> None:
+        """Write a checkpoint, unless it would hold nothing new. A full disk costs the checkpoint, not the run."""
+        if self.state.step == self.saved_step or not self.machine.primary:
+            return
+        self.state.scaler = self.scaler.state_dict()
+        self.progress.flush()
+        try:
+            self.progress.say(self.checkpoints.save(self.model, self.optimizer, self.state))
+            self.saved_step = self.state.step
+        except UserError as error:
+            self.progress.say(f"no checkpoint of step {self.state.step}: {error}")
+        self.saved_at = time.monotonic()
 
 
 def train(
     model: nn.Module,
     optimizer: Optimizer,
-    train_set: DialogueDataset,
-    val_set: DialogueDataset,
-    padding_id: int,
+    examples: Examples,
     settings: TrainingSettings,
     machine: Machine,
-    run_folder: Path,
-    checkpoint: Path | None = None,
-) -> tuple[Losses, Losses]:
-    """Train `model` in place; return the losses before and after. Those on the way go to screen and run folder.
+    checkpoints: Checkpoints,
+    saving: RunSettings,
+    after_epoch: Callable[[int], None] = lambda epoch: None,
+) -> RunState:
+    """Train `model` in place, and return where the run has come to: its losses, and the step whose weights are kept.
+    What happens on the way goes to the screen and into the run folder, which is that of `checkpoints`.
 
     The loss of a step is the summed negative log-likelihood of all the learned tokens in all its batches divided by
     their number, so that every token counts the same: 8 examples together are 4 times 2.
 
-    With `checkpoint`, the state of the run is kept in that file, and a run that finds it there goes on from it.
+    A run that finds a checkpoint goes on from it. Stopped by Ctrl-C or SIGTERM, it writes one first.
+
+    Args:
+        after_epoch: called with the number of each epoch that is over, of the last one before a checkpoint twice.
+
+    Raises:
+        UserError: a loss that is no number.
+        KeyboardInterrupt: stopped; its text says where.
     """
-    assert settings.epochs is not None  # `with_defaults` has filled it in
-    steps_per_epoch = -(-len(train_set) // settings.step_size)
-    steps = settings.epochs * steps_per_epoch
-    steps = min(steps, settings.max_steps or steps)
+    steps_per_epoch, steps = settings.steps(len(examples.train))
     evaluate_every = settings.evaluate_every or steps_per_epoch
-    torch.manual_seed(settings.seed)  # dropout
-    finished = load_checkpoint(checkpoint, model, optimizer) if checkpoint else 0
-    progress = Progress(run_folder, steps, steps_per_epoch, finished)
-    lengths = train_set.lengths()
-    saved = time.monotonic()
-
-    before = evaluate_both(model, train_set, val_set, padding_id, machine)
-    progress.evaluation(finished, before.val, before.train)
-    for step, batches in enumerate(islice(all_steps(lengths, settings), steps), 1):
-        if step <= finished:
-            continue
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, steps, settings)
-        made = [make_batch(train_set, numbers, padding_id, machine) for numbers in batches]
+    state = checkpoints.load(model, optimizer) or RunState()
+    state.steps = state.steps if state.measured else steps
+    progress = Progress(checkpoints.folder.parent, state, steps_per_epoch, machine.primary)
+    pace = Pace(progress.run_folder, settings, evaluate_every, machine)
+    scaler = machine.gradient_scaler(state.scaler)
+    shared = machine.share(model)
+    run = Run(model, shared, optimizer, scaler, examples, settings, machine, state, progress, checkpoints, state.step)
+    plan = all_steps(examples.train.lengths(), settings, state.step)
+    with StopSignals(machine) as signals:
         try:
-            loss, learned, norm = take_step(model, optimizer, made, settings.max_grad_norm, machine)
-        except FloatingPointError as error:
-            places = ", ".join(map(str, train_set.places([number for numbers in batches for number in numbers])))
-            raise UserError(
-                f"step {step}: {error}, on the dialogues {places} of the file;"
-                " try a lower --learning-rate, more --warmup, or --precision fp32"
-            ) from None
-
-        progress.step(step, loss, learned, norm)
-        if step % evaluate_every == 0 and step < steps:
-            progress.evaluation(step, evaluate(model, val_set, padding_id, machine))
-        if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
-            save_checkpoint(checkpoint, model, optimizer, step)
-            saved = time.monotonic()
-    after = evaluate_both(model, train_set, val_set, padding_id, machine)
-    progress.evaluation(steps, after.val, after.train)
+            while True:
+                epoch_over = state.step > 0 and state.step % steps_per_epoch == 0
+                if epoch_over:
+                    after_epoch(state.step // steps_per_epoch)
+                if run.evaluation_is_due(evaluate_every):
+                    started = time.perf_counter()
+                    at_an_end = state.step == 0 or state.step >= state.steps
+                    train_loss = run.measure_train() if at_an_end else None
+                    val_loss = run.measure_val()
+                    pace.evaluation_seconds = time.perf_counter() - started
+                    with signals.whole():
+                        run.record(val_loss, train_loss)
+                if state.step >= state.steps or run.is_hopeless():
+                    break
+                minutes = saving.checkpoint_minutes
+                if epoch_over if minutes == 0 else run.minutes_unsaved() > minutes:
+                    with signals.whole():
+                        run.save()
+                progress.resume_clock()
+                with signals.whole():
+                    run.step(next(plan))
+                signals.check()
+                pace.measure(state, progress)
+        except KeyboardInterrupt:
+            run.save()
+            raise KeyboardInterrupt(f" after step {state.step} of {state.steps}") from None
+    if saving.keep_checkpoint:
+        run.save()
     progress.bar.close()
-    return before, after
+    run.choose_weights()
+    return state
 
 
 def take_step(
     model: nn.Module,
     optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
     batches: Sequence[tuple[Tensor, Tensor, int]],
+    seeds: Sequence[int],
     max_grad_norm: float,
     machine: Machine,
 ) -> tuple[float, int, float | None]:
     """One optimizer step over all of `batches`: its mean loss, its learned tokens, and the norm of its gradient.
 
+    Of several processes each has its share of the batches, and the same result. `seeds` are those of dropout.
+
     Raises:
         FloatingPointError: the loss is no number; the weights are as they were.
     """
-    learned = sum(tokens for _, _, tokens in batches)
+    learned = int(machine.total(sum(tokens for _, _, tokens in batches))[0])
     loss = 0.0
     model.train()
-    for inputs, targets, _ in batches:
-        with machine.autocast():
-            part = model(inputs, targets) / learned
-        part.backward()
+    for number, (inputs, targets, _) in enumerate(batches, 1):
+        torch.manual_seed(seeds[number - 1])
+        last = number == len(batches)
+        with contextlib.nullcontext() if last else machine.without_sharing(model):
+            with machine.autocast():
+                part = model(inputs, targets) / learned
+            # Sharing divides by the number of processes; here each token counts once, wherever it is learned.
+            scaler.scale(part * machine.processes).backward()
         loss += part.item()
+    loss = machine.total(loss)[0]
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss}")
-    norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm).item() if max_grad_norm else None
-    optimizer.step()
+    scaler.unscale_(optimizer)
+    limit = max_grad_norm or (math.inf if scaler.is_enabled() else 0)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), limit).item() if limit else None
+    scaler.step(optimizer)  # not when a gradient of fp16 has overflowed
+    scaler.update()
     optimizer.zero_grad()
+    if scaler.get_scale() < SMALLEST_SCALE:
+        raise FloatingPointError("the gradients are too large for fp16")
     return loss, learned, norm
 
 
-def all_steps(lengths: Sequence[int], settings: TrainingSettings) -> Iterator[list[list[int]]]:
-    """The batches of each step, as example numbers, epoch after epoch, without an end."""
-    for epoch in count():
-        yield from epoch_steps(lengths, settings.batch_size, settings.gradient_accumulation, settings.seed, epoch)
+def all_steps(lengths: Sequence[int], settings: TrainingSettings, finished: int = 0) -> Iterator[list[list[int]]]:
+    """The batches of each step after the first `finished`, as example numbers, epoch after epoch, without an end."""
+    first, done = divmod(finished, settings.steps(len(lengths))[0])
+    for epoch in count(first):
+        steps = epoch_steps(lengths, settings.batch_size, settings.step_batches, settings.seed, epoch)
+        yield from steps[done:]
+        done = 0
+
+
+def batch_seed(seed: int, step: int, batch: int) -> int:
+    """The seed of dropout in a batch of a step: the same whatever came before, and whichever process computes it."""
+    return int(np.random.SeedSequence([seed, step, batch]).generate_state(1, np.uint64)[0])
 
 
 def make_batch(
@@ -138,6 +274,12 @@ def make_batch(
     return inputs.to(machine.device), targets.to(machine.device), learned
 
 
+def empty_batch(padding_id: int, machine: Machine) -> tuple[Tensor, Tensor, int]:
+    """A batch in which nothing is learned."""
+    inputs = torch.full((1, ROUND), padding_id, device=machine.device)
+    return inputs, torch.full_like(inputs, IGNORED), 0
+
+
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, dataset: DialogueDataset, padding_id: int, machine: Machine, examples: int | None = None
@@ -145,11 +287,13 @@ def evaluate(
     """Mean loss of a token over the first `examples` of `dataset` (none: all): one sum, one division."""
     model.eval()
     total, tokens = 0.0, 0
-    for numbers in evaluation_batches(dataset.lengths()[:examples]):
+    batches = list(evaluation_batches(dataset.lengths()[:examples]))
+    for numbers in batches[machine.rank :: machine.processes]:
         inputs, targets, learned = make_batch(dataset, numbers, padding_id, machine)
         with machine.autocast():
             total += model(inputs, targets).item()
         tokens += learned
+    total, tokens = machine.total(total, tokens)
     return total / tokens
 
 
@@ -162,13 +306,3 @@ def evaluation_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
             batch = []
         batch.append(number)
     yield batch
-
-
-def evaluate_both(
-    model: nn.Module, train_set: DialogueDataset, val_set: DialogueDataset, padding_id: int, machine: Machine
-) -> Losses:
-    """Losses on both parts; of the training part, on its first `TRAIN_SAMPLE` examples."""
-    return Losses(
-        train=evaluate(model, train_set, padding_id, machine, TRAIN_SAMPLE),
-        val=evaluate(model, val_set, padding_id, machine),
-    )

@@ -2,57 +2,136 @@
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 
 from tqdm import tqdm
 
 from files import writing
+from training.checkpoint import RunState
+
+LOGS = ("metrics.jsonl", "timing.jsonl")
 
 
 class Progress:
     """The progress bar, `metrics.jsonl` (numbers only: the same run writes the same bytes) and `timing.jsonl`.
 
-    The training loss shown at an evaluation is the mean over all tokens learned since the one before.
+    The training loss shown at an evaluation is the mean over all tokens learned since the one before. Only the
+    `primary` of several processes shows and writes anything.
     """
 
-    def __init__(self, run_folder: Path, steps: int, steps_per_epoch: int, finished: int = 0) -> None:
-        self.metrics = run_folder / "metrics.jsonl"
-        self.timing = run_folder / "timing.jsonl"
-        self.steps_per_epoch = steps_per_epoch
-        self.bar = tqdm(total=steps, initial=finished, unit="step", desc="training", dynamic_ncols=True, disable=None)
+    def __init__(self, run_folder: Path, state: RunState, steps_per_epoch: int, primary: bool = True) -> None:
+        self.run_folder, self.state, self.steps_per_epoch, self.primary = run_folder, state, steps_per_epoch, primary
+        self.bar = tqdm(
+            total=state.steps,
+            initial=state.step,
+            unit="step",
+            desc="training",
+            dynamic_ncols=True,
+            disable=None if primary else True,
+        )
         self.step_ended = time.perf_counter()
-        self.tokens, self.loss_sum = 0, 0.0
+        self.step_seconds: list[float] = []
+        if primary:
+            self.cut_logs()
 
-    def step(self, step: int, loss: float, tokens: int, grad_norm: float | None) -> None:
-        """Record an optimizer step: mean loss of its `tokens` learned tokens, in nats."""
-        self.log(step, train_loss=loss, **({} if grad_norm is None else {"grad_norm": grad_norm}))
+    def cut_logs(self) -> None:
+        """Cut from the logs what came after the state that the run goes on from."""
+        for name in LOGS:
+            path, size = self.run_folder / name, self.state.sizes.get(name, 0)
+            with writing(path):
+                if (path.stat().st_size if path.exists() else 0) < size:
+                    self.say(f"{path} has lost lines since the checkpoint was written")
+                else:
+                    path.touch()
+                    os.truncate(path, size)
+
+    def step(self, loss: float, tokens: int, grad_norm: float | None) -> None:
+        """Record the optimizer step that was just done: mean loss of its `tokens` learned tokens, in nats.
+
+        `grad_norm` is the length of the gradient before clipping; one that is no number was not applied.
+        """
+        step = self.state.step
+        if grad_norm is None:
+            self.log(train_loss=loss)
+        elif math.isfinite(grad_norm):
+            self.log(train_loss=loss, grad_norm=grad_norm)
+        else:
+            self.log(train_loss=loss, overflow=1)
         seconds = time.perf_counter() - self.step_ended
-        append_line(self.timing, {"step": step, "seconds": round(seconds, 4), "tokens": tokens})
-        self.tokens += tokens
-        self.loss_sum += loss * tokens
+        self.append("timing.jsonl", {"step": step, "seconds": round(seconds, 4), "tokens": tokens})
+        self.step_seconds.append(seconds)
+        self.state.tokens += tokens
+        self.state.loss_sum += loss * tokens
         self.bar.set_postfix_str(f"loss {loss:.3f}, {tokens / seconds:.0f} tokens/s", refresh=False)
         self.bar.update()
         self.step_ended = time.perf_counter()
 
-    def evaluation(self, step: int, val_loss: float, train_set_loss: float | None = None) -> None:
+    def evaluation(self, val_loss: float, train_set_loss: float | None = None) -> None:
         """Record an evaluation; `train_set_loss` is given where the training part was evaluated too."""
-        train_loss = self.loss_sum / self.tokens if train_set_loss is None else train_set_loss
-        self.log(step, val_loss=val_loss, **({} if train_set_loss is None else {"train_set_loss": train_set_loss}))
+        state = self.state
+        train_loss = state.loss_sum / state.tokens if train_set_loss is None else train_set_loss
+        self.log(val_loss=val_loss, **({} if train_set_loss is None else {"train_set_loss": train_set_loss}))
         perplexity = math.exp(min(val_loss, 700))  # e ** 710 is no float
-        epoch = step / self.steps_per_epoch
-        self.bar.write(
-            f"step {step:>5}  epoch {epoch:>5.2f}  train loss {train_loss:.3f}"
+        self.say(
+            f"step {state.step:>5}  epoch {state.step / self.steps_per_epoch:>5.2f}  train loss {train_loss:.3f}"
             f"  validation loss {val_loss:.3f} (perplexity {perplexity:.1f})"
         )
-        self.tokens, self.loss_sum = 0, 0.0
-        self.step_ended = time.perf_counter()  # evaluations are not training time
+        state.evaluations.append((state.step, val_loss))
+        state.tokens, state.loss_sum = 0, 0.0
 
-    def log(self, step: int, **values: float) -> None:
-        append_line(self.metrics, {"step": step, "epoch": round(step / self.steps_per_epoch, 4), **values})
+    def kept(self) -> None:
+        """Record the losses of the weights that are kept, where they are not the last."""
+        step, after = self.state.kept, self.state.after
+        assert after is not None
+        self.log(kept_step=step, kept_val_loss=after.val, kept_train_set_loss=after.train)
+        self.say(f"kept: the weights of step {step}, validation loss {after.val:.3f}")
+
+    def resume_clock(self) -> None:
+        """What was done since the last step (an evaluation, a checkpoint) is not the next one's time."""
+        self.step_ended = time.perf_counter()
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        if self.primary:
+            self.bar.write(line)
+
+    def log(self, **values: float) -> None:
+        step = self.state.step
+        self.append("metrics.jsonl", {"step": step, "epoch": round(step / self.steps_per_epoch, 4), **values})
+
+    def append(self, name: str, values: dict[str, float]) -> None:
+        if self.primary:
+            path = self.run_folder / name
+            # Opened anew for each line: whatever happens next, what was logged is with the operating system.
+            with writing(path), open(path, "a", encoding="utf-8", newline="\n") as file:
+                file.write(json.dumps(values) + "\n")
+
+    def flush(self) -> None:
+        """Bring the logs to the disk, and note in the state how long they are."""
+        for name in LOGS:
+            path = self.run_folder / name
+            with writing(path), open(path, "ab") as file:
+                os.fsync(file.fileno())
+                self.state.sizes[name] = file.tell()
 
 
-def append_line(path: Path, values: dict[str, float]) -> None:
-    # Opened anew for each line: whatever happens next, what was logged is with the operating system.
-    with writing(path), open(path, "a", encoding="utf-8", newline="\n") as file:
-        file.write(json.dumps(values) + "\n")
+def explain_losses(state: RunState, steps_per_epoch: int) -> list[str]:
+    """The losses before and after, and what the validation loss says about the length of the training."""
+    before, after = state.before, state.after
+    assert before is not None
+    assert after is not None
+    lines = [f"\ntrain loss {before.train:.3f} → {after.train:.3f}, validation loss {before.val:.3f} → {after.val:.3f}"]
+    since = len(state.evaluations) - 1 - state.best_place
+    if state.kept < 0 and since >= 2:
+        lowest = f"validation loss was lowest at step {state.best} ({state.evaluations[state.best_place][1]:.3f})"
+        epoch, rest = divmod(state.best, steps_per_epoch)
+        shorter = f"--max-steps {state.best}" if rest else f"--epochs {epoch}"
+        where, advice = (
+            (f", epoch {epoch}", f"{shorter} or --early-stopping 2 keeps")
+            if state.best
+            else ("", "a lower --learning-rate may find")
+        )
+        lines.append(f"{lowest}{where}, and higher at all {since} evaluations since: {advice} better weights")
+    return lines

@@ -14,7 +14,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +28,10 @@ from files import run_command, write_json, write_text
 from find_model import CHECKSUMS, checksum
 from gpt_model import GPTConfig, GPTModel
 from load_gpt2_weights import load_model, save_model
-from settings import TrainingSettings, parse_command_line
+from settings import RunSettings, TrainingSettings, parse_command_line
+from training.checkpoint import Checkpoints
 from training.device import choose_machine, keep_freed_memory
-from training.loop import evaluate, train
+from training.loop import Examples, evaluate, train
 
 DIALOGUE = {"template": "prompt", "instruction": INSTRUCTION, "speakers": [], "learn": "all"}  # of the model
 NAMES = """
@@ -88,6 +88,7 @@ class MuonAndAdamW(torch.optim.AdamW):
             fused=True,
         )
         self.muon = torch.optim.Muon(blocks, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.muon.state = self.state  # by parameter, and no parameter is in both
 
     def step(self, closure: None = None) -> None:
         for group in self.muon.param_groups:
@@ -98,13 +99,6 @@ class MuonAndAdamW(torch.optim.AdamW):
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.muon.zero_grad(set_to_none)
         super().zero_grad(set_to_none)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"adamw": super().state_dict(), "muon": self.muon.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict["adamw"])
-        self.muon.load_state_dict(state_dict["muon"])
 
 
 def main() -> None:
@@ -142,10 +136,9 @@ def build(settings: BuildSettings) -> None:
     if settings.compile:
         model.compile(dynamic=True)
     optimizer = MuonAndAdamW(model, settings.training.weight_decay)
-    checkpoint = settings.work / "checkpoint.pt"
-    train(
-        model, optimizer, train_set, val_set, tokenizer.eot_token, settings.training, machine, settings.work, checkpoint
-    )
+    examples = Examples(train_set, val_set, tokenizer.eot_token)
+    checkpoints = Checkpoints(settings.work / "checkpoint", {"corpus": checksum(settings.corpus)})
+    train(model, optimizer, examples, settings.training, machine, checkpoints, RunSettings(keep_checkpoint=True))
     copy_vocabulary(vocabulary, settings.folder)
     save_model(model, settings.folder, DIALOGUE, dtype=torch.float16)
     write_checksums(settings.folder)

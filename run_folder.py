@@ -1,0 +1,194 @@
+"""The folder of a run: made, locked against a second process, recorded in `settings.json`, and gone on with."""
+
+import json
+import math
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from filelock import FileLock, Timeout
+
+from files import UserError, check_free_space, read_json_object, reason, temporary_path, write_json, writing
+from settings import FinetuneSettings, parse_command_line
+
+SETTINGS = "settings.json"
+OUTPUT = "generated_conversations.json"  # the last file that a run writes
+RECORD = ("machine", "fingerprints")  # what stands in settings.json beside the options
+# What a resumed run may be told anew: where its files are (fingerprints tell whether they are the same), when it is
+# saved, and what happens after the training.
+FREE = ("path",)
+EXTENDED = ("epochs", "max_steps")  # may grow
+INEXACT = ("device", "precision")  # with --resume-inexactly
+
+
+def create_run_folder(run_dir: Path | None, model_name: str, needed: int) -> Path:
+    """Make the folder of this run: `run_dir`, or the next free `runs/<model_name>-<n>`. Nothing is ever overwritten.
+
+    Args:
+        needed: bytes that the run will write there, at least.
+
+    Raises:
+        UserError: `run_dir` already holds something, no folder can be made there, or the disk is too full.
+    """
+    try:
+        if run_dir is None:
+            folder = make_numbered_folder(Path("runs"), model_name)
+        else:
+            folder = run_dir
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise UserError(f"--run-dir {folder} is not empty; name a new folder, or go on in it with --resume")
+            temporary_path(folder / SETTINGS).touch()
+            temporary_path(folder / SETTINGS).unlink()
+        try:
+            check_free_space(folder, needed, "the fine-tuned model")
+        except UserError:
+            folder.rmdir()
+            raise
+    except OSError as error:
+        raise UserError(f"cannot make the run folder {run_dir or 'runs'}: {reason(error)}") from error
+    return folder
+
+
+def make_numbered_folder(parent: Path, name: str) -> Path:
+    """Make the first `<parent>/<name>-<n>` that does not exist; of two runs that start at once, each gets its own."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = parent / f"{name}-{number}"
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def lock_run_folder(folder: Path) -> FileLock:
+    """Keep other processes from working in `folder`, as long as this one lives and the returned lock is referred to.
+
+    Raises:
+        UserError: another process works there, or nothing can be written there.
+    """
+    lock = FileLock(folder / ".lock")
+    with writing(folder):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"{folder}: another run is working in this folder; wait for it, or stop it") from None
+    return lock
+
+
+def write_settings(folder: Path, settings: FinetuneSettings, record: dict[str, Any]) -> None:
+    """Write what a run depends on: every option, its paths absolute, and `record`, what it was found to work with."""
+    data = replace(settings.data, path=settings.data.locate().absolute())
+    model = replace(settings.model, model_path=settings.model.model_path.absolute())
+    if Path(model.name).is_dir():
+        model = replace(model, name=str(Path(model.name).absolute()))
+    run = replace(settings.run, run_dir=None, resume=None, resume_inexactly=False)
+    absolute = replace(settings, data=data, model=model, run=run, output=settings.output.absolute())
+    write_json(folder / SETTINGS, {**asdict(absolute), **record})
+
+
+def parse_finetune_settings(arguments: list[str] | None = None) -> FinetuneSettings:
+    """The settings of the command line; with `--resume` those of that run, with what may be changed in it.
+
+    Raises:
+        UserError: an option that can't be, a folder that holds no run, or an option that would change its result.
+    """
+    typed = parse_command_line(FinetuneSettings, arguments)
+    if typed.run.resume is None:
+        return typed
+    recorded = read_settings(typed.run.resume)
+    settings = parse_command_line(FinetuneSettings, arguments, default=recorded)
+    if settings.preview:
+        raise UserError("--preview shows a new run: leave out --resume")
+    if problems := changed_options(recorded, settings):
+        raise UserError(f"{typed.run.resume} can't go on like this: {'; '.join(problems)}; or start a new run")
+    return settings
+
+
+def read_settings(folder: Path) -> FinetuneSettings:
+    """The settings of the run in `folder`; options that are younger than it have their defaults.
+
+    Raises:
+        UserError: no run, or settings that this version does not know.
+    """
+    if not (folder / SETTINGS).is_file():
+        raise UserError(f"--resume {folder}: no {SETTINGS} there; name a folder of a run, such as runs/tiny-1")
+    recorded = read_json_object(folder / SETTINGS)
+    try:
+        return from_json(FinetuneSettings, {name: value for name, value in recorded.items() if name not in RECORD})
+    except (TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{folder / SETTINGS}: not the settings of this version of the program ({error})") from None
+
+
+def from_json(kind: Any, values: dict[str, Any]) -> Any:
+    """A dataclass of settings from what `asdict` and JSON made of it.
+
+    Raises:
+        TypeError, AttributeError, ValueError: `values` are not of that form.
+    """
+    types = get_type_hints(kind)
+    if unknown := values.keys() - types.keys():
+        raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
+    made = {}
+    for field in fields(kind):
+        if field.name not in values:
+            if field.default is MISSING and field.default_factory is MISSING:
+                raise ValueError(f"{field.name} is missing")
+            continue
+        value, type_ = values[field.name], types[field.name]
+        if is_dataclass(type_):
+            made[field.name] = from_json(type_, value)
+        elif value is not None and (type_ is Path or Path in get_args(type_)):
+            made[field.name] = Path(value)
+        else:
+            made[field.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**made)
+
+
+def changed_options(recorded: FinetuneSettings, settings: FinetuneSettings) -> list[str]:
+    """What in `settings` would make another run of the one `recorded`, a sentence each."""
+    found = []
+    for before, now in ((recorded.data, settings.data), (recorded.training, settings.training)):
+        for field in fields(before):
+            old, new = getattr(before, field.name), getattr(now, field.name)
+            option = f"--{field.name.replace('_', '-')} {new}"
+            if old == new or field.name in FREE:
+                continue
+            if field.name in EXTENDED:
+                if (new or math.inf) < (old or math.inf):
+                    found.append(f"{option}: the run has {old or 'no limit'}, and can only be made longer")
+            elif field.name not in INEXACT:
+                found.append(f"{option}: the run has {old}")
+            elif not settings.run.resume_inexactly:
+                found.append(f"{option}: the run has {old}; --resume-inexactly allows it")
+    return found
+
+
+def check_record(folder: Path, record: dict[str, Any], inexactly: bool) -> str:
+    """Compare what the run in `folder` worked with and what it would go on with; return a line on what differs.
+
+    Raises:
+        UserError: other conversations, another model, or, unless `inexactly`, another machine.
+    """
+    recorded = read_json_object(folder / SETTINGS)
+    before, now = recorded.get("fingerprints", {}), record["fingerprints"]
+    found = [
+        f"the {name} {'has' if name == 'model' else 'have'} changed" for name in now if now[name] != before.get(name)
+    ]
+    if found:
+        raise UserError(
+            f"{folder} can't go on: since it began, {' and '.join(found)}; restore what it was, or start a new run"
+        )
+    before, now = recorded.get("machine", {}), record["machine"]
+    names = [name for name in now if now[name] != before.get(name)]
+    if "processes" in names:
+        return f"made with {before.get('processes')} processes, going on with {now['processes']}: equal up to rounding"
+    differences = ", ".join(f"{name} {json.dumps(before.get(name))} → {json.dumps(now[name])}" for name in names)
+    if differences and not inexactly:
+        raise UserError(
+            f"{folder}: this machine is another than it began on ({differences}), and the last bits would differ;"
+            " --resume-inexactly goes on all the same"
+        )
+    return f"the machine has changed: {differences}; the last bits will differ" if differences else ""
