@@ -3,27 +3,22 @@
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dialogues.tokenizer import copy_vocabulary
-from files import UserError, check_output_path, printable, run_command, write_json
+from files import check_output_path, printable, run_command, write_json
 from find_model import BUNDLED, find_model_folder, weights_checksum
-from prepare import Data, fingerprint, make_datasets, open_data, read_data, show_data, write_rendered
+from prepare import Data, fingerprint, make_datasets, model_size, open_data, read_data, show_data, write_rendered
 from run_folder import (
     OUTPUT,
-    check_record,
-    create_run_folder,
     lock_run_folder,
     parse_finetune_settings,
-    write_settings,
+    resumable,
 )
 from settings import FinetuneSettings
 
 if TYPE_CHECKING:
-    from dialogues.batches import DialogueDataset
-    from gpt_model import GPTConfig, GPTModel
-    from training.checkpoint import Checkpoints, RunState
-    from training.device import Machine
+    from gpt_model import GPTModel
 
 NEXT_STEP = """
 That was the small practice model that comes with the program. GPT-2 with 355M parameters, a download of 1.5 GB, writes
@@ -49,13 +44,16 @@ def finetune(settings: FinetuneSettings) -> None:
 
     # PyTorch takes a second to import: `--help`, a mistyped option and an unreadable file don't wait for it.
     from load_gpt2_weights import read_config
-    from training.checkpoint import Checkpoints
+    from train_model import complete_settings, open_run, train_model
     from training.device import choose_machine, keep_freed_memory
+    from training.memory import explain_lack_of_memory
     from training.tracking import explain_losses
 
     keep_freed_memory()
     machine = choose_machine(settings.training.device, settings.training.precision)
-    config = read_config(folder / "config.json")
+    config = replace(read_config(folder / "config.json"), vocab_size=data.conversations.renderer.tokenizer.n_vocab)
+    if not settings.run.resume:
+        settings = replace(settings, training=replace(settings.training, processes=machine.processes))
     datasets = make_datasets(data, settings.data.max_length, config.n_positions)
     ledger = show_data(data, datasets, settings, config, machine)
     if settings.preview:
@@ -63,22 +61,22 @@ def finetune(settings: FinetuneSettings) -> None:
 
     folder = find_model_folder(settings.model.name, settings.model.model_path)
     check_output_path(settings.output, list(folder.iterdir()))
-    config = replace(config, vocab_size=data.conversations.renderer.tokenizer.n_vocab)
-    settings = complete(settings, folder, config, machine)
+    size = model_size(config, datasets["train"])
+    settings = complete_settings(settings, folder, size, machine)
     fingerprints = {"conversations": fingerprint(data), "model": weights_checksum(folder)}
-    run_folder = open_run(settings, {"machine": machine.record(), "fingerprints": fingerprints}, machine)
-    lock = lock or lock_run_folder(run_folder)
-    checkpoints = Checkpoints(run_folder / "checkpoint", fingerprints)
-    if machine.primary:
-        copy_vocabulary(folder, run_folder / "model", data.conversations.renderer.tokenizer)  # the source may change
-        write_json(run_folder / "ledger.json", ledger)
-        write_rendered(run_folder, data)
-
-    model, state = train_model(settings, folder, data, datasets, machine, checkpoints)
-    machine.leave()
-    if not machine.primary:
-        return
-    written = write_cases(model, data, settings, run_folder)
+    checkpoints = open_run(settings, fingerprints, len(datasets["train"]), 4 * size.parameters, machine)
+    run_folder = checkpoints.folder.parent
+    with resumable(run_folder):
+        if machine.primary:
+            lock = lock or lock_run_folder(run_folder)
+            copy_vocabulary(folder, run_folder / "model", data.conversations.renderer.tokenizer)  # it may change
+            write_json(run_folder / "ledger.json", ledger)
+            write_rendered(run_folder, data)
+        with explain_lack_of_memory(size, settings.training, machine):
+            model, state = train_model(settings, folder, data, datasets, machine, checkpoints)
+        if not machine.primary:
+            return
+        written = write_cases(model, data, settings, run_folder)
     if not settings.run.keep_checkpoint:
         checkpoints.remove()
     print(*explain_losses(state, settings.training.steps(len(datasets["train"]))[0]), sep="\n")
@@ -86,91 +84,6 @@ def finetune(settings: FinetuneSettings) -> None:
     print(f"{written}; the model: {run_folder / 'model'}; {seconds:.0f} s in all")
     if folder.resolve() == BUNDLED:
         print(NEXT_STEP)
-
-
-def complete(settings: FinetuneSettings, folder: Path, config: "GPTConfig", machine: "Machine") -> FinetuneSettings:
-    """What was left open filled in for this model and machine, and printed; of a resumed run all of it is known."""
-    from gpt_model import count_parameters
-
-    parameters = count_parameters(config)
-    training, chosen = settings.training.with_defaults(parameters)
-    if not settings.run.resume:
-        training = replace(training, processes=machine.processes)
-    print(f"model: {folder}, {parameters:,} parameters", machine.explanation, chosen, sep="\n")
-    return replace(settings, training=training)
-
-
-def open_run(settings: FinetuneSettings, record: dict[str, Any], machine: "Machine") -> Path:
-    """The folder of this run, new or gone on with, with its settings and what it works with written into it.
-
-    Raises:
-        UserError: it can't be made, or the run in it can't be gone on with.
-    """
-    if not machine.primary:
-        return Path(machine.agree(""))
-    if settings.run.resume:
-        run_folder = settings.run.resume
-        if note := check_record(run_folder, record, settings.run.resume_inexactly):
-            print(note)
-    else:
-        run_folder = create_run_folder(settings.run.run_dir, Path(settings.model.name).resolve().name, 0)
-    print(f"run folder: {run_folder}")
-    write_settings(run_folder, settings, record)
-    return Path(machine.agree(str(run_folder)))
-
-
-def train_model(
-    settings: FinetuneSettings,
-    folder: Path,
-    data: Data,
-    datasets: "dict[str, DialogueDataset]",
-    machine: "Machine",
-    checkpoints: "Checkpoints",
-) -> "tuple[GPTModel, RunState]":
-    """The model of `folder`, fine-tuned and saved in the run folder, and how its training went.
-
-    Of a run that was stopped after its training, the saved model is taken.
-
-    Raises:
-        UserError: the run is finished, a loss is no number, or the disk is full.
-    """
-    from load_gpt2_weights import add_embeddings, load_model, save_model
-    from training.loop import Examples, train
-    from training.optimizer import make_optimizer
-
-    training, run_folder, tokenizer = (
-        settings.training,
-        checkpoints.folder.parent,
-        data.conversations.renderer.tokenizer,
-    )
-    state = checkpoints.trained(training.steps(len(datasets["train"]))[1])
-    if (run_folder / OUTPUT).exists() and (state or not checkpoints.paths()):
-        raise UserError(
-            f"{run_folder} is finished; more --epochs go on in it if its checkpoint was kept (--keep-checkpoint),"
-            f" and --model {run_folder} starts a new run from its model"
-        )
-    model = load_model(run_folder / "model" if state else folder, training.dropout)[0]
-    add_embeddings(model, tokenizer.n_vocab)
-    model.to(machine.device)
-    if state:
-        print(f"the training was over after {state.steps} steps")
-        return model, state
-
-    description = data.conversations.describe(data.parts["train"])
-
-    def after_epoch(number: int) -> None:
-        if settings.run.keep_epochs and machine.primary:
-            copy_vocabulary(run_folder / "model", run_folder / "epochs" / str(number), tokenizer)
-            save_model(model, run_folder / "epochs" / str(number), description)
-
-    model.gradient_checkpointing = training.gradient_checkpointing
-    optimizer = make_optimizer(model, training)
-    examples = Examples(datasets["train"], datasets["val"], tokenizer.eot_token)
-    state = train(model, optimizer, examples, training, machine, checkpoints, settings.run, after_epoch)
-    if machine.primary:
-        save_model(model, run_folder / "model", description)
-        checkpoints.mark_trained(state)
-    return model, state
 
 
 def write_cases(model: "GPTModel", data: Data, settings: FinetuneSettings, run_folder: Path) -> str:

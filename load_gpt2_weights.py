@@ -88,6 +88,8 @@ def add_embeddings(model: GPTModel, vocab_size: int) -> None:
     The mean keeps the predictions for everything else nearly as they were, where a random vector could outweigh them.
     """
     old = model.wte.weight.detach()
+    if vocab_size == len(old):
+        return
     new = old.mean(dim=0).expand(vocab_size - len(old), -1)
     model.wte.weight = nn.Parameter(torch.cat([old, new]))
     model.wte.num_embeddings = vocab_size

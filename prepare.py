@@ -2,7 +2,6 @@
 
 import hashlib
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,12 +12,13 @@ from dialogues.dialogue import split_dialogues
 from dialogues.encoding import encode_source
 from dialogues.reading import Source, open_source
 from files import UserError, atomic_path, check_output_path, writing
-from settings import DataSettings, FinetuneSettings
+from settings import DataSettings, FinetuneSettings, TrainingSettings
 
 if TYPE_CHECKING:
     from dialogues.batches import DialogueDataset
     from gpt_model import GPTConfig
     from training.device import Machine
+    from training.memory import Size
 
 
 class Data(NamedTuple):
@@ -110,7 +110,7 @@ def show_data(
     from dialogues.ledger import ledger_lines, make_ledger
 
     training = settings.training
-    ledger = make_ledger(data.source, datasets, training.batch_size, training.gradient_accumulation, training.seed)
+    ledger = make_ledger(data.source, datasets, training.batch_size, training.step_batches, training.seed)
     if settings.preview:
         preview(data, datasets, settings, config, machine)
     print(*ledger_lines(ledger), sep="\n")
@@ -139,8 +139,7 @@ def preview(
     print(*show_examples(train_set, colour=sys.stdout.isatty()), sep="\n")
     batch = show_batch(train_set, training.batch_size, training.gradient_accumulation, training.seed)
     print(*batch, sep="\n", end="\n\n")
-    config = replace(config, vocab_size=data.conversations.renderer.tokenizer.n_vocab)
-    print(explain_memory(config, train_set, training.batch_size, machine))
+    print(explain_memory(config, train_set, training, machine))
 
     folder = settings.run.run_dir or Path()
     with writing(folder):
@@ -151,15 +150,23 @@ def preview(
     print(f"written: {', '.join(map(str, rendered_paths(folder, data)))}")
 
 
-def explain_memory(config: "GPTConfig", dataset: "DialogueDataset", batch_size: int, machine: "Machine") -> str:
+def explain_memory(
+    config: "GPTConfig", dataset: "DialogueDataset", training: TrainingSettings, machine: "Machine"
+) -> str:
     """What the longest batch of `dataset` would take, in one line; the model is never made."""
-    from gpt_model import count_parameters
-    from training.device import expected_memory
+    from training.memory import expected_memory
 
-    parameters = count_parameters(config)
-    tokens = batch_size * dataset.padded(max(dataset.lengths()) - 1)
-    memory = expected_memory(parameters, config.n_layer, config.n_embd, config.vocab_size, tokens, machine.precision)
-    return f"memory: about {memory / 1e9:.1f} GB to train, in {machine.precision} with batches of {batch_size}"
+    memory = expected_memory(model_size(config, dataset), training, machine.precision)
+    return f"memory: about {memory / 1e9:.1f} GB to train, in {machine.precision} with batches of {training.batch_size}"
+
+
+def model_size(config: "GPTConfig", dataset: "DialogueDataset") -> "Size":
+    """What decides on the memory that it takes to train such a model on `dataset`."""
+    from gpt_model import count_parameters
+    from training.memory import Size
+
+    longest = dataset.padded(max(dataset.lengths()) - 1)
+    return Size(count_parameters(config), config.n_layer, config.n_embd, config.vocab_size, longest)
 
 
 def rendered_paths(folder: Path, data: Data) -> list[Path]:

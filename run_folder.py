@@ -1,7 +1,12 @@
 """The folder of a run: made, locked against a second process, recorded in `settings.json`, and gone on with."""
 
+import contextlib
 import json
 import math
+import os
+import shlex
+import sys
+from collections.abc import Iterator
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -63,19 +68,36 @@ def make_numbered_folder(parent: Path, name: str) -> Path:
             number += 1
 
 
-def lock_run_folder(folder: Path) -> FileLock:
-    """Keep other processes from working in `folder`, as long as this one lives and the returned lock is referred to.
+def lock_run_folder(folder: Path) -> FileLock | None:
+    """Keep other runs from working in `folder`, as long as this one lives and the returned lock is referred to.
+
+    Of several processes that train together the first one holds the lock. Half-written files of a run that was killed
+    are removed.
 
     Raises:
         UserError: another process works there, or nothing can be written there.
     """
+    if os.environ.get("RANK", "0") != "0":
+        return None
     lock = FileLock(folder / ".lock")
     with writing(folder):
         try:
             lock.acquire(timeout=0)
         except Timeout:
             raise UserError(f"{folder}: another run is working in this folder; wait for it, or stop it") from None
+        for leftover in folder.rglob(".*.tmp"):
+            leftover.unlink()
     return lock
+
+
+@contextlib.contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Let a Ctrl-C say how the run in `folder` goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        command = f"python {Path(sys.argv[0]).name} --resume {shlex.quote(str(folder))}"
+        raise KeyboardInterrupt(f"{stop}; go on with: {command}") from None
 
 
 def write_settings(folder: Path, settings: FinetuneSettings, record: dict[str, Any]) -> None:

@@ -20,9 +20,16 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from dialogues.batches import DialogueDataset
 from dialogues.dialogue import Dialogue
 from dialogues.reading import Source, open_source
+from gpt_model import GPTModel
 from models.tiny.build import train_vocabulary
+from settings import RunSettings, TrainingSettings
+from training.checkpoint import Checkpoints, RunState
+from training.device import Machine
+from training.loop import Examples, train
+from training.optimizer import make_optimizer
 
 PROJECT = Path(__file__).resolve().parent.parent
+CPU = Machine(torch.device("cpu"), "fp32", "")
 LAYOUTS = ("bare", "prefixed", "head beside", "head instead", "fp16", "bin", "old bin")
 
 
@@ -50,6 +57,29 @@ def encoded(*dialogues: tuple[list[int], list[int]]) -> SimpleNamespace:
 
 def make_examples(*dialogues: tuple[list[int], list[int]], max_length: int) -> DialogueDataset:
     return DialogueDataset(encoded(*dialogues), np.arange(len(dialogues)), max_length)
+
+
+def fit(
+    model: GPTModel,
+    train_set: DialogueDataset,
+    val_set: DialogueDataset,
+    settings: TrainingSettings,
+    folder: Path,
+    machine: Machine = CPU,
+    saving: RunSettings = RunSettings(),  # noqa: B008
+    optimizer: torch.optim.Optimizer | None = None,
+) -> RunState:
+    """Train `model` as the command does, with what it writes in `folder`; padding is token 100."""
+    folder.mkdir(exist_ok=True)
+    examples = Examples(train_set, val_set, 100)
+    checkpoints = Checkpoints(folder / "checkpoint", {"model": "a test's"})
+    return train(model, optimizer or make_optimizer(model, settings), examples, settings, machine, checkpoints, saving)
+
+
+def logged(folder: Path, name: str) -> list[float]:
+    """The values of `name` in the metrics of a run, in order."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if name in line]
 
 
 @pytest.fixture(scope="session")

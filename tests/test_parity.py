@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
 
-from conftest import LAYOUTS, bundled_dialogues, tiny_reference, write_layout
+from conftest import LAYOUTS, bundled_dialogues, fit, tiny_reference, write_layout
 from dialogues.batches import IGNORED, DialogueDataset, epoch_batches
 from dialogues.conversations import Conversations
 from dialogues.template import Renderer
@@ -16,9 +16,6 @@ from load_gpt2_weights import TRANSPOSED, load_model, save_model
 from models.tiny.build import DIALOGUE
 from results.generation import generate
 from settings import GenerationSettings, TrainingSettings
-from training.device import Machine
-from training.loop import train
-from training.optimizer import make_optimizer
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -69,8 +66,7 @@ def test_training_follows_transformers_and_torch_adamw(vocabulary, tmp_path):
     reference = tiny_reference().train()
     dataset = DialogueDataset(Conversations.of(Renderer(tokenizer), bundled_dialogues()), np.arange(10), 128)
     settings = TrainingSettings(epochs=2, batch_size=3, learning_rate=1e-3, max_grad_norm=0.5)
-    machine = Machine(torch.device("cpu"), "fp32", "")
-    train(model, make_optimizer(model, settings), dataset, dataset, tokenizer.eot_token, settings, machine, tmp_path)
+    fit(model, dataset, dataset, settings, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     steps = iter([line for line in lines if "train_loss" in line])
 

@@ -14,6 +14,8 @@ ROOMS = (
     "find_model",
     "load_gpt2_weights",
     "prepare",
+    "run_folder",
+    "train_model",
     "training",
     "results",
 )
@@ -27,6 +29,10 @@ MAY_SEE = {
     "find_model": {"files", "download_model"},
     "load_gpt2_weights": {"files", "gpt_model", "dialogues", "download_model"},
     "prepare": {"files", "settings", "gpt_model", "dialogues", "training"},
+    "run_folder": {"files", "settings"},
+    "train_model": {
+        *("files", "settings", "gpt_model", "dialogues", "load_gpt2_weights", "prepare", "run_folder", "training"),
+    },
     "training": {"files", "settings", "dialogues"},
     "results": {"files", "settings", "gpt_model", "dialogues"},
 }

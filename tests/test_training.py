@@ -8,18 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import make_examples
+from conftest import CPU, fit, make_examples
 from dialogues.batches import ROUND, DialogueDataset, Example, collate
 from files import UserError
 from gpt_model import GPTConfig, GPTModel
-from models.tiny.build import MuonAndAdamW
 from settings import TrainingSettings
-from training.checkpoint import load_checkpoint, save_checkpoint
 from training.device import Machine, choose_machine
-from training.loop import evaluate, evaluation_batches, make_batch, train
+from training.loop import evaluate, evaluation_batches, make_batch
 from training.optimizer import learning_rate_at, make_optimizer
 
-CPU = Machine(torch.device("cpu"), "fp32", "")
 END = 100
 
 
@@ -82,7 +79,8 @@ def test_training_learns_and_logs(model, tmp_path):
     settings = TrainingSettings(epochs=20, batch_size=2, learning_rate=3e-3, evaluate_every=5)
     dataset = make_dataset(20, 30, 25)
     optimizer = make_optimizer(model, settings)
-    before, after = train(model, optimizer, dataset, make_dataset(10, 12), END, settings, CPU, tmp_path)
+    state = fit(model, dataset, make_dataset(10, 12), settings, tmp_path, optimizer=optimizer)
+    before, after = state.before, state.after
     assert before.train == pytest.approx(math.log(101), abs=0.2)
     assert after.train < before.train / 2
     assert after.train == pytest.approx(evaluate(model, dataset, END, CPU))
@@ -113,7 +111,7 @@ def test_lengths_of_batches_are_rounded_up_as_far_as_there_are_positions(model):
 def test_a_run_can_end_after_a_number_of_steps(model, tmp_path):
     settings = TrainingSettings(epochs=10**9, batch_size=1, learning_rate=1e-3, schedule="linear", max_steps=4)
     optimizer = make_optimizer(model, settings)
-    train(model, optimizer, make_dataset(20, 30, 25), make_dataset(10), END, settings, CPU, tmp_path)
+    fit(model, make_dataset(20, 30, 25), make_dataset(10), settings, tmp_path, optimizer=optimizer)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "train_loss" in line] == [1, 2, 3, 4]
     assert [line["step"] for line in lines if "val_loss" in line] == [0, 3, 4]
@@ -131,7 +129,7 @@ def test_accumulation_is_one_large_batch(tmp_path, batch_size, accumulation):
         settings = TrainingSettings(epochs=2, batch_size=size, gradient_accumulation=pieces, learning_rate=1e-2)
         folder = tmp_path / f"{size}x{pieces}-{len(runs)}"
         folder.mkdir()
-        train(model, make_optimizer(model, settings), dataset, make_dataset(10), END, settings, CPU, folder)
+        fit(model, dataset, make_dataset(10), settings, folder)
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         runs.append([line["train_loss"] for line in lines if "train_loss" in line])
     assert (runs[1] == pytest.approx(runs[0], rel=1e-4)) == (batch_size * accumulation == 8)
@@ -144,16 +142,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_the_weights(model, tmp_pa
     before = model.wte.weight.clone()
     settings = TrainingSettings(epochs=1, batch_size=1, gradient_accumulation=2, learning_rate=1e-3)
     with pytest.raises(UserError, match=r"step 1: the loss is nan, on the dialogues [12], 3 of the file; try a lower"):
-        train(
-            model,
-            make_optimizer(model, settings),
-            make_dataset(20, 30, 25),
-            make_dataset(9),
-            END,
-            settings,
-            CPU,
-            tmp_path,
-        )
+        fit(model, make_dataset(20, 30, 25), make_dataset(9), settings, tmp_path)
     assert torch.equal(model.wte.weight, before)
 
 
@@ -173,7 +162,7 @@ def test_what_is_left_open_depends_on_the_size_of_the_model():
 def test_clipping_can_be_turned_off(model, tmp_path):
     settings = TrainingSettings(epochs=1, learning_rate=1e-3, max_grad_norm=0)
     optimizer = make_optimizer(model, settings)
-    train(model, optimizer, make_dataset(20, 20), make_dataset(10), END, settings, CPU, tmp_path)
+    fit(model, make_dataset(20, 20), make_dataset(10), settings, tmp_path, optimizer=optimizer)
     assert "grad_norm" not in (tmp_path / "metrics.jsonl").read_text()
 
 
@@ -213,56 +202,10 @@ def test_no_warmup_starts_at_the_top():
     assert [learning_rate_at(step, 2, cosine) for step in (1, 2)] == pytest.approx([0.3, 0.15])
 
 
-@pytest.mark.parametrize("make", [make_optimizer, lambda model, settings: MuonAndAdamW(model, settings.weight_decay)])
-def test_a_run_goes_on_from_its_checkpoint(make, tmp_path, monkeypatch):
-    """Stopped between two steps and started again, the weights end bit for bit where those of an unbroken run end."""
-    import training.loop
-
-    monkeypatch.setattr(training.loop, "CHECKPOINT_SECONDS", -1)  # after every step
-    settings = TrainingSettings(epochs=3, batch_size=1, learning_rate=1e-2, schedule="cosine", warmup=0.3)
-    dataset, validation = make_dataset(20, 30, 25), make_dataset(10)
-    model = GPTModel(GPTConfig(n_layer=2, n_head=2, n_embd=32, vocab_size=101, n_positions=64), dropout=0.2)
-    start = copy.deepcopy(model)
-
-    def run(model: GPTModel, name: str) -> dict[str, torch.Tensor]:
-        (tmp_path / name).mkdir(exist_ok=True)
-        optimizer = make(model, settings)
-        checkpoint = tmp_path / name / "checkpoint.pt"
-        train(model, optimizer, dataset, validation, END, settings, CPU, tmp_path / name, checkpoint)
-        return model.state_dict()
-
-    unbroken = run(model, "unbroken")
-    saved = 0
-
-    def save_four_times(*arguments):
-        nonlocal saved
-        saved += 1
-        training.checkpoint.save_checkpoint(*arguments)
-        if saved == 4:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(training.loop, "save_checkpoint", save_four_times)
-    with pytest.raises(KeyboardInterrupt):
-        run(copy.deepcopy(start), "broken")
-    resumed = run(start, "broken")
-    assert saved == 9  # four, then the other five
-    for name, value in unbroken.items():
-        assert torch.equal(value, resumed[name]), name
-
-
-def test_a_checkpoint_of_another_model(model, tmp_path):
-    settings = TrainingSettings()
-    save_checkpoint(tmp_path / "checkpoint.pt", model, make_optimizer(model, settings), 3)
-    other = GPTModel(GPTConfig(n_layer=2, n_head=2, n_embd=16, vocab_size=101, n_positions=64))
-    with pytest.raises(UserError, match="belongs to a model of another shape"):
-        load_checkpoint(tmp_path / "checkpoint.pt", other, make_optimizer(other, settings))
-
-
 def first_losses(model: GPTModel, tmp_path, name: str, machine: Machine = CPU) -> list[float]:
     (tmp_path / name).mkdir()
     settings = TrainingSettings(epochs=1, batch_size=2, learning_rate=1e-3, max_grad_norm=0)
-    optimizer = make_optimizer(model, settings)
-    train(model, optimizer, make_dataset(20, 30, 25), make_dataset(10), END, settings, machine, tmp_path / name)
+    fit(model, make_dataset(20, 30, 25), make_dataset(10), settings, tmp_path / name, machine)
     lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
     return [line.get("train_loss", line.get("train_set_loss")) for line in lines]
 

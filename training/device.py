@@ -10,7 +10,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from files import MEGABYTE, UserError
+from files import UserError
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -145,16 +145,6 @@ def has_fast_bf16(device: str) -> bool:
     if device == "cpu":
         return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return False
-
-
-def expected_memory(parameters: int, layers: int, width: int, vocab_size: int, tokens: int, precision: str) -> int:
-    """About how many bytes training takes at its peak, with `tokens` in a batch, padding included.
-
-    Weights, gradients and AdamW's two moments are 16 bytes a parameter. The rest was fitted to measured peaks of 7.6M
-    and 355M parameters with 160 to 8,192 tokens on a CPU; allow for 25%.
-    """
-    activations = tokens * (layers * width * (54 if precision == "fp32" else 36) + vocab_size * 6)
-    return 550 * MEGABYTE + 16 * parameters + activations
 
 
 def keep_freed_memory() -> None:

@@ -1,0 +1,262 @@
+"""A run that was stopped goes on as if it had not been: to the last bit, and whatever became of its files."""
+
+import copy
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import make_dataset
+
+import training.loop
+from conftest import CPU, fit, logged
+from files import UserError
+from gpt_model import GPTConfig, GPTModel
+from models.tiny.build import MuonAndAdamW
+from settings import RunSettings, TrainingSettings
+from training import checkpoint
+from training.optimizer import make_optimizer
+
+SETTINGS = TrainingSettings(epochs=3, batch_size=1, learning_rate=1e-2, schedule="cosine", warmup=0.3, seed=5)
+EVERY_STEP = RunSettings(checkpoint_minutes=1e-9)
+
+
+@pytest.fixture
+def model() -> GPTModel:
+    torch.manual_seed(0)
+    return GPTModel(GPTConfig(n_layer=2, n_head=2, n_embd=32, vocab_size=101, n_positions=64), dropout=0.2)
+
+
+def run(model: GPTModel, folder: Path, settings: TrainingSettings = SETTINGS, **options) -> dict[str, torch.Tensor]:
+    """Nine steps on three dialogues; the weights afterwards. The model itself is left as it is."""
+    trained = copy.deepcopy(model)
+    fit(trained, make_dataset(20, 30, 25), make_dataset(10), settings, folder, **options)
+    return trained.state_dict()
+
+
+def stop_at(monkeypatch, name: str, call: int) -> None:
+    """Let Ctrl-C come while `training.loop.<name>` is called for the `call`th time."""
+    real, calls = getattr(training.loop, name), 0
+
+    def interrupted(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(training.loop, name, interrupted)
+
+
+def broken_off(model: GPTModel, folder: Path, monkeypatch, name: str, call: int, **options) -> None:
+    """A run that is stopped."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="after step"):
+        stop_at(patch, name, call)
+        run(model, folder, **options)
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_the_random_tests_can_fail(model, tmp_path):
+    assert not same(run(model, tmp_path / "a"), run(model, tmp_path / "b", replace(SETTINGS, seed=6)))
+
+
+@pytest.mark.parametrize("make", [make_optimizer, lambda model, settings: MuonAndAdamW(model, settings.weight_decay)])
+@pytest.mark.parametrize(("name", "call"), [("take_step", 1), ("take_step", 5), ("evaluate", 3), ("evaluate", 5)])
+def test_a_stopped_run_goes_on_bit_for_bit(model, tmp_path, monkeypatch, make: Callable, name, call):
+    """Stopped before a step or in the middle of an evaluation, it ends with the same weights and the same log."""
+
+    def optimized(folder: Path) -> dict[str, torch.Tensor]:
+        trained = copy.deepcopy(model)
+        optimizer = make(trained, SETTINGS)
+        fit(trained, make_dataset(20, 30, 25), make_dataset(10), SETTINGS, folder, optimizer=optimizer)
+        return trained.state_dict()
+
+    unbroken = optimized(tmp_path / "unbroken")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match=r"after step [0-9] of 9"):
+        stop_at(patch, name, call)
+        optimized(tmp_path / "broken")
+    assert same(unbroken, optimized(tmp_path / "broken"))
+    metrics = [(tmp_path / folder / "metrics.jsonl").read_bytes() for folder in ("unbroken", "broken")]
+    assert metrics[0] == metrics[1]
+    assert logged(tmp_path / "broken", "train_loss")[8:]
+
+
+def test_the_two_newest_are_kept_and_the_cost_is_said(model, tmp_path, capsys):
+    run(model, tmp_path / "run", saving=EVERY_STEP)
+    assert [path.name for path in (tmp_path / "run" / "checkpoint").iterdir()] == unordered(
+        "step-7.safetensors", "step-8.safetensors"
+    )
+    assert "checkpoint: step 8, " in capsys.readouterr().out
+
+
+def unordered(*names: str):
+    class Unordered(list):
+        def __eq__(self, other: object) -> bool:
+            return sorted(self) == sorted(other)
+
+        __hash__ = None
+
+    return Unordered(names)
+
+
+def test_a_kept_checkpoint_goes_on_with_more_epochs(model, tmp_path):
+    settings = replace(SETTINGS, schedule="constant", warmup=0)
+    long = run(model, tmp_path / "long", settings)
+    run(model, tmp_path / "short", replace(settings, epochs=2), saving=RunSettings(keep_checkpoint=True))
+    assert same(long, run(model, tmp_path / "short", settings))
+    assert logged(tmp_path / "short", "train_loss") == logged(tmp_path / "long", "train_loss")
+
+
+def flip_a_bit(path: Path, chance: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    path.write_bytes(content)
+
+
+def cut_short(path: Path, chance: random.Random) -> None:
+    path.write_bytes(path.read_bytes()[: chance.randrange(path.stat().st_size)])
+
+
+def test_a_damaged_checkpoint_is_passed_by(model, tmp_path, monkeypatch, capsys):
+    """Wherever a bit is flipped or the file is cut, it is noticed, and the one before gives the same end."""
+    unbroken = run(model, tmp_path / "unbroken")
+    broken_off(model, tmp_path / "run", monkeypatch, "take_step", 7, saving=EVERY_STEP)
+    newest = tmp_path / "run" / "checkpoint" / "step-6.safetensors"
+    whole, metrics = newest.read_bytes(), (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    chance = random.Random(0)
+    checkpoints = checkpoint.Checkpoints(newest.parent, {"model": "a test's"})
+    for damage in [flip_a_bit] * 40 + [cut_short] * 20:
+        newest.write_bytes(whole)
+        damage(newest, chance)
+        with pytest.raises(checkpoint.Damaged):
+            checkpoints.read(newest)
+    capsys.readouterr()
+    assert same(unbroken, run(model, tmp_path / "run"))
+    out = capsys.readouterr().out
+    assert f"damaged, and passed by: {newest}" in out
+    assert "going on after step 5: " in out
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes().startswith(metrics)
+
+
+def test_without_a_whole_checkpoint_a_run_starts_again(model, tmp_path, monkeypatch, capsys):
+    unbroken = run(model, tmp_path / "unbroken")
+    broken_off(model, tmp_path / "run", monkeypatch, "take_step", 7, saving=EVERY_STEP)
+    for path in (tmp_path / "run" / "checkpoint").iterdir():
+        path.write_bytes(b"")
+    assert same(unbroken, run(model, tmp_path / "run"))
+    assert capsys.readouterr().out.count("damaged, and passed by") == 2
+    assert logged(tmp_path / "run", "train_loss") == logged(tmp_path / "unbroken", "train_loss")
+
+
+def test_a_log_that_lost_lines_is_said(model, tmp_path, monkeypatch, capsys):
+    broken_off(model, tmp_path, monkeypatch, "take_step", 7)
+    (tmp_path / "metrics.jsonl").write_text("")
+    run(model, tmp_path)
+    assert "metrics.jsonl has lost lines" in capsys.readouterr().out
+
+
+def test_what_belongs_elsewhere_is_refused(model, tmp_path, monkeypatch):
+    broken_off(model, tmp_path, monkeypatch, "take_step", 4)
+    small = GPTModel(GPTConfig(n_layer=2, n_head=2, n_embd=16, vocab_size=101, n_positions=64))
+    with pytest.raises(UserError, match="step-3.safetensors belongs to another model"):
+        run(small, tmp_path)
+    other = checkpoint.Checkpoints(tmp_path / "checkpoint", {"model": "another"})
+    with pytest.raises(UserError, match="step-3.safetensors belongs to another run"):
+        other.load(model, make_optimizer(model, SETTINGS))
+    monkeypatch.setattr(checkpoint, "VERSION", 2)
+    with pytest.raises(UserError, match="step-3.safetensors was written by another version"):
+        run(model, tmp_path)
+
+
+def test_a_full_disk_costs_the_checkpoint_and_not_the_run(model, tmp_path, monkeypatch, capsys):
+    real, saved = checkpoint.save_file, 0
+
+    def full(*arguments):
+        nonlocal saved
+        saved += 1
+        if saved > 2:
+            raise OSError(28, "No space left on device")
+        real(*arguments)
+
+    unbroken = run(model, tmp_path / "unbroken")
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    assert same(unbroken, run(model, tmp_path / "run", saving=EVERY_STEP))
+    out = capsys.readouterr().out
+    assert "no checkpoint of step 8: cannot write" in out
+    assert "No space left on device" in out
+    folder = tmp_path / "run" / "checkpoint"
+    assert [path.name for path in folder.iterdir()] == ["step-2.safetensors"]
+    monkeypatch.setattr(checkpoint, "save_file", real)
+    assert same(unbroken, run(model, tmp_path / "run"))  # and it loads
+
+
+class TestEarlyStopping:
+    """Training on one kind of dialogue makes the model worse at another."""
+
+    SETTINGS = replace(SETTINGS, epochs=20, schedule="constant", early_stopping=2)
+
+    def test_the_best_weights_are_kept(self, model, tmp_path, capsys):
+        trained = copy.deepcopy(model)
+        state = fit(trained, make_dataset(20, 30, 25), make_dataset(40), self.SETTINGS, tmp_path)
+        losses = logged(tmp_path, "val_loss")
+        assert len(losses) - 1 - losses.index(min(losses)) == 2
+        assert state.step < state.steps == 60
+        assert state.after.val == pytest.approx(min(losses), abs=1e-6)
+        measured = training.loop.evaluate(trained, make_dataset(40), 100, CPU)
+        assert measured == state.after.val
+        assert logged(tmp_path, "kept_step") == [state.kept] == [state.best]
+        assert f"kept: the weights of step {state.best}, validation loss" in capsys.readouterr().out
+
+    def test_resumed_it_keeps_the_same(self, model, tmp_path, monkeypatch):
+        unbroken = run(model, tmp_path / "unbroken", self.SETTINGS)
+        steps = len(logged(tmp_path / "unbroken", "train_loss"))
+        broken_off(model, tmp_path / "run", monkeypatch, "take_step", steps, settings=self.SETTINGS, saving=EVERY_STEP)
+        assert same(unbroken, run(model, tmp_path / "run", self.SETTINGS))
+        assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (
+            tmp_path / "unbroken" / "metrics.jsonl"
+        ).read_bytes()
+
+    def test_damaged_best_weights_cost_their_checkpoints(self, model, tmp_path, monkeypatch, capsys):
+        unbroken = run(model, tmp_path / "unbroken", self.SETTINGS)
+        broken_off(model, tmp_path / "run", monkeypatch, "take_step", 5, settings=self.SETTINGS, saving=EVERY_STEP)
+        best = next((tmp_path / "run" / "checkpoint").glob("best-*"))
+        cut_short(best, random.Random(0))
+        assert same(unbroken, run(model, tmp_path / "run", self.SETTINGS))
+        assert "damaged, and passed by" in capsys.readouterr().out
+
+
+def test_trained_weights_are_not_trained_again(tmp_path):
+    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoint", {})
+    assert checkpoints.trained(9) is None
+    losses = checkpoint.Losses(1.5, 2.5)
+    state = checkpoint.RunState(step=9, steps=9, evaluations=[(0, 2.0), (9, 2.5)], before=losses, after=losses)
+    checkpoints.mark_trained(state)
+    assert checkpoints.trained(9) == state
+    assert checkpoints.trained(12) is None  # more epochs
+    checkpoints.remove()
+    assert not (tmp_path / "checkpoint").exists()
+    checkpoints.remove()
+
+
+def test_minutes_set_the_number_of_steps_once(model, tmp_path, monkeypatch, capsys):
+    """The schedule is fitted to it, and a run that is started again has as many."""
+    settings = replace(SETTINGS, epochs=10**6, schedule="linear", max_minutes=0.02)
+    run(model, tmp_path / "run", settings)
+    pace = json.loads((tmp_path / "run" / "pace.json").read_text())
+    steps = len(logged(tmp_path / "run", "train_loss"))
+    assert 5 < steps == pace["steps"] < 10**5
+    assert f"{steps} of 3000000 steps, to end after 0.02 minutes" in capsys.readouterr().out
+
+    broken_off(model, tmp_path / "broken", monkeypatch, "take_step", 3, settings=settings)
+    (tmp_path / "broken" / "pace.json").write_text(json.dumps(pace))
+    weights = run(model, tmp_path / "broken", settings)
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "pace.json").write_text(json.dumps(pace))
+    assert same(weights, run(model, tmp_path / "again", settings))
+    assert len(logged(tmp_path / "broken", "train_loss")) == steps
