@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -261,15 +262,14 @@ class TestTensorBoard:
         pytest.importorskip("tensorboard")
 
     @staticmethod
-    def shown(run_folder: Path) -> dict[str, list[tuple[int, object]]]:
+    def shown(run_folder: Path) -> dict[str, list[tuple[int, Any]]]:
         """The points of every tag, as TensorBoard itself gathers them from all the files."""
-        from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
-        from tensorboard.util.tensor_util import make_ndarray
-
-        events = EventAccumulator(str(run_folder / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+        reading = pytest.importorskip("tensorboard.backend.event_processing.plugin_event_accumulator")
+        numbers = pytest.importorskip("tensorboard.util.tensor_util")
+        events = reading.EventAccumulator(str(run_folder / "tensorboard"), size_guidance={"tensors": 0}).Reload()
         return {
             tag.removesuffix("/text_summary"): [
-                (event.step, make_ndarray(event.tensor_proto).reshape(-1)[0]) for event in events.Tensors(tag)
+                (event.step, numbers.make_ndarray(event.tensor_proto).reshape(-1)[0]) for event in events.Tensors(tag)
             ]
             for tag in events.Tags()["tensors"]
         }
@@ -294,7 +294,7 @@ class TestTensorBoard:
     def test_cut_while_it_is_read(self, run_folder):
         write_lines(run_folder, STOPPED)
         ended = threading.Event()
-        reader = threading.Thread(target=mirror, args=("tensorboard", run_folder, ended))
+        reader = threading.Thread(target=mirror, args=("tensorboard", run_folder, ended), daemon=True)
         reader.start()
         wait_for(lambda: (run_folder / "tensorboard").exists() and "val_loss" in self.shown(run_folder))
         write_lines(run_folder, WHOLE[: KEPT + 1])
@@ -312,9 +312,8 @@ class TestTensorBoard:
         self.check(run_folder)
 
     def test_odd_texts_are_shown_as_they_are(self):
-        from tensorboard.plugin_util import markdown_to_safe_html
-
-        page = markdown_to_safe_html(markdown_table(CASES).encode("utf-8", "replace"))
+        shown_by = pytest.importorskip("tensorboard.plugin_util")
+        page = shown_by.markdown_to_safe_html(markdown_table(CASES).encode("utf-8", "replace"))
         rows = [re.findall(r"<t[dh]>(.*?)</t[dh]>", row, re.DOTALL) for row in page.split("<tr>")[1:]]
         shown = [[html.unescape(re.sub(r"<br ?/?>", "\n", cell)) for cell in row] for row in rows]
         odd = ODD.replace("\x00", "\\x00").replace("\x02", "\\x02").replace("\ud800", "\ufffd")
@@ -350,8 +349,7 @@ class TestWandb:
 
 def read_records(path: Path):
     """The records of a `.wandb` file: LevelDB's log format, blocks of 32 KiB, behind a header of 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
+    messages = pytest.importorskip("wandb.proto.wandb_internal_pb2")
     content, place, record = path.read_bytes(), 7, b""
     while place + 7 <= len(content):
         length, kind = struct.unpack_from("<HB", content, place + 4)
@@ -361,5 +359,5 @@ def read_records(path: Path):
         if 32768 - place % 32768 < 7 or not kind:
             place += 32768 - place % 32768
         if kind in (1, 4):  # complete, or the last part
-            yield Record.FromString(record)
+            yield messages.Record.FromString(record)
             record = b""
