@@ -1,0 +1,275 @@
+"""A run's numbers shown by Weights & Biases or TensorBoard: a process of its own that reads the run folder.
+
+The run only writes its folder, and never waits for a tracker: what fails, hangs or is slow here cannot reach it.
+A run that is over can be mirrored too, or once more, without a point standing there twice; in the program's folder:
+
+    python -m training.mirror wandb runs/gpt2-1 < /dev/null
+
+Weights & Biases: `wandb login` once, and WANDB_PROJECT, WANDB_ENTITY and the other variables of wandb mean what they
+always do. With WANDB_MODE=offline no network is needed; `wandb sync <run folder>/wandb/offline-run-*` uploads later.
+TensorBoard: `tensorboard --logdir runs` shows all runs beside each other.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import math
+import os
+import re
+import secrets
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from files import PROJECT, UserError, printable, read_json_object, write_json, writing
+
+REQUIREMENTS = {"wandb": "wandb>=0.22,<1", "tensorboard": "tensorboard>=2.18,<3"}  # as in requirements-extra.txt
+POLL = 1.0  # seconds between two looks into the folder
+WANDB_PROJECT = "gpt2-conversations"
+WANDB_ENVIRONMENT = {  # variables rather than arguments: the user's own win, and a version without one ignores it
+    "WANDB_SILENT": "true",
+    "WANDB_CONSOLE": "off",
+    "WANDB_DISABLE_GIT": "true",
+    "WANDB_DISABLE_CODE": "true",
+    "WANDB_FINISH_TIMEOUT": "600",  # without a network and without the run that would end it, it would try for ever
+    "WANDB_FINISH_TIMEOUT_RAISES": "true",
+}
+
+
+def check_tracker(kind: str) -> None:
+    """Find out before the work, not after it, whether the tracker can be loaded.
+
+    Raises:
+        UserError: its package is not installed.
+    """
+    spec = importlib.util.find_spec(kind)
+    if spec is None or spec.origin is None:  # a mere folder has no origin: wandb leaves one of its name behind
+        raise UserError(f'--track {kind}: the package is not installed; pip install "{REQUIREMENTS[kind]}"')
+
+
+class Mirror:
+    """The parent's side: a handle on the process that mirrors the run."""
+
+    def __init__(self, kind: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+        self.kind, self.process, self.log = kind, process, log
+
+    def finish(self, timeout: float = 60) -> str | None:
+        """Say that the run is over and wait for the last upload; a line to print when it did not succeed."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a hanging disk holds even a killed process
+                self.process.wait(5)
+            outcome = f"was not done after {timeout:g} s and was stopped"
+        else:
+            outcome = f"failed with exit code {code}"
+            if code == 0:
+                return None
+        return f"{self.kind}: the mirror {outcome} ({self.last_words()}; all of it: {self.log}); the run is unaffected"
+
+    def last_words(self) -> str:
+        """The last line of the log: where Python ended with an error, the error."""
+        try:
+            lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
+        except OSError:
+            lines = []
+        written = [line.strip() for line in lines if line.strip()]
+        return printable(written[-1])[:300] if written else "it said nothing"
+
+
+def start_mirror(kind: str, run_folder: Path) -> Mirror:
+    """Start the process that mirrors `run_folder`, in which `settings.json` lies already.
+
+    Its standard input is a pipe that nothing is written to. It is closed when the run ends, however that happens.
+
+    Raises:
+        UserError: its log cannot be written.
+    """
+    log = run_folder / f"{kind}.log"
+    with writing(log), open(log, "wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "training.mirror", kind, run_folder.resolve()],
+            cwd=PROJECT,
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for the run; the mirror then shows what was reached, and ends
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
+        )
+    return Mirror(kind, process, log)
+
+
+class MetricsFile:
+    """A `metrics.jsonl` that grows, and that a resumed run may have cut."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offset, self.last_line = 0, b""
+
+    def read(self) -> tuple[list[dict[str, float]], bool]:
+        """The lines that were completed since the call before, and whether the file is read from its start again."""
+        if not self.path.exists():
+            return [], False
+        with open(self.path, "rb") as file:
+            file.seek(self.offset - len(self.last_line))
+            cut = file.read(len(self.last_line)) != self.last_line
+            if cut:
+                self.offset, self.last_line = file.seek(0), b""
+            content = file.read()
+        lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)  # half a line is left for later
+        self.offset += sum(map(len, lines))
+        self.last_line = lines[-1] if lines else self.last_line
+        return [json.loads(line) for line in lines], cut
+
+
+class WandbTracker:
+    """A line of the metrics is a row of its own, and `step` is the x axis of every chart.
+
+    A row's number rises with its place in the run, whatever was logged before: by it a resumed run finds where it is.
+    """
+
+    def __init__(self, run_folder: Path, settings: dict[str, Any]) -> None:
+        for name, value in WANDB_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        self.wandb = importlib.import_module("wandb")
+        self.state = run_folder / "wandb.json"
+        known = read_json_object(self.state) if self.state.exists() else {"id": secrets.token_hex(4), "row": -1}
+        self.id, self.row = known["id"], known["row"]
+        self.save()
+        self.run = self.wandb.init(
+            project=os.environ.get("WANDB_PROJECT", WANDB_PROJECT),
+            name=run_folder.name,
+            dir=run_folder,
+            config=settings,
+            id=self.id,
+            resume="allow",
+        )
+        self.run.define_metric("step")
+        self.run.define_metric("*", step_metric="step")
+
+    def metrics(self, line: dict[str, float]) -> None:
+        self.log(3 * int(line["step"]) + ("val_loss" in line), line)
+
+    def cases(self, step: int, cases: list[dict[str, str]]) -> None:
+        table = self.wandb.Table(columns=list(cases[0]), data=[list(case.values()) for case in cases])
+        self.log(3 * step + 2, {"step": step, "generated_conversations": table})
+
+    def log(self, row: int, values: dict[str, Any]) -> None:
+        if row > self.row:
+            self.run.log(values, step=row)
+            self.row = row
+
+    def rewind(self) -> None:
+        """Nothing to take back: the rows that come again are known by their numbers."""
+
+    def save(self) -> None:
+        write_json(self.state, {"id": self.id, "row": self.row})
+
+    def finish(self, complete: bool) -> None:
+        self.run.finish(exit_code=0 if complete else 1)
+
+
+class TensorBoardTracker:
+    """The whole file is written anew each time, behind a mark by which TensorBoard forgets what stood there before."""
+
+    def __init__(self, run_folder: Path, settings: dict[str, Any]) -> None:
+        self.folder = run_folder / "tensorboard"
+        indented = "\n".join("    " + line for line in json.dumps(settings, indent=2, ensure_ascii=False).split("\n"))
+        self.settings = printable(indented)  # Markdown leaves an indented block as it is
+        self.open()
+
+    def open(self) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(self.folder, purge_step=0)
+        self.writer.add_text("settings", self.settings, 0)
+
+    def metrics(self, line: dict[str, float]) -> None:
+        for name, value in line.items():
+            if name not in ("step", "epoch"):
+                self.writer.add_scalar(name, value, int(line["step"]))
+
+    def cases(self, step: int, cases: list[dict[str, str]]) -> None:
+        self.writer.add_text("generated_conversations", markdown_table(cases), step)
+
+    def rewind(self) -> None:
+        self.writer.close()
+        self.open()
+
+    def save(self) -> None:
+        self.writer.flush()
+
+    def finish(self, complete: bool) -> None:
+        self.writer.close()
+
+
+TRACKERS = {"wandb": WandbTracker, "tensorboard": TensorBoardTracker}
+
+
+def markdown_table(cases: list[dict[str, str]]) -> str:
+    """`cases` as a table in which every text is shown as it is, whatever Markdown or HTML it holds."""
+    rows = [list(cases[0]), *(list(case.values()) for case in cases)]
+    lines = ["| " + " | ".join(map(markdown_cell, row)) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def markdown_cell(text: str) -> str:
+    lines = (printable(line) for line in text.splitlines())
+    return "<br>".join(re.sub(r"[^\w\s]|_", lambda symbol: f"&#{ord(symbol[0])};", line) for line in lines)
+
+
+def read_unicode(path: Path) -> Any:
+    """A JSON file's content; half surrogates, which no tracker can encode, become question marks."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(json.dumps(content, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def mirror(kind: str, run_folder: Path, ended: threading.Event) -> None:
+    """Show what is in `run_folder` and what comes, until the run has ended and everything is shown."""
+    tracker = TRACKERS[kind](run_folder, read_unicode(run_folder / "settings.json"))
+    metrics = MetricsFile(run_folder / "metrics.jsonl")
+    step, over = 0, False
+    while not over:
+        over = ended.wait(POLL)  # before the reading: what was written until the end is read
+        lines, cut = metrics.read()
+        if cut:
+            tracker.rewind()
+        for line in lines:
+            if "val_loss" in line:
+                line["perplexity"] = math.exp(min(line["val_loss"], 700))  # e ** 710 is no float
+            tracker.metrics(line)
+            step = int(line["step"])
+        if lines:
+            tracker.save()
+    # Cases older than the last metrics are those of a run that was gone on with, and that did not get that far again.
+    cases = run_folder / "generated_conversations.json"
+    complete = cases.exists() and cases.stat().st_mtime_ns >= metrics.path.stat().st_mtime_ns
+    if complete and (content := read_unicode(cases)):
+        tracker.cases(step, content)
+        tracker.save()
+    tracker.finish(complete)
+
+
+def wait_for_end(ended: threading.Event) -> None:
+    # Not sys.stdin: its lock, held by a thread that waits, makes Python's own end a fatal error.
+    while os.read(0, 4096):
+        pass
+    ended.set()
+
+
+def main() -> None:
+    ended = threading.Event()
+    threading.Thread(target=wait_for_end, args=(ended,), daemon=True).start()
+    if hasattr(os, "nice"):
+        os.nice(10)  # the training goes first
+    mirror(sys.argv[1], Path(sys.argv[2]), ended)
+
+
+if __name__ == "__main__":
+    main()
