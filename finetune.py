@@ -16,6 +16,7 @@ from run_folder import (
     resumable,
 )
 from settings import FinetuneSettings
+from training.mirror import check_tracker, mirrored
 
 if TYPE_CHECKING:
     from gpt_model import GPTModel
@@ -37,6 +38,7 @@ def finetune(settings: FinetuneSettings) -> None:
     """
     started = time.perf_counter()
     lock = lock_run_folder(settings.run.resume) if settings.run.resume else None
+    check_tracker(settings.run.track)
     check_output_path(settings.output, [settings.data.locate()])
     source, template = open_data(settings.data)
     folder = find_model_folder(settings.model.name, settings.model.model_path, weights=False)
@@ -66,7 +68,7 @@ def finetune(settings: FinetuneSettings) -> None:
     fingerprints = {"conversations": fingerprint(data), "model": weights_checksum(folder)}
     checkpoints = open_run(settings, fingerprints, len(datasets["train"]), 4 * size.parameters, machine)
     run_folder = checkpoints.folder.parent
-    with resumable(run_folder):
+    with resumable(run_folder), mirrored(settings.run.track if machine.primary else "none", run_folder):
         if machine.primary:
             lock = lock or lock_run_folder(run_folder)
             copy_vocabulary(folder, run_folder / "model", data.conversations.renderer.tokenizer)  # it may change

@@ -3,10 +3,11 @@
 import contextlib
 import json
 import math
+import operator
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -121,12 +122,26 @@ def parse_finetune_settings(arguments: list[str] | None = None) -> FinetuneSetti
     if typed.run.resume is None:
         return typed
     recorded = read_settings(typed.run.resume)
-    settings = parse_command_line(FinetuneSettings, arguments, default=recorded)
+    # A switch is on when the run has it on, or the command line.
+    settings = parse_command_line(FinetuneSettings, arguments, default=map_switches(lambda *_: False, recorded))
+    settings = map_switches(operator.or_, settings, recorded)
     if settings.preview:
         raise UserError("--preview shows a new run: leave out --resume")
     if problems := changed_options(recorded, settings):
         raise UserError(f"{typed.run.resume} can't go on like this: {'; '.join(problems)}; or start a new run")
     return settings
+
+
+def map_switches(function: Callable[..., bool], *settings: Any) -> Any:
+    """The first of `settings` with each field that is true or false replaced by `function` of the values in all."""
+    changes = {}
+    for field in fields(settings[0]):
+        values = [getattr(each, field.name) for each in settings]
+        if is_dataclass(values[0]):
+            changes[field.name] = map_switches(function, *values)
+        elif isinstance(values[0], bool):
+            changes[field.name] = function(*values)
+    return replace(settings[0], **changes)
 
 
 def read_settings(folder: Path) -> FinetuneSettings:

@@ -207,6 +207,7 @@ class TestEarlyStopping:
         losses = logged(tmp_path, "val_loss")
         assert len(losses) - 1 - losses.index(min(losses)) == 2
         assert state.step < state.steps == 60
+        assert state.after
         assert state.after.val == pytest.approx(min(losses), abs=1e-6)
         measured = training.loop.evaluate(trained, make_dataset(40), 100, CPU)
         assert measured == state.after.val

@@ -81,6 +81,8 @@ def test_training_learns_and_logs(model, tmp_path):
     optimizer = make_optimizer(model, settings)
     state = fit(model, dataset, make_dataset(10, 12), settings, tmp_path, optimizer=optimizer)
     before, after = state.before, state.after
+    assert before
+    assert after
     assert before.train == pytest.approx(math.log(101), abs=0.2)
     assert after.train < before.train / 2
     assert after.train == pytest.approx(evaluate(model, dataset, END, CPU))

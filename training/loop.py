@@ -4,9 +4,8 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import count
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -37,27 +36,41 @@ class Examples(NamedTuple):
     padding_id: int
 
 
-@dataclass
 class Run:
-    """What the pieces of a training run share. `shared` is `model`, wrapped where several processes train it."""
+    """A training run: what its pieces share, and where it has come to (`state`); begun anew or from its checkpoint."""
 
-    model: nn.Module
-    shared: nn.Module
-    optimizer: Optimizer
-    scaler: torch.amp.GradScaler
-    examples: Examples
-    settings: TrainingSettings
-    machine: Machine
-    state: RunState
-    progress: Progress
-    checkpoints: Checkpoints
-    saved_step: int
-    saved_at: float = field(default_factory=time.monotonic)
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        examples: Examples,
+        settings: TrainingSettings,
+        machine: Machine,
+        checkpoints: Checkpoints,
+        saving: RunSettings,
+    ) -> None:
+        self.model, self.optimizer, self.examples, self.settings = model, optimizer, examples, settings
+        self.machine, self.checkpoints, self.saving = machine, checkpoints, saving
+        self.steps_per_epoch, steps = settings.steps(len(examples.train))
+        self.evaluate_every = settings.evaluate_every or self.steps_per_epoch
+        self.state = checkpoints.load(model, optimizer) or RunState()
+        self.state.steps = self.state.steps if self.state.measured else steps
+        self.scaler = machine.gradient_scaler(self.state.scaler)
+        self.shared = machine.share(model)  # where several processes train it: wrapped
+        run_folder = checkpoints.folder.parent
+        self.progress = Progress(run_folder, self.state, self.steps_per_epoch, machine.primary)
+        self.pace = Pace(run_folder, settings, self.evaluate_every, machine)
+        self.saved_step, self.saved_at = self.state.step, time.monotonic()
+
+    @property
+    def epoch_is_over(self) -> bool:
+        return self.state.step > 0 and self.state.step % self.steps_per_epoch == 0
 
     def step(self, batches: Sequence[Sequence[int]]) -> None:
         """The next optimizer step, over the examples of these numbers, and its line in the log."""
         settings, machine = self.settings, self.machine
         step = self.state.step + 1
+        self.progress.resume_clock()
         padding_id = self.examples.padding_id
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, self.state.steps, settings)
@@ -80,18 +93,27 @@ class Run:
         self.state.step = step
         self.progress.step(loss, learned, norm)
 
-    def evaluation_is_due(self, every: int) -> bool:
-        """Before the first step, each `every` steps, and after the last; not again after a checkpoint has told it."""
+    def evaluation_is_due(self) -> bool:
+        """Before the first step, after some, and after the last; not again when a checkpoint knows its result."""
         step, done = self.state.step, self.state.evaluations
-        return (step % every == 0 or step >= self.state.steps) and (not done or done[-1][0] != step)
+        due = step % self.evaluate_every == 0 or step >= self.state.steps
+        return due and (not done or done[-1][0] != step)
 
-    def measure_val(self) -> float:
-        """The loss of the weights as they are, on the validation part."""
-        return evaluate(self.model, self.examples.val, self.examples.padding_id, self.machine)
+    def measure(self) -> tuple[float, float | None]:
+        """The validation loss of the weights as they are, and at both ends of the run that of the training part too."""
+        started = time.perf_counter()
+        at_an_end = self.state.step == 0 or self.state.step >= self.state.steps
+        train_loss = self.evaluate("train") if at_an_end else None
+        val_loss = self.evaluate("val")
+        self.pace.evaluation_seconds = time.perf_counter() - started
+        return val_loss, train_loss
 
-    def measure_train(self) -> float:
-        """The same on the first examples of the training part."""
-        return evaluate(self.model, self.examples.train, self.examples.padding_id, self.machine, TRAIN_SAMPLE)
+    def evaluate(self, part: Literal["train", "val"]) -> float:
+        """The loss on the validation part, or on the first examples of the training part."""
+        train_set, val_set, padding_id = self.examples
+        if part == "train":
+            return evaluate(self.model, train_set, padding_id, self.machine, TRAIN_SAMPLE)
+        return evaluate(self.model, val_set, padding_id, self.machine)
 
     def record(self, val_loss: float, train_loss: float | None) -> None:
         """Note the losses of an evaluation, and with `--early-stopping` the weights if they are the best so far."""
@@ -114,11 +136,12 @@ class Run:
         state = self.state
         if state.kept not in (-1, state.step):
             self.checkpoints.load_best(self.model, state.kept)
-            state.after = Losses(self.measure_train(), self.measure_val())
+            state.after = Losses(self.evaluate("train"), self.evaluate("val"))
             self.progress.kept()
 
-    def minutes_unsaved(self) -> float:
-        return (time.monotonic() - self.saved_at) / 60
+    def save_is_due(self) -> bool:
+        minutes = self.saving.checkpoint_minutes
+        return self.epoch_is_over if minutes == 0 else time.monotonic() - self.saved_at > 60 * minutes
 
     def save(self) -> None:
         """Write a checkpoint, unless it would hold nothing new. A full disk costs the checkpoint, not the run."""
@@ -159,48 +182,33 @@ def train(
         UserError: a loss that is no number.
         KeyboardInterrupt: stopped; its text says where.
     """
-    steps_per_epoch, steps = settings.steps(len(examples.train))
-    evaluate_every = settings.evaluate_every or steps_per_epoch
-    state = checkpoints.load(model, optimizer) or RunState()
-    state.steps = state.steps if state.measured else steps
-    progress = Progress(checkpoints.folder.parent, state, steps_per_epoch, machine.primary)
-    pace = Pace(progress.run_folder, settings, evaluate_every, machine)
-    scaler = machine.gradient_scaler(state.scaler)
-    shared = machine.share(model)
-    run = Run(model, shared, optimizer, scaler, examples, settings, machine, state, progress, checkpoints, state.step)
-    plan = all_steps(examples.train.lengths(), settings, state.step)
+    run = Run(model, optimizer, examples, settings, machine, checkpoints, saving)
+    state, plan = run.state, all_steps(examples.train.lengths(), settings, run.state.step)
     with StopSignals(machine) as signals:
         try:
             while True:
-                epoch_over = state.step > 0 and state.step % steps_per_epoch == 0
-                if epoch_over:
-                    after_epoch(state.step // steps_per_epoch)
-                if run.evaluation_is_due(evaluate_every):
-                    started = time.perf_counter()
-                    at_an_end = state.step == 0 or state.step >= state.steps
-                    train_loss = run.measure_train() if at_an_end else None
-                    val_loss = run.measure_val()
-                    pace.evaluation_seconds = time.perf_counter() - started
+                if run.epoch_is_over:
+                    after_epoch(state.step // run.steps_per_epoch)
+                if run.evaluation_is_due():
+                    losses = run.measure()
                     with signals.whole():
-                        run.record(val_loss, train_loss)
+                        run.record(*losses)
                 if state.step >= state.steps or run.is_hopeless():
                     break
-                minutes = saving.checkpoint_minutes
-                if epoch_over if minutes == 0 else run.minutes_unsaved() > minutes:
+                if run.save_is_due():
                     with signals.whole():
                         run.save()
-                progress.resume_clock()
                 with signals.whole():
                     run.step(next(plan))
                 signals.check()
-                pace.measure(state, progress)
+                run.pace.measure(state, run.progress)
         except KeyboardInterrupt:
             run.save()
             raise KeyboardInterrupt(f" after step {state.step} of {state.steps}") from None
     if saving.keep_checkpoint:
         run.save()
-    progress.bar.close()
     run.choose_weights()
+    run.progress.bar.close()
     return state
 
 

@@ -21,6 +21,7 @@ import secrets
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,13 @@ WANDB_ENVIRONMENT = {  # variables rather than arguments: the user's own win, an
 
 
 def check_tracker(kind: str) -> None:
-    """Find out before the work, not after it, whether the tracker can be loaded.
+    """Find out before the work, not after it, whether the tracker of `--track` can be loaded.
 
     Raises:
         UserError: its package is not installed.
     """
+    if kind == "none":
+        return
     spec = importlib.util.find_spec(kind)
     if spec is None or spec.origin is None:  # a mere folder has no origin: wandb leaves one of its name behind
         raise UserError(f'--track {kind}: the package is not installed; pip install "{REQUIREMENTS[kind]}"')
@@ -105,6 +108,19 @@ def start_mirror(kind: str, run_folder: Path) -> Mirror:
     return Mirror(kind, process, log)
 
 
+@contextlib.contextmanager
+def mirrored(kind: str, run_folder: Path) -> Iterator[None]:
+    """Mirror what is done inside; afterwards wait for the last upload, and say if it failed.
+
+    Raises:
+        UserError: the mirror's log cannot be written.
+    """
+    mirror = None if kind == "none" else start_mirror(kind, run_folder)
+    yield  # of a run that is stopped here, the mirror shows what was reached, and ends
+    if mirror and (line := mirror.finish()):
+        print(line)
+
+
 class MetricsFile:
     """A `metrics.jsonl` that grows, and that a resumed run may have cut."""
 
@@ -154,11 +170,12 @@ class WandbTracker:
         self.run.define_metric("*", step_metric="step")
 
     def metrics(self, line: dict[str, float]) -> None:
-        self.log(3 * int(line["step"]) + ("val_loss" in line), line)
+        place = 0 if "train_loss" in line else 1 if "val_loss" in line else 2  # the order within a step
+        self.log(4 * int(line["step"]) + place, line)
 
     def cases(self, step: int, cases: list[dict[str, str]]) -> None:
         table = self.wandb.Table(columns=list(cases[0]), data=[list(case.values()) for case in cases])
-        self.log(3 * step + 2, {"step": step, "generated_conversations": table})
+        self.log(4 * step + 3, {"step": step, "generated_conversations": table})
 
     def log(self, row: int, values: dict[str, Any]) -> None:
         if row > self.row:

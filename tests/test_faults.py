@@ -1,0 +1,261 @@
+"""What befalls a run from outside: it is killed, stopped, started twice, or resumed with something changed."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import PROJECT, refused
+from run_folder import lock_run_folder
+
+RUN = ("--epochs", 3, "--batch-size", 1, "--checkpoint-minutes", 1e-9, "--max-new-tokens", 20)
+RESULTS = ("model/model.safetensors", "metrics.jsonl", "generated_conversations.json", "train_data.txt")
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="signals are sent the POSIX way")
+
+
+def start(work: Path, *arguments: object, **options) -> subprocess.Popen[str]:
+    """The command in the background."""
+    return subprocess.Popen(
+        [sys.executable, str(PROJECT / "finetune.py"), *map(str, arguments)],
+        cwd=work,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUTF8": "1"},
+        **options,
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.002)
+
+
+def same_results(left: Path, right: Path) -> bool:
+    return all((left / name).read_bytes() == (right / name).read_bytes() for name in RESULTS)
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@POSIX
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(work, command, kills):
+    """The bundled model, SIGKILL anywhere between the making of the run folder and the end, saving included."""
+    chance = random.Random(kills)
+    assert command("finetune.py", *RUN, "--run-dir", "unbroken").returncode == 0
+    unbroken = work / "unbroken"
+    began = (unbroken / "settings.json").stat().st_mtime
+    seconds = (unbroken / "generated_conversations.json").stat().st_mtime - began
+    for number in range(kills):
+        folder = work / f"killed-{number}"
+        process = start(work, *RUN, "--run-dir", folder)
+        wait_for((folder / "settings.json").exists, process)
+        time.sleep(chance.uniform(0, seconds))
+        process.kill()
+        process.communicate()
+        if not (folder / "generated_conversations.json").exists():
+            done = command("finetune.py", "--resume", folder)
+            assert done.returncode == 0, done.stderr
+        assert same_results(unbroken, folder), number
+        assert not list(folder.rglob("*.tmp"))
+        assert not (folder / "checkpoint").exists()
+        shutil.rmtree(folder)
+
+
+@POSIX
+def test_killed_in_the_middle_of_saving(work, command, model_folder):
+    """Whenever a half-written file is seen, the run is killed: again and again, until it is through."""
+    assert command("finetune.py", "--model", model_folder, *RUN, "--run-dir", "unbroken").returncode == 0
+    folder, kills = work / "killed", 0
+    process = start(work, "--model", model_folder, *RUN, "--run-dir", folder)
+    while process.poll() is None:
+        if kills < 4 and lines(folder / "metrics.jsonl") > 3 * kills and list(folder.rglob(".*.tmp")):
+            process.kill()
+            process.communicate()
+            kills += 1
+            process = start(work, "--resume", folder)
+    assert process.communicate()[0].count("error") == 0
+    assert process.returncode == 0
+    assert kills > 0
+    assert same_results(work / "unbroken", folder)
+
+
+@POSIX
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_politely_it_saves_and_says_how_to_go_on(work, command, model_folder, number):
+    epochs = ("--model", model_folder, "--epochs", 8, "--dropout", 0.1)
+    assert command("finetune.py", *epochs, "--run-dir", "unbroken").returncode == 0
+    process = start(work, *epochs, "--run-dir", "run")
+    wait_for(lambda: lines(work / "run" / "metrics.jsonl") > 10, process)
+    process.send_signal(number)
+    output = process.communicate()[0]
+    assert process.returncode == 130
+    assert "Traceback" not in output
+    assert "checkpoint: step " in output
+    assert "of 32; go on with: python finetune.py --resume run" in output
+    done = command("finetune.py", "--resume", "run")
+    assert done.returncode == 0, done.stderr
+    assert "going on after step " in done.stdout
+    assert same_results(work / "unbroken", work / "run")
+
+
+@POSIX
+def test_stopped_in_the_middle_of_generation(work, command, model_folder):
+    """The training is over: its model is taken, and only the generation is done again."""
+    long = ("--model", model_folder, "--epochs", 1, "--max-new-tokens", 2000)
+    assert command("finetune.py", *long, "--run-dir", "unbroken").returncode == 0
+    process = start(work, *long, "--run-dir", "run")
+    wait_for((work / "run" / "checkpoint" / "trained.json").exists, process)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate()[0]
+    assert process.returncode == 130, output
+    assert "go on with: python finetune.py --resume run" in output
+    done = command("finetune.py", "--resume", "run")
+    assert "the training was over after 4 steps" in done.stdout
+    assert same_results(work / "unbroken", work / "run")
+
+
+@POSIX
+def test_killed_before_the_first_checkpoint_it_starts_again(work, command, model_folder):
+    options = ("--model", model_folder, "--epochs", 8)
+    assert command("finetune.py", *options, "--run-dir", "unbroken").returncode == 0
+    process = start(work, *options, "--run-dir", "run")
+    wait_for(lambda: lines(work / "run" / "metrics.jsonl") > 10, process)
+    process.kill()
+    process.communicate()
+    assert command("finetune.py", "--resume", "run").returncode == 0
+    assert same_results(work / "unbroken", work / "run")
+
+
+@POSIX
+@pytest.mark.parametrize(("megabytes", "code"), [(60, 0), (10, 2)])
+def test_no_room_on_the_disk(work, megabytes, code):
+    """A limit on the size of a file: 60 MB stop the checkpoints (91 MB), 10 MB the model too (30 MB)."""
+    import resource
+
+    limit = (megabytes << 20, megabytes << 20)
+    process = start(work, *RUN, "--run-dir", "run", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
+    output = process.communicate()[0]
+    assert process.returncode == code, output
+    assert "no checkpoint of step 1: cannot write" in output
+    assert "Traceback" not in output
+    assert not list((work / "run").rglob("*.tmp"))
+    if code:
+        assert "error: cannot write run/model/model.safetensors" in output.replace(os.sep, "/")
+
+
+@pytest.fixture
+def stopped(work, command, model_folder) -> Path:
+    """A run that was stopped after some steps."""
+    (work / "data.json").write_bytes((PROJECT / "llm_train_text.json").read_bytes())
+    options = ("--model", model_folder, "--data", "data.json", "--epochs", 2, "--max-new-tokens", 10)
+    done = command("finetune.py", *options, "--run-dir", "run", "--keep-checkpoint")
+    assert done.returncode == 0, done.stderr
+    (work / "run" / "generated_conversations.json").unlink()
+    return work / "run"
+
+
+def test_another_run_in_the_same_folder_is_refused(stopped, command):
+    lock = lock_run_folder(stopped)
+    assert "another run is working in this folder" in refused(command("finetune.py", "--resume", stopped))
+    assert lock
+    lock.release()
+    assert command("finetune.py", "--resume", stopped).returncode == 0
+
+
+def test_a_changed_option_is_refused_by_name(stopped, command):
+    done = command("finetune.py", "--resume", stopped, "--learning-rate", 0.001, "--shuffle", "--seed", 123)
+    line = refused(done)
+    assert "--shuffle True: the run has False; --learning-rate 0.001: the run has 5e-05" in line or (
+        "--shuffle True: the run has False; --learning-rate 0.001: the run has 0.00012" in line
+    )
+    assert "--seed" not in line
+    line = refused(command("finetune.py", "--resume", stopped, "--epochs", 1))
+    assert "--epochs 1: the run has 2, and can only be made longer" in line
+    line = refused(command("finetune.py", "--resume", stopped, "--precision", "bf16"))
+    assert "--precision bf16: the run has auto; --resume-inexactly allows it" in line
+
+
+def test_changed_conversations_or_another_model_are_refused(stopped, command, work, model_folder):
+    data = (work / "data.json").read_bytes()
+    (work / "data.json").write_bytes(data.replace(b"guitar", b"violin"))
+    assert "since it began, the conversations have changed" in refused(command("finetune.py", "--resume", stopped))
+    (work / "moved.json").write_bytes(data)
+    weights = model_folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    done = command("finetune.py", "--resume", stopped, "--data", "moved.json")
+    assert "since it began, the model has changed" in refused(done)
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    done = command("finetune.py", "--resume", stopped, "--data", "moved.json")
+    assert done.returncode == 0, done.stderr
+
+
+def test_another_machine_must_be_asked_for(stopped, command):
+    line = refused(command("finetune.py", "--resume", stopped, OMP_NUM_THREADS="2"))
+    assert "threads 1 → 2" in line
+    assert "--resume-inexactly" in line
+    done = command("finetune.py", "--resume", stopped, "--resume-inexactly", "--precision", "bf16", "--epochs", 3)
+    assert done.returncode == 0, done.stderr
+    assert 'the machine has changed: precision "' in done.stdout or "going on after step 8" in done.stdout
+    settings = json.loads((stopped / "settings.json").read_text())
+    assert settings["machine"]["precision"] == "bf16"
+
+
+def test_a_finished_run_says_so(stopped, command):
+    assert command("finetune.py", "--resume", stopped, "--keep-checkpoint").returncode == 0
+    assert "is finished; more --epochs" in refused(command("finetune.py", "--resume", stopped))
+    done = command("finetune.py", "--resume", stopped, "--epochs", 3)
+    assert done.returncode == 0, done.stderr
+    assert "going on after step 8" in done.stdout
+    assert json.loads((stopped / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 12
+
+
+def test_a_checkpoint_of_another_run_is_refused(stopped, command, work):
+    shutil.copytree(stopped, work / "other")
+    done = command("finetune.py", "--model", stopped, "--epochs", 1, "--run-dir", "third", "--keep-checkpoint")
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(work / "other" / "checkpoint")
+    shutil.copytree(work / "third" / "checkpoint", work / "other" / "checkpoint")
+    (work / "other" / "checkpoint" / "trained.json").unlink()
+    assert "belongs to another run" in refused(command("finetune.py", "--resume", "other"))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("{", "is not valid JSON"), ("[]", "does not hold a JSON object"), ('{"model": 3}', "not the settings of this")],
+)
+def test_damaged_settings(stopped, command, content, reason):
+    (stopped / "settings.json").write_text(content)
+    assert reason in refused(command("finetune.py", "--resume", stopped))
+
+
+def test_what_is_no_run(command, work):
+    assert "no settings.json there" in refused(command("finetune.py", "--resume", "nowhere"))
+    line = refused(command("finetune.py", "--resume", ".", "--run-dir", "x", "--checkpoint-minutes", -1))
+    assert "--resume goes on in the folder of its run" in line
+    assert "--checkpoint-minutes -1.0" in line
+    assert "--resume-inexactly: which run?" in refused(command("finetune.py", "--resume-inexactly"))
+
+
+def test_a_model_folder_for_each_epoch(command, work, model_folder):
+    options = ("--model", model_folder, "--epochs", 2, "--max-new-tokens", 5, "--run-dir", "run", "--keep-epochs")
+    assert command("finetune.py", *options).returncode == 0
+    last, first = work / "run" / "epochs" / "2", work / "run" / "epochs" / "1"
+    weights = [folder / "model.safetensors" for folder in (first, last, work / "run" / "model")]
+    assert weights[1].read_bytes() == weights[2].read_bytes() != weights[0].read_bytes()
+    done = command("finetune.py", "--model", first, "--max-steps", 1, "--max-new-tokens", 5)
+    assert done.returncode == 0, done.stderr
