@@ -27,7 +27,7 @@ MAY_SEE = {
     "find_model": {"files", "download_model"},
     "load_gpt2_weights": {"files", "gpt_model", "dialogues", "download_model"},
     "prepare": {"files", "settings", "gpt_model", "dialogues", "training"},
-    "training": {"files", "settings", "dialogues"},
+    "training": {"files", "settings", "gpt_model", "dialogues"},
     "results": {"files", "settings", "gpt_model", "dialogues"},
 }
 
