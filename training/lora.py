@@ -33,8 +33,8 @@ class LoRALinear(Linear):
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank))  # the first step starts from the base model
 
     def forward(self, input: Tensor) -> Tensor:
-        change = F.linear(F.linear(input, self.lora_A), self.lora_B)
-        return linear(input, self.weight, self.bias) + SCALE * change
+        low = SCALE * F.linear(input, self.lora_A)  # (..., R): the scale where there is the least to multiply
+        return linear(input, self.weight, self.bias) + F.linear(low, self.lora_B)
 
     def merge(self, weight: Tensor) -> Tensor:
         """`weight` (out, in), in fp32, with the change added."""
