@@ -199,11 +199,13 @@ def test_the_loop_trains_it(model_folder, tmp_path):
 
 
 def test_bf16_follows_fp32(model_folder):
-    """The same steps, with the frozen base in bf16 and the residual stream in fp32."""
-    exact, rounded = adapted(model_folder, 3), adapted(model_folder, 3, torch.bfloat16)
+    """The same steps, with a frozen base in bf16 or cast to it, and the residual stream in fp32."""
+    exact, rounded, cast = adapted(model_folder, 3), adapted(model_folder, 3, torch.bfloat16), adapted(model_folder, 3)
     with torch.no_grad(), BF16.autocast():
         assert rounded.hidden_states(some_ids()).dtype == torch.float32
-    np.testing.assert_allclose(take_steps(rounded, BF16), take_steps(exact), rtol=2e-3)
+    losses = take_steps(exact)
+    np.testing.assert_allclose(take_steps(rounded, BF16), losses, rtol=2e-3)
+    np.testing.assert_allclose(take_steps(cast, BF16), losses, rtol=2e-3)
     with torch.no_grad():
         ids = some_ids(403)
         assert F.cosine_similarity(rounded(ids), exact(ids), dim=-1).min() > 0.999
