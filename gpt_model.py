@@ -38,6 +38,8 @@ PUBLISHED = {
     "gpt2-xl": GPTConfig(n_layer=48, n_head=25, n_embd=1600),
 }
 
+HEAD_ROWS = 512  # of a bf16 embedding, multiplied at a time where they have to be cast to fp32
+
 
 class KVCache:
     """Keys and values of every token so far, so that the next token costs one token and not all of them again.
@@ -86,7 +88,8 @@ class CastLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         dtype = torch.get_autocast_dtype(x.device.type)
         x = x.to(dtype)
-        ctx.save_for_backward(x, weight)
+        # x is half of what training remembers, and only the weight's gradient asks for it: not where that is frozen.
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         y = x.new_empty(*x.shape[:-1], len(weight))
         with torch.autocast(x.device.type, enabled=False):
             for rows in row_blocks(weight):
@@ -97,16 +100,18 @@ class CastLinear(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        flat_x, flat_y = x.flatten(0, -2), grad_y.flatten(0, -2)  # (B * T, in), (B * T, out)
-        grad_x = torch.zeros_like(flat_x, dtype=weight.dtype) if needs_x else None
+        flat_y = grad_y.flatten(0, -2)  # (B * T, out)
+        grad_x = weight.new_zeros(len(flat_y), weight.size(1)) if needs_x else None  # (B * T, in)
         grad_weight = torch.empty_like(weight) if needs_weight else None
         for rows in row_blocks(weight):
             if grad_x is not None:
                 grad_x += flat_y[:, rows] @ weight[rows].to(grad_y.dtype)
             if grad_weight is not None:
-                grad_weight[rows] = flat_y[:, rows].t() @ flat_x
+                grad_weight[rows] = flat_y[:, rows].t() @ x.flatten(0, -2)
         grad_bias = flat_y.sum(0, dtype=weight.dtype) if needs_bias else None
-        return None if grad_x is None else grad_x.to(x.dtype).view_as(x), grad_weight, grad_bias
+        if grad_x is not None:
+            grad_x = grad_x.to(grad_y.dtype).view(*grad_y.shape[:-1], weight.size(1))
+        return grad_x, grad_weight, grad_bias
 
 
 def row_blocks(weight: Tensor) -> Iterator[slice]:
@@ -117,15 +122,34 @@ def row_blocks(weight: Tensor) -> Iterator[slice]:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., in) times weight (out, in) → (..., out), in autocast's precision where that is on."""
+    """x (..., in) times weight (out, in) → (..., out), in autocast's precision where that is on.
+
+    Without autocast the result has the precision of x, and a bf16 weight is multiplied in bf16.
+    """
     if torch.is_autocast_enabled(x.device.type):
-        return CastLinear.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
-    return F.linear(x, weight, bias)
+        if weight.dtype == torch.float32:
+            return CastLinear.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
+        return F.linear(x, weight, bias)  # frozen in autocast's precision: nothing to cast, nothing to remember
+    if weight.dtype == x.dtype:
+        return F.linear(x, weight, bias)
+    y = F.linear(x.to(weight.dtype), weight).to(x.dtype)
+    return y if bias is None else y + bias
 
 
 class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
         """Nothing: GPTModel initialises all of its parameters, or takes loaded ones."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x (..., C) → (..., V): the token embedding read backwards (Press and Wolf 2017).
+
+        GPT-2's logits lie about -100, where the numbers of bf16 are half a unit apart: the likeliest token would be
+        drawn by lot. So a bf16 embedding is multiplied in the precision of x, of which a block stays in the processor's
+        cache.
+        """
+        if torch.is_autocast_enabled(x.device.type) or self.weight.dtype == x.dtype:
+            return linear(x, self.weight)
+        return torch.cat([F.linear(x, rows.to(x.dtype)) for rows in self.weight.split(HEAD_ROWS)], dim=-1)
 
 
 class Linear(nn.Linear):
@@ -243,7 +267,7 @@ class GPTModel(nn.Module):
         return self.logits(self.hidden_states(ids, cache)[:, -1])
 
     def logits(self, x: Tensor) -> Tensor:
-        return linear(x, self.wte.weight)
+        return self.wte.logits(x)
 
 
 def count_parameters(config: GPTConfig) -> int:

@@ -4,9 +4,10 @@ A model folder has the published Hugging Face layout: `config.json`, `model.safe
 `vocab.json`, `merges.txt`. Folders written here load in transformers, and the other way round.
 """
 
+import json
 import pickle
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from typing import Any
 import tiktoken
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dialogues.chat_template import chat_template
@@ -53,11 +53,17 @@ FIXED_CONFIG = {
 LARGEST = 1 << 20  # of any number in a configuration: a damaged file must not ask for more memory than there is
 
 
-def load_model(folder: Path, dropout: float = 0.0) -> tuple[GPTModel, tiktoken.Encoding]:
-    """Load a model folder: the model in fp32 on the CPU, and its tokenizer.
+SAFETENSORS_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+def load_model(
+    folder: Path, dropout: float = 0.0, dtype: torch.dtype = torch.float32
+) -> tuple[GPTModel, tiktoken.Encoding]:
+    """Load a model folder: the model on the CPU, and its tokenizer.
 
     Takes one copy of the weights in memory: the model is built without storage, and each tensor is read, converted and
-    put in its place before the next one is touched.
+    put in its place before the next one is touched. The matrices of the layers and the token embedding, nearly all of a
+    model, get `dtype`; positions, biases and norms are fp32, so that what the layers add up stays fp32.
 
     Raises:
         UserError: damaged files, or tensors or a vocabulary that don't fit `config.json`; everything wrong is listed.
@@ -71,15 +77,39 @@ def load_model(folder: Path, dropout: float = 0.0) -> tuple[GPTModel, tiktoken.E
         )
     with torch.device("meta"):
         model = GPTModel(config, dropout)
-    path = next(folder / name for name in WEIGHT_FILES if (folder / name).exists())
-    shapes, read = open_weights(path)
-    stored_names = match_tensors(shapes, model, path)
-    head = stored_names.pop("lm_head.weight", None)
-    state = {name: own_copy(read(stored), name.endswith(TRANSPOSED)) for name, stored in stored_names.items()}
-    if head is not None and not torch.equal(read(head).float(), state["wte.weight"]):
-        raise UserError(f"{path}: lm_head.weight differs from wte.weight; an untied output head is not supported")
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(dict(read_weights(folder, dtype)), assign=True)
     return model, tokenizer
+
+
+def read_weights(folder: Path, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of a model folder, each with its name, one at a time; see `load_model` for their types.
+
+    Raises:
+        UserError: a damaged file, or tensors that don't fit `config.json`.
+    """
+    config = read_config(folder / "config.json")
+    path = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), folder / WEIGHT_FILES[0])
+    shapes, read = open_weights(path)
+    stored_names = match_tensors(shapes, parameter_shapes(config), path)
+    head = stored_names.pop("lm_head.weight", None)
+    for name, stored in stored_names.items():
+        wanted = dtype if name.endswith((*TRANSPOSED, "wte.weight")) else torch.float32
+        tensor = own_copy(read(stored), name.endswith(TRANSPOSED), wanted)
+        if name == "wte.weight" and head is not None and not torch.equal(own_copy(read(head), False, wanted), tensor):
+            raise UserError(f"{path}: lm_head.weight differs from wte.weight; an untied output head is not supported")
+        yield name, tensor
+
+
+def parameter_shapes(config: GPTConfig) -> dict[str, torch.Size]:
+    """The shape of each parameter, by name, as they are stored in a file."""
+    with torch.device("meta"):
+        parameters = GPTModel(config).named_parameters()
+    return {name: as_stored(name, parameter).shape for name, parameter in parameters}
+
+
+def as_stored(name: str, parameter: Tensor) -> Tensor:
+    """A view of a parameter as the published files have it."""
+    return parameter.detach().t() if name.endswith(TRANSPOSED) else parameter.detach()
 
 
 def add_embeddings(model: GPTModel, vocab_size: int) -> None:
@@ -153,8 +183,8 @@ def open_weights(path: Path) -> tuple[dict[str, torch.Size], Callable[[str], Ten
     return shapes, read
 
 
-def match_tensors(shapes: dict[str, torch.Size], model: nn.Module, path: Path) -> dict[str, str]:
-    """Which stored tensor is which parameter of `model`, as parameter name → stored name, in the model's order.
+def match_tensors(shapes: dict[str, torch.Size], expected: dict[str, torch.Size], path: Path) -> dict[str, str]:
+    """Which stored tensor is which of the `expected` parameters, as parameter name → stored name, in their order.
 
     An `lm_head.weight` instead of `wte.weight` takes its place; one beside it is in the result too.
 
@@ -164,12 +194,8 @@ def match_tensors(shapes: dict[str, torch.Size], model: nn.Module, path: Path) -
     stored = {name.removeprefix("transformer."): name for name in shapes if not name.endswith(MASK_BUFFERS)}
     if "wte.weight" not in stored and "lm_head.weight" in stored:
         stored["wte.weight"] = stored.pop("lm_head.weight")
-    expected = {
-        name: parameter.t().shape if name.endswith(TRANSPOSED) else parameter.shape
-        for name, parameter in model.named_parameters()
-    }
     if "lm_head.weight" in stored:
-        expected["lm_head.weight"] = expected["wte.weight"]
+        expected = expected | {"lm_head.weight": expected["wte.weight"]}
     problems = [f"{name} missing" for name in expected if name not in stored]
     problems += [f"{name} twice" for name in stored if name in shapes and f"transformer.{name}" in shapes]
     problems += [f"{name} unexpected" for name in stored if name not in expected]
@@ -183,17 +209,26 @@ def match_tensors(shapes: dict[str, torch.Size], model: nn.Module, path: Path) -
     return {name: stored[name] for name in expected}
 
 
-def own_copy(tensor: Tensor, transposed: bool) -> Tensor:
-    """An fp32 copy in memory of its own: a view would keep the whole file mapped, and the file may be replaced."""
+def own_copy(tensor: Tensor, transposed: bool, dtype: torch.dtype) -> Tensor:
+    """A copy in memory of its own: a view would keep the whole file mapped, and the file may be replaced."""
     source = tensor.t() if transposed else tensor
-    return torch.empty(source.shape, dtype=torch.float32).copy_(source)
+    return torch.empty(source.shape, dtype=dtype).copy_(source)
 
 
-def save_model(model: GPTModel, folder: Path, dialogue: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
+def save_model(
+    model: GPTModel,
+    folder: Path,
+    dialogue: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+    parameters: Iterable[tuple[str, Tensor]] | None = None,
+) -> None:
     """Write `model` into `folder`, which has its vocabulary already, as a model folder that transformers loads.
 
-    `dialogue` goes into `dialogue.json`: how this model was taught to see a conversation. The weights come last,
-    so that a folder with weights is a whole one.
+    The weights come last, so that a folder with weights is a whole one.
+
+    Args:
+        dialogue: goes into `dialogue.json`: how this model was taught to see a conversation.
+        parameters: each with its name, in the model's order, taken one at a time; none: those of `model`.
 
     Raises:
         UserError: the folder can't be written.
@@ -227,12 +262,28 @@ def save_model(model: GPTModel, folder: Path, dialogue: dict[str, Any], dtype: t
     write_json(folder / "tokenizer_config.json", tokenizer_config)
     write_json(folder / "generation_config.json", dict.fromkeys(("bos_token_id", "eos_token_id"), end_of_text))
     write_json(folder / "dialogue.json", dialogue)
-    tensors = {
-        name: (parameter.t() if name.endswith(TRANSPOSED) else parameter).detach().to("cpu", dtype).contiguous()
-        for name, parameter in model.named_parameters()
-    }
-    with atomic_path(folder / "model.safetensors") as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise UserError(f"cannot write {folder / 'model.safetensors'}: {error}") from error
+    shapes = parameter_shapes(model.config)
+    tensors = (as_stored(name, parameter) for name, parameter in parameters or model.named_parameters())
+    write_tensors(folder / "model.safetensors", shapes, tensors, dtype)
+
+
+def write_tensors(path: Path, shapes: dict[str, torch.Size], tensors: Iterable[Tensor], dtype: torch.dtype) -> None:
+    """Write a safetensors file of `tensors`, named and shaped as in `shapes`, converted and written one after another.
+
+    The library's own function wants all of them in memory at once.
+
+    Raises:
+        UserError: the file can't be written.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + shape.numel() * dtype.itemsize
+        header[name] = {"dtype": SAFETENSORS_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for shape, tensor in zip(shapes.values(), tensors, strict=True):
+            assert tensor.shape == shape
+            file.write(tensor.to("cpu", dtype).contiguous().view(-1).view(torch.uint8).numpy().data)  # no bf16 in numpy

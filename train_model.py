@@ -3,17 +3,21 @@
 from dataclasses import replace
 from pathlib import Path
 
+import tiktoken
+import torch
+
 from dialogues.batches import DialogueDataset
 from dialogues.tokenizer import copy_vocabulary
 from files import UserError
 from gpt_model import GPTModel
-from load_gpt2_weights import add_embeddings, load_model, save_model
+from load_gpt2_weights import add_embeddings, load_model, read_weights, save_model
 from prepare import Data
 from run_folder import OUTPUT, check_record, create_run_folder, write_settings
-from settings import FinetuneSettings
+from settings import FinetuneSettings, TrainingSettings
 from training.checkpoint import Checkpoints, RunState
 from training.device import Machine
 from training.loop import Examples, train
+from training.lora import add_adapters, load_adapter, merge_adapters, save_adapter
 from training.memory import Size, check_memory
 from training.optimizer import make_optimizer
 
@@ -66,6 +70,21 @@ def open_run(
     return Checkpoints(run_folder / "checkpoint", fingerprints)
 
 
+def make_model(folder: Path, training: TrainingSettings, tokenizer: tiktoken.Encoding, machine: Machine) -> GPTModel:
+    """The model of `folder` on its device, with room for new tokens, and with adapters where these are trained.
+
+    Frozen weights are bf16 where the machine computes in it: half the memory, and nothing to cast.
+    """
+    frozen_dtype = torch.bfloat16 if training.lora_rank and machine.precision == "bf16" else torch.float32
+    model = load_model(folder, training.dropout, frozen_dtype)[0]
+    new_tokens = tokenizer.n_vocab - model.config.vocab_size
+    add_embeddings(model, tokenizer.n_vocab)
+    if training.lora_rank:
+        add_adapters(model, training.lora_rank, training.seed, new_tokens)
+    model.gradient_checkpointing = training.gradient_checkpointing
+    return model.to(machine.device)
+
+
 def train_model(
     settings: FinetuneSettings,
     folder: Path,
@@ -84,27 +103,33 @@ def train_model(
     training, run_folder = settings.training, checkpoints.folder.parent
     tokenizer = data.conversations.renderer.tokenizer
     state = checkpoints.trained(training.steps(len(datasets["train"]))[1])
-    model = load_model(run_folder / "model" if state else folder, training.dropout)[0]
-    add_embeddings(model, tokenizer.n_vocab)
-    model.to(machine.device)
+    source = run_folder / "model" if state and not training.lora_rank else folder
+    model = make_model(source, training, tokenizer, machine)
     if state:
+        if training.lora_rank:
+            load_adapter(model, run_folder / "adapter")
         print(f"the training was over after {state.step} steps")
         machine.leave()
         return model, state
 
     description = data.conversations.describe(data.parts["train"])
 
+    def save(target: Path) -> None:
+        merged = merge_adapters(model, read_weights(folder)) if training.lora_rank else None
+        save_model(model, target, description, parameters=merged)
+
     def after_epoch(number: int) -> None:
         if settings.run.keep_epochs and machine.primary:
             copy_vocabulary(run_folder / "model", run_folder / "epochs" / str(number), tokenizer)
-            save_model(model, run_folder / "epochs" / str(number), description)
+            save(run_folder / "epochs" / str(number))
 
-    model.gradient_checkpointing = training.gradient_checkpointing
     optimizer = make_optimizer(model, training)
     examples = Examples(datasets["train"], datasets["val"], tokenizer.eot_token)
     state = train(model, optimizer, examples, training, machine, checkpoints, settings.run, after_epoch)
     if machine.primary:
-        save_model(model, run_folder / "model", description)
+        if training.lora_rank:
+            save_adapter(model, run_folder / "adapter", str(folder))  # first: should the merging fail, nothing is lost
+        save(run_folder / "model")
         checkpoints.mark_trained(state)
     machine.leave()
     return model, state

@@ -1,4 +1,4 @@
-"""What loading costs."""
+"""What loading and saving cost."""
 
 import subprocess
 import sys
@@ -13,27 +13,46 @@ from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
 import torch
-from load_gpt2_weights import load_model
+from dialogues.tokenizer import copy_vocabulary
+from load_gpt2_weights import load_model, read_config, read_weights, save_model
+from training.lora import add_adapters, merge_adapters
 
-load_model(Path(sys.argv[2]))  # whatever is imported and set up once
+small, large, saved, dtype = *map(Path, sys.argv[2:5]), getattr(torch, sys.argv[5])
+dialogue = {"template": "prompt", "instruction": "", "speakers": [], "learn": "all"}
 
 
 def peak():
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
-before = peak()
-model, _ = load_model(Path(sys.argv[3]))
-print((peak() - before) / sum(4 * parameter.numel() for parameter in model.parameters()))
+def load_and_save(folder, target):  # how much the peak grows by loading, and then by saving
+    before = peak()
+    model, _ = load_model(folder, dtype=dtype)
+    loaded = peak()
+    copy_vocabulary(folder, target)
+    parameters = None
+    if dtype == torch.bfloat16:
+        add_adapters(model, 4, 0)
+        parameters = merge_adapters(model, read_weights(folder))
+    save_model(model, target, dialogue, parameters=parameters)
+    return [(later - earlier) / 202e6 for earlier, later in ((before, loaded), (loaded, peak()))]
+
+
+load_and_save(small, saved / "small")  # whatever is imported and set up once
+print(*load_and_save(large, saved / "large"))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("layout", ["bare", "old bin"])
-def test_loading_takes_one_copy_of_the_weights(layout, vocabulary, tmp_path):
-    """200 MB of weights: the memory that loading adds is theirs, and not that of the file beside them."""
+@pytest.mark.parametrize(
+    ("layout", "dtype", "copies"), [("bare", "float32", 1), ("old bin", "float32", 1), ("bare", "bfloat16", 0.5)]
+)
+def test_loading_takes_one_copy_of_the_weights_and_saving_none(layout, dtype, copies, vocabulary, tmp_path):
+    """202 MB of weights: the memory that loading adds is theirs, and not that of the file beside them."""
     small = write_layout(tiny_reference(), vocabulary, tmp_path / "small", layout)
     large = write_layout(tiny_reference(n_layer=4, n_embd=1024), vocabulary, tmp_path / "large", layout)
-    command = [sys.executable, "-c", MEASURE, str(PROJECT), str(small), str(large)]
+    command = [sys.executable, "-c", MEASURE, str(PROJECT), str(small), str(large), str(tmp_path / "saved"), dtype]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert 0.8 < float(done.stdout) < 1.4
+    loading, saving = map(float, done.stdout.split())
+    assert 0.8 * copies < loading < 1.4 * copies
+    assert saving < 0.5  # the largest tensor is an eighth of it, and is copied and cast

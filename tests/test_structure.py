@@ -33,7 +33,7 @@ MAY_SEE = {
     "train_model": {
         *("files", "settings", "gpt_model", "dialogues", "load_gpt2_weights", "prepare", "run_folder", "training"),
     },
-    "training": {"files", "settings", "dialogues"},
+    "training": {"files", "settings", "gpt_model", "dialogues"},
     "results": {"files", "settings", "gpt_model", "dialogues"},
 }
 

@@ -1,0 +1,174 @@
+"""LoRA (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"): a layer swap before the training.
+
+Each matrix W (out, in) of attention and MLP stays as it is and gets beside it A (R, in) and B (out, R) of rank R:
+y = W x + 2 B A x. Only A and B are trained, and with them the embeddings of new tokens.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from files import UserError, atomic_path, reason, write_json, writing
+from gpt_model import Embedding, GPTModel, Linear, linear
+
+SCALE = 2  # alpha / R: how strongly the product counts, whatever the rank
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
+
+
+class LoRALinear(Linear):
+    """A linear layer with its own weight and bias, frozen, and a product of low rank beside them."""
+
+    def __init__(self, base: Linear, rank: int, generator: torch.Generator) -> None:
+        super().__init__(base.in_features, base.out_features, device="meta")
+        self.weight, self.bias = base.weight, base.bias
+        A = torch.empty(rank, base.in_features)
+        nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
+        self.lora_A = nn.Parameter(A)
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank))  # the first step starts from the base model
+
+    def forward(self, input: Tensor) -> Tensor:
+        low = SCALE * F.linear(input, self.lora_A)  # (..., R): the scale where there is the least to multiply
+        return linear(input, self.weight, self.bias) + F.linear(low, self.lora_B)
+
+    def merge(self, weight: Tensor) -> Tensor:
+        """`weight` (out, in), in fp32, with the change added."""
+        return torch.addmm(weight, self.lora_B.detach().cpu(), self.lora_A.detach().cpu(), alpha=SCALE)
+
+
+class ExtendedEmbedding(Embedding):
+    """A token embedding, frozen, and the rows of new tokens behind it."""
+
+    def __init__(self, base: Embedding, new_tokens: int) -> None:
+        super().__init__(base.num_embeddings, base.embedding_dim, device="meta")
+        old, new = base.weight.detach().split([base.num_embeddings - new_tokens, new_tokens])
+        self.weight = nn.Parameter(old, requires_grad=False)
+        self.new_rows = nn.Parameter(new.to(torch.float32, copy=True))
+
+    def forward(self, input: Tensor) -> Tensor:
+        place = input - len(self.weight)  # among the new rows
+        old = F.embedding(input.clamp(max=len(self.weight) - 1), self.weight)
+        new = F.embedding(place.clamp(min=0), self.new_rows)
+        return torch.where((place >= 0)[..., None], new, old)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return torch.cat([super().logits(x), linear(x, self.new_rows)], dim=-1)
+
+    def merge(self, weight: Tensor) -> Tensor:
+        """`weight`, the old rows in fp32, and the new ones behind them."""
+        return torch.cat([weight, self.new_rows.detach().cpu()])
+
+
+def add_adapters(model: GPTModel, rank: int, seed: int, new_tokens: int = 0) -> None:
+    """Freeze `model`, put an adapter beside each matrix of attention and MLP, and go on training its newest embeddings.
+
+    Call it while the model is on the CPU. What it draws depends on `seed` alone.
+
+    Args:
+        new_tokens: how many rows at the end of the embedding are new, from `add_embeddings`.
+    """
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for parent in list(model.h.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, Linear):
+                setattr(parent, name, LoRALinear(layer, rank, generator))
+    if new_tokens:
+        model.wte = ExtendedEmbedding(model.wte, new_tokens)
+
+
+def merge_adapters(model: GPTModel, base: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of the adapted `model` as one without adapters has them, each with its name, one at a time.
+
+    Args:
+        base: the parameters that training began with, in fp32. They are read from their file once more: a change
+            added to bf16 weights is rounded with them, and a fifth of it is lost.
+
+    Raises:
+        UserError: `base` is not what `model` was trained on.
+    """
+    frozen = dict(model.named_parameters())
+    for name, parameter in base:
+        layer = model.get_submodule(name.rpartition(".")[0])
+        if not torch.equal(parameter.to(frozen[name].dtype), frozen[name].cpu()):
+            raise UserError(
+                f"the file of the base model has changed since training began ({name} differs);"
+                " what was learned is in the adapter, and belongs to the old file"
+            )
+        if isinstance(layer, LoRALinear | ExtendedEmbedding) and name.endswith("weight"):
+            parameter = layer.merge(parameter)
+        yield name, parameter
+
+
+def save_adapter(model: GPTModel, folder: Path, base: str) -> None:
+    """Write what was trained into `folder` as PEFT does, so that it loads there too.
+
+    Whoever loads an adapter with new tokens there first calls the base model's `resize_token_embeddings`.
+
+    Args:
+        base: name or folder of the model that was adapted.
+
+    Raises:
+        UserError: the folder can't be written.
+    """
+    tensors = adapter_tensors(model)
+    rank = next(layer.lora_A.size(0) for layer in model.modules() if isinstance(layer, LoRALinear))
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": SCALE * rank,
+        "target_modules": ["c_attn", "c_proj", "c_fc"],
+        "fan_in_fan_out": True,  # the base model's file stores its matrices input-first
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "inference_mode": True,
+    }
+    if isinstance(model.wte, ExtendedEmbedding):
+        config["trainable_token_indices"] = list(range(len(model.wte.weight), model.config.vocab_size))
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+    with atomic_path(folder / WEIGHTS_FILE) as temporary:
+        temporary.write_bytes(save({name: tensor.detach().cpu() for name, tensor in tensors.items()}, {"format": "pt"}))
+    write_json(folder / CONFIG_FILE, config)
+
+
+def load_adapter(model: GPTModel, folder: Path) -> None:
+    """Put what `save_adapter` wrote into `folder` back into `model`, which has adapters of the same shape, exactly.
+
+    Raises:
+        UserError: unreadable, damaged, or of another shape.
+    """
+    path = folder / WEIGHTS_FILE
+    try:
+        stored = load(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged or cut short ({error})") from None
+    tensors = adapter_tensors(model)
+    if {name: tensor.shape for name, tensor in stored.items()} != {name: t.shape for name, t in tensors.items()}:
+        raise UserError(f"{path} belongs to a model of another shape, or to another --lora-rank")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(stored[name])
+
+
+def adapter_tensors(model: GPTModel) -> dict[str, Tensor]:
+    """What is trained, under PEFT's names."""
+    return {
+        "base_model.model.transformer." + peft_name(name): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def peft_name(name: str) -> str:
+    """h.0.attn.c_attn.lora_A → h.0.attn.c_attn.lora_A.weight, and PEFT's word for new rows of the embedding."""
+    return "wte.token_adapter.trainable_tokens_delta" if name == "wte.new_rows" else f"{name}.weight"
