@@ -80,7 +80,7 @@ def test_killed_in_the_middle_of_saving(work, command, model_folder):
     folder, kills = work / "killed", 0
     process = start(work, "--model", model_folder, *RUN, "--run-dir", folder)
     while process.poll() is None:
-        if kills < 4 and lines(folder / "metrics.jsonl") > 3 * kills and list(folder.rglob(".*.tmp")):
+        if kills < 3 and lines(folder / "metrics.jsonl") > 3 * kills and list(folder.rglob(".*.tmp")):
             process.kill()
             process.communicate()
             kills += 1

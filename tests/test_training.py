@@ -12,9 +12,9 @@ from conftest import CPU, fit, make_examples
 from dialogues.batches import ROUND, DialogueDataset, Example, collate
 from files import UserError
 from gpt_model import GPTConfig, GPTModel
-from settings import TrainingSettings
+from settings import RunSettings, TrainingSettings
 from training.device import Machine, choose_machine
-from training.loop import evaluate, evaluation_batches, make_batch
+from training.loop import evaluate, evaluation_batches, make_batch, take_step
 from training.optimizer import learning_rate_at, make_optimizer
 
 END = 100
@@ -226,3 +226,64 @@ def test_bf16_is_used_where_it_is_chosen(model, tmp_path):
     rounded = first_losses(again, tmp_path, "bf16", Machine(torch.device("cpu"), "bf16", ""))
     assert rounded[1] != exact[1]
     assert rounded == pytest.approx(exact, rel=1e-2)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path, dropout):
+    torch.manual_seed(0)
+    model = GPTModel(GPTConfig(n_layer=2, n_head=2, n_embd=32, vocab_size=101, n_positions=64), dropout)
+    again = copy.deepcopy(model)
+    again.gradient_checkpointing = True
+    calls = 0
+
+    def count(*_):
+        nonlocal calls
+        calls += 1
+
+    for block in again.h:
+        block.register_forward_pre_hook(count)
+    settings = TrainingSettings(epochs=1, batch_size=3, learning_rate=1e-3)
+    for each, name in ((model, "plain"), (again, "checkpointed")):
+        fit(each, make_dataset(20, 30, 25), make_dataset(10), settings, tmp_path / name)
+    assert calls == 2 * (4 + 2)  # four evaluations, and the step's forward pass twice
+    for (name, parameter), other in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(parameter, other), name
+
+
+FP16 = Machine(torch.device("cpu"), "fp16", "")
+
+
+def test_fp16_scales_its_gradients(model, tmp_path):
+    """With a scaler the curve is that of fp32, and what overflows is skipped and said in the log."""
+    again = copy.deepcopy(model)
+    exact = first_losses(model, tmp_path, "fp32")
+    rounded = first_losses(again, tmp_path, "fp16", FP16)
+    assert rounded[1] != exact[1]
+    assert rounded == pytest.approx(exact, rel=1e-2)
+
+
+def test_a_step_whose_fp16_gradient_overflows_is_skipped(model, tmp_path):
+    before = copy.deepcopy(model.state_dict())
+    scaler = FP16.gradient_scaler({})
+    scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**40})
+    optimizer = make_optimizer(model, TrainingSettings())
+    batch = make_batch(make_dataset(20), [0], END, FP16)
+    _, _, norm = take_step(model, optimizer, scaler, [batch], [0], 1.0, FP16)
+    assert norm is not None
+    assert not math.isfinite(norm)
+    assert scaler.get_scale() == 2.0**39
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    scaler.load_state_dict({**scaler.state_dict(), "scale": 1.0})
+    model.wte.weight.register_hook(lambda gradient: gradient + math.inf)
+    with pytest.raises(FloatingPointError, match="too large for fp16"):
+        take_step(model, optimizer, scaler, [batch], [0], 1.0, FP16)
+
+
+def test_the_scale_of_fp16_is_resumed(model, tmp_path):
+    settings = TrainingSettings(epochs=2, batch_size=1, learning_rate=1e-3)
+    state = fit(model, make_dataset(20, 30), make_dataset(10), settings, tmp_path, FP16)
+    assert state.scaler == {}  # nothing was saved
+    saving = RunSettings(keep_checkpoint=True)
+    state = fit(model, make_dataset(20, 30), make_dataset(10), settings, tmp_path / "kept", FP16, saving)
+    assert state.scaler["_growth_tracker"] == 4
+    assert FP16.gradient_scaler(state.scaler).state_dict() == state.scaler

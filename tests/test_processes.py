@@ -1,0 +1,92 @@
+"""Several processes under torchrun: the numbers of one with a larger batch, one that prints and writes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import PROJECT, logged
+from settings import TrainingSettings
+from training.loop import all_steps, batch_seed
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over Windows is untried")
+OPTIONS = ("--epochs", 2, "--precision", "fp32", "--dropout", 0.1, "--max-new-tokens", 10)
+
+
+def torchrun(work: Path, processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
+    return subprocess.run(
+        [sys.executable, *launch, str(PROJECT / "finetune.py"), *map(str, arguments)],
+        cwd=work,
+        env={**os.environ, "PYTHONUTF8": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_two_processes_are_one_with_twice_the_batch(work, command, model_folder):
+    """8 x 1 = 4 x 2 = two processes."""
+    options = ("--model", model_folder, "--epochs", 4, "--precision", "fp32", "--max-new-tokens", 10)
+    assert command("finetune.py", *options, "--batch-size", 8, "--run-dir", "one").returncode == 0
+    accumulated = ("--batch-size", 4, "--gradient-accumulation", 2, "--run-dir", "accumulated")
+    assert command("finetune.py", *options, *accumulated).returncode == 0
+    done = torchrun(work, 2, *options, "--batch-size", 4, "--run-dir", "two")
+    assert done.returncode == 0, done.stderr
+    assert "2 processes, 1 threads" in done.stdout
+    assert done.stdout.count("run folder: ") == 1
+    for name in ("train_loss", "val_loss", "train_set_loss", "grad_norm"):
+        one = logged(work / "one", name)
+        assert logged(work / "two", name) == pytest.approx(one, rel=1e-4)
+        assert logged(work / "accumulated", name) == pytest.approx(one, rel=1e-4)
+    assert len(logged(work / "two", "train_loss")) == 4  # not each process its own
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 1)])
+def test_a_checkpoint_goes_on_with_another_number_of_processes(work, command, model_folder, before, after):
+    """The batches of a step are divided anew: one of them in two processes, or two in one, with the same dropout.
+
+    Of 7 examples one is left for the last step of an epoch, in which one of two processes is idle.
+    """
+    options = ("--model", model_folder, *OPTIONS, "--batch-size", 1)
+
+    def start(processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+        done = torchrun(work, processes, *arguments) if processes > 1 else command("finetune.py", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    start(before, *options, "--run-dir", "unbroken")
+    start(before, *options, "--epochs", 1, "--run-dir", "run", "--keep-checkpoint")
+    done = start(after, "--resume", "run", "--epochs", 2)
+    assert "going on after step " in done.stdout
+    assert ("equal up to rounding" in done.stdout) == (before != after)
+    losses = logged(work / "run", "train_loss")
+    if before == after:
+        assert losses == logged(work / "unbroken", "train_loss")
+        weights = [(work / folder / "model" / "model.safetensors").read_bytes() for folder in ("run", "unbroken")]
+        assert weights[0] == weights[1]
+    assert losses == pytest.approx(logged(work / "unbroken", "train_loss"), rel=1e-4)
+
+
+def test_a_users_mistake_is_one_line_for_each_process(work, command):
+    done = torchrun(work, 2, "--epochs", 0)
+    assert done.returncode != 0
+    assert "error: --epochs 0" in done.stderr
+
+
+def test_every_batch_has_one_process(tmp_path):
+    """What two processes take of the steps is all of them, once."""
+    settings = TrainingSettings(epochs=1, batch_size=2, processes=2)
+    steps = all_steps([10] * 7, settings)
+    epoch = [next(steps) for _ in range(settings.steps(7)[0])]
+    shares = [[step[rank::2] for step in epoch] for rank in (0, 1)]
+    taken = [number for share in shares for step in share for batch in step for number in batch]
+    assert sorted(taken) == list(range(7))
+
+
+def test_the_seed_of_a_batch_is_its_own():
+    seeds = {batch_seed(seed, step, batch) for seed in range(3) for step in range(20) for batch in range(4)}
+    assert len(seeds) == 240
