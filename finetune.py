@@ -5,10 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dialogues.tokenizer import copy_vocabulary
 from files import check_output_path, printable, run_command, write_json
-from find_model import BUNDLED, find_model_folder, weights_checksum
-from prepare import Data, fingerprint, make_datasets, model_size, open_data, read_data, show_data, write_rendered
+from find_model import BUNDLED, find_model_folder
+from prepare import Data, make_datasets, model_size, open_data, read_data, show_data
 from run_folder import (
     OUTPUT,
     lock_run_folder,
@@ -65,25 +64,21 @@ def finetune(settings: FinetuneSettings) -> None:
     check_output_path(settings.output, list(folder.iterdir()))
     size = model_size(config, datasets["train"])
     settings = complete_settings(settings, folder, size, machine)
-    fingerprints = {"conversations": fingerprint(data), "model": weights_checksum(folder)}
-    checkpoints = open_run(settings, fingerprints, len(datasets["train"]), 4 * size.parameters, machine)
-    run_folder = checkpoints.folder.parent
-    with resumable(run_folder), mirrored(settings.run.track if machine.primary else "none", run_folder):
-        if machine.primary:
-            lock = lock or lock_run_folder(run_folder)
-            copy_vocabulary(folder, run_folder / "model", data.conversations.renderer.tokenizer)  # it may change
-            write_json(run_folder / "ledger.json", ledger)
-            write_rendered(run_folder, data)
-        with explain_lack_of_memory(size, settings.training, machine):
-            model, state = train_model(settings, folder, data, datasets, machine, checkpoints)
-        if not machine.primary:
-            return
-        written = write_cases(model, data, settings, run_folder)
+    with explain_lack_of_memory(size, settings.training, machine):
+        run = open_run(settings, folder, data, datasets, machine, lock)
+        with resumable(run.folder), mirrored(settings.run.track if machine.primary else "none", run.folder):
+            if machine.primary:
+                write_json(run.folder / "ledger.json", ledger)
+            state = train_model(run, settings, data, datasets, machine)
+            machine.leave()
+            if not machine.primary:
+                return
+            written = write_cases(run.model, data, settings, run.folder)
     if not settings.run.keep_checkpoint:
-        checkpoints.remove()
+        run.checkpoints.remove()
     print(*explain_losses(state, settings.training.steps(len(datasets["train"]))[0]), sep="\n")
     seconds = time.perf_counter() - started
-    print(f"{written}; the model: {run_folder / 'model'}; {seconds:.0f} s in all")
+    print(f"{written}; the model: {run.folder / 'model'}; {seconds:.0f} s in all")
     if folder.resolve() == BUNDLED:
         print(NEXT_STEP)
 

@@ -1,18 +1,21 @@
-"""From a model folder to a fine-tuned one in the folder of a run, which may be gone on with."""
+"""A run from its model folder to its fine-tuned one: opened, or gone on with, trained, and saved."""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import tiktoken
 import torch
+from filelock import FileLock
 
 from dialogues.batches import DialogueDataset
 from dialogues.tokenizer import copy_vocabulary
 from files import UserError
-from gpt_model import GPTModel
+from find_model import weights_checksum
+from gpt_model import GPTModel, count_parameters
 from load_gpt2_weights import add_embeddings, load_model, read_weights, save_model
-from prepare import Data
-from run_folder import OUTPUT, check_record, create_run_folder, write_settings
+from prepare import Data, fingerprint, write_rendered
+from run_folder import OUTPUT, check_record, create_run_folder, lock_run_folder, write_settings
 from settings import FinetuneSettings, TrainingSettings
 from training.checkpoint import Checkpoints, RunState
 from training.device import Machine
@@ -35,101 +38,118 @@ def complete_settings(settings: FinetuneSettings, folder: Path, size: Size, mach
     return replace(settings, training=training)
 
 
+class OpenRun(NamedTuple):
+    """A run that is ready to be trained: its folder, the model, and what the folder holds to go on from."""
+
+    folder: Path
+    source: Path  # the model folder that it began with
+    model: GPTModel
+    checkpoints: Checkpoints
+    trained: RunState | None  # of a run that was stopped after its training
+    lock: FileLock | None
+
+
 def open_run(
-    settings: FinetuneSettings, fingerprints: dict[str, str], examples: int, needed: int, machine: Machine
-) -> Checkpoints:
-    """The folder of this run, new or gone on with, what it works with written into it, and what was saved there.
+    settings: FinetuneSettings,
+    source: Path,
+    data: Data,
+    datasets: dict[str, DialogueDataset],
+    machine: Machine,
+    lock: FileLock | None,
+) -> OpenRun:
+    """Load the model of `source`, and then make the folder of this run, or check the one that is gone on with.
 
     Args:
-        fingerprints: of the conversations and the model.
-        examples: how many there are to train on.
-        needed: bytes that the fine-tuned model will take.
+        lock: on the folder that is gone on with.
 
     Raises:
-        UserError: it can't be made, or the run in it can't be gone on with.
+        UserError: the model is damaged, no folder can be made, or the run in it can't be gone on with.
     """
-    run_folder = settings.run.resume
+    training, tokenizer, folder = settings.training, data.conversations.renderer.tokenizer, settings.run.resume
+    fingerprints = {"conversations": fingerprint(data), "model": weights_checksum(source)}
+    record = {"machine": machine.record(), "fingerprints": fingerprints}
+    trained = check_resumed(folder, settings, record, len(datasets["train"])) if folder else None
+    # Adapters lie without the weights beside which they were trained.
+    weights = folder / "model" if folder and trained and not training.lora_rank else source
+    model = make_model(weights, training, tokenizer, machine.precision)
+    model.to(machine.device)
+    if folder and trained and training.lora_rank:
+        load_adapter(model, folder / "adapter")
     if machine.primary:
-        record = {"machine": machine.record(), "fingerprints": fingerprints}
-        if run_folder:
-            if note := check_record(run_folder, record, settings.run.resume_inexactly):
-                print(note)
-            checkpoints = Checkpoints(run_folder / "checkpoint", fingerprints)
-            over = checkpoints.trained(settings.training.steps(examples)[1]) or not checkpoints.paths()
-            if over and (run_folder / OUTPUT).exists():
-                raise UserError(
-                    f"{run_folder} is finished; more --epochs go on in it if its checkpoint was kept"
-                    f" (--keep-checkpoint), and --model {run_folder} starts a new run from its model"
-                )
-        else:
-            name = Path(settings.model.name).resolve().name
-            run_folder = create_run_folder(settings.run.run_dir, name, needed)
-        print(f"run folder: {run_folder}")
-        write_settings(run_folder, settings, record)
-    run_folder = Path(machine.agree(str(run_folder)))
-    return Checkpoints(run_folder / "checkpoint", fingerprints)
+        if not folder:
+            name, needed = Path(settings.model.name).resolve().name, 4 * count_parameters(model.config)
+            folder = create_run_folder(settings.run.run_dir, name, needed)
+            lock = lock_run_folder(folder)
+        print(f"run folder: {folder}")
+        copy_vocabulary(source, folder / "model", tokenizer)  # now: by the end the source may have changed
+        write_settings(folder, settings, record)
+        write_rendered(folder, data)
+    folder = Path(machine.agree(str(folder)))
+    return OpenRun(folder, source, model, Checkpoints(folder / "checkpoint", fingerprints), trained, lock)
 
 
-def make_model(folder: Path, training: TrainingSettings, tokenizer: tiktoken.Encoding, machine: Machine) -> GPTModel:
-    """The model of `folder` on its device, with room for new tokens, and with adapters where these are trained.
+def check_resumed(folder: Path, settings: FinetuneSettings, record: dict[str, Any], examples: int) -> RunState | None:
+    """Whether the run in `folder` can go on; where it has come to, if its training is over.
+
+    Raises:
+        UserError: it is finished, or something about it has changed.
+    """
+    if note := check_record(folder, record, settings.run.resume_inexactly):
+        print(note)
+    checkpoints = Checkpoints(folder / "checkpoint", record["fingerprints"])
+    trained = checkpoints.trained(settings.training.steps(examples)[1])
+    if (folder / OUTPUT).exists() and (trained or not checkpoints.paths()):
+        raise UserError(
+            f"{folder} is finished; more --epochs go on in it if its checkpoint was kept (--keep-checkpoint),"
+            f" and --model {folder} starts a new run from its model"
+        )
+    return trained
+
+
+def make_model(folder: Path, training: TrainingSettings, tokenizer: tiktoken.Encoding, precision: str) -> GPTModel:
+    """The model of `folder`, with room for new tokens, and with adapters where these are trained.
 
     Frozen weights are bf16 where the machine computes in it: half the memory, and nothing to cast.
     """
-    frozen_dtype = torch.bfloat16 if training.lora_rank and machine.precision == "bf16" else torch.float32
+    frozen_dtype = torch.bfloat16 if training.lora_rank and precision == "bf16" else torch.float32
     model = load_model(folder, training.dropout, frozen_dtype)[0]
     new_tokens = tokenizer.n_vocab - model.config.vocab_size
     add_embeddings(model, tokenizer.n_vocab)
     if training.lora_rank:
         add_adapters(model, training.lora_rank, training.seed, new_tokens)
     model.gradient_checkpointing = training.gradient_checkpointing
-    return model.to(machine.device)
+    return model
 
 
 def train_model(
-    settings: FinetuneSettings,
-    folder: Path,
-    data: Data,
-    datasets: dict[str, DialogueDataset],
-    machine: Machine,
-    checkpoints: Checkpoints,
-) -> tuple[GPTModel, RunState]:
-    """The model of `folder`, fine-tuned and saved in the run folder, and how its training went.
-
-    Of a run that was stopped after its training, the saved model is taken.
+    run: OpenRun, settings: FinetuneSettings, data: Data, datasets: dict[str, DialogueDataset], machine: Machine
+) -> RunState:
+    """Train the model of a run and save it in the run's folder; return how that went.
 
     Raises:
         UserError: a loss is no number, or the disk is full.
     """
-    training, run_folder = settings.training, checkpoints.folder.parent
-    tokenizer = data.conversations.renderer.tokenizer
-    state = checkpoints.trained(training.steps(len(datasets["train"]))[1])
-    source = run_folder / "model" if state and not training.lora_rank else folder
-    model = make_model(source, training, tokenizer, machine)
-    if state:
-        if training.lora_rank:
-            load_adapter(model, run_folder / "adapter")
-        print(f"the training was over after {state.step} steps")
-        machine.leave()
-        return model, state
-
+    if run.trained:
+        print(f"the training was over after {run.trained.step} steps")
+        return run.trained
+    training, model, tokenizer = settings.training, run.model, data.conversations.renderer.tokenizer
     description = data.conversations.describe(data.parts["train"])
 
     def save(target: Path) -> None:
-        merged = merge_adapters(model, read_weights(folder)) if training.lora_rank else None
+        merged = merge_adapters(model, read_weights(run.source)) if training.lora_rank else None
         save_model(model, target, description, parameters=merged)
 
     def after_epoch(number: int) -> None:
         if settings.run.keep_epochs and machine.primary:
-            copy_vocabulary(run_folder / "model", run_folder / "epochs" / str(number), tokenizer)
-            save(run_folder / "epochs" / str(number))
+            copy_vocabulary(run.folder / "model", run.folder / "epochs" / str(number), tokenizer)
+            save(run.folder / "epochs" / str(number))
 
     optimizer = make_optimizer(model, training)
     examples = Examples(datasets["train"], datasets["val"], tokenizer.eot_token)
-    state = train(model, optimizer, examples, training, machine, checkpoints, settings.run, after_epoch)
+    state = train(model, optimizer, examples, training, machine, run.checkpoints, settings.run, after_epoch)
     if machine.primary:
         if training.lora_rank:
-            save_adapter(model, run_folder / "adapter", str(folder))  # first: should the merging fail, nothing is lost
-        save(run_folder / "model")
-        checkpoints.mark_trained(state)
-    machine.leave()
-    return model, state
+            save_adapter(model, run.folder / "adapter", str(run.source))  # first: should the merging fail, it is there
+        save(run.folder / "model")
+        run.checkpoints.mark_trained(state)
+    return state

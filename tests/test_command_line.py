@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -27,6 +28,7 @@ class TestTheWholeJob:
         assert done.returncode == 0, done.stderr
         run = work / "runs" / "tiny-random-1"
         assert sorted(path.name for path in run.iterdir()) == [
+            ".lock",
             "generated_conversations.json",
             "ledger.json",
             "metrics.jsonl",
@@ -119,7 +121,9 @@ def test_a_stopped_run_says_so_without_a_traceback(work, model_folder, number):
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert stderr.strip() == "stopped"
+    assert re.fullmatch(
+        r"stopped after step \d+ of 400000; go on with: python finetune.py --resume run", stderr.strip()
+    )
     assert not (work / "run" / "model" / "model.safetensors").exists()
 
 
@@ -366,10 +370,11 @@ class TestPlacesThatCannotBeWritten:
 
     @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes")
     def test_a_name_that_is_not_utf8(self, command, work, model_folder):
-        done = command("finetune.py", "--model", model_folder, *QUICK, "--run-dir", os.fsdecode(b"caf\xe9"))
+        name = os.fsdecode(b"caf\xe9")
+        done = command("finetune.py", "--model", model_folder, *QUICK, "--run-dir", name, "--output", f"{name}.json")
         assert done.returncode == 0, done.stderr
-        settings = json.loads((work / os.fsdecode(b"caf\xe9") / "settings.json").read_text())
-        assert settings["run_dir"] == os.fsdecode(b"caf\xe9")
+        settings = json.loads((work / name / "settings.json").read_text())
+        assert settings["output"].endswith(f"{name}.json")
 
     def test_the_source_may_go_away_during_the_run(self, work, model_folder, tmp_path):
         """What the result needs of the source folder is copied before the training."""

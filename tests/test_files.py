@@ -4,7 +4,8 @@ import stat
 
 import pytest
 
-from files import UserError, atomic_path, create_run_folder, write_json, write_text
+from files import UserError, atomic_path, write_json, write_text
+from run_folder import create_run_folder
 
 
 def test_a_failed_write_keeps_the_last_good_copy(tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import get_args, get_type_hints
 
 import pytest
+import tyro
 
 import settings
 from conftest import PROJECT, dialogues_of
@@ -37,6 +38,8 @@ def option_table(group: type, docstrings: dict[tuple[str, str], str]) -> list[st
             rows += option_table(field.default_factory, docstrings)  # pyright: ignore[reportArgumentType]
             continue
         metadata = getattr(field.type, "__metadata__", ())
+        if tyro.conf.Suppress in metadata:  # recorded, and no option
+            continue
         name = next((marker.name for marker in metadata if getattr(marker, "name", None)), field.name)
         default = {None: "", (): "", False: "off"}.get(field.default, f"`{field.default}`")
         rows.append(f"| `--{name.replace('_', '-')}` | {default} | {docstrings[group.__name__, field.name]} |")

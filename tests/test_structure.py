@@ -31,7 +31,8 @@ MAY_SEE = {
     "prepare": {"files", "settings", "gpt_model", "dialogues", "training"},
     "run_folder": {"files", "settings"},
     "train_model": {
-        *("files", "settings", "gpt_model", "dialogues", "load_gpt2_weights", "prepare", "run_folder", "training"),
+        *("files", "settings", "gpt_model", "dialogues", "find_model", "load_gpt2_weights"),
+        *("prepare", "run_folder", "training"),
     },
     "training": {"files", "settings", "gpt_model", "dialogues"},
     "results": {"files", "settings", "gpt_model", "dialogues"},
