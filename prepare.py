@@ -166,7 +166,7 @@ def model_size(config: "GPTConfig", dataset: "DialogueDataset") -> "Size":
     from training.memory import Size
 
     longest = dataset.padded(max(dataset.lengths()) - 1)
-    return Size(count_parameters(config), config.n_layer, config.n_embd, config.vocab_size, longest)
+    return Size(count_parameters(config), config.n_layer, config.n_embd, config.vocab_size, longest, len(dataset))
 
 
 def rendered_paths(folder: Path, data: Data) -> list[Path]:

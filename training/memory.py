@@ -31,6 +31,7 @@ class Size(NamedTuple):
     width: int
     vocab_size: int
     longest: int  # inputs of the longest example, padding included
+    examples: int  # that there are to train on
 
 
 def expected_memory(size: Size, training: TrainingSettings, precision: str) -> int:
@@ -41,11 +42,13 @@ def expected_memory(size: Size, training: TrainingSettings, precision: str) -> i
     """
     layer = size.width * (54 if precision == "fp32" else 36)  # bytes a token
     kept = size.layers * size.width * 4 + layer if training.gradient_checkpointing else size.layers * layer
-    activations = training.batch_size * size.longest * (kept + size.vocab_size * 6)
+    tokens = min(training.batch_size, size.examples) * size.longest
+    activations = tokens * (kept + size.vocab_size * 6)
     weights = 16 * size.parameters
     if training.lora_rank:
         adapters = 16 * size.width * training.lora_rank * size.layers  # both matrices at all four places of a block
-        weights = (2 if precision == "bf16" else 4) * size.parameters + 16 * adapters
+        merging = 8 * size.vocab_size * size.width  # two fp32 copies of the token embedding, the largest tensor
+        weights = (2 if precision == "bf16" else 4) * size.parameters + 16 * adapters + merging
     return 550 * MEGABYTE + weights + activations
 
 

@@ -1,0 +1,127 @@
+"""What a run will take is said before it starts, and what would take less where it does not fit."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from conftest import CPU, PROJECT, refused
+from files import UserError
+from settings import TrainingSettings
+from training import memory
+from training.memory import Size, available_memory, check_memory, expected_memory, explain_lack_of_memory
+
+MEDIUM = Size(354_823_168, 24, 1024, 50257, 80, 100)
+FULL = TrainingSettings()
+BF16 = CPU._replace(precision="bf16")
+GIGABYTE = 10**9
+
+
+def give(monkeypatch, free: float, swap: float = 0) -> None:
+    monkeypatch.setattr(
+        memory, "available_memory", lambda device: (int(free * GIGABYTE), int((free + swap) * GIGABYTE))
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "measured"),
+    [
+        (FULL, 6.6),  # peaks of gpt2-medium, start to finish, as /usr/bin/time saw them
+        (replace(FULL, lora_rank=8), 2.0),
+    ],
+)
+def test_the_estimate_is_near_what_was_measured(settings, measured):
+    assert expected_memory(MEDIUM, settings, "bf16") == pytest.approx(measured * GIGABYTE, rel=memory.TOLERANCE - 1)
+
+
+def test_each_option_takes_less():
+    long = MEDIUM._replace(longest=1024)
+    whole = expected_memory(long, replace(FULL, batch_size=4), "bf16")
+    assert expected_memory(long, replace(FULL, batch_size=1), "bf16") < whole
+    assert expected_memory(long, replace(FULL, batch_size=4, gradient_checkpointing=True), "bf16") < whole
+    assert expected_memory(long, replace(FULL, batch_size=4, lora_rank=8), "bf16") < whole
+    assert expected_memory(long, replace(FULL, batch_size=4), "fp32") > whole
+
+
+def test_advice_names_what_fits_and_what_it_takes(monkeypatch):
+    size, settings = MEDIUM._replace(longest=1024), replace(FULL, batch_size=8)
+    give(monkeypatch, 100)
+    assert check_memory(size, settings, BF16) == ""
+    give(monkeypatch, 9)
+    with pytest.raises(
+        UserError, match=r"training takes about \d+\.\d GB, and 9\.0 GB are free; what would fit: "
+    ) as no:
+        check_memory(size, settings, BF16)
+    assert "--batch-size 1 --gradient-accumulation 8 (" in str(no.value)
+    assert "--lora-rank 8 (" in str(no.value) or "--lora-rank 8 --gradient-checkpointing (" in str(no.value)
+    for part in str(no.value).split("GB)")[:-1]:
+        assert float(part.rsplit("(")[-1]) <= 9
+    give(monkeypatch, 9, swap=20)  # then it may be slow, and is not forbidden
+    assert check_memory(size, settings, BF16).startswith("memory may be short: training takes about")
+    give(monkeypatch, 1)
+    with pytest.raises(UserError, match="no option makes it fit: take a smaller model, or a shorter --max-length"):
+        check_memory(size, settings, BF16)
+
+
+def test_processes_on_one_machine_share_its_memory(monkeypatch):
+    give(monkeypatch, 10)
+    assert check_memory(MEDIUM, FULL, BF16) == ""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"what would fit: --lora-rank 8 \("):
+        check_memory(MEDIUM, FULL, BF16._replace(processes=2))
+
+
+def test_the_limit_of_a_container_counts(monkeypatch, tmp_path):
+    free, _ = available_memory(torch.device("cpu"))
+    assert 0 < free <= psutil.virtual_memory().total
+    (tmp_path / "max").write_text("3000000000\n")
+    (tmp_path / "current").write_text("1000000000\n")
+    monkeypatch.setattr(memory, "CONTAINER", ((str(tmp_path / "max"), str(tmp_path / "current")),))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=8 * GIGABYTE))
+    assert available_memory(torch.device("cpu")) == (2 * GIGABYTE, 2 * GIGABYTE)
+    (tmp_path / "max").write_text("max\n")
+    assert available_memory(torch.device("cpu"))[0] == 8 * GIGABYTE
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_running_out_on_the_way_gives_the_same_advice(error):
+    with (
+        pytest.raises(
+            UserError, match=r"out of memory; the checkpoints are as they were; what would fit: --lora-rank 8"
+        ),
+        explain_lack_of_memory(MEDIUM, FULL, BF16),
+    ):
+        raise error
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="shape"), explain_lack_of_memory(MEDIUM, FULL, BF16):
+        raise RuntimeError("shape")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space the Linux way")
+def test_a_run_that_cannot_fit_says_so_before_it_starts(work):
+    """The bundled model with 700 long dialogues in a batch, allowed 12 GB of addresses."""
+    import resource
+
+    text = "So that is how it went. " * 80
+    (work / "data.json").write_text(json.dumps([{"A": text, "B": text}] * 1000))
+    limit = (12 * GIGABYTE, 12 * GIGABYTE)
+    done = subprocess.run(
+        [sys.executable, PROJECT / "finetune.py", "--batch-size", "700", "--data", "data.json"],
+        cwd=work,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limit),
+    )
+    line = refused(done)
+    assert "GB are free; what would fit: --batch-size 1 --gradient-accumulation 700 (" in line
+    assert not (work / "runs").exists()
