@@ -1,8 +1,12 @@
 """Fetch the files of a model folder from the Hugging Face hub, going on where a killed download stopped."""
 
 import os
+import tempfile
 import time
+import zlib
 from pathlib import Path
+
+from filelock import FileLock
 
 from files import UserError, check_free_space, reason
 
@@ -38,12 +42,20 @@ def download_model(hub_id: str, folder: Path, weights: bool = True) -> Path:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     by_hand = f"or put {', '.join(missing)} into {folder} yourself"
     try:
-        fetch_missing(hub_id, missing, folder)
+        with lock_for(folder):
+            if missing := missing_files(folder, weights):  # another process may have fetched it meanwhile
+                fetch_missing(hub_id, missing, folder)
     except UserError as error:
         raise UserError(f"{error}; {by_hand}") from error
     except (ValueError, ImportError) as error:  # a malformed HF_ENDPOINT, HF_TOKEN or proxy, or a library for it
         raise UserError(f"cannot ask the hub for {hub_id}: {error}; check HF_* and *_PROXY, {by_hand}") from error
     return folder
+
+
+def lock_for(folder: Path) -> FileLock:
+    """Of several processes that need the same model, as under torchrun, one fetches it and the others wait."""
+    name = f"{getattr(os, 'getuid', int)()}-{zlib.crc32(os.fsencode(folder.resolve())):08x}"
+    return FileLock(Path(tempfile.gettempdir()) / f"gpt2-download-{name}.lock")
 
 
 def fetch_missing(hub_id: str, missing: list[str], folder: Path) -> None:

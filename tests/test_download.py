@@ -216,3 +216,18 @@ def test_offline_mode_is_honoured(hub, fetch):
     assert code == 2
     assert "HF_HUB_OFFLINE forbids fetching it" in output
     assert hub.requests == []
+
+
+def test_processes_that_start_together_fetch_once(hub, tmp_path):
+    """As under torchrun: one fetches, the others wait and find it there."""
+    publish_large_file(hub)
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-c", FETCH, str(PROJECT), "gpt2"]
+    processes = [
+        subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for _ in range(3)
+    ]
+    outputs = [process.communicate()[0].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    assert sum("download: " in output for output in outputs) == 1
+    assert (tmp_path / "models" / "gpt2" / "model.safetensors").read_bytes() == weights(hub)
