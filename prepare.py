@@ -156,8 +156,7 @@ def explain_memory(
     """What the longest batch of `dataset` would take, in one line; the model is never made."""
     from training.memory import expected_memory
 
-    memory = expected_memory(model_size(config, dataset), training, machine.precision)
-    return f"memory: about {memory / 1e9:.1f} GB to train, in {machine.precision} with batches of {training.batch_size}"
+    return f"memory: {expected_memory(model_size(config, dataset), training, machine.precision)}"
 
 
 def model_size(config: "GPTConfig", dataset: "DialogueDataset") -> "Size":

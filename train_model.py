@@ -32,9 +32,9 @@ def complete_settings(settings: FinetuneSettings, folder: Path, size: Size, mach
         UserError: there is too little memory.
     """
     training, chosen = settings.training.with_defaults(size.parameters)
+    chosen = f"options: those of {settings.run.resume}" if settings.run.resume else chosen
     print(f"model: {folder}, {size.parameters:,} parameters", machine.explanation, chosen, sep="\n")
-    if warning := check_memory(size, training, machine):
-        print(warning)
+    print(check_memory(size, training, machine))
     return replace(settings, training=training)
 
 

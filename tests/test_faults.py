@@ -143,6 +143,29 @@ def test_stopped_in_the_middle_of_generation(work, command, base, unbroken):
 
 
 @POSIX
+def test_adapters_are_resumed_too(work, command, base):
+    """Stopped in training, and killed in generation: the adapters lie in the checkpoint, then in their own folder."""
+    options = ("--model", base, *RUN, "--lora-rank", 4, "--template", "tokens")
+    assert command("finetune.py", *options, "--run-dir", "unbroken").returncode == 0
+    process = start(work, *options, "--run-dir", "run")
+    wait_for(lambda: lines(work / "run" / "metrics.jsonl") > 6, process)
+    process.send_signal(signal.SIGTERM)
+    assert "checkpoint: step " in process.communicate()[0]
+    checkpoint = next((work / "run" / "checkpoint").glob("step-*"))
+    assert checkpoint.stat().st_size < (base / "model.safetensors").stat().st_size / 2  # only what is trained
+
+    process = start(work, "--resume", "run")
+    wait_for((work / "run" / "checkpoint" / "trained.json").exists, process)
+    process.kill()
+    process.communicate()
+    done = command("finetune.py", "--resume", "run")
+    assert "the training was over after 32 steps" in done.stdout, done.stderr
+    assert same_results(work / "unbroken", work / "run")
+    adapters = [(work / run / "adapter" / "adapter_model.safetensors").read_bytes() for run in ("unbroken", "run")]
+    assert adapters[0] == adapters[1]
+
+
+@POSIX
 def test_killed_before_the_first_checkpoint_it_starts_again(work, command, base, unbroken):
     stop(work, base, signal.SIGKILL, lambda run: lines(run / "metrics.jsonl") > 6)
     done = command("finetune.py", "--resume", "run")

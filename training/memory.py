@@ -34,7 +34,21 @@ class Size(NamedTuple):
     examples: int  # that there are to train on
 
 
-def expected_memory(size: Size, training: TrainingSettings, precision: str) -> int:
+class Need(NamedTuple):
+    """Bytes at the peak of a training, by what they are for."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    program: float = 550 * MEGABYTE
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {value / 1e9:.1f}" for name, value in self._asdict().items())
+        return f"about {sum(self) / 1e9:.1f} GB to train ({parts})"
+
+
+def expected_memory(size: Size, training: TrainingSettings, precision: str) -> Need:
     """About how many bytes training takes at its peak, in the batch with the longest examples; allow for 25%.
 
     Weights, gradients and AdamW's two moments are 16 bytes a trained parameter; frozen weights are 4, or 2 in bf16.
@@ -44,12 +58,12 @@ def expected_memory(size: Size, training: TrainingSettings, precision: str) -> i
     kept = size.layers * size.width * 4 + layer if training.gradient_checkpointing else size.layers * layer
     tokens = min(training.batch_size, size.examples) * size.longest
     activations = tokens * (kept + size.vocab_size * 6)
-    weights = 16 * size.parameters
+    trained, weights = size.parameters, 4 * size.parameters
     if training.lora_rank:
-        adapters = 16 * size.width * training.lora_rank * size.layers  # both matrices at all four places of a block
+        trained = 16 * size.width * training.lora_rank * size.layers  # both matrices at all four places of a block
         merging = 8 * size.vocab_size * size.width  # two fp32 copies of the token embedding, the largest tensor
-        weights = (2 if precision == "bf16" else 4) * size.parameters + 16 * adapters + merging
-    return 550 * MEGABYTE + weights + activations
+        weights = (2 if precision == "bf16" else 4) * size.parameters + 4 * trained + merging
+    return Need(weights, 4 * trained, 8 * trained, activations)
 
 
 def available_memory(device: torch.device) -> tuple[int, int]:
@@ -72,21 +86,23 @@ def available_memory(device: torch.device) -> tuple[int, int]:
 
 
 def check_memory(size: Size, training: TrainingSettings, machine: Machine) -> str:
-    """What would fit where memory may be short, as a line; empty where there is enough.
+    """What memory training takes, as a line; and where that may be short, what would fit.
 
     Raises:
         UserError: the run can't fit.
     """
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if machine.device.type == "cpu" else 1  # share this memory
-    needed = beside * expected_memory(size, training, machine.precision)
+    need = expected_memory(size, training, machine.precision)
     free, with_swap = available_memory(machine.device)
-    if needed <= free:
-        return ""
-    wanted = f"training takes about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
-    line = f"{wanted}; {advice(size, training, machine, free // beside)}"
-    if needed > TOLERANCE * with_swap:
+    together = f", in each of {beside} processes" if beside > 1 else ""
+    if beside * sum(need) <= free:
+        return f"memory: {need}{together}"
+    line = (
+        f"memory: {need}{together}, and {free / 1e9:.1f} GB are free; {advice(size, training, machine, free // beside)}"
+    )
+    if beside * sum(need) > TOLERANCE * with_swap:
         raise UserError(line)
-    return f"memory may be short: {line}"
+    return line
 
 
 def advice(size: Size, training: TrainingSettings, machine: Machine, free: int) -> str:
@@ -102,7 +118,7 @@ def advice(size: Size, training: TrainingSettings, machine: Machine, free: int) 
     fitting = []
     for way in ways:
         changed = replace(training, **way)
-        takes = expected_memory(size, changed, machine.precision)
+        takes = sum(expected_memory(size, changed, machine.precision))
         new = {name: value for name, value in way.items() if value != getattr(training, name)}
         if new and takes <= free:
             options = (
@@ -126,7 +142,7 @@ def explain_lack_of_memory(size: Size, training: TrainingSettings, machine: Mach
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if type(error) is RuntimeError and "allocate memory" not in str(error):
             raise
-        expected = expected_memory(size, training, machine.precision)
+        less = int(0.9 * sum(expected_memory(size, training, machine.precision)))
         raise UserError(
-            f"out of memory; the checkpoints are as they were; {advice(size, training, machine, int(expected * 0.9))}"
+            f"out of memory; the checkpoints are as they were; {advice(size, training, machine, less)}"
         ) from None

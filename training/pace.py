@@ -60,4 +60,4 @@ class Pace:
             if self.machine.primary:
                 write_json(self.path, {"measured": state.step, "steps": steps})
         elif (left := (state.steps - state.step) * per_step) > LONG:
-            progress.say(f"{per_step:.2f} s a step: about {left / 60:.0f} minutes to go")
+            progress.say(f"{per_step:.2f} s a step: about {left / 60:.0f} min to go")
