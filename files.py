@@ -104,8 +104,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, advice: str = "delete it and fetch it again") -> dict[str, Any]:
     """Read a JSON file that holds one object.
+
+    Args:
+        advice: what to do about a damaged one.
 
     Raises:
         UserError: unreadable, not JSON, or not an object.
@@ -115,9 +118,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or brackets without end
-        raise UserError(f"{path} is not valid JSON ({error}); delete it and fetch it again") from error
+        raise UserError(f"{path} is not valid JSON ({error}); {advice}") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object; delete it and fetch it again")
+        raise UserError(f"{path} does not hold a JSON object; {advice}")
     return value
 
 

@@ -79,8 +79,8 @@ def check_bundled_files() -> None:
 
 
 def weights_checksum(folder: Path) -> str:
-    """CRC-32 of the file with the weights."""
-    value = 0
+    """CRC-32 of the configuration and the file with the weights."""
+    value = zlib.crc32((folder / "config.json").read_bytes())
     with open(next(folder / name for name in WEIGHT_FILES if (folder / name).exists()), "rb") as file:
         while block := file.read(1 << 22):
             value = zlib.crc32(block, value)

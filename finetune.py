@@ -95,8 +95,8 @@ def write_cases(model: "GPTModel", data: Data, settings: FinetuneSettings, run_f
     )
     print_cases(cases, settings.generation.cases)
     replaced = "replaced" if settings.output.exists() else "written"
-    write_json(run_folder / OUTPUT, cases)
     write_json(settings.output, cases)
+    write_json(run_folder / OUTPUT, cases)  # last: by it a run is known to be finished
     return f"{replaced}: {settings.output}"
 
 

@@ -20,11 +20,10 @@ from settings import FinetuneSettings, parse_command_line
 SETTINGS = "settings.json"
 OUTPUT = "generated_conversations.json"  # the last file that a run writes
 RECORD = ("machine", "fingerprints")  # what stands in settings.json beside the options
-# What a resumed run may be told anew: where its files are (fingerprints tell whether they are the same), when it is
+# What a resumed run may be told anew, besides where its model is (fingerprints tell whether it is the same), when it is
 # saved, and what happens after the training.
-FREE = ("path",)
+FREE = ("path", "device", "precision")  # the machine that they lead to is compared
 EXTENDED = ("epochs", "max_steps")  # may grow
-INEXACT = ("device", "precision")  # with --resume-inexactly
 
 
 def create_run_folder(run_dir: Path | None, model_name: str, needed: int) -> Path:
@@ -86,7 +85,7 @@ def lock_run_folder(folder: Path) -> FileLock | None:
             lock.acquire(timeout=0)
         except Timeout:
             raise UserError(f"{folder}: another run is working in this folder; wait for it, or stop it") from None
-        for leftover in folder.rglob(".*.tmp"):
+        for leftover in folder.rglob(".*tmp*"):  # ours end in .tmp, those of safetensors begin with it
             leftover.unlink()
     return lock
 
@@ -101,11 +100,15 @@ def resumable(folder: Path) -> Iterator[None]:
         raise KeyboardInterrupt(f"{stop}; go on with: {command}") from None
 
 
-def write_settings(folder: Path, settings: FinetuneSettings, record: dict[str, Any]) -> None:
-    """Write what a run depends on: every option, its paths absolute, and `record`, what it was found to work with."""
+def write_settings(folder: Path, settings: FinetuneSettings, source: Path, record: dict[str, Any]) -> None:
+    """Write what a run depends on: every option, its paths absolute, and `record`, what it was found to work with.
+
+    Args:
+        source: the model folder that was found for `--model`.
+    """
     data = replace(settings.data, path=settings.data.locate().absolute())
     model = replace(settings.model, model_path=settings.model.model_path.absolute())
-    if Path(model.name).is_dir():
+    if Path(model.name).resolve() in (source.resolve(), source.resolve().parent):  # a folder, and no known name
         model = replace(model, name=str(Path(model.name).absolute()))
     run = replace(settings.run, run_dir=None, resume=None, resume_inexactly=False)
     absolute = replace(settings, data=data, model=model, run=run, output=settings.output.absolute())
@@ -123,8 +126,11 @@ def parse_finetune_settings(arguments: list[str] | None = None) -> FinetuneSetti
         return typed
     recorded = read_settings(typed.run.resume)
     # A switch is on when the run has it on, or the command line.
-    settings = parse_command_line(FinetuneSettings, arguments, default=map_switches(lambda *_: False, recorded))
-    settings = map_switches(operator.or_, settings, recorded)
+    try:
+        settings = parse_command_line(FinetuneSettings, arguments, default=map_switches(lambda *_: False, recorded))
+        settings = map_switches(operator.or_, settings, recorded)
+    except (TypeError, AttributeError) as error:
+        raise unknown_settings(typed.run.resume, error) from None
     if settings.preview:
         raise UserError("--preview shows a new run: leave out --resume")
     if problems := changed_options(recorded, settings):
@@ -152,11 +158,15 @@ def read_settings(folder: Path) -> FinetuneSettings:
     """
     if not (folder / SETTINGS).is_file():
         raise UserError(f"--resume {folder}: no {SETTINGS} there; name a folder of a run, such as runs/tiny-1")
-    recorded = read_json_object(folder / SETTINGS)
+    recorded = read_json_object(folder / SETTINGS, "put it back, or start a new run")
     try:
         return from_json(FinetuneSettings, {name: value for name, value in recorded.items() if name not in RECORD})
     except (TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{folder / SETTINGS}: not the settings of this version of the program ({error})") from None
+        raise unknown_settings(folder, error) from None
+
+
+def unknown_settings(folder: Path, error: Exception) -> UserError:
+    return UserError(f"{folder / SETTINGS}: not the settings of this version of the program ({error})")
 
 
 def from_json(kind: Any, values: dict[str, Any]) -> Any:
@@ -193,13 +203,10 @@ def changed_options(recorded: FinetuneSettings, settings: FinetuneSettings) -> l
             option = f"--{field.name.replace('_', '-')} {new}"
             if old == new or field.name in FREE:
                 continue
-            if field.name in EXTENDED:
-                if (new or math.inf) < (old or math.inf):
-                    found.append(f"{option}: the run has {old or 'no limit'}, and can only be made longer")
-            elif field.name not in INEXACT:
+            if field.name not in EXTENDED:
                 found.append(f"{option}: the run has {old}")
-            elif not settings.run.resume_inexactly:
-                found.append(f"{option}: the run has {old}; --resume-inexactly allows it")
+            elif (new or math.inf) < (old or math.inf):
+                found.append(f"{option}: the run has {old or 'no limit'}, and can only be made longer")
     return found
 
 
@@ -209,8 +216,10 @@ def check_record(folder: Path, record: dict[str, Any], inexactly: bool) -> str:
     Raises:
         UserError: other conversations, another model, or, unless `inexactly`, another machine.
     """
-    recorded = read_json_object(folder / SETTINGS)
-    before, now = recorded.get("fingerprints", {}), record["fingerprints"]
+    recorded = read_json_object(folder / SETTINGS, "put it back, or start a new run")
+    if not all(isinstance(recorded.get(name), dict) for name in RECORD):
+        raise UserError(f"{folder / SETTINGS} does not say what the run worked with; put it back, or start a new run")
+    before, now = recorded["fingerprints"], record["fingerprints"]
     found = [
         f"the {name} {'has' if name == 'model' else 'have'} changed" for name in now if now[name] != before.get(name)
     ]
@@ -218,14 +227,19 @@ def check_record(folder: Path, record: dict[str, Any], inexactly: bool) -> str:
         raise UserError(
             f"{folder} can't go on: since it began, {' and '.join(found)}; restore what it was, or start a new run"
         )
-    before, now = recorded.get("machine", {}), record["machine"]
+    before, now = recorded["machine"], record["machine"]
     names = [name for name in now if now[name] != before.get(name)]
-    if "processes" in names:
-        return f"made with {before.get('processes')} processes, going on with {now['processes']}: equal up to rounding"
+    notes = []
+    if "processes" in names:  # torchrun gives each process fewer threads
+        names = [name for name in names if name not in ("processes", "threads")]
+        processes = f"{before.get('processes')} processes, going on with {now['processes']}"
+        notes.append(f"made with {processes}: equal up to rounding")
     differences = ", ".join(f"{name} {json.dumps(before.get(name))} → {json.dumps(now[name])}" for name in names)
     if differences and not inexactly:
         raise UserError(
             f"{folder}: this machine is another than it began on ({differences}), and the last bits would differ;"
             " --resume-inexactly goes on all the same"
         )
-    return f"the machine has changed: {differences}; the last bits will differ" if differences else ""
+    if differences:
+        notes.append(f"the machine has changed: {differences}; the last bits will differ")
+    return "; ".join(notes)

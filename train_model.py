@@ -11,7 +11,7 @@ from filelock import FileLock
 from dialogues.batches import DialogueDataset
 from dialogues.tokenizer import copy_vocabulary
 from files import UserError
-from find_model import weights_checksum
+from find_model import HUB_IDS, weights_checksum
 from gpt_model import GPTModel, count_parameters
 from load_gpt2_weights import add_embeddings, load_model, read_weights, save_model
 from prepare import Data, fingerprint, write_rendered
@@ -23,6 +23,7 @@ from training.loop import Examples, train
 from training.lora import add_adapters, load_adapter, merge_adapters, save_adapter
 from training.memory import Size, check_memory
 from training.optimizer import make_optimizer
+from training.stopping import StopSignals
 
 
 def complete_settings(settings: FinetuneSettings, folder: Path, size: Size, machine: Machine) -> FinetuneSettings:
@@ -81,8 +82,8 @@ def open_run(
             folder = create_run_folder(settings.run.run_dir, name, needed)
             lock = lock_run_folder(folder)
         print(f"run folder: {folder}")
+        write_settings(folder, settings, source, record)
         copy_vocabulary(source, folder / "model", tokenizer)  # now: by the end the source may have changed
-        write_settings(folder, settings, record)
         write_rendered(folder, data)
     folder = Path(machine.agree(str(folder)))
     return OpenRun(folder, source, model, Checkpoints(folder / "checkpoint", fingerprints), trained, lock)
@@ -98,11 +99,14 @@ def check_resumed(folder: Path, settings: FinetuneSettings, record: dict[str, An
         print(note)
     checkpoints = Checkpoints(folder / "checkpoint", record["fingerprints"])
     trained = checkpoints.trained(settings.training.steps(examples)[1])
-    if (folder / OUTPUT).exists() and (trained or not checkpoints.paths()):
-        raise UserError(
-            f"{folder} is finished; more --epochs go on in it if its checkpoint was kept (--keep-checkpoint),"
-            f" and --model {folder} starts a new run from its model"
+    over = trained if settings.run.keep_checkpoint else not checkpoints.folder.exists()
+    if over and (folder / OUTPUT).exists():
+        longer = (
+            "its length was set by --max-minutes"
+            if trained and trained.measured
+            else "more --epochs go on in it if its checkpoint was kept (--keep-checkpoint)"
         )
+        raise UserError(f"{folder} is finished; {longer}, and --model {folder} starts a new run from its model")
     return trained
 
 
@@ -146,10 +150,17 @@ def train_model(
 
     optimizer = make_optimizer(model, training)
     examples = Examples(datasets["train"], datasets["val"], tokenizer.eot_token)
-    state = train(model, optimizer, examples, training, machine, run.checkpoints, settings.run, after_epoch)
-    if machine.primary:
-        if training.lora_rank:
-            save_adapter(model, run.folder / "adapter", str(run.source))  # first: should the merging fail, it is there
-        save(run.folder / "model")
-        run.checkpoints.mark_trained(state)
+    checkpoints = run.checkpoints
+    with StopSignals(machine) as signals:
+        state = train(model, optimizer, examples, training, machine, checkpoints, settings.run, signals, after_epoch)
+        if machine.primary:
+            if training.lora_rank:
+                save_adapter(model, run.folder / "adapter", base_name(settings, run.source))  # before the merging
+            save(run.folder / "model")
+            checkpoints.mark_trained(state)
     return state
+
+
+def base_name(settings: FinetuneSettings, source: Path) -> str:
+    """How others find the model that adapters were trained on."""
+    return HUB_IDS.get(settings.model.name, str(source.absolute()))

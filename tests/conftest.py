@@ -27,6 +27,7 @@ from training.checkpoint import Checkpoints, RunState
 from training.device import Machine
 from training.loop import Examples, train
 from training.optimizer import make_optimizer
+from training.stopping import StopSignals
 
 PROJECT = Path(__file__).resolve().parent.parent
 CPU = Machine(torch.device("cpu"), "fp32", "")
@@ -73,7 +74,9 @@ def fit(
     folder.mkdir(exist_ok=True)
     examples = Examples(train_set, val_set, 100)
     checkpoints = Checkpoints(folder / "checkpoint", {"model": "a test's"})
-    return train(model, optimizer or make_optimizer(model, settings), examples, settings, machine, checkpoints, saving)
+    optimizer = optimizer or make_optimizer(model, settings)
+    with StopSignals(machine) as signals:
+        return train(model, optimizer, examples, settings, machine, checkpoints, saving, signals)
 
 
 def logged(folder: Path, name: str) -> list[float]:

@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from models.tiny.build import MuonAndAdamW
 from settings import RunSettings, TrainingSettings
 from training import checkpoint
 from training.optimizer import make_optimizer
+from training.stopping import StopSignals
 
 SETTINGS = TrainingSettings(epochs=3, batch_size=1, learning_rate=1e-2, schedule="cosine", warmup=0.3, seed=5)
 EVERY_STEP = RunSettings(checkpoint_minutes=1e-9)
@@ -123,7 +125,7 @@ def cut_short(path: Path, chance: random.Random) -> None:
     path.write_bytes(path.read_bytes()[: chance.randrange(path.stat().st_size)])
 
 
-def test_a_damaged_checkpoint_is_passed_by(model, tmp_path, monkeypatch, capsys):
+def test_a_damaged_checkpoint_is_removed(model, tmp_path, monkeypatch, capsys):
     """Wherever a bit is flipped or the file is cut, it is noticed, and the one before gives the same end."""
     unbroken = run(model, tmp_path / "unbroken")
     broken_off(model, tmp_path / "run", monkeypatch, "take_step", 7, saving=EVERY_STEP)
@@ -139,7 +141,7 @@ def test_a_damaged_checkpoint_is_passed_by(model, tmp_path, monkeypatch, capsys)
     capsys.readouterr()
     assert same(unbroken, run(model, tmp_path / "run"))
     out = capsys.readouterr().out
-    assert f"damaged, and passed by: {newest}" in out
+    assert f"damaged, and removed: {newest}" in out
     assert "going on after step 5: " in out
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes().startswith(metrics)
 
@@ -150,7 +152,7 @@ def test_without_a_whole_checkpoint_a_run_starts_again(model, tmp_path, monkeypa
     for path in (tmp_path / "run" / "checkpoint").iterdir():
         path.write_bytes(b"")
     assert same(unbroken, run(model, tmp_path / "run"))
-    assert capsys.readouterr().out.count("damaged, and passed by") == 2
+    assert capsys.readouterr().out.count("damaged, and removed") == 2
     assert logged(tmp_path / "run", "train_loss") == logged(tmp_path / "unbroken", "train_loss")
 
 
@@ -229,7 +231,7 @@ class TestEarlyStopping:
         best = next((tmp_path / "run" / "checkpoint").glob("best-*"))
         cut_short(best, random.Random(0))
         assert same(unbroken, run(model, tmp_path / "run", self.SETTINGS))
-        assert "damaged, and passed by" in capsys.readouterr().out
+        assert "damaged, and removed" in capsys.readouterr().out
 
 
 def test_trained_weights_are_not_trained_again(tmp_path):
@@ -252,12 +254,66 @@ def test_minutes_set_the_number_of_steps_once(model, tmp_path, monkeypatch, caps
     pace = json.loads((tmp_path / "run" / "pace.json").read_text())
     steps = len(logged(tmp_path / "run", "train_loss"))
     assert 5 < steps == pace["steps"] < 10**5
-    assert f"{steps} of 3000000 steps, to end after 0.02 minutes" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "s a step, to end after 0.02 minutes" in out
+    assert f"the time is enough for {steps} of 3000000 steps" in out
 
     broken_off(model, tmp_path / "broken", monkeypatch, "take_step", 3, settings=settings)
     (tmp_path / "broken" / "pace.json").write_text(json.dumps(pace))
+    broken_off(model, tmp_path / "broken", monkeypatch, "take_step", pace["measured"] - 1, settings=settings)
     weights = run(model, tmp_path / "broken", settings)
     (tmp_path / "again").mkdir()
     (tmp_path / "again" / "pace.json").write_text(json.dumps(pace))
     assert same(weights, run(model, tmp_path / "again", settings))
     assert len(logged(tmp_path / "broken", "train_loss")) == steps
+
+
+def test_a_signal_after_the_last_step_waits_until_the_model_is_saved(model, tmp_path, monkeypatch):
+    """What was learned since the last checkpoint is nowhere else."""
+    settings = replace(TestEarlyStopping.SETTINGS, max_steps=9)
+    saved = False
+
+    def choose(self: training.loop.Run) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(training.loop.Run, "choose_weights", choose)
+    with pytest.raises(KeyboardInterrupt), StopSignals(CPU) as signals:
+        checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoint", {})
+        examples = training.loop.Examples(make_dataset(20, 30, 25), make_dataset(10), 100)
+        optimizer = make_optimizer(model, settings)
+        training.loop.train(model, optimizer, examples, settings, CPU, checkpoints, RunSettings(), signals)
+        saved = True
+    assert saved
+
+
+def test_a_second_signal_ends_at_once(model):
+    with pytest.raises(SystemExit) as stopped, StopSignals(CPU) as signals, signals.whole():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert stopped.value.code == 130
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_damaged_note_of_the_training(tmp_path):
+    checkpoints = checkpoint.Checkpoints(tmp_path, {})
+    for content in ("{}", "[]", '{"before": 3}', '{"before'):
+        (tmp_path / "trained.json").write_text(content)
+        with pytest.raises(UserError, match="delete it, and the run goes on from its checkpoint"):
+            checkpoints.trained(3)
+
+
+def test_the_one_to_fall_back_to_is_never_the_damaged_one(model, tmp_path, monkeypatch):
+    """After a damaged checkpoint was noticed, each moment has a whole one."""
+    broken_off(model, tmp_path, monkeypatch, "take_step", 7, saving=EVERY_STEP)
+    (tmp_path / "checkpoint" / "step-6.safetensors").write_bytes(b"")
+    real = checkpoint.save_file
+
+    def watched(*arguments):
+        checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoint", {"model": "a test's"})
+        for path in checkpoints.paths():
+            checkpoints.read(path)  # raises Damaged
+        assert checkpoints.paths()
+        real(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save_file", watched)
+    run(model, tmp_path, saving=EVERY_STEP)

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from conftest import PROJECT, refused, tiny_reference, write_layout
-from run_folder import lock_run_folder
+from files import UserError, write_json
+from run_folder import check_record, lock_run_folder, parse_finetune_settings
 
-RUN = ("--epochs", 8, "--dropout", 0.1, "--max-new-tokens", 300)  # 32 steps
+RUN = ("--epochs", 8, "--dropout", 0.1, "--max-new-tokens", 200)  # 32 steps
 RESULTS = ("model/model.safetensors", "metrics.jsonl", "generated_conversations.json", "train_data.txt")
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="signals are sent the POSIX way")
 
@@ -64,7 +65,7 @@ def unbroken(base, tmp_path_factory) -> Path:
 
 
 @POSIX
-@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(work, command, kills):
     """The bundled model, SIGKILL anywhere between the making of the run folder and the end, saving included."""
     chance = random.Random(kills)
@@ -86,7 +87,7 @@ def test_killed_at_random_moments(work, command, kills):
             done = command("finetune.py", "--resume", folder)
             assert done.returncode == 0, done.stderr
         assert same_results(unbroken, folder), number
-        assert not list(folder.rglob("*.tmp"))
+        assert not list(folder.rglob(".*tmp*"))
         assert not (folder / "checkpoint").exists()
         shutil.rmtree(folder)
     assert resumed > 0
@@ -187,7 +188,7 @@ def test_no_room_on_the_disk(work, megabytes, code):
     assert process.returncode == code, output
     assert "no checkpoint of step 1: cannot write" in output
     assert "Traceback" not in output
-    assert not list((work / "run").rglob("*.tmp"))
+    assert not list((work / "run").rglob(".*tmp*"))
     if code:
         assert "error: cannot write run/model/model.safetensors" in output.replace(os.sep, "/")
 
@@ -222,17 +223,26 @@ def test_another_run_in_the_same_folder_is_refused(stopped, command):
     assert command("finetune.py", "--resume", stopped).returncode == 0
 
 
-def test_a_changed_option_is_refused_by_name(stopped, command):
-    done = command("finetune.py", "--resume", stopped, "--learning-rate", 0.001, "--shuffle", "--seed", 123)
-    line = refused(done)
-    assert "--shuffle True: the run has False; --learning-rate 0.001: the run has 5e-05" in line or (
-        "--shuffle True: the run has False; --learning-rate 0.001: the run has 0.00012" in line
-    )
+def test_a_changed_option_is_refused_by_name(stopped):
+    """As the command line is parsed; what stands in the run's settings need not be typed again."""
+
+    def refuse(*arguments: str) -> str:
+        with pytest.raises(UserError) as refused:
+            parse_finetune_settings(["--resume", str(stopped), *arguments])
+        return str(refused.value)
+
+    line = refuse("--learning-rate", "0.001", "--shuffle", "--seed", "123")
+    rate = json.loads((stopped / "settings.json").read_text())["training"]["learning_rate"]
+    assert f"--shuffle True: the run has False; --learning-rate 0.001: the run has {rate}" in line
     assert "--seed" not in line
-    line = refused(command("finetune.py", "--resume", stopped, "--epochs", 1))
-    assert "--epochs 1: the run has 2, and can only be made longer" in line
-    line = refused(command("finetune.py", "--resume", stopped, "--precision", "bf16"))
-    assert "--precision bf16: the run has auto; --resume-inexactly allows it" in line
+    assert "--epochs 1: the run has 2, and can only be made longer" in refuse("--epochs", "1")
+    assert "--max-steps 3: the run has no limit, and can only be made longer" in refuse("--max-steps", "3")
+    assert "--preview shows a new run" in refuse("--preview")
+    settings = parse_finetune_settings(["--resume", str(stopped), "--epochs", "5", "--cases", "1", "--keep-epochs"])
+    assert (settings.training.epochs, settings.generation.cases) == (5, 1)
+    assert settings.run.keep_epochs
+    assert settings.run.keep_checkpoint  # as the run has it
+    assert settings.data.path == stopped.parent / "data.json"
 
 
 def test_changed_conversations_or_another_model_are_refused(stopped, command, work):
@@ -248,6 +258,11 @@ def test_changed_conversations_or_another_model_are_refused(stopped, command, wo
     assert "since it began, the model has changed" in refused(done)
     content[-1] ^= 1
     weights.write_bytes(content)
+    config = (work / "base" / "config.json").read_text()
+    (work / "base" / "config.json").write_text(config.replace('"n_head": 4', '"n_head": 2'))
+    done = command("finetune.py", "--resume", stopped, "--data", "moved.json")
+    assert "since it began, the model has changed" in refused(done)
+    (work / "base" / "config.json").write_text(config)
     done = command("finetune.py", "--resume", stopped, "--data", "moved.json")
     assert done.returncode == 0, done.stderr
 
@@ -256,11 +271,17 @@ def test_another_machine_must_be_asked_for(stopped, command):
     line = refused(command("finetune.py", "--resume", stopped, OMP_NUM_THREADS="2"))
     assert "threads 1 → 2" in line
     assert "--resume-inexactly" in line
-    done = command("finetune.py", "--resume", stopped, "--resume-inexactly", "--precision", "bf16", "--epochs", 3)
+    used = json.loads((stopped / "settings.json").read_text())["machine"]["precision"]
+    other = "fp32" if used == "bf16" else "bf16"
+    line = refused(command("finetune.py", "--resume", stopped, "--precision", other))
+    assert f'precision "{used}" → "{other}"' in line
+    options = ("--resume-inexactly", "--precision", other, "--epochs", 3, "--output", "else.json")
+    done = command("finetune.py", "--resume", stopped, *options)
     assert done.returncode == 0, done.stderr
-    assert 'the machine has changed: precision "' in done.stdout or "going on after step 8" in done.stdout
-    settings = json.loads((stopped / "settings.json").read_text())
-    assert settings["machine"]["precision"] == "bf16"
+    assert f'the machine has changed: precision "{used}" → "{other}"; the last bits will differ' in done.stdout
+    assert "going on after step 8" in done.stdout
+    assert json.loads((stopped / "settings.json").read_text())["machine"]["precision"] == other
+    assert (stopped.parent / "else.json").exists()
 
 
 def test_a_finished_run_says_so(stopped, command):
@@ -284,11 +305,35 @@ def test_a_checkpoint_of_another_run_is_refused(stopped, command, work):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [("{", "is not valid JSON"), ("[]", "does not hold a JSON object"), ('{"model": 3}', "not the settings of this")],
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "does not hold a JSON object"),
+        ('{"model": 3}', "not the settings of this version"),
+        ('{"training": {"epochs": "x"}}', "not the settings of this version"),
+    ],
 )
-def test_damaged_settings(stopped, command, content, reason):
-    (stopped / "settings.json").write_text(content)
-    assert reason in refused(command("finetune.py", "--resume", stopped))
+def test_damaged_settings(tmp_path, content, reason):
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(UserError, match=reason):
+        parse_finetune_settings(["--resume", str(tmp_path)])
+
+
+def test_the_record_of_the_machine(tmp_path):
+    machine = {"torch": "2.13", "threads": 2, "processes": 1}
+    record = {"machine": machine, "fingerprints": {"model": "a", "conversations": "b"}}
+    for damaged in ({**record, "machine": [1]}, {**record, "fingerprints": None}, {}):
+        write_json(tmp_path / "settings.json", damaged)
+        with pytest.raises(UserError, match="does not say what the run worked with"):
+            check_record(tmp_path, record, inexactly=False)
+    write_json(tmp_path / "settings.json", record)
+    assert check_record(tmp_path, record, inexactly=False) == ""
+    two = {**record, "machine": {**machine, "processes": 2, "threads": 1}}
+    note = "made with 1 processes, going on with 2: equal up to rounding"
+    assert check_record(tmp_path, two, inexactly=False) == note
+    other = {**two, "machine": {**two["machine"], "torch": "2.11"}}
+    with pytest.raises(UserError, match='torch "2.13" → "2.11"'):
+        check_record(tmp_path, other, inexactly=False)
+    assert check_record(tmp_path, other, inexactly=True).startswith(note)
 
 
 def test_what_is_no_run(command, work):
@@ -306,4 +351,26 @@ def test_a_model_folder_for_each_epoch(command, work, model_folder):
     weights = [folder / "model.safetensors" for folder in (first, last, work / "run" / "model")]
     assert weights[1].read_bytes() == weights[2].read_bytes() != weights[0].read_bytes()
     done = command("finetune.py", "--model", first, "--max-steps", 1, "--max-new-tokens", 5)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_output_that_could_not_be_written_is_written_on_resume(stopped, work, command):
+    """The run is finished when its last file is there, and no sooner."""
+    (work / "output").mkdir()
+    process = start(work, "--resume", stopped, "--epochs", 9, "--output", "output/x.json")
+    wait_for(lambda: lines(stopped / "metrics.jsonl") > 20, process)
+    (work / "output").rmdir()
+    assert "error: cannot write output/x.json" in process.communicate()[0].replace(os.sep, "/")
+    (work / "output").mkdir()
+    done = command("finetune.py", "--resume", stopped)
+    assert "the training was over after 36 steps" in done.stdout, done.stderr
+    assert (work / "output" / "x.json").exists()
+
+
+def test_a_folder_with_the_name_of_a_model(command, work):
+    """`tiny` is the bundled model, whatever else is called so."""
+    (work / "tiny").mkdir()
+    quick = ("--epochs", 1, "--max-new-tokens", 5, "--run-dir", "run", "--keep-checkpoint")
+    assert command("finetune.py", *quick).returncode == 0
+    done = command("finetune.py", "--resume", "run", "--epochs", 2)
     assert done.returncode == 0, done.stderr

@@ -111,6 +111,8 @@ def test_running_out_on_the_way_gives_the_same_advice(error):
 def test_other_errors_stay_what_they_are():
     with pytest.raises(RuntimeError, match="shape"), explain_lack_of_memory(MEDIUM, FULL, BF16):
         raise RuntimeError("shape")
+    with pytest.raises(NotImplementedError), explain_lack_of_memory(MEDIUM, FULL, BF16):
+        raise NotImplementedError("an operator that the device lacks")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space the Linux way")

@@ -139,8 +139,7 @@ def test_accumulation_is_one_large_batch(tmp_path, batch_size, accumulation):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_stops_the_run_before_the_weights(model, tmp_path, value):
-    with torch.no_grad():
-        model.ln_f.bias[3] = value
+    model.ln_f.register_forward_hook(lambda module, _, x: x * value if module.training else x)
     before = model.wte.weight.clone()
     settings = TrainingSettings(epochs=1, batch_size=1, gradient_accumulation=2, learning_rate=1e-3)
     with pytest.raises(UserError, match=r"step 1: the loss is nan, on the dialogues [12], 3 of the file; try a lower"):
@@ -287,3 +286,22 @@ def test_the_scale_of_fp16_is_resumed(model, tmp_path):
     state = fit(model, make_dataset(20, 30), make_dataset(10), settings, tmp_path / "kept", FP16, saving)
     assert state.scaler["_growth_tracker"] == 4
     assert FP16.gradient_scaler(state.scaler).state_dict() == state.scaler
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gradient_that_is_no_number_is_not_applied(model, tmp_path, precision):
+    before = copy.deepcopy(model.state_dict())
+    model.ln_f.weight.register_hook(lambda gradient: gradient * math.nan)
+    settings = TrainingSettings(epochs=1, batch_size=3, learning_rate=1e-3)
+    with pytest.raises(UserError, match="step 1: the gradient is nan, on the dialogues 1, 2, 3 of the file") as stopped:
+        fit(model, make_dataset(20, 30, 25), make_dataset(9), settings, tmp_path, CPU._replace(precision=precision))
+    assert ("--precision fp32" in str(stopped.value)) == (precision == "bf16")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_validation_loss_that_is_no_number_stops_the_run(model, tmp_path):
+    with torch.no_grad():
+        model.wpe.weight[60] = math.nan  # which no training example reaches
+    settings = TrainingSettings(epochs=1, batch_size=3, learning_rate=1e-3)
+    with pytest.raises(UserError, match="step 0: the evaluation's loss is no number"):
+        fit(model, make_dataset(20, 30, 25), make_dataset(64), settings, tmp_path)

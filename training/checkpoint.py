@@ -124,7 +124,7 @@ class Checkpoints:
         put(trainable(model), path)
 
     def load(self, model: nn.Module, optimizer: Optimizer) -> RunState | None:
-        """Put the newest whole checkpoint in place; none without one. Those that are damaged are named and passed by.
+        """Put the newest whole checkpoint in place; none without one. Those that are damaged are named and removed.
 
         Raises:
             UserError: a checkpoint of another run, another model, or another version of the program.
@@ -135,7 +135,8 @@ class Checkpoints:
                 if state.kept >= 0:
                     self.read(self.best_path(state.kept))
             except Damaged as error:
-                print(f"damaged, and passed by: {path} ({error})")
+                print(f"damaged, and removed: {path} ({error})")
+                path.unlink()  # or the next to be saved would count it as the one to fall back to
                 continue
             restore(model, optimizer, path)
             print(f"going on after step {state.step}: {path}")
@@ -148,9 +149,16 @@ class Checkpoints:
         write_json(self.folder / TRAINED, asdict(state))
 
     def trained(self, steps: int) -> RunState | None:
-        """What `mark_trained` noted, unless the run was to end earlier then; none when the training is not over."""
-        path = self.folder / TRAINED
-        state = RunState.from_json(read_json_object(path)) if path.exists() else RunState()
+        """What `mark_trained` noted, unless the run was to end earlier then; none when the training is not over.
+
+        Raises:
+            UserError: the note is damaged.
+        """
+        path, advice = self.folder / TRAINED, "delete it, and the run goes on from its checkpoint"
+        try:
+            state = RunState.from_json(read_json_object(path, advice)) if path.exists() else RunState()
+        except (LookupError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is damaged ({error}); {advice}") from None
         return state if state.measured or state.steps >= steps else None
 
     def remove(self) -> None:

@@ -61,6 +61,7 @@ class Run:
         self.progress = Progress(run_folder, self.state, self.steps_per_epoch, machine.primary)
         self.pace = Pace(run_folder, settings, self.evaluate_every, machine)
         self.saved_step, self.saved_at = self.state.step, time.monotonic()
+        self.pace.measure(self.state, self.progress)  # what was measured before the run was stopped
 
     @property
     def epoch_is_over(self) -> bool:
@@ -86,9 +87,10 @@ class Run:
         except FloatingPointError as error:
             numbers = [number for batch in batches for number in batch]
             places = ", ".join(map(str, self.examples.train.places(numbers)))
+            precision = "" if machine.precision == "fp32" else ", or --precision fp32"
             raise UserError(
                 f"step {step}: {error}, on the dialogues {places} of the file;"
-                " try a lower --learning-rate, more --warmup, or --precision fp32"
+                f" try a lower --learning-rate or more --warmup{precision}"
             ) from None
         self.state.step = step
         self.progress.step(loss, learned, norm)
@@ -116,7 +118,13 @@ class Run:
         return evaluate(self.model, val_set, padding_id, self.machine)
 
     def record(self, val_loss: float, train_loss: float | None) -> None:
-        """Note the losses of an evaluation, and with `--early-stopping` the weights if they are the best so far."""
+        """Note the losses of an evaluation, and with `--early-stopping` the weights if they are the best so far.
+
+        Raises:
+            UserError: a loss is no number.
+        """
+        if not math.isfinite(val_loss + (train_loss or 0)):
+            raise UserError(f"step {self.state.step}: the evaluation's loss is no number; try a lower --learning-rate")
         self.progress.evaluation(val_loss, train_loss)
         if train_loss is not None:
             self.state.after = Losses(train_loss, val_loss)
@@ -165,6 +173,7 @@ def train(
     machine: Machine,
     checkpoints: Checkpoints,
     saving: RunSettings,
+    signals: StopSignals,
     after_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> RunState:
     """Train `model` in place, and return where the run has come to: its losses, and the step whose weights are kept.
@@ -173,7 +182,8 @@ def train(
     The loss of a step is the summed negative log-likelihood of all the learned tokens in all its batches divided by
     their number, so that every token counts the same: 8 examples together are 4 times 2.
 
-    A run that finds a checkpoint goes on from it. Stopped by Ctrl-C or SIGTERM, it writes one first.
+    A run that finds a checkpoint goes on from it. Stopped by one of `signals`, it writes one first. After the last
+    step the signals are held back, so that the model can be saved.
 
     Args:
         after_epoch: called with the number of each epoch that is over, of the last one before a checkpoint twice.
@@ -184,27 +194,27 @@ def train(
     """
     run = Run(model, optimizer, examples, settings, machine, checkpoints, saving)
     state, plan = run.state, all_steps(examples.train.lengths(), settings, run.state.step)
-    with StopSignals(machine) as signals:
-        try:
-            while True:
-                if run.epoch_is_over:
-                    after_epoch(state.step // run.steps_per_epoch)
-                if run.evaluation_is_due():
-                    losses = run.measure()
-                    with signals.whole():
-                        run.record(*losses)
-                if state.step >= state.steps or run.is_hopeless():
-                    break
-                if run.save_is_due():
-                    with signals.whole():
-                        run.save()
+    try:
+        while True:
+            if run.epoch_is_over:
+                after_epoch(state.step // run.steps_per_epoch)
+            if run.evaluation_is_due():
+                losses = run.measure()
                 with signals.whole():
-                    run.step(next(plan))
-                signals.check()
+                    run.record(*losses)
+            signals.check()
+            if state.step >= state.steps or run.is_hopeless():
+                break
+            if run.save_is_due():
+                with signals.whole():
+                    run.save()
+            with signals.whole():
+                run.step(next(plan))
                 run.pace.measure(state, run.progress)
-        except KeyboardInterrupt:
-            run.save()
-            raise KeyboardInterrupt(f" after step {state.step} of {state.steps}") from None
+    except KeyboardInterrupt:
+        run.save()
+        raise KeyboardInterrupt(f" after step {state.step} of {state.steps}") from None
+    signals.hold()  # what was learned since the last checkpoint is nowhere else until the model is saved
     if saving.keep_checkpoint:
         run.save()
     run.choose_weights()
@@ -246,6 +256,8 @@ def take_step(
     scaler.unscale_(optimizer)
     limit = max_grad_norm or (math.inf if scaler.is_enabled() else 0)
     norm = nn.utils.clip_grad_norm_(model.parameters(), limit).item() if limit else None
+    if norm is not None and not math.isfinite(norm) and not scaler.is_enabled():
+        raise FloatingPointError(f"the gradient is {norm}")
     scaler.step(optimizer)  # not when a gradient of fp16 has overflowed
     scaler.update()
     optimizer.zero_grad()

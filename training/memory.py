@@ -140,7 +140,8 @@ def explain_lack_of_memory(size: Size, training: TrainingSettings, machine: Mach
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if type(error) is RuntimeError and "allocate memory" not in str(error):
+        kinds = torch.OutOfMemoryError | MemoryError
+        if not isinstance(error, kinds) and "allocate memory" not in str(error):  # the CPU's is a plain RuntimeError
             raise
         less = int(0.9 * sum(expected_memory(size, training, machine.precision)))
         raise UserError(

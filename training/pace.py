@@ -28,36 +28,38 @@ class Pace:
         self.started = time.perf_counter()
         self.evaluation_seconds = 0.0
         self.done = False
+        recorded = self.limit and self.path.exists()
+        self.recorded = read_json_object(self.path, "delete it, and the steps are counted anew") if recorded else {}
 
     def measure(self, state: RunState, progress: Progress) -> None:
         """After a step: tell, when enough of them are measured, how long the rest takes; perhaps set their number."""
         if self.done or state.measured:
             return
-        recorded = read_json_object(self.path) if self.limit and self.path.exists() else {}
+        if self.recorded:
+            if state.step >= self.recorded["measured"]:
+                self.set_steps(state, progress, self.recorded["steps"], self.recorded["measured"])
+            return
         elapsed = time.perf_counter() - self.started
         measured = len(progress.step_seconds)
         # The first step is slow: kernels are made and memory is touched.
-        seconds = sum(progress.step_seconds[1:]) / max(1, measured - 1)
-        per_step = seconds + self.evaluation_seconds / self.evaluate_every
+        per_step = sum(progress.step_seconds[1:]) / max(1, measured - 1) + self.evaluation_seconds / self.evaluate_every
         ready = measured == MEASURED_STEPS or (self.limit and measured > 1 and elapsed > self.limit / 10)
         # The clocks of several processes differ: the first one's word is everybody's.
-        ready, per_step, elapsed = (
-            float(word) for word in self.machine.agree(f"{float(ready)} {per_step} {elapsed}").split()
-        )
-        if recorded:
-            ready = state.step == recorded["measured"]
+        word = self.machine.agree(f"{float(ready)} {per_step} {elapsed}").split()
+        ready, per_step, elapsed = map(float, word)
         if not ready:
             return
         self.done = True
         if self.limit:
             fitting = int((self.limit - elapsed - self.evaluation_seconds) / per_step)
-            steps = recorded.get("steps", min(state.steps, state.step + max(0, fitting)))
-            progress.say(
-                f"{per_step:.2f} s a step: {steps} of {state.steps} steps, to end after {self.limit / 60:g} minutes"
-            )
-            state.steps, state.measured = steps, state.step
-            progress.bar.total = steps
-            if self.machine.primary:
-                write_json(self.path, {"measured": state.step, "steps": steps})
+            progress.say(f"{per_step:.2f} s a step, to end after {self.limit / 60:g} minutes")
+            self.set_steps(state, progress, min(state.steps, state.step + max(0, fitting)), state.step)
         elif (left := (state.steps - state.step) * per_step) > LONG:
             progress.say(f"{per_step:.2f} s a step: about {left / 60:.0f} min to go")
+
+    def set_steps(self, state: RunState, progress: Progress, steps: int, measured: int) -> None:
+        progress.say(f"the time is enough for {steps} of {state.steps} steps")
+        state.steps, state.measured = steps, measured
+        progress.bar.total = steps
+        if self.machine.primary and not self.recorded:
+            write_json(self.path, {"measured": measured, "steps": steps})

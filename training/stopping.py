@@ -14,7 +14,7 @@ class StopSignals:
     """While it is entered, a first Ctrl-C or SIGTERM is a `KeyboardInterrupt` between two pieces of work, never inside
     one; a second one ends the process at once, with what has been saved until then.
 
-    Several processes hear of a signal at different moments: they agree on it at the end of each step.
+    Several processes hear of a signal at different moments: they agree on it between two steps.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -29,9 +29,11 @@ class StopSignals:
                 self.before[number] = signal.signal(number, self.hear)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if self.asked and error is None:  # while it was held
+            raise KeyboardInterrupt
 
     def hear(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
@@ -49,7 +51,11 @@ class StopSignals:
         if self.asked and not busy:
             raise KeyboardInterrupt
 
+    def hold(self) -> None:
+        """From here on nothing may be lost any more: a signal waits until all is done."""
+        self.busy = True
+
     def check(self) -> None:
         """Raise `KeyboardInterrupt` in all processes if one of them was asked to stop."""
-        if self.machine.processes > 1 and self.machine.total(float(self.asked))[0]:
+        if self.machine.total(float(self.asked))[0]:
             raise KeyboardInterrupt

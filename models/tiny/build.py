@@ -32,6 +32,7 @@ from settings import RunSettings, TrainingSettings, parse_command_line
 from training.checkpoint import Checkpoints
 from training.device import choose_machine, keep_freed_memory
 from training.loop import Examples, evaluate, train
+from training.stopping import StopSignals
 
 DIALOGUE = {"template": "prompt", "instruction": INSTRUCTION, "speakers": [], "learn": "all"}  # of the model
 NAMES = """
@@ -138,7 +139,9 @@ def build(settings: BuildSettings) -> None:
     optimizer = MuonAndAdamW(model, settings.training.weight_decay)
     examples = Examples(train_set, val_set, tokenizer.eot_token)
     checkpoints = Checkpoints(settings.work / "checkpoint", {"corpus": checksum(settings.corpus)})
-    train(model, optimizer, examples, settings.training, machine, checkpoints, RunSettings(keep_checkpoint=True))
+    with StopSignals(machine) as signals:
+        saving = RunSettings(keep_checkpoint=True)
+        train(model, optimizer, examples, settings.training, machine, checkpoints, saving, signals)
     copy_vocabulary(vocabulary, settings.folder)
     save_model(model, settings.folder, DIALOGUE, dtype=torch.float16)
     write_checksums(settings.folder)
