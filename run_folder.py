@@ -24,7 +24,7 @@ RECORD = ("machine", "fingerprints")  # what stands in settings.json beside the 
 # saved, and what happens after the training.
 FREE = ("path",)
 EXTENDED = ("epochs", "max_steps")  # may grow
-INEXACT = ("device", "precision")  # with --resume-inexactly
+INEXACT = ("device", "precision", "shard")  # with --resume-inexactly
 
 
 def create_run_folder(run_dir: Path | None, model_name: str, needed: int) -> Path:

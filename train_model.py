@@ -23,6 +23,7 @@ from training.loop import Examples, train
 from training.lora import add_adapters, load_adapter, merge_adapters, save_adapter
 from training.memory import Size, check_memory
 from training.optimizer import make_optimizer
+from training.sharding import divide, gather, whole_parameters
 
 
 def complete_settings(settings: FinetuneSettings, folder: Path, size: Size, machine: Machine) -> FinetuneSettings:
@@ -33,6 +34,9 @@ def complete_settings(settings: FinetuneSettings, folder: Path, size: Size, mach
     """
     training, chosen = settings.training.with_defaults(size.parameters)
     print(f"model: {folder}, {size.parameters:,} parameters", machine.explanation, chosen, sep="\n")
+    if training.shard:
+        among = "divided among the processes" if machine.processes > 1 else "not divided: there is one process"
+        print(f"--shard: weights, gradients and moments are {among}")
     if warning := check_memory(size, training, machine):
         print(warning)
     return replace(settings, training=training)
@@ -72,7 +76,10 @@ def open_run(
     # Adapters lie without the weights beside which they were trained.
     weights = folder / "model" if folder and trained and not training.lora_rank else source
     model = make_model(weights, training, tokenizer, machine.precision)
-    model.to(machine.device)
+    if training.shard and not trained:
+        divide(model, machine)
+    else:
+        model.to(machine.device)
     if folder and trained and training.lora_rank:
         load_adapter(model, folder / "adapter")
     if machine.primary:
@@ -85,7 +92,8 @@ def open_run(
         write_settings(folder, settings, record)
         write_rendered(folder, data)
     folder = Path(machine.agree(str(folder)))
-    return OpenRun(folder, source, model, Checkpoints(folder / "checkpoint", fingerprints), trained, lock)
+    checkpoints = Checkpoints(folder / "checkpoint", fingerprints, machine.primary)
+    return OpenRun(folder, source, model, checkpoints, trained, lock)
 
 
 def check_resumed(folder: Path, settings: FinetuneSettings, record: dict[str, Any], examples: int) -> RunState | None:
@@ -136,20 +144,29 @@ def train_model(
     description = data.conversations.describe(data.parts["train"])
 
     def save(target: Path) -> None:
-        merged = merge_adapters(model, read_weights(run.source)) if training.lora_rank else None
-        save_model(model, target, description, parameters=merged)
+        if machine.primary:
+            merged = merge_adapters(model, read_weights(run.source)) if training.lora_rank else None
+            save_model(model, target, description, parameters=merged or whole_parameters(model))
+        else:
+            gather(dict(model.named_parameters()), keep=False)
 
     def after_epoch(number: int) -> None:
-        if settings.run.keep_epochs and machine.primary:
-            copy_vocabulary(run.folder / "model", run.folder / "epochs" / str(number), tokenizer)
+        if settings.run.keep_epochs:
+            if machine.primary:
+                copy_vocabulary(run.folder / "model", run.folder / "epochs" / str(number), tokenizer)
             save(run.folder / "epochs" / str(number))
 
     optimizer = make_optimizer(model, training)
     examples = Examples(datasets["train"], datasets["val"], tokenizer.eot_token)
     state = train(model, optimizer, examples, training, machine, run.checkpoints, settings.run, after_epoch)
+    if machine.primary and training.lora_rank:
+        save_adapter(model, run.folder / "adapter", str(run.source))  # first: should the merging fail, it is there
+    save(run.folder / "model")
     if machine.primary:
-        if training.lora_rank:
-            save_adapter(model, run.folder / "adapter", str(run.source))  # first: should the merging fail, it is there
-        save(run.folder / "model")
         run.checkpoints.mark_trained(state)
     return state
+
+
+def finished_model(run: OpenRun, settings: FinetuneSettings, machine: Machine) -> GPTModel:
+    """The trained model of a run, to write with; one that is divided among processes is read from what they saved."""
+    return load_model(run.folder / "model")[0].to(machine.device) if settings.training.shard else run.model

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -51,6 +52,11 @@ class Machine(NamedTuple):
     def without_sharing(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
         """Inside, backward passes of a shared model keep their gradients to themselves."""
         return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+
+    def take_share(self, batches: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+        """The batches of this process, as many as every other has, since all take part in a pass; some may be empty."""
+        missing = -len(batches) % self.processes
+        return [*batches, *[()] * missing][self.rank :: self.processes]
 
     def total(self, *values: float) -> list[float]:
         """Each of `values` summed over all processes."""
