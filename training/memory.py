@@ -45,6 +45,10 @@ def expected_memory(size: Size, training: TrainingSettings, precision: str) -> i
     tokens = min(training.batch_size, size.examples) * size.longest
     activations = tokens * (kept + size.vocab_size * 6)
     weights = 16 * size.parameters
+    if training.shard and training.processes > 1:
+        # Embedding and two blocks are whole for a while, with their gradients, and once more on their way.
+        passing = 16 * (size.vocab_size * size.width + 2 * 12 * size.width**2)
+        weights = weights // training.processes + passing
     if training.lora_rank:
         adapters = 16 * size.width * training.lora_rank * size.layers  # both matrices at all four places of a block
         merging = 8 * size.vocab_size * size.width  # two fp32 copies of the token embedding, the largest tensor
@@ -94,6 +98,7 @@ def advice(size: Size, training: TrainingSettings, machine: Machine, free: int) 
     one = {"batch_size": 1, "gradient_accumulation": training.step_size // training.processes}
     ways = [
         one,
+        {"shard": True},  # takes less, and so may fit, only where there are several processes
         {"gradient_checkpointing": True},
         {**one, "gradient_checkpointing": True},
         {"lora_rank": 8},
