@@ -45,7 +45,7 @@ def finetune(settings: FinetuneSettings) -> None:
 
     # PyTorch takes a second to import: `--help`, a mistyped option and an unreadable file don't wait for it.
     from load_gpt2_weights import read_config
-    from train_model import complete_settings, open_run, train_model
+    from train_model import complete_settings, finished_model, open_run, train_model
     from training.device import choose_machine, keep_freed_memory
     from training.memory import explain_lack_of_memory
     from training.tracking import explain_losses
@@ -73,7 +73,7 @@ def finetune(settings: FinetuneSettings) -> None:
             machine.leave()
             if not machine.primary:
                 return
-            written = write_cases(run.model, data, settings, run.folder)
+            written = write_cases(finished_model(run, settings, machine), data, settings, run.folder)
     if not settings.run.keep_checkpoint:
         run.checkpoints.remove()
     print(*explain_losses(state, settings.training.steps(len(datasets["train"]))[0]), sep="\n")

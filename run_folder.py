@@ -22,7 +22,7 @@ OUTPUT = "generated_conversations.json"  # the last file that a run writes
 RECORD = ("machine", "fingerprints")  # what stands in settings.json beside the options
 # What a resumed run may be told anew, besides where its model is (fingerprints tell whether it is the same), when it is
 # saved, and what happens after the training.
-FREE = ("path", "device", "precision")  # the machine that they lead to is compared
+FREE = ("path", "device", "precision", "shard")  # the machine that they lead to is compared
 EXTENDED = ("epochs", "max_steps")  # may grow
 
 

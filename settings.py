@@ -99,6 +99,8 @@ class TrainingSettings:
     """batches in each optimizer step: as one large batch, in the memory of a small one"""
     processes: Annotated[int, tyro.conf.Suppress] = 1
     """processes that the run was started with under torchrun; each computes a share of a step's batches"""
+    shard: bool = False
+    """divide weights, gradients and moments among the processes of torchrun, rather than copy them to each"""
     learning_rate: float | None = None
     """AdamW's step size at its highest; default: 5e-5, with LoRA 8e-4; for a model as small as tiny 1.2e-4 and 2e-3"""
     weight_decay: float = 0.1
@@ -178,6 +180,7 @@ class TrainingSettings:
                 *("evaluate_every", "max_steps", "max_minutes", "early_stopping", "lora_rank"),
             ),
             *out_of_range(self, "from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63, "seed"),
+            *["--shard divides what --lora-rank does not have: leave one out"] * bool(self.shard and self.lora_rank),
         ]
 
 

@@ -23,6 +23,7 @@ from training.loop import Examples, train
 from training.lora import add_adapters, load_adapter, merge_adapters, save_adapter
 from training.memory import Size, check_memory
 from training.optimizer import make_optimizer
+from training.sharding import divide, gather, whole_parameters
 from training.stopping import StopSignals
 
 
@@ -35,6 +36,9 @@ def complete_settings(settings: FinetuneSettings, folder: Path, size: Size, mach
     training, chosen = settings.training.with_defaults(size.parameters)
     chosen = f"options: those of {settings.run.resume}" if settings.run.resume else chosen
     print(f"model: {folder}, {size.parameters:,} parameters", machine.explanation, chosen, sep="\n")
+    if training.shard:
+        among = "divided among the processes" if machine.processes > 1 else "not divided: there is one process"
+        print(f"--shard: weights, gradients and moments are {among}")
     print(check_memory(size, training, machine))
     return replace(settings, training=training)
 
@@ -73,7 +77,10 @@ def open_run(
     # Adapters lie without the weights beside which they were trained.
     weights = folder / "model" if folder and trained and not training.lora_rank else source
     model = make_model(weights, training, tokenizer, machine.precision)
-    model.to(machine.device)
+    if training.shard and not trained:
+        divide(model, machine)
+    else:
+        model.to(machine.device)
     if folder and trained and training.lora_rank:
         load_adapter(model, folder / "adapter")
     if machine.primary:
@@ -86,7 +93,8 @@ def open_run(
         copy_vocabulary(source, folder / "model", tokenizer)  # now: by the end the source may have changed
         write_rendered(folder, data)
     folder = Path(machine.agree(str(folder)))
-    return OpenRun(folder, source, model, Checkpoints(folder / "checkpoint", fingerprints), trained, lock)
+    checkpoints = Checkpoints(folder / "checkpoint", fingerprints, machine.primary)
+    return OpenRun(folder, source, model, checkpoints, trained, lock)
 
 
 def check_resumed(folder: Path, settings: FinetuneSettings, record: dict[str, Any], examples: int) -> RunState | None:
@@ -140,12 +148,16 @@ def train_model(
     description = data.conversations.describe(data.parts["train"])
 
     def save(target: Path) -> None:
-        merged = merge_adapters(model, read_weights(run.source)) if training.lora_rank else None
-        save_model(model, target, description, parameters=merged)
+        if machine.primary:
+            merged = merge_adapters(model, read_weights(run.source)) if training.lora_rank else None
+            save_model(model, target, description, parameters=merged or whole_parameters(model))
+        else:
+            gather(dict(model.named_parameters()), keep=False)
 
     def after_epoch(number: int) -> None:
-        if settings.run.keep_epochs and machine.primary:
-            copy_vocabulary(run.folder / "model", run.folder / "epochs" / str(number), tokenizer)
+        if settings.run.keep_epochs:
+            if machine.primary:
+                copy_vocabulary(run.folder / "model", run.folder / "epochs" / str(number), tokenizer)
             save(run.folder / "epochs" / str(number))
 
     optimizer = make_optimizer(model, training)
@@ -153,10 +165,10 @@ def train_model(
     checkpoints = run.checkpoints
     with StopSignals(machine) as signals:
         state = train(model, optimizer, examples, training, machine, checkpoints, settings.run, signals, after_epoch)
+        if machine.primary and training.lora_rank:
+            save_adapter(model, run.folder / "adapter", base_name(settings, run.source))  # before the merging
+        save(run.folder / "model")
         if machine.primary:
-            if training.lora_rank:
-                save_adapter(model, run.folder / "adapter", base_name(settings, run.source))  # before the merging
-            save(run.folder / "model")
             checkpoints.mark_trained(state)
     return state
 
@@ -164,3 +176,8 @@ def train_model(
 def base_name(settings: FinetuneSettings, source: Path) -> str:
     """How others find the model that adapters were trained on."""
     return HUB_IDS.get(settings.model.name, str(source.absolute()))
+
+
+def finished_model(run: OpenRun, settings: FinetuneSettings, machine: Machine) -> GPTModel:
+    """The trained model of a run, to write with; one that is divided among processes is read from what they saved."""
+    return load_model(run.folder / "model")[0].to(machine.device) if settings.training.shard else run.model

@@ -83,6 +83,14 @@ def test_processes_on_one_machine_share_its_memory(monkeypatch):
         check_memory(MEDIUM, FULL, BF16._replace(processes=2))
 
 
+def test_a_divided_model_takes_less_in_each_process(monkeypatch):
+    two = replace(FULL, processes=2)
+    assert expected_memory(MEDIUM, replace(two, shard=True), "bf16") < expected_memory(MEDIUM, two, "bf16")
+    give(monkeypatch, 5.5)
+    assert "what would fit: --shard (" in check_memory(MEDIUM, two, BF16._replace(processes=2))
+    assert "--shard" not in check_memory(MEDIUM, FULL, BF16)
+
+
 def test_the_limit_of_a_container_counts(monkeypatch, tmp_path):
     free, _ = available_memory(torch.device("cpu"))
     assert 0 < free <= psutil.virtual_memory().total

@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from conftest import PROJECT, logged
+from files import UserError
+from finetune import finetune
+from run_folder import parse_finetune_settings
 from settings import TrainingSettings
 from training.loop import all_steps, batch_seed
 
@@ -27,6 +31,11 @@ def torchrun(work: Path, processes: int, *arguments: object) -> subprocess.Compl
         timeout=300,
         check=False,
     )
+
+
+def in_this_process(*arguments: object) -> None:
+    """The command without the seconds in which PyTorch is imported."""
+    finetune(parse_finetune_settings([*map(str, arguments)]))
 
 
 def test_two_processes_are_one_with_twice_the_batch(work, command, model_folder):
@@ -70,6 +79,42 @@ def test_a_checkpoint_goes_on_with_any_number_of_processes(work, command, model_
     done = command("finetune.py", "--resume", "other", "--epochs", 2)
     assert "made with 2 processes, going on with 1: equal up to rounding" in done.stdout, done.stderr
     assert logged(work / "other", "train_loss") == pytest.approx(losses, rel=1e-4)
+
+
+def test_a_divided_model_is_an_undivided_one(work, model_folder, monkeypatch, capsys):
+    """--shard gives the losses of one process, and checkpoints that go on in two processes as in one.
+
+    Of 7 examples 3 are left for the last step of an epoch, in which one of two processes has one more than the other.
+    """
+    monkeypatch.chdir(work)
+    options = ("--model", model_folder, *OPTIONS, "--batch-size", 1)
+    in_this_process(*options, "--gradient-accumulation", 4, "--run-dir", "one")
+    saving = ("--epochs", 1, "--keep-checkpoint", "--keep-epochs", "--early-stopping", 9)
+    done = torchrun(work, 2, *options, "--gradient-accumulation", 2, "--shard", *saving, "--run-dir", "two")
+    assert done.returncode == 0, done.stderr
+    assert "weights, gradients and moments are divided among the processes" in done.stdout
+    weights = [work / "two" / folder / "model.safetensors" for folder in ("model", "epochs/1")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    last, best = (load_file(work / "two" / "checkpoint" / f"{name}-2.safetensors") for name in ("step", "best"))
+    assert {name: value.tolist() for name, value in best.items()} == {
+        name.removeprefix("model."): value.tolist() for name, value in last.items() if name.startswith("model.")
+    }
+    shutil.copytree(work / "two", work / "alone")
+
+    done = torchrun(work, 2, "--resume", "two", "--epochs", 2)
+    assert "going on after step 2" in done.stdout, done.stderr
+    in_this_process("--resume", "alone", "--epochs", 2)
+    assert "not divided: there is one process" in capsys.readouterr().out
+    for name, count in (("train_loss", 4), ("val_loss", 3), ("grad_norm", 4)):
+        one = logged(work / "one", name)
+        assert len(one) == count
+        assert logged(work / "two", name) == pytest.approx(one, rel=1e-5)
+        assert logged(work / "alone", name) == pytest.approx(one, rel=1e-5)
+
+
+def test_adapters_are_not_divided():
+    with pytest.raises(UserError, match="--shard divides what --lora-rank does not have"):
+        parse_finetune_settings(["--shard", "--lora-rank", "4"])
 
 
 def test_a_users_mistake_is_one_line_for_each_process(work, command):

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -49,8 +50,16 @@ class Machine(NamedTuple):
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     def without_sharing(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
-        """Inside, backward passes of a shared model keep their gradients to themselves."""
+        """Inside, backward passes of a shared model keep their gradients to themselves.
+
+        Those of a divided model don't: it would have to keep all of the gradients from batch to batch.
+        """
         return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+
+    def take_share(self, batches: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+        """The batches of this process, as many as every other has, since all take part in a pass; some may be empty."""
+        missing = -len(batches) % self.processes
+        return [*batches, *[()] * missing][self.rank :: self.processes]
 
     def total(self, *values: float) -> list[float]:
         """Each of `values` summed over all processes."""

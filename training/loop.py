@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from training.checkpoint import Checkpoints, Losses, RunState
 from training.device import Machine
 from training.optimizer import learning_rate_at
 from training.pace import Pace
+from training.sharding import whole
 from training.stopping import StopSignals
 from training.tracking import Progress
 
@@ -56,7 +57,8 @@ class Run:
         self.state = checkpoints.load(model, optimizer) or RunState()
         self.state.steps = self.state.steps if self.state.measured else steps
         self.scaler = machine.gradient_scaler(self.state.scaler)
-        self.shared = machine.share(model)  # where several processes train it: wrapped
+        # Where several processes train it: wrapped, unless it is divided, which takes care of itself.
+        self.shared = model if settings.shard else machine.share(model)
         run_folder = checkpoints.folder.parent
         self.progress = Progress(run_folder, self.state, self.steps_per_epoch, machine.primary)
         self.pace = Pace(run_folder, settings, self.evaluate_every, machine)
@@ -75,11 +77,11 @@ class Run:
         padding_id = self.examples.padding_id
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, self.state.steps, settings)
-        mine = range(machine.rank, len(batches), machine.processes)
-        made = [make_batch(self.examples.train, batches[number], padding_id, machine) for number in mine]
-        seeds = [batch_seed(settings.seed, step, number) for number in mine]
-        if not made:  # in the short last step of an epoch; but all processes take part in every step
-            made, seeds = [empty_batch(padding_id, machine)], [0]
+        mine = machine.take_share(batches)
+        made = [make_batch(self.examples.train, numbers, padding_id, machine) for numbers in mine]
+        seeds = [
+            batch_seed(settings.seed, step, machine.rank + place * machine.processes) for place in range(len(mine))
+        ]
         try:
             loss, learned, norm = take_step(
                 self.shared, self.optimizer, self.scaler, made, seeds, settings.max_grad_norm, machine
@@ -130,8 +132,7 @@ class Run:
             self.state.after = Losses(train_loss, val_loss)
             self.state.before = self.state.before or self.state.after
         if self.settings.early_stopping and self.state.best == self.state.step:
-            if self.machine.primary:
-                self.checkpoints.save_best(self.model, self.state.step)
+            self.checkpoints.save_best(self.model, self.state.step)
             self.state.kept = self.state.step
 
     def is_hopeless(self) -> bool:
@@ -149,17 +150,20 @@ class Run:
 
     def save_is_due(self) -> bool:
         minutes = self.saving.checkpoint_minutes
-        return self.epoch_is_over if minutes == 0 else time.monotonic() - self.saved_at > 60 * minutes
+        if minutes == 0:
+            return self.epoch_is_over
+        # Processes whose clocks differ must agree.
+        return self.machine.total(time.monotonic() - self.saved_at > 60 * minutes)[0] > 0
 
     def save(self) -> None:
         """Write a checkpoint, unless it would hold nothing new. A full disk costs the checkpoint, not the run."""
-        if self.state.step == self.saved_step or not self.machine.primary:
+        if self.state.step == self.saved_step:
             return
+        self.saved_step = self.state.step  # even if it fails: the processes must go the same way
         self.state.scaler = self.scaler.state_dict()
         self.progress.flush()
         try:
             self.progress.say(self.checkpoints.save(self.model, self.optimizer, self.state))
-            self.saved_step = self.state.step
         except UserError as error:
             self.progress.say(f"no checkpoint of step {self.state.step}: {error}")
         self.saved_at = time.monotonic()
@@ -255,7 +259,7 @@ def take_step(
         raise FloatingPointError(f"the loss is {loss}")
     scaler.unscale_(optimizer)
     limit = max_grad_norm or (math.inf if scaler.is_enabled() else 0)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), limit).item() if limit else None
+    norm = whole(nn.utils.clip_grad_norm_(model.parameters(), limit)).item() if limit else None
     if norm is not None and not math.isfinite(norm) and not scaler.is_enabled():
         raise FloatingPointError(f"the gradient is {norm}")
     scaler.step(optimizer)  # not when a gradient of fp16 has overflowed
@@ -281,12 +285,15 @@ def batch_seed(seed: int, step: int, batch: int) -> int:
 
 
 def make_batch(
-    dataset: DialogueDataset, numbers: Iterable[int], padding_id: int, machine: Machine
+    dataset: DialogueDataset, numbers: Sequence[int], padding_id: int, machine: Machine
 ) -> tuple[Tensor, Tensor, int]:
     """The examples `numbers` as inputs and targets (B, T) on the machine, and how many targets are learned.
 
-    T is rounded up, as far as examples may go.
+    T is rounded up, as far as examples may go. No examples make a batch in which nothing is learned.
     """
+    if not numbers:
+        inputs = torch.full((1, ROUND), padding_id, device=machine.device)
+        return inputs, torch.full_like(inputs, IGNORED), 0
     inputs, targets = collate([dataset[number] for number in numbers], padding_id)
     learned = int((targets != IGNORED).sum())
     missing = dataset.padded(inputs.size(1)) - inputs.size(1)
@@ -294,21 +301,14 @@ def make_batch(
     return inputs.to(machine.device), targets.to(machine.device), learned
 
 
-def empty_batch(padding_id: int, machine: Machine) -> tuple[Tensor, Tensor, int]:
-    """A batch in which nothing is learned."""
-    inputs = torch.full((1, ROUND), padding_id, device=machine.device)
-    return inputs, torch.full_like(inputs, IGNORED), 0
-
-
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what FSDP gathers in it could not be trained with afterwards
 def evaluate(
     model: nn.Module, dataset: DialogueDataset, padding_id: int, machine: Machine, examples: int | None = None
 ) -> float:
     """Mean loss of a token over the first `examples` of `dataset` (none: all): one sum, one division."""
     model.eval()
     total, tokens = 0.0, 0
-    batches = list(evaluation_batches(dataset.lengths()[:examples]))
-    for numbers in batches[machine.rank :: machine.processes]:
+    for numbers in machine.take_share(list(evaluation_batches(dataset.lengths()[:examples]))):
         inputs, targets, learned = make_batch(dataset, numbers, padding_id, machine)
         with machine.autocast():
             total += model(inputs, targets).item()

@@ -58,12 +58,16 @@ def expected_memory(size: Size, training: TrainingSettings, precision: str) -> N
     kept = size.layers * size.width * 4 + layer if training.gradient_checkpointing else size.layers * layer
     tokens = min(training.batch_size, size.examples) * size.longest
     activations = tokens * (kept + size.vocab_size * 6)
-    trained, weights = size.parameters, 4 * size.parameters
+    trained, weights, passing = size.parameters, 4 * size.parameters, 0
+    if training.shard and training.processes > 1:
+        # Embedding and two blocks are whole for a while, with their gradients, and once more on their way.
+        passing = 16 * (size.vocab_size * size.width + 2 * 12 * size.width**2)
+        trained, weights = trained / training.processes, weights / training.processes
     if training.lora_rank:
         trained = 16 * size.width * training.lora_rank * size.layers  # both matrices at all four places of a block
         merging = 8 * size.vocab_size * size.width  # two fp32 copies of the token embedding, the largest tensor
         weights = (2 if precision == "bf16" else 4) * size.parameters + 4 * trained + merging
-    return Need(weights, 4 * trained, 8 * trained, activations)
+    return Need(weights, 4 * trained, 8 * trained, activations + passing)
 
 
 def available_memory(device: torch.device) -> tuple[int, int]:
@@ -110,6 +114,7 @@ def advice(size: Size, training: TrainingSettings, machine: Machine, free: int) 
     one = {"batch_size": 1, "gradient_accumulation": training.step_size // training.processes}
     ways = [
         one,
+        {"shard": True},  # takes less, and so may fit, only where there are several processes
         {"gradient_checkpointing": True},
         {**one, "gradient_checkpointing": True},
         {"lora_rank": 8},

@@ -110,6 +110,8 @@ class Progress:
 
     def flush(self) -> None:
         """Bring the logs to the disk, and note in the state how long they are."""
+        if not self.primary:
+            return
         for name in LOGS:
             path = self.run_folder / name
             with writing(path), open(path, "ab") as file:
