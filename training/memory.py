@@ -104,7 +104,8 @@ def check_memory(size: Size, training: TrainingSettings, machine: Machine) -> st
     line = (
         f"memory: {need}{together}, and {free / 1e9:.1f} GB are free; {advice(size, training, machine, free // beside)}"
     )
-    if beside * sum(need) > TOLERANCE * with_swap:
+    certain = need.weights + need.gradients + need.optimizer  # the rest is estimated
+    if beside * max(certain, sum(need) / TOLERANCE) > with_swap:
         raise UserError(line)
     return line
 
