@@ -107,11 +107,12 @@ def unordered(*names: str):
     return Unordered(names)
 
 
-def test_a_kept_checkpoint_goes_on_with_more_epochs(model, tmp_path):
+def test_a_kept_checkpoint_goes_on_with_more_epochs(model, tmp_path, capsys):
     settings = replace(SETTINGS, schedule="constant", warmup=0)
     long = run(model, tmp_path / "long", settings)
     run(model, tmp_path / "short", replace(settings, epochs=2), saving=RunSettings(keep_checkpoint=True))
     assert same(long, run(model, tmp_path / "short", settings))
+    assert "made longer, 6 → 9 steps" in capsys.readouterr().out
     assert logged(tmp_path / "short", "train_loss") == logged(tmp_path / "long", "train_loss")
 
 

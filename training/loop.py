@@ -55,13 +55,19 @@ class Run:
         self.steps_per_epoch, steps = settings.steps(len(examples.train))
         self.evaluate_every = settings.evaluate_every or self.steps_per_epoch
         self.state = checkpoints.load(model, optimizer) or RunState()
-        self.state.steps = self.state.steps if self.state.measured else steps
+        former = self.state.steps
+        self.state.steps = former if self.state.measured else steps
         self.scaler = machine.gradient_scaler(self.state.scaler)
         # Where several processes train it: wrapped, unless it is divided, which takes care of itself.
         self.shared = model if settings.shard else machine.share(model)
         run_folder = checkpoints.folder.parent
         self.progress = Progress(run_folder, self.state, self.steps_per_epoch, machine.primary)
         self.pace = Pace(run_folder, settings, self.evaluate_every, machine)
+        if 0 < former < self.state.steps:
+            self.progress.say(
+                f"made longer, {former} → {steps} steps: from here the learning rate is that of {steps},"
+                f" and the evaluation after step {self.state.evaluations[-1][0]} counts like any other"
+            )
         self.saved_step, self.saved_at = self.state.step, time.monotonic()
         self.pace.measure(self.state, self.progress)  # what was measured before the run was stopped
 
