@@ -86,7 +86,8 @@ def lock_run_folder(folder: Path) -> FileLock | None:
         except Timeout:
             raise UserError(f"{folder}: another run is working in this folder; wait for it, or stop it") from None
         for leftover in folder.rglob(".*tmp*"):  # ours end in .tmp, those of safetensors begin with it
-            leftover.unlink()
+            if leftover.is_file():
+                leftover.unlink()
     return lock
 
 
