@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING
 from files import check_output_path, printable, run_command, write_json
 from find_model import BUNDLED, find_model_folder
 from prepare import Data, make_datasets, model_size, open_data, read_data, show_data
-from run_folder import (
-    OUTPUT,
-    lock_run_folder,
-    parse_finetune_settings,
-    resumable,
-)
+from run_folder import OUTPUT, lock_run_folder, parse_finetune_settings, resumable
 from settings import FinetuneSettings
 from training.mirror import check_tracker, mirrored
 
