@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 PROJECT = Path(__file__).resolve().parent  # where the bundled files live, whatever the current folder is
 MEGABYTE = 1_000_000
+SPEAKING_SECONDS = 3  # that the first of several processes has to come to the same end and say so
 
 
 class UserError(Exception):
@@ -25,6 +27,8 @@ def run_command(command: Callable[[], None]) -> None:
     0: done. 2: a `UserError`, printed as one line. A refusal by the system (`OSError`) is
     the user's too. 130: stopped by Ctrl-C or SIGTERM. Anything else is our bug:
     Python prints the traceback and exits with 1.
+
+    Of several processes that torchrun has started the first one speaks for all.
     """
     # A console in a legacy encoding must not end a run because somebody wrote an emoji.
     for stream in (sys.stdout, sys.stderr):
@@ -35,7 +39,10 @@ def run_command(command: Callable[[], None]) -> None:
         command()
     except UserError as error:
         sys.stdout.flush()
-        print("error:", " ".join(map(str.strip, str(error).splitlines())), file=sys.stderr)
+        if is_first_process():
+            print("error:", " ".join(map(str.strip, str(error).splitlines())), file=sys.stderr)
+        else:
+            time.sleep(SPEAKING_SECONDS)  # torchrun ends all processes when one has ended
         sys.exit(2)
     except OSError as error:  # the system's refusal where nobody expected it, as a pipe that was closed
         with contextlib.suppress(OSError):
@@ -43,8 +50,14 @@ def run_command(command: Callable[[], None]) -> None:
         print(f"error: {error.filename or 'output'}: {reason(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
-        print(f"\nstopped{stop}", file=sys.stderr)
+        if is_first_process():
+            print(f"\nstopped{stop}", file=sys.stderr)
         sys.exit(130)
+
+
+def is_first_process() -> bool:
+    """Whether this is the one that prints and writes, of those that torchrun has started; without torchrun it is."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def reason(error: OSError) -> str:

@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import operator
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +13,16 @@ from typing import Any, get_args, get_type_hints
 
 from filelock import FileLock, Timeout
 
-from files import UserError, check_free_space, read_json_object, reason, temporary_path, write_json, writing
+from files import (
+    UserError,
+    check_free_space,
+    is_first_process,
+    read_json_object,
+    reason,
+    temporary_path,
+    write_json,
+    writing,
+)
 from settings import FinetuneSettings, parse_command_line
 
 SETTINGS = "settings.json"
@@ -77,7 +85,7 @@ def lock_run_folder(folder: Path) -> FileLock | None:
     Raises:
         UserError: another process works there, or nothing can be written there.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_process():
         return None
     lock = FileLock(folder / ".lock")
     with writing(folder):

@@ -126,6 +126,12 @@ def test_running_out_on_the_way_gives_the_same_advice(error):
         raise error
 
 
+def test_another_process_says_that_it_ran_out(capsys):
+    with pytest.raises(UserError), explain_lack_of_memory(MEDIUM, FULL, BF16._replace(processes=2, rank=1)):
+        raise MemoryError
+    assert capsys.readouterr().err == "process 1 is out of memory\n"
+
+
 def test_other_errors_stay_what_they_are():
     with pytest.raises(RuntimeError, match="shape"), explain_lack_of_memory(MEDIUM, FULL, BF16):
         raise RuntimeError("shape")

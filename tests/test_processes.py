@@ -117,10 +117,10 @@ def test_adapters_are_not_divided():
         parse_finetune_settings(["--shard", "--lora-rank", "4"])
 
 
-def test_a_users_mistake_is_one_line_for_each_process(work, command):
+def test_a_users_mistake_is_one_line(work):
     done = torchrun(work, 2, "--epochs", 0)
     assert done.returncode != 0
-    assert "error: --epochs 0" in done.stderr
+    assert done.stderr.count("error: --epochs 0") == 1
 
 
 def test_every_batch_has_one_process(tmp_path):

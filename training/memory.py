@@ -149,6 +149,8 @@ def explain_lack_of_memory(size: Size, training: TrainingSettings, machine: Mach
         kinds = torch.OutOfMemoryError | MemoryError
         if not isinstance(error, kinds) and "allocate memory" not in str(error):  # the CPU's is a plain RuntimeError
             raise
+        if not machine.primary:  # the one that speaks for all does not know of it
+            print(f"process {machine.rank} is out of memory", file=sys.stderr)
         less = int(0.9 * sum(expected_memory(size, training, machine.precision)))
         raise UserError(
             f"out of memory; the checkpoints are as they were; {advice(size, training, machine, less)}"
