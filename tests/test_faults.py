@@ -98,6 +98,7 @@ def test_killed_at_random_moments(work, command, kills):
 
 
 @POSIX
+@pytest.mark.slow
 def test_killed_in_the_middle_of_saving(work, base, unbroken):
     """When a half-written file is seen the run is killed, and again in the next; then it is let through."""
     saving = ("--checkpoint-minutes", 1e-9)
@@ -147,6 +148,7 @@ def test_stopped_in_the_middle_of_generation(work, command, base, unbroken):
 
 
 @POSIX
+@pytest.mark.slow
 def test_adapters_are_resumed_too(work, command, base):
     """Stopped in training, and killed in generation: the adapters lie in the checkpoint, then in their own folder."""
     options = ("--model", base, *RUN, "--lora-rank", 4, "--template", "tokens")

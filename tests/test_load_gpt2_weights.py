@@ -55,4 +55,4 @@ def test_loading_takes_one_copy_of_the_weights_and_saving_none(layout, dtype, co
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     loading, saving = map(float, done.stdout.split())
     assert 0.8 * copies < loading < 1.4 * copies
-    assert saving < 0.5  # the largest tensor is an eighth of it, and is copied and cast
+    assert saving < 0.9  # of a whole copy: single tensors are copied and cast

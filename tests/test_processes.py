@@ -81,6 +81,7 @@ def test_a_checkpoint_goes_on_with_any_number_of_processes(work, command, model_
     assert logged(work / "other", "train_loss") == pytest.approx(losses, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_divided_model_is_an_undivided_one(work, model_folder, monkeypatch, capsys):
     """--shard gives the losses of one process, and checkpoints that go on in two processes as in one.
 
