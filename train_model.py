@@ -19,7 +19,7 @@ from run_folder import OUTPUT, check_record, create_run_folder, lock_run_folder,
 from settings import FinetuneSettings, TrainingSettings
 from training.checkpoint import Checkpoints, RunState
 from training.device import Machine
-from training.loop import Examples, train
+from training.loop import Examples, Run, train
 from training.lora import add_adapters, load_adapter, merge_adapters, save_adapter
 from training.memory import Size, check_memory
 from training.optimizer import make_optimizer
@@ -162,14 +162,14 @@ def train_model(
 
     optimizer = make_optimizer(model, training)
     examples = Examples(datasets["train"], datasets["val"], tokenizer.eot_token)
-    checkpoints = run.checkpoints
     with StopSignals(machine) as signals:
-        state = train(model, optimizer, examples, training, machine, checkpoints, settings.run, signals, after_epoch)
+        training_run = Run(model, optimizer, examples, training, machine, run.checkpoints, settings.run)
+        state = train(training_run, signals, after_epoch)
         if machine.primary and training.lora_rank:
             save_adapter(model, run.folder / "adapter", base_name(settings, run.source))  # before the merging
         save(run.folder / "model")
         if machine.primary:
-            checkpoints.mark_trained(state)
+            run.checkpoints.mark_trained(state)
     return state
 
 
@@ -180,4 +180,5 @@ def base_name(settings: FinetuneSettings, source: Path) -> str:
 
 def finished_model(run: OpenRun, settings: FinetuneSettings, machine: Machine) -> GPTModel:
     """The trained model of a run, to write with; one that is divided among processes is read from what they saved."""
-    return load_model(run.folder / "model")[0].to(machine.device) if settings.training.shard else run.model
+    divided = settings.training.shard and machine.processes > 1 and not run.trained
+    return load_model(run.folder / "model")[0].to(machine.device) if divided else run.model

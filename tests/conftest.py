@@ -25,7 +25,7 @@ from models.tiny.build import train_vocabulary
 from settings import RunSettings, TrainingSettings
 from training.checkpoint import Checkpoints, RunState
 from training.device import Machine
-from training.loop import Examples, train
+from training.loop import Examples, Run, train
 from training.optimizer import make_optimizer
 from training.stopping import StopSignals
 
@@ -76,7 +76,7 @@ def fit(
     checkpoints = Checkpoints(folder / "checkpoint", {"model": "a test's"})
     optimizer = optimizer or make_optimizer(model, settings)
     with StopSignals(machine) as signals:
-        return train(model, optimizer, examples, settings, machine, checkpoints, saving, signals)
+        return train(Run(model, optimizer, examples, settings, machine, checkpoints, saving), signals)
 
 
 def logged(folder: Path, name: str) -> list[float]:

@@ -282,9 +282,16 @@ def test_a_signal_after_the_last_step_waits_until_the_model_is_saved(model, tmp_
         checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoint", {})
         examples = training.loop.Examples(make_dataset(20, 30, 25), make_dataset(10), 100)
         optimizer = make_optimizer(model, settings)
-        training.loop.train(model, optimizer, examples, settings, CPU, checkpoints, RunSettings(), signals)
+        run = training.loop.Run(model, optimizer, examples, settings, CPU, checkpoints, RunSettings())
+        training.loop.train(run, signals)
         saved = True
     assert saved
+
+
+def test_a_damaged_pace(model, tmp_path):
+    (tmp_path / "pace.json").write_text('{"measured": 5, "steps": "x"}')
+    with pytest.raises(UserError, match="pace.json is damaged; delete it, and the steps are counted anew"):
+        run(model, tmp_path, replace(SETTINGS, max_minutes=1))
 
 
 def test_a_second_signal_ends_at_once(model):

@@ -44,8 +44,8 @@ class RunState:
     loss_sum: float = 0.0  # of all tokens learned since the last evaluation
     tokens: int = 0
     evaluations: list[tuple[int, float]] = field(default_factory=list)  # step, validation loss
-    before: Losses | None = None  # the first step
-    after: Losses | None = None  # the last step; of the weights that are kept
+    before: Losses | None = None  # at the first evaluation
+    after: Losses | None = None  # at the last, of the weights that are kept
     kept: int = -1  # --early-stopping: the step whose weights lie in a file of their own; -1: none
     scaler: dict[str, float] = field(default_factory=dict)  # of fp16
     sizes: dict[str, int] = field(default_factory=dict)  # of the logs, in bytes
@@ -144,7 +144,8 @@ class Checkpoints:
                     self.read(self.best_path(state.kept))
             except Damaged as error:
                 print(f"damaged, and removed: {path} ({error})")
-                path.unlink()  # or the next to be saved would count it as the one to fall back to
+                # Or the next to be saved would count it as the one to fall back to. Each process comes here.
+                path.unlink(missing_ok=True)
                 continue
             restore(model, optimizer, path)
             print(f"going on after step {state.step}: {path}")

@@ -175,19 +175,9 @@ class Run:
         self.saved_at = time.monotonic()
 
 
-def train(
-    model: nn.Module,
-    optimizer: Optimizer,
-    examples: Examples,
-    settings: TrainingSettings,
-    machine: Machine,
-    checkpoints: Checkpoints,
-    saving: RunSettings,
-    signals: StopSignals,
-    after_epoch: Callable[[int], None] = lambda epoch: None,
-) -> RunState:
-    """Train `model` in place, and return where the run has come to: its losses, and the step whose weights are kept.
-    What happens on the way goes to the screen and into the run folder, which is that of `checkpoints`.
+def train(run: Run, signals: StopSignals, after_epoch: Callable[[int], None] = lambda epoch: None) -> RunState:
+    """Train the model of `run` in place, and return where it has come to: its losses, and the step whose weights are
+    kept. What happens on the way goes to the screen and into the run folder, which is that of the checkpoints.
 
     The loss of a step is the summed negative log-likelihood of all the learned tokens in all its batches divided by
     their number, so that every token counts the same: 8 examples together are 4 times 2.
@@ -202,8 +192,7 @@ def train(
         UserError: a loss that is no number.
         KeyboardInterrupt: stopped; its text says where.
     """
-    run = Run(model, optimizer, examples, settings, machine, checkpoints, saving)
-    state, plan = run.state, all_steps(examples.train.lengths(), settings, run.state.step)
+    state, plan = run.state, all_steps(run.examples.train.lengths(), run.settings, run.state.step)
     try:
         while True:
             if run.epoch_is_over:
@@ -225,7 +214,7 @@ def train(
         run.save()
         raise KeyboardInterrupt(f" after step {state.step} of {state.steps}") from None
     signals.hold()  # what was learned since the last checkpoint is nowhere else until the model is saved
-    if saving.keep_checkpoint:
+    if run.saving.keep_checkpoint:
         run.save()
     run.choose_weights()
     run.progress.bar.close()

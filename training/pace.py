@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from files import read_json_object, write_json
+from files import UserError, read_json_object, write_json
 from settings import TrainingSettings
 from training.checkpoint import RunState
 from training.device import Machine
@@ -18,6 +18,9 @@ class Pace:
 
     With `--max-minutes` they set the number of steps, which is kept in `pace.json`: a run that is killed before its
     first checkpoint and started again has as many.
+
+    Raises:
+        UserError: that file is damaged.
     """
 
     def __init__(self, run_folder: Path, settings: TrainingSettings, evaluate_every: int, machine: Machine) -> None:
@@ -28,8 +31,10 @@ class Pace:
         self.started = time.perf_counter()
         self.evaluation_seconds = 0.0
         self.done = False
-        recorded = self.limit and self.path.exists()
-        self.recorded = read_json_object(self.path, "delete it, and the steps are counted anew") if recorded else {}
+        advice = "delete it, and the steps are counted anew"
+        self.recorded = read_json_object(self.path, advice) if self.limit and self.path.exists() else {}
+        if self.recorded and {type(self.recorded.get(name)) for name in ("measured", "steps")} != {int}:
+            raise UserError(f"{self.path} is damaged; {advice}")
 
     def measure(self, state: RunState, progress: Progress) -> None:
         """After a step: tell, when enough of them are measured, how long the rest takes; perhaps set their number."""

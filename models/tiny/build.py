@@ -31,7 +31,7 @@ from load_gpt2_weights import load_model, save_model
 from settings import RunSettings, TrainingSettings, parse_command_line
 from training.checkpoint import Checkpoints
 from training.device import choose_machine, keep_freed_memory
-from training.loop import Examples, evaluate, train
+from training.loop import Examples, Run, evaluate, train
 from training.stopping import StopSignals
 
 DIALOGUE = {"template": "prompt", "instruction": INSTRUCTION, "speakers": [], "learn": "all"}  # of the model
@@ -141,7 +141,7 @@ def build(settings: BuildSettings) -> None:
     checkpoints = Checkpoints(settings.work / "checkpoint", {"corpus": checksum(settings.corpus)})
     with StopSignals(machine) as signals:
         saving = RunSettings(keep_checkpoint=True)
-        train(model, optimizer, examples, settings.training, machine, checkpoints, saving, signals)
+        train(Run(model, optimizer, examples, settings.training, machine, checkpoints, saving), signals)
     copy_vocabulary(vocabulary, settings.folder)
     save_model(model, settings.folder, DIALOGUE, dtype=torch.float16)
     write_checksums(settings.folder)
