@@ -88,10 +88,11 @@ def write_cases(model: "GPTModel", data: Data, settings: FinetuneSettings, run_f
     cases = complete_dialogues(
         model, renderer, dialogues, settings.data.learn, settings.generation, settings.training.seed
     )
-    print_cases(cases, settings.generation.cases)
+    texts = [case.as_texts(renderer.name) for case in cases]
+    print_cases(texts, settings.generation.cases)
     replaced = "replaced" if settings.output.exists() else "written"
-    write_json(settings.output, cases)
-    write_json(run_folder / OUTPUT, cases)  # last: by it a run is known to be finished
+    write_json(settings.output, texts)
+    write_json(run_folder / OUTPUT, texts)  # last: by it a run is known to be finished
     return f"{replaced}: {settings.output}"
 
 

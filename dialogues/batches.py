@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from dialogues.conversations import Conversations
 
+EVALUATION_TOKENS = 2048  # in one batch, padding included: without gradients there is room for more than in training
 GROUPED = 50  # batches whose examples are sorted by length together
 IGNORED = -100  # the target of a position where there is nothing to learn; PyTorch's own default
 ROUND = 16  # what lengths of batches are multiples of
@@ -169,6 +170,17 @@ def epoch_steps(
     """The optimizer steps of one epoch, each as the batches whose gradients are added up in it."""
     steps = epoch_batches(lengths, batch_size * accumulation, seed, epoch)
     return [[step[start : start + batch_size] for start in range(0, len(step), batch_size)] for step in steps]
+
+
+def evaluation_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Example numbers, shortest first, as many together as stay within `EVALUATION_TOKENS` when padded."""
+    batch: list[int] = []
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and round_up(lengths[number]) * (len(batch) + 1) > EVALUATION_TOKENS:
+            yield batch
+            batch = []
+        batch.append(number)
+    yield batch
 
 
 def padding_share(dataset: DialogueDataset, steps: Sequence[list[list[int]]]) -> float:

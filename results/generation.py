@@ -1,6 +1,7 @@
 """Text from a model: greedy or drawn, many prompts at once, as long as one likes."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,26 @@ from settings import GenerationSettings
 BATCH = 16  # prompts at a time: their keys and values take memory
 
 
+class Case(NamedTuple):
+    """A dialogue up to the turn at which a model goes on; how it really went on, and how the model went on."""
+
+    asked: tuple[Turn, ...]
+    true: tuple[Turn, ...]
+    written: tuple[Turn, ...]
+
+    def as_texts(self, template: str) -> dict[str, str]:
+        """As one object of the output file: turns with their speakers; with the `alpaca` template the bare texts."""
+        if template == "alpaca":
+            asked, true, written = (
+                "\n\n".join(turn.text for turn in self.asked),
+                self.true[0].text,
+                self.written[0].text,
+            )
+        else:
+            asked, true, written = (" ".join(map(str, turns)) for turns in self)
+        return {"input": asked, "response": true, "model_response": written}
+
+
 def complete_dialogues(
     model: GPTModel,
     renderer: Renderer,
@@ -20,26 +41,29 @@ def complete_dialogues(
     learn: str,
     settings: GenerationSettings,
     seed: int,
-) -> list[dict[str, str]]:
+    one_turn: bool = False,
+) -> list[Case]:
     """Let the model go on with each dialogue, beside how it really went on.
 
-    A model that has learned all of a dialogue writes the rest from the opening turn. One that has learned replies, or
-    what one speaker says, does not know who speaks next: it writes the first such turn. With the `alpaca` template it
-    writes the response, which stands alone.
+    A model that has learned all of a dialogue writes the rest from the opening turn, or with `one_turn` the next turn.
+    One that has learned replies, or what one speaker says, does not know who speaks next: it writes the first such
+    turn. With the `alpaca` template it writes the response, which stands alone.
     """
+    one_turn = one_turn or learn != "all"
+    stop = renderer.stop if one_turn and renderer.name != "labels" else []  # a newline ends nothing for sure
     turns = [choose_turn(renderer, dialogue, learn) for dialogue in dialogues]
     prompts = [renderer.encode_prompt(dialogue, turn) for dialogue, turn in zip(dialogues, turns, strict=True)]
     end_of_text = renderer.tokenizer.eot_token
     replies: list[list[int]] = []
     for start in range(0, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]
-        replies += generate(model, batch, end_of_text, settings, seed + start, renderer.newest_turns)
+        replies += generate(model, batch, end_of_text, settings, seed + start, renderer.newest_turns, stop)
     cases = []
     for dialogue, turn, reply in zip(dialogues, turns, replies, strict=True):
         speakers = [speaker for speaker, _ in dialogue.turns]
         written = renderer.parse_turns(renderer.tokenizer.decode(reply), speakers[turn], speakers)
-        written = written if learn == "all" else written[:1]
-        cases.append(make_case(dialogue.turns[:turn], dialogue.turns[turn:], written, renderer.name == "alpaca"))
+        written = written[:1] if one_turn else written
+        cases.append(Case(dialogue.turns[:turn], dialogue.turns[turn:], tuple(written)))
     return cases
 
 
@@ -51,21 +75,6 @@ def choose_turn(renderer: Renderer, dialogue: Dialogue, learn: str) -> int:
     return next(spoken, 1)
 
 
-def make_case(asked: Sequence[Turn], true: Sequence[Turn], written: Sequence[Turn], bare: bool) -> dict[str, str]:
-    """What was said, how it went on, and how the model went on: turns with their speakers, or the bare texts."""
-    if bare:
-        return {
-            "input": "\n\n".join(turn.text for turn in asked),
-            "response": true[0].text,
-            "model_response": written[0].text,
-        }
-    return {
-        "input": " ".join(map(str, asked)),
-        "response": " ".join(map(str, true)),
-        "model_response": " ".join(map(str, written)),
-    }
-
-
 @torch.inference_mode()
 def generate(
     model: GPTModel,
@@ -74,6 +83,7 @@ def generate(
     settings: GenerationSettings,
     seed: int,
     shorten: Callable[[list[int], int], list[int]],
+    stop: Sequence[int] = (),
 ) -> list[list[int]]:
     """Continue each prompt until the model ends it or `settings.max_new_tokens` are written.
 
@@ -84,6 +94,7 @@ def generate(
         end_id: the token with which the model ends a text; it is not part of the result.
         seed: for what is drawn at a temperature above 0.
         shorten: `shorten(tokens, limit)` returns the end of a text that has outgrown the positions, to go on from.
+        stop: tokens behind which a text ends too; they are the end of its result.
     """
     model.eval()
     device = model.wte.weight.device
@@ -108,6 +119,8 @@ def generate(
                 elif row in texts:
                     texts[row].append(token)
                     replies[row].append(token)
+                    if stop and replies[row][-len(stop) :] == stop:
+                        del texts[row]
     return replies
 
 

@@ -15,6 +15,7 @@ from dialogues.batches import (
     cut_into_examples,
     epoch_batches,
     epoch_steps,
+    evaluation_batches,
     padding_share,
 )
 
@@ -134,3 +135,9 @@ def test_many_examples_are_grouped_by_length():
     assert padded < 1.05 * sum(lengths)
     means = [np.mean([lengths[number] for number in batch]) for batch in batches]
     assert abs(np.mean(means[:60]) - np.mean(means[60:])) < 60  # short and long ones come mixed, not in order
+
+
+def test_evaluation_batches_stay_within_their_tokens():
+    assert list(evaluation_batches([500, 500, 1024, 300, 3000, 10])) == [[5, 3, 0, 1], [2], [4]]
+    assert list(evaluation_batches([10] * 100)) == [list(range(100))]
+    assert [len(batch) for batch in evaluation_batches([18] * 100)] == [64, 36]  # they are made 32 long

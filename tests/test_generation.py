@@ -10,9 +10,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from conftest import tiny_reference, write_layout
+from conftest import bundled_dialogues, tiny_reference, write_layout
 from dialogues.dialogue import Dialogue, Turn
 from dialogues.template import Renderer
+from find_model import BUNDLED
 from load_gpt2_weights import load_model
 from results.generation import BATCH, complete_dialogues, draw, generate, penalize_repetition
 from settings import GenerationSettings
@@ -109,9 +110,9 @@ def test_cases_hold_the_opening_the_truth_and_the_models_words(vocabulary, tmp_p
         Dialogue((Turn("Ann", "Hi."), Turn("Cem", "Hey!"), Turn("Cem", "You?"))),
         Dialogue((Turn("Ann", "Is it still raining over there?"), Turn("Bo", "Yes."))),
     ]
-    cases = complete_dialogues(
-        model, Renderer(tokenizer), dialogues, "all", GenerationSettings(max_new_tokens=20), seed=1
-    )
+    settings = GenerationSettings(max_new_tokens=20)
+    completed = complete_dialogues(model, Renderer(tokenizer), dialogues, "all", settings, seed=1)
+    cases = [case.as_texts("prompt") for case in completed]
     assert [case["input"] for case in cases] == ["Ann: Hi.", "Ann: Is it still raining over there?"]
     assert cases[0]["response"] == "Cem: Hey! Cem: You?"
     assert cases[0]["model_response"].startswith("Cem: ")
@@ -124,11 +125,26 @@ def test_a_model_that_learned_one_speaker_writes_that_speakers_turn(vocabulary, 
     dialogue = Dialogue((Turn("Ann", "Hi."), Turn("Cem", "Hey!"), Turn("Ann", "You?"), Turn("Cem", "Me.")))
     settings = GenerationSettings(max_new_tokens=20)
     (case,) = complete_dialogues(model, Renderer(tokenizer), [dialogue], "Ann", settings, seed=1)
-    assert (case["input"], case["response"]) == ("Ann: Hi. Cem: Hey!", "Ann: You? Cem: Me.")
-    assert case["model_response"].startswith("Ann: ")
+    assert (case.asked, case.true) == (dialogue.turns[:2], dialogue.turns[2:])
+    assert [turn.speaker for turn in case.written] == ["Ann"]
     (case,) = complete_dialogues(model, Renderer(tokenizer), [dialogue], "replies", settings, seed=1)
-    assert (case["input"], case["response"]) == ("Ann: Hi.", "Cem: Hey! Ann: You? Cem: Me.")
-    assert case["model_response"].startswith("Cem: ")
+    assert (case.asked, case.true) == (dialogue.turns[:1], dialogue.turns[1:])
+    assert [turn.speaker for turn in case.written] == ["Cem"]
+
+
+def test_one_turn_is_the_first_of_the_whole():
+    """The generation ends where the turn does: a stop is the last that it writes."""
+    model, tokenizer = load_model(BUNDLED)
+    dialogues, renderer = bundled_dialogues()[7:], Renderer(tokenizer)
+    settings = GenerationSettings(max_new_tokens=100)
+    whole = complete_dialogues(model, renderer, dialogues, "all", settings, seed=1)
+    alone = complete_dialogues(model, renderer, dialogues, "all", settings, seed=1, one_turn=True)
+    assert any(len(case.written) > 1 for case in whole)
+    assert [case.written for case in alone] == [case.written[:1] for case in whole]
+    prompts = [renderer.encode_prompt(dialogue, 1) for dialogue in dialogues]
+    replies = generate(model, prompts, tokenizer.eot_token, settings, 1, renderer.newest_turns, renderer.stop)
+    assert any(reply[-len(renderer.stop) :] == renderer.stop for reply in replies)
+    assert not any(tokenizer.decode(reply).count("###") > 1 for reply in replies)
 
 
 def test_a_dialogue_that_outgrows_the_positions_goes_on_from_whole_turns(vocabulary, tmp_path):

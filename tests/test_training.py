@@ -14,7 +14,7 @@ from files import UserError
 from gpt_model import GPTConfig, GPTModel
 from settings import RunSettings, TrainingSettings
 from training.device import Machine, choose_machine
-from training.loop import evaluate, evaluation_batches, make_batch, take_step
+from training.loop import evaluate, make_batch, take_step
 from training.optimizer import learning_rate_at, make_optimizer
 
 END = 100
@@ -44,12 +44,6 @@ def test_evaluation_is_one_sum_over_all_tokens(model):
     assert evaluate(model, dataset, END, CPU) == pytest.approx(total / tokens, rel=1e-5)
     first_two = evaluate(model, make_dataset(5, 50), END, CPU)
     assert evaluate(model, dataset, END, CPU, examples=2) == pytest.approx(first_two, rel=1e-5)
-
-
-def test_evaluation_batches_stay_within_their_tokens():
-    assert list(evaluation_batches([500, 500, 1024, 300, 3000, 10])) == [[5, 3, 0, 1], [2], [4]]
-    assert list(evaluation_batches([10] * 100)) == [list(range(100))]
-    assert [len(batch) for batch in evaluation_batches([18] * 100)] == [64, 36]  # they are made 32 long
 
 
 def test_the_loss_of_a_step_counts_every_token_once(model):

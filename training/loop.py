@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from dialogues.batches import IGNORED, ROUND, DialogueDataset, collate, epoch_steps, round_up
+from dialogues.batches import IGNORED, ROUND, DialogueDataset, collate, epoch_steps, evaluation_batches
 from files import UserError
 from settings import RunSettings, TrainingSettings
 from training.checkpoint import Checkpoints, Losses, RunState
@@ -24,7 +24,6 @@ from training.sharding import whole
 from training.stopping import StopSignals
 from training.tracking import Progress
 
-EVALUATION_TOKENS = 2048  # in one batch, padding included: without gradients there is room for more than in training
 TRAIN_SAMPLE = 100  # so many examples of the training part are evaluated, before and after
 SMALLEST_SCALE = 1.0  # of fp16's gradients: one that overflows even so is no matter of scale
 
@@ -310,14 +309,3 @@ def evaluate(
         tokens += learned
     total, tokens = machine.total(total, tokens)
     return total / tokens
-
-
-def evaluation_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Example numbers, shortest first, as many together as stay within `EVALUATION_TOKENS` when padded."""
-    batch: list[int] = []
-    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and round_up(lengths[number]) * (len(batch) + 1) > EVALUATION_TOKENS:
-            yield batch
-            batch = []
-        batch.append(number)
-    yield batch
