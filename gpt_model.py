@@ -247,20 +247,25 @@ class GPTModel(nn.Module):
         return self.ln_f(x)
 
     def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
-        """(B, T) token ids → (B, T, V) logits; with `targets` (B, T), the summed negative log-likelihood instead.
+        """(B, T) token ids → (B, T, V) logits; with `targets` (B, T), the summed negative log-likelihood instead."""
+        x = self.hidden_states(ids)
+        return self.logits(x) if targets is None else self.loss(x, targets)
+
+    def loss(self, x: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
+        """(B, T, C) hidden states and (B, T) targets → the negative log-likelihood of the learned targets, in nats.
+
+        A sum, or without a `reduction` ("none") one for each of them, row after row.
 
         A target of -100 is not learned, and no logits are computed there: with 50,257 columns they are the largest
         tensor of a training step. The rows that are left are made a multiple of 16 again: for each new number of them
         the processor's kernels would be made, and kept, anew.
         """
-        x = self.hidden_states(ids)
-        if targets is None:
-            return self.logits(x)
         learned = targets != -100
         x, targets = x[learned], targets[learned]  # (N, C), (N,)
         missing = -len(targets) % 16
         logits = self.logits(F.pad(x, (0, 0, 0, missing)))  # (N + missing, V)
-        return F.cross_entropy(logits, F.pad(targets, (0, missing), value=-100), reduction="sum")
+        losses = F.cross_entropy(logits, F.pad(targets, (0, missing), value=-100), reduction=reduction)
+        return losses if reduction == "sum" else losses[: len(targets)]
 
     def next_token_logits(self, ids: Tensor, cache: KVCache) -> Tensor:
         """(B, T) new token ids → (B, V) logits of the token that follows; `cache` then holds the new ones too."""

@@ -142,6 +142,16 @@ class Conversations:
         """(turns,) where the text of each turn starts in `tokens`."""
         return self.texts[:, 0] + np.repeat(self.starts[:-1], np.diff(self.turn_starts))
 
+    def turn_spans(self) -> tuple[np.ndarray, np.ndarray]:
+        """(turns,) each, where the text of a turn starts in `tokens`, and where the stop behind it has ended.
+
+        Behind the last text of a dialogue that is the end of text. By what stands there a speaker ends.
+        """
+        starts = self.text_starts()
+        ends = starts + (self.texts[:, 1] - self.texts[:, 0]) + len(self.renderer.stop)
+        ends[self.turn_starts[1:] - 1] = self.starts[1:]
+        return starts, ends
+
     def place_speaker_tokens(self, renderer: Renderer) -> Renderer:
         """Give every speaker a token: the renderer that knows them. Only now, after all was read, they are known."""
         if len(self.speakers) > MOST_SPEAKERS:
@@ -173,9 +183,7 @@ class Conversations:
             raise UserError(
                 f"--learn {learn}: all, replies, or the name of a speaker; there are {self.name_speakers()}"
             )
-        starts = self.text_starts()
-        ends = starts + (self.texts[:, 1] - self.texts[:, 0]) + len(self.renderer.stop)
-        ends[self.turn_starts[1:] - 1] = self.starts[1:]
+        starts, ends = self.turn_spans()
         steps = np.zeros(len(self.tokens) + 1, np.int8)
         steps[starts[chosen]] += 1
         steps[ends[chosen]] -= 1

@@ -1,0 +1,213 @@
+"""What numbers and replies say about a model: each metric with its source; no model is needed here.
+
+A word is a run of letters and digits in lower case; in writing without spaces each character is one.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+CONFIDENCE = 0.95
+RESAMPLES = 1000
+FEWEST_FOR_INTERVAL = 3  # dialogues; two give three different samples
+COPIED_WORDS = 5
+REPEATED_WORDS = 4
+SELF_BLEU_REPLIES = 100
+WITHOUT_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # Thai to Han
+WORD = re.compile(rf"[{WITHOUT_SPACES}]|[^\W_{WITHOUT_SPACES}]+(?:['’][^\W_{WITHOUT_SPACES}]+)*")
+
+
+class Estimate(NamedTuple):
+    """A number and its interval; none where there are too few dialogues."""
+
+    value: float
+    interval: tuple[float, float] | None
+
+    def map(self, function: Callable[[float], float]) -> "Estimate":
+        """The same after a rising `function`."""
+        low_high = self.interval and (function(self.interval[0]), function(self.interval[1]))
+        return Estimate(function(self.value), low_high)
+
+
+def ratio(numerators: np.ndarray, denominators: np.ndarray, seed: int, resamples: int = RESAMPLES) -> Estimate:
+    """Σ numerators / Σ denominators over dialogues, with its 95% percentile bootstrap interval.
+
+    Dialogues are drawn, not tokens or replies: those of one dialogue are not independent (Efron and Tibshirani 1993,
+    "An Introduction to the Bootstrap", chapter 13).
+
+    Args:
+        numerators, denominators: (dialogues,) each, as the summed loss of a dialogue's tokens and their number.
+    """
+    value = float(numerators.sum() / denominators.sum())
+    D = len(numerators)
+    if D < FEWEST_FOR_INTERVAL:
+        return Estimate(value, None)
+    random = np.random.default_rng(seed)
+    samples = np.empty(resamples)
+    for sample in range(resamples):
+        drawn = random.integers(D, size=D)
+        samples[sample] = numerators[drawn].sum() / max(denominators[drawn].sum(), 1e-12)
+    low, high = np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(value, (float(low), float(high)))
+
+
+def ranks(losses: Iterable[np.ndarray]) -> np.ndarray:
+    """(replies,) the place of each reply among all that could stand there, 1 for the likeliest; ties count against it.
+
+    Args:
+        losses: of each reply the mean loss of a token, and behind it those of the others.
+    """
+    return np.array([1 + np.count_nonzero(others[1:] <= others[0]) for others in losses])
+
+
+def words(text: str) -> list[str]:
+    return [match[0].lower() for match in WORD.finditer(text)]
+
+
+def ngrams(tokens: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
+    return zip(*(tokens[start:] for start in range(n)), strict=False)
+
+
+def distinct(replies: Sequence[Sequence[str]], n: int) -> float | None:
+    """Distinct-n (Li et al. 2016, "A Diversity-Promoting Objective Function for Neural Conversation Models").
+
+    Different n-grams among all n-grams of all replies: 1 if none comes twice. (The paper divides by words; like most
+    who report it, this divides by n-grams.) None without an n-gram.
+    """
+    found = [ngram for reply in replies for ngram in ngrams(reply, n)]
+    return len(set(found)) / len(found) if found else None
+
+
+def expectation_adjusted_distinct(replies: Sequence[Sequence[int]], n_vocab: int) -> float | None:
+    """EAD (Liu et al. 2022, "Rethinking and Refining the Distinct Metric", equation 3): different tokens among as many
+    as C draws from a vocabulary of V would give, V (1 - ((V - 1) / V) ** C). Longer replies don't lower it.
+
+    Args:
+        replies: token ids of the model's vocabulary, which has `n_vocab`.
+    """
+    tokens = [token for reply in replies for token in reply]
+    if not tokens:
+        return None
+    return len(set(tokens)) / (n_vocab * (1 - ((n_vocab - 1) / n_vocab) ** len(tokens)))
+
+
+def self_bleu(replies: Sequence[str]) -> float | None:
+    """Self-BLEU (Zhu et al. 2018, "Texygen", section 3.3): the BLEU of a reply with all others as its references, mean
+    over at most 100 replies, from 0 to 100. High where all replies sound the same. None for fewer than two."""
+    from sacrebleu.metrics import BLEU
+
+    replies = [reply for reply in replies if words(reply)]
+    step = -(-len(replies) // SELF_BLEU_REPLIES) or 1
+    replies = replies[::step]
+    if len(replies) < 2:
+        return None
+    bleu = BLEU(effective_order=True)  # replies may be shorter than four words
+    scores = [bleu.sentence_score(reply, replies[:n] + replies[n + 1 :]).score for n, reply in enumerate(replies)]
+    return sum(scores) / len(scores)
+
+
+def repetition(reply: Sequence[str]) -> tuple[int, int]:
+    """How many of a reply's 4-grams stood in it before, and how many it has; summed and divided they are seq-rep-4
+    (Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training", section 6.2)."""
+    found = list(ngrams(reply, REPEATED_WORDS))
+    return len(found) - len(set(found)), len(found)
+
+
+def word_f1(reply: Sequence[str], true: Sequence[str]) -> float:
+    """F1 of the words in common (Rajpurkar et al. 2016, "SQuAD", section 6.1; articles are kept here)."""
+    common = sum((Counter(reply) & Counter(true)).values())
+    if not common:
+        return float(not reply and not true)
+    precision, recall = common / len(reply), common / len(true)
+    return 2 * precision * recall / (precision + recall)
+
+
+def likeness(replies: Sequence[str], true: Sequence[str], seed: int) -> tuple[dict[str, Estimate], dict[str, str]]:
+    """chrF and BLEU of all replies beside the true ones (sacrebleu; Post 2018), and sacrebleu's signature of each."""
+    from sacrebleu.metrics import BLEU, CHRF
+
+    os.environ["SACREBLEU_SEED"] = str(seed % 2**32)
+    estimates, signatures = {}, {}
+    for name, metric in (("chrf", CHRF()), ("bleu", BLEU())):
+        enough = len(replies) >= FEWEST_FOR_INTERVAL
+        score = metric.corpus_score(replies, [list(true)], n_bootstrap=RESAMPLES if enough else 1)
+        interval = (score._mean - score._ci, score._mean + score._ci) if enough else None
+        estimates[name] = Estimate(score.score, interval)
+        signatures[name] = str(metric.get_signature())
+    return estimates, signatures
+
+
+class Span(NamedTuple):
+    """Words of a text that stand in a training dialogue in the same order: their characters, and where they stand."""
+
+    start: int
+    end: int
+    words: int
+    dialogue: int  # its number, counted from 1
+
+
+class Copied(NamedTuple):
+    """What of a text stands in the training dialogues word for word."""
+
+    ngrams: int  # of five words
+    copied: int  # of these
+    marks: list[tuple[int, int]]  # characters of the text that are copied
+    longest: Span | None
+
+
+def find_copies(texts: Sequence[str], training: Iterable[Sequence[str]]) -> list[Copied]:
+    """What each of `texts` has from the turns of the training dialogues, in runs of at least five words.
+
+    Carlini et al. 2023, "Quantifying Memorization Across Neural Language Models", count exact repetition too, of
+    tokens; words are what a reader sees.
+
+    Args:
+        training: the turns of each dialogue.
+    """
+    found = [[(match[0].lower(), *match.span()) for match in WORD.finditer(text)] for text in texts]
+    said = [[word for word, _, _ in text] for text in found]
+    places: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+    for text, spoken in enumerate(said):
+        for place, ngram in enumerate(ngrams(spoken, COPIED_WORDS)):
+            places.setdefault(ngram, []).append((text, place))
+    copied: list[set[int]] = [set() for _ in texts]
+    longest: list[Span | None] = [None] * len(texts)
+    for dialogue, turns in enumerate(training, 1):
+        for turn in turns:
+            spoken = words(turn)
+            for start, ngram in enumerate(ngrams(spoken, COPIED_WORDS)):
+                for text, place in places.get(ngram, ()):
+                    copied[text].add(place)
+                    length = common_prefix(said[text][place:], spoken[start:])
+                    best = longest[text]
+                    if best is None or length > best.words:
+                        characters = found[text][place][1], found[text][place + length - 1][2]
+                        longest[text] = Span(*characters, length, dialogue)
+    return [
+        Copied(max(len(spoken) - COPIED_WORDS + 1, 0), len(places), marks(spoken_at, places), span)
+        for spoken, spoken_at, places, span in zip(said, found, copied, longest, strict=True)
+    ]
+
+
+def common_prefix(first: Sequence[str], second: Sequence[str]) -> int:
+    """How many words two texts begin with alike."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def marks(found: Sequence[tuple[str, int, int]], places: Iterable[int]) -> list[tuple[int, int]]:
+    """The characters of copied 5-grams that begin at `places`, those that touch as one."""
+    merged: list[tuple[int, int]] = []
+    last = -1  # the last word that is marked
+    for place in sorted(places):
+        end = found[place + COPIED_WORDS - 1][2]
+        if place <= last + 1 and merged:
+            merged[-1] = (merged[-1][0], end)
+        else:
+            merged.append((found[place][1], end))
+        last = place + COPIED_WORDS - 1
+    return merged

@@ -1,0 +1,267 @@
+"""How likely a model finds what was said: each token, each reply under other histories, and other replies in its place.
+
+Everything here is a negative log-likelihood in nats, computed as in training: the same tokens, under the same
+autocast.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dialogues.batches import IGNORED, DialogueDataset, Example, collate, evaluation_batches, round_up
+from dialogues.conversations import Conversations
+from gpt_model import GPTModel, KVCache
+from results.generation import pad_left
+
+HISTORIES = {"none": 0, "1": 1, "2": 2, "4": 4, "all": None}  # how many turns before a reply the model sees
+OTHERS = 19  # turns that a reply is ranked among
+COPYING = 8  # tokens of a context to be copied take the room of one to be computed
+
+
+class Scorer(NamedTuple):
+    """A model, and what it computes in."""
+
+    model: GPTModel
+    autocast: Callable[[], contextlib.AbstractContextManager[object]]
+    padding_id: int
+
+    @torch.inference_mode()
+    def token_losses(self, examples: Sequence[Example], what: str) -> list[np.ndarray]:
+        """The loss of each learned token of each example. `what` is computed stands beside the progress bar."""
+        self.model.eval()
+        losses = [np.zeros(0)] * len(examples)
+        with progress(what, len(examples)) as bar:
+            for numbers in evaluation_batches([len(example.tokens) for example in examples]):
+                inputs, targets = self.pad(*collate([examples[number] for number in numbers], self.padding_id))
+                with self.autocast():
+                    flat = self.model.loss(self.model.hidden_states(inputs), targets, reduction="none")
+                for number, part in zip(numbers, split_rows(flat, targets), strict=True):
+                    losses[number] = part
+                bar.update(len(numbers))
+        return losses
+
+    @torch.inference_mode()
+    def continuation_losses(
+        self, contexts: Sequence[list[int]], continuations: Sequence[Sequence[list[int]]], what: str
+    ) -> list[list[np.ndarray]]:
+        """The losses of the tokens of each of the continuations of each context, which is computed once for all."""
+        self.model.eval()
+        losses: list[list[np.ndarray]] = [[np.zeros(0)] * len(branches) for branches in continuations]
+        with progress(what, len(contexts)) as bar:
+            for numbers in evaluation_batches(list(map(len, contexts))):
+                ids, padding = pad_left([contexts[number][:-1] for number in numbers], self.device)
+                with self.autocast():
+                    cache = KVCache(self.model.config, padding, ids.size(1))
+                    self.model.hidden_states(ids, cache)
+                # What goes on from any of these contexts, in batches of similar length.
+                places = [
+                    (row, place) for row, number in enumerate(numbers) for place in range(len(continuations[number]))
+                ]
+                branches = [[contexts[numbers[row]][-1], *continuations[numbers[row]][place]] for row, place in places]
+                for chosen in evaluation_batches([len(branch) + ids.size(1) // COPYING for branch in branches]):
+                    parts = self.branch_losses(
+                        cache, [places[branch][0] for branch in chosen], [branches[branch] for branch in chosen]
+                    )
+                    for branch, part in zip(chosen, parts, strict=True):
+                        row, place = places[branch]
+                        losses[numbers[row]][place] = part
+                bar.update(len(numbers))
+        return losses
+
+    def branch_losses(self, cache: KVCache, rows: Sequence[int], branches: Sequence[list[int]]) -> list[np.ndarray]:
+        """The losses of the tokens of each branch after its first, where `branches[b]` goes on from row `rows[b]`."""
+        examples = [Example(np.array(branch), np.arange(len(branch)) > 0) for branch in branches]
+        inputs, targets = self.pad(*collate(examples, self.padding_id))
+        with self.autocast():
+            x = self.model.hidden_states(inputs, BranchedCache(cache, rows))
+            return split_rows(self.model.loss(x, targets, reduction="none"), targets)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.wte.weight.device
+
+    def pad(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T) inputs and targets on the model's device, T rounded up as far as the model's positions go."""
+        missing = min(round_up(inputs.size(1)), self.model.config.n_positions) - inputs.size(1)
+        pad = torch.nn.functional.pad
+        inputs = pad(inputs, (0, missing), value=self.padding_id)
+        return inputs.to(self.device), pad(targets, (0, missing), value=IGNORED).to(self.device)
+
+
+class BranchedCache(KVCache):
+    """Keys and values of contexts, each of which goes on in several ways, for one pass over these.
+
+    Args:
+        cache: of the contexts, aligned at their ends.
+        rows: (B,) which of them each row goes on from.
+    """
+
+    def __init__(self, cache: KVCache, rows: Sequence[int]) -> None:
+        self.rows = torch.tensor(rows, device=cache.padding.device)
+        self.keys, self.values = cache.keys, cache.values
+        self.padding, self.length = cache.padding[self.rows], cache.length
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, H, T, D) keys and values behind those of their contexts, (B, H, S, D). Copied for one layer at a time."""
+        keys, values = self.keys[layer, self.rows], self.values[layer, self.rows]
+        return torch.cat([keys, k.to(keys.dtype)], dim=2), torch.cat([values, v.to(values.dtype)], dim=2)
+
+
+def split_rows(flat: Tensor, targets: Tensor) -> list[np.ndarray]:
+    """The losses of the learned targets of a batch (B, T), one array for each row."""
+    counts = (targets != IGNORED).sum(dim=1).tolist()
+    return [part.double().cpu().numpy() for part in flat.float().split(counts)]
+
+
+def progress(what: str, total: int) -> tqdm:
+    """A bar for what takes longer than a moment."""
+    return tqdm(desc=what, total=total, delay=2, leave=False, disable=None)
+
+
+class TokenLosses(NamedTuple):
+    """The learned tokens of some dialogues: their places in the tokens of all conversations, and the loss of each."""
+
+    places: np.ndarray  # (tokens,)
+    nats: np.ndarray  # (tokens,)
+
+
+def score_tokens(scorer: Scorer, dataset: DialogueDataset, what: str) -> TokenLosses:
+    """The loss of everything in `dataset` that a training on it would learn."""
+    examples = [dataset[number] for number in range(len(dataset))]
+    places = [
+        start + np.flatnonzero(example.learned) for start, example in zip(dataset.spans[:, 0], examples, strict=True)
+    ]
+    return TokenLosses(np.concatenate(places), np.concatenate(scorer.token_losses(examples, what)))
+
+
+class Reply(NamedTuple):
+    """A turn that answers something: the place of its dialogue among all conversations, and its own in the dialogue."""
+
+    dialogue: int
+    turn: int
+
+
+def choose_replies(conversations: Conversations, dialogues: np.ndarray, most: int, seed: int) -> list[Reply]:
+    """At most about `most` replies, as many of each dialogue: of few dialogues all, of many one each, drawn by `seed`.
+
+    They are of the kind that the model learns: with `--learn Bob` Bob's, of instruction data the response.
+    """
+    random = np.random.default_rng(seed)
+    if len(dialogues) > most:
+        dialogues = np.sort(random.choice(dialogues, most, replace=False))
+    each, replies = max(1, most // len(dialogues)), []
+    for dialogue in dialogues.tolist():
+        texts = conversations.texts_of(dialogue)
+        turns = np.flatnonzero(texts[:, 0] < texts[:, 1])
+        turns = turns[turns > 0]
+        if conversations.renderer.name == "alpaca":
+            turns = turns[turns == len(texts) - 1]
+        elif conversations.learn not in ("all", "replies"):
+            turns = turns[texts[turns, 2] == conversations.speakers.index(conversations.learn)]
+        chosen = np.sort(random.permutation(turns)[:each])
+        replies += [Reply(dialogue, turn) for turn in chosen.tolist()]
+    return replies
+
+
+class Pieces:
+    """A dialogue's tokens in the pieces of which other histories are made."""
+
+    def __init__(self, conversations: Conversations, dialogue: int) -> None:
+        renderer, tokens = conversations.renderer, conversations.tokens_of(dialogue).tolist()
+        texts = conversations.texts_of(dialogue).tolist()
+        self.labels = [renderer.label(conversations.speakers[speaker]) for _, _, speaker in texts]
+        ends = [end + len(renderer.stop) for _, end, _ in texts[:-1]] + [len(tokens)]
+        self.texts = [tokens[start:end] for (start, _, _), end in zip(texts, ends, strict=True)]  # with their stops
+        self.beginning = tokens[: texts[0][0] - len(self.labels[0])]  # the instruction
+
+    def history(self, turn: int, recent: int | None = None) -> list[list[int]]:
+        """The `recent` turns before `turn` (none: all), each with its label."""
+        first = 0 if recent is None else max(0, turn - recent)
+        return [self.labels[place] + self.texts[place] for place in range(first, turn)]
+
+    def history_of(self, other: "Pieces", turn: int) -> list[list[int]]:
+        """What was said in another dialogue before its turn of that number, as if the speakers of this one said it."""
+        turn = min(turn, len(other.texts) - 1)
+        return [label + text for label, text in zip(self.labels[:turn], other.texts[:turn], strict=True)]
+
+    def context(self, turn: int, history: Sequence[list[int]], room: int) -> list[int]:
+        """What a model sees before it says `turn`, as much as fits into `room`: older turns go first."""
+        label, history = self.labels[turn], list(history)
+        while history and len(self.beginning) + sum(map(len, history)) + len(label) > room:
+            del history[0]
+        return (self.beginning + [token for piece in history for token in piece] + label)[-room:]
+
+
+def score_histories(
+    scorer: Scorer, conversations: Conversations, replies: Sequence[Reply], seed: int
+) -> dict[str, np.ndarray]:
+    """The summed loss of each reply by what of its history the model sees, (replies,) each; `tokens` are its tokens.
+
+    By the names of `HISTORIES`; and `other`: the beginning of another dialogue, of as many turns as its own.
+    """
+    positions = scorer.model.config.n_positions
+    pieces = {dialogue: Pieces(conversations, dialogue) for dialogue, _ in replies}
+    others = exchange(list(pieces), seed)
+    rows: dict[tuple[int, ...], int] = {}
+    places: dict[str, list[int]] = {name: [] for name in (*HISTORIES, "other")}
+    examples = []
+    for dialogue, turn in replies:
+        own = pieces[dialogue]
+        text = own.texts[turn][: positions // 2]
+        for name, found in places.items():
+            if name == "other":
+                history = own.history_of(pieces[others[dialogue]], turn)
+            else:
+                history = own.history(turn, HISTORIES[name])
+            context = own.context(turn, history, positions + 1 - len(text))
+            row = (dialogue, turn, *context)
+            if row not in rows:  # short dialogues have the same history by several names
+                rows[row] = len(examples)
+                examples.append(Example(np.array(context + text), np.arange(len(context) + len(text)) >= len(context)))
+            found.append(rows[row])
+    losses = scorer.token_losses(examples, "context")
+    sums = np.array([part.sum() for part in losses])
+    result = {name: sums[found] for name, found in places.items()}
+    return result | {"tokens": np.array([len(losses[place]) for place in places["all"]])}
+
+
+def exchange(dialogues: Sequence[int], seed: int) -> dict[int, int]:
+    """For each dialogue another one (itself only where it is alone)."""
+    order = np.random.default_rng(seed).permutation(np.array(dialogues)).tolist()
+    return dict(zip(order, [*order[1:], order[0]], strict=True))
+
+
+def score_candidates(
+    scorer: Scorer, conversations: Conversations, replies: Sequence[Reply], seed: int
+) -> list[np.ndarray]:
+    """For each reply the mean loss of a token of its text, and behind it those of up to 19 other texts in its place.
+
+    These are drawn by `seed` from the replies of other dialogues; none says the same as another.
+    """
+    random, positions = np.random.default_rng(seed), scorer.model.config.n_positions
+    pieces = {dialogue: Pieces(conversations, dialogue) for dialogue, _ in replies}
+    room = positions // 2
+    texts = [text_tokens(conversations, reply)[:room] for reply in replies]
+    contexts, branches = [], []
+    for place, (dialogue, turn) in enumerate(replies):
+        own, others = pieces[dialogue], {tuple(texts[place])}
+        for other in random.permutation(len(replies)).tolist():
+            if len(others) > OTHERS:
+                break
+            if replies[other].dialogue != dialogue:
+                others.add(tuple(texts[other]))
+        contexts.append(own.context(turn, own.history(turn), positions - room))
+        others.discard(tuple(texts[place]))
+        branches.append([texts[place], *map(list, sorted(others))])
+    losses = scorer.continuation_losses(contexts, branches, "coherence")
+    return [np.array([part.mean() for part in parts]) for parts in losses]
+
+
+def text_tokens(conversations: Conversations, reply: Reply) -> list[int]:
+    start, end, _ = conversations.texts_of(reply.dialogue)[reply.turn].tolist()
+    return conversations.tokens_of(reply.dialogue)[start:end].tolist()
