@@ -174,6 +174,17 @@ class TestWhatIsShown:
         ]
         assert [code for _, code in fake_wandb("finish")] == [1, 0, 0]  # the first was stopped
 
+    def test_cut_while_it_is_read(self, run_folder, fake_wandb):
+        """The replies are read again, and stand in the table once."""
+        running = start_mirror("wandb", run_folder)
+        write_lines(run_folder, STOPPED)
+        wait_for(lambda: len(fake_wandb("log")) == len(STOPPED))
+        write_lines(run_folder, [{**line, "train_loss": 1} if line == STOPPED[-1] else line for line in WHOLE])
+        assert running.finish() is None
+        rows = [values for _, _, values in fake_wandb("log")]
+        assert len(rows) == len(WHOLE)
+        assert rows[-2] == rows_of(WHOLE)[-2]
+
     def test_cases_from_before_the_run_was_gone_on_with(self, run_folder, fake_wandb):
         write_json(run_folder / "generated_conversations.json", CASES)
         write_lines(run_folder, STOPPED)
