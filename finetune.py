@@ -82,8 +82,7 @@ def write_cases(model: "GPTModel", data: Data, settings: FinetuneSettings, run_f
     """Let the model complete the held-out conversations; print and write what it says beside what was said."""
     from results.generation import complete_dialogues
 
-    held_out = data.parts.get("test", data.parts["val"])[: settings.generation.cases]
-    dialogues = [data.conversations[number] for number in held_out]
+    dialogues = [data.conversations[number] for number in data.held_out[: settings.generation.cases]]
     renderer = data.conversations.renderer
     cases = complete_dialogues(
         model, renderer, dialogues, settings.data.learn, settings.generation, settings.training.seed

@@ -28,6 +28,11 @@ class Data(NamedTuple):
     conversations: Conversations
     parts: dict[str, np.ndarray]
 
+    @property
+    def held_out(self) -> np.ndarray:
+        """The numbers of those that the model is asked to complete: test, or where there is none, validation."""
+        return self.parts.get("test", self.parts["val"])
+
 
 def open_data(settings: DataSettings) -> tuple[Source, str]:
     """The file of `--data`, recognised, and the template for it.

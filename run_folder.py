@@ -142,7 +142,7 @@ def parse_finetune_settings(arguments: list[str] | None = None) -> FinetuneSetti
         raise unknown_settings(typed.run.resume, error) from None
     if settings.preview:
         raise UserError("--preview shows a new run: leave out --resume")
-    if problems := changed_options(recorded, settings):
+    if problems := [*settings.problems(), *changed_options(recorded, settings)]:
         raise UserError(f"{typed.run.resume} can't go on like this: {'; '.join(problems)}; or start a new run")
     return settings
 

@@ -229,6 +229,8 @@ class RunSettings:
     """also write a model folder after each epoch, epochs/<n>/"""
     track: Literal["none", "tensorboard", "wandb"] = "none"
     """mirror the run's numbers there too (an extra: requirements-extra.txt)"""
+    watch: bool = False
+    """after each evaluation, show what the model now replies in the first case, beside the true reply"""
 
     def problems(self) -> list[str]:
         """What is wrong with the values, a sentence each."""
@@ -253,6 +255,12 @@ class FinetuneSettings:
     """show what the model would see and learn, write the dialogues as the model sees them, and stop"""
     output: Path = Path("generated_conversations.json")
     """generated beside true conversations"""
+
+    def problems(self) -> list[str]:
+        """What is wrong between the groups, a sentence each."""
+        return ["--watch needs the whole model, and --shard divides it: leave one out"] * bool(
+            self.run.watch and self.training.shard
+        )
 
 
 def out_of_range(settings: object, needed: str, allowed, *names: str) -> list[str]:
@@ -294,7 +302,7 @@ def parse_command_line(
         inside = re.split(r"Argument helptext:|For full helptext", " ".join(lines))[0]
         words = re.sub(r"\s*(─{2,}|-{3,})", ";", inside).strip(" ;")
         raise UserError(f"{words} (python {Path(sys.argv[0]).name} --help lists the options)") from None
-    groups = [getattr(settings, name) for name in vars(settings)]
+    groups = [settings, *vars(settings).values()]
     if problems := [problem for group in groups if hasattr(group, "problems") for problem in group.problems()]:
         raise UserError("; ".join(problems))
     return settings

@@ -1,5 +1,6 @@
 """A run from its model folder to its fine-tuned one: opened, or gone on with, trained, and saved."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from find_model import HUB_IDS, weights_checksum
 from gpt_model import GPTModel, count_parameters
 from load_gpt2_weights import add_embeddings, load_model, read_weights, save_model
 from prepare import Data, fingerprint, write_rendered
+from results.generation import complete_dialogues
 from run_folder import OUTPUT, check_record, create_run_folder, lock_run_folder, write_settings
 from settings import FinetuneSettings, TrainingSettings
 from training.checkpoint import Checkpoints, RunState
@@ -162,8 +164,10 @@ def train_model(
 
     optimizer = make_optimizer(model, training)
     examples = Examples(datasets["train"], datasets["val"], tokenizer.eot_token)
+    # The model is whole in each process, and one is enough to ask.
+    watch = make_watch(model, data, settings) if settings.run.watch and machine.primary else None
     with StopSignals(machine) as signals:
-        training_run = Run(model, optimizer, examples, training, machine, run.checkpoints, settings.run)
+        training_run = Run(model, optimizer, examples, training, machine, run.checkpoints, settings.run, watch)
         state = train(training_run, signals, after_epoch)
         if machine.primary and training.lora_rank:
             save_adapter(model, run.folder / "adapter", base_name(settings, run.source))  # before the merging
@@ -171,6 +175,18 @@ def train_model(
         if machine.primary:
             run.checkpoints.mark_trained(state)
     return state
+
+
+def make_watch(model: GPTModel, data: Data, settings: FinetuneSettings) -> Callable[[], dict[str, str]]:
+    """What asks `model`, as it then is, for its next turn in the first case, beside the true one."""
+    renderer, first = data.conversations.renderer, data.conversations[data.held_out[0]]
+    learn, generation, seed = settings.data.learn, settings.generation, settings.training.seed
+
+    def watch() -> dict[str, str]:
+        (case,) = complete_dialogues(model, renderer, [first], learn, generation, seed, one_turn=True)
+        return case._replace(true=case.true[:1]).as_texts(renderer.name)
+
+    return watch
 
 
 def base_name(settings: FinetuneSettings, source: Path) -> str:

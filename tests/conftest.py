@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -69,6 +70,7 @@ def fit(
     machine: Machine = CPU,
     saving: RunSettings = RunSettings(),  # noqa: B008
     optimizer: torch.optim.Optimizer | None = None,
+    watch: Callable[[GPTModel], dict[str, str]] | None = None,
 ) -> RunState:
     """Train `model` as the command does, with what it writes in `folder`; padding is token 100."""
     folder.mkdir(exist_ok=True)
@@ -76,7 +78,8 @@ def fit(
     checkpoints = Checkpoints(folder / "checkpoint", {"model": "a test's"})
     optimizer = optimizer or make_optimizer(model, settings)
     with StopSignals(machine) as signals:
-        return train(Run(model, optimizer, examples, settings, machine, checkpoints, saving), signals)
+        watched = partial(watch, model) if watch else None
+        return train(Run(model, optimizer, examples, settings, machine, checkpoints, saving, watched), signals)
 
 
 def logged(folder: Path, name: str) -> list[float]:

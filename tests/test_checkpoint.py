@@ -4,8 +4,10 @@ import copy
 import json
 import random
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,8 @@ from conftest import CPU, fit, logged
 from files import UserError
 from gpt_model import GPTConfig, GPTModel
 from models.tiny.build import MuonAndAdamW
-from settings import RunSettings, TrainingSettings
+from results.generation import generate
+from settings import GenerationSettings, RunSettings, TrainingSettings
 from training import checkpoint
 from training.optimizer import make_optimizer
 from training.stopping import StopSignals
@@ -197,6 +200,83 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(model, tmp_path, monke
     assert [path.name for path in folder.iterdir()] == ["step-2.safetensors"]
     monkeypatch.setattr(checkpoint, "save_file", real)
     assert same(unbroken, run(model, tmp_path / "run"))  # and it loads
+
+
+class TestWatching:
+    """With drawn tokens and dropout: whatever takes part in chance."""
+
+    @staticmethod
+    def reply(model: GPTModel) -> dict[str, str]:
+        settings = GenerationSettings(max_new_tokens=8, temperature=1)
+        (tokens,) = generate(model, [[1, 2, 3]], 100, settings, 7, lambda tokens, limit: tokens[-limit:])
+        return {
+            "input": "A: 1 2 3",
+            "response": "B: 4\x1b\n5",
+            "model_response": f"B: {model.wpe.weight.sum()} {tokens * 9}",
+        }
+
+    def test_it_changes_nothing_else(self, model, tmp_path, capsys):
+        plain = run(model, tmp_path / "plain")
+        shown = len(capsys.readouterr().out.splitlines())
+        assert same(plain, run(model, tmp_path / "watched", watch=self.reply))
+        lines = (tmp_path / "watched" / "metrics.jsonl").read_text().splitlines()
+        assert [line for line in lines if '"watched"' not in line] == (
+            (tmp_path / "plain" / "metrics.jsonl").read_text().splitlines()
+        )
+        values = [json.loads(line) for line in lines]
+        pairs = [(a, b) for a, b in pairwise(values) if "watched" in b]
+        assert [(a["step"], b["step"], "val_loss" in a) for a, b in pairs] == [(n, n, True) for n in (0, 3, 6, 9)]
+        said = [b["watched"] for _, b in pairs]
+        assert len(set(said)) > 1  # it is that model, as it then is
+        out = capsys.readouterr().out.splitlines()
+        assert len(out) == shown + 1 + 2 * 4
+        place = next(place for place, line in enumerate(out) if line.startswith("step     0"))
+        assert out[place + 1 : place + 3] == ["  input      A: 1 2 3", "  true       B: 4\\x1b 5"]
+        assert out[place + 3] == f"  generated  {said[0][:96]} ..."
+
+    @pytest.mark.parametrize("call", [1, 2, 3, 4])
+    @pytest.mark.parametrize("at", ["watching", "take_step", "save"])
+    def test_resumed_nothing_is_lost_or_doubled(self, model, tmp_path, monkeypatch, at, call):
+        run(model, tmp_path / "unbroken", watch=self.reply)
+        calls = 0
+
+        def stopped(model: GPTModel) -> dict[str, str]:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                raise KeyboardInterrupt
+            return self.reply(model)
+
+        if at == "watching":
+            with pytest.raises(KeyboardInterrupt, match="after step"):
+                run(model, tmp_path / "run", watch=stopped)
+        elif at == "take_step":
+            broken_off(model, tmp_path / "run", monkeypatch, at, 2 * call, watch=self.reply)
+        else:  # killed: the logs are ahead of the checkpoint
+            broken_off(model, tmp_path / "run", monkeypatch, "take_step", 2 * call, watch=self.reply, saving=EVERY_STEP)
+            next((tmp_path / "run" / "checkpoint").glob(f"step-{2 * call - 1}.*")).unlink()
+        run(model, tmp_path / "run", watch=self.reply)
+        metrics = [(tmp_path / folder / "metrics.jsonl").read_bytes() for folder in ("run", "unbroken")]
+        assert metrics[0] == metrics[1]
+        assert metrics[0].count(b"watched") == 4
+
+    def test_it_belongs_to_the_time_of_an_evaluation(self, model, tmp_path, monkeypatch):
+        seconds = []
+        measure = training.loop.Run.measure
+
+        def noted(self: training.loop.Run):
+            result = measure(self)
+            seconds.append(self.pace.evaluation_seconds)
+            return result
+
+        def slowly(model: GPTModel) -> dict[str, str]:
+            time.sleep(0.5)
+            return self.reply(model)
+
+        monkeypatch.setattr(training.loop.Run, "measure", noted)
+        run(model, tmp_path / "run", replace(SETTINGS, max_steps=1), watch=slowly)
+        assert len(seconds) == 2
+        assert min(seconds) >= 0.5
 
 
 class TestEarlyStopping:

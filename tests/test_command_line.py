@@ -66,6 +66,52 @@ class TestTheWholeJob:
         done = command("finetune.py", "--model", model_folder, *QUICK, "--dropout", 0.1, "--seed", 5)
         assert (first / "metrics.jsonl").read_bytes() != (first.parent / "tiny-random-3/metrics.jsonl").read_bytes()
 
+    def test_watching_shows_the_first_case_and_changes_nothing_else(self, command, work, model_folder):
+        options = ("--model", model_folder, "--epochs", 2, "--max-new-tokens", 30, "--dropout", 0.1)
+        assert command("finetune.py", *options, "--run-dir", "plain", "--lora-rank", 2).returncode == 0
+        for split, first in (("70/30", 7), ("60/20/20", 8)):  # of validation, and of the test part
+            adapters = ("--lora-rank", 2) if first == 7 else ()
+            done = command("finetune.py", *options, *adapters, "--split", split, "--watch", "--run-dir", split[:2])
+            assert done.returncode == 0, done.stderr
+            run = work / split[:2]
+            metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            watched = [line["watched"] for line in metrics if "watched" in line]
+            assert len(watched) == 3
+            written = json.loads((run / "generated_conversations.json").read_text())[0]["model_response"]
+            assert watched[-1].startswith("Bob: ")
+            assert written.startswith(watched[-1])  # greedy: the same words, of which the next turn is shown
+            bundled = json.loads((PROJECT / "llm_train_text.json").read_text(), object_pairs_hook=list)[first]
+            opening, reply = (" ".join(f"{speaker}: {text}".split())[:90] for speaker, text in bundled[:2])
+            shown = done.stdout[: done.stdout.index("case 1")]
+            assert shown.count(f"  input      {opening}") == 1
+            assert shown.count(f"  true       {reply}") == 3
+            assert shown.count("  generated  Bob: ") == 3
+        plain, same = ((work / run / "model" / "model.safetensors").read_bytes() for run in ("plain", "70"))
+        assert plain == same
+        lines = [(work / run / "metrics.jsonl").read_text().splitlines() for run in ("plain", "70")]
+        assert lines[0] == [line for line in lines[1] if '"watched"' not in line]
+
+    @pytest.mark.parametrize(
+        ("options", "shown"),
+        [
+            (["--template", "labels", "--temperature", 1], "Ben: "),
+            (["--template", "tokens", "--learn", "Ann"], "Ann: "),
+            (["--data", "instructions.json"], ""),
+        ],
+    )
+    def test_watching_with_any_template(self, command, work, model_folder, options, shown):
+        turns = [{"speaker": speaker, "text": f"number {speaker}"} for speaker in ("Ann", "Ben", "Ann")]
+        (work / "data.json").write_text(json.dumps([{"turns": turns}] * 4))
+        (work / "instructions.json").write_text(json.dumps([{"instruction": "Add.", "input": "1", "output": "2"}] * 4))
+        options = ("--data", "data.json", *options, "--model", model_folder, *QUICK, "--watch", "--run-dir", "run")
+        done = command("finetune.py", *options)
+        assert done.returncode == 0, done.stderr
+        metrics = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
+        watched = [line["watched"] for line in metrics if "watched" in line]
+        assert len(watched) == 2
+        assert all(text.startswith(shown) for text in watched)
+        assert shown or "  true       2\n" in done.stdout
+
     def test_transformers_writes_the_same_text(self, command, work, vocabulary, tmp_path):
         """The run's model folder, loaded by transformers, continues the validation cases word for word."""
         folder = write_layout(tiny_reference(std=0.2), vocabulary, tmp_path / "m", "prefixed")
@@ -149,6 +195,7 @@ class TestSettings:
             (["--top-p", 0.5], "give --temperature too"),
             (["--temperature", "1e-40"], "--temperature 1e-40: 0, or 0.01 to 100"),
             (["--repetition-penalty", 0.01], "--repetition-penalty 0.01: from 0.1 to 10"),
+            (["--watch", "--shard"], "--watch needs the whole model, and --shard divides it: leave one out"),
         ],
     )
     def test_a_wrong_value(self, command, work, arguments, message):

@@ -73,7 +73,7 @@ def unbroken(base, tmp_path_factory) -> Path:
 def test_killed_at_random_moments(work, command, kills):
     """The bundled model, SIGKILL anywhere between the making of the run folder and the end, saving included."""
     chance = random.Random(kills)
-    short = ("--max-steps", 8, "--checkpoint-minutes", 1e-9, "--dropout", 0.1, "--max-new-tokens", 20)
+    short = ("--max-steps", 8, "--checkpoint-minutes", 1e-9, "--dropout", 0.1, "--max-new-tokens", 20, "--watch")
     assert command("finetune.py", *short, "--run-dir", "unbroken").returncode == 0
     unbroken = work / "unbroken"
     began = (unbroken / "settings.json").stat().st_mtime
@@ -246,6 +246,12 @@ def test_a_changed_option_is_refused_by_name(stopped):
     settings = parse_finetune_settings(["--resume", str(stopped), "--epochs", "5", "--cases", "1", "--keep-epochs"])
     assert (settings.training.epochs, settings.generation.cases) == (5, 1)
     assert settings.run.keep_epochs
+    assert not settings.run.watch
+    assert parse_finetune_settings(["--resume", str(stopped), "--watch"]).run.watch
+    recorded = json.loads((stopped / "settings.json").read_text())
+    write_json(stopped / "settings.json", {**recorded, "run": {**recorded["run"], "watch": True}})
+    assert parse_finetune_settings(["--resume", str(stopped)]).run.watch
+    assert "--watch needs the whole model, and --shard divides it" in refuse("--shard")
     assert settings.run.keep_checkpoint  # as the run has it
     assert settings.data.path == stopped.parent / "data.json"
 

@@ -16,7 +16,15 @@ import pytest
 
 from conftest import PROJECT
 from files import UserError, write_json
-from training.mirror import REQUIREMENTS, MetricsFile, check_tracker, markdown_table, mirror, start_mirror
+from training.mirror import (
+    REQUIREMENTS,
+    MetricsFile,
+    check_tracker,
+    markdown_cell,
+    markdown_table,
+    mirror,
+    start_mirror,
+)
 
 SETTINGS = {"model": {"name": "tiny", "path": None}, "run_dir": "caf\udce9", "training": {"learning_rate": 1e-4}}
 ODD = "a | b\n<b>`x` *y* _z_ # [l](u) \\| &amp; \x00\x02 é 😀 \ud800 $1$ ---"
@@ -60,13 +68,28 @@ def evaluation(step: int) -> dict[str, float]:
     return {"step": step, "epoch": step / 4, "val_loss": 5 - step / 20}
 
 
+def watched(step: int) -> dict[str, Any]:
+    return {"step": step, "epoch": step / 4, "watched": f"B: {step}" + (ODD if step == 2 else "")}
+
+
 # Stopped in step 4's evaluation; gone on with from step 2, as a resumed run does.
-STOPPED = [evaluation(0), *training(1, 2), evaluation(2), *training(3, 4)]
-WHOLE = [*STOPPED, evaluation(4), *training(5, 6), evaluation(6)]
-KEPT = 4  # lines
+STOPPED = [evaluation(0), watched(0), *training(1, 2), evaluation(2), watched(2), *training(3, 4)]
+KEPT_BEST = {"step": 6, "epoch": 1.5, "kept_step": 4, "kept_val_loss": 4.8}
+WHOLE = [*STOPPED, evaluation(4), watched(4), *training(5, 6), evaluation(6), watched(6), KEPT_BEST]
+KEPT = 6  # lines
+WATCHED = [[step, watched(step)["watched"].replace("\ud800", "?")] for step in (0, 2, 4, 6)]
 
 
-def write_lines(folder: Path, lines: list[dict[str, float]], mode: str = "w") -> None:
+def rows_of(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What Weights & Biases is to have of `lines`: in a row with a reply, a table of all replies until then."""
+    tables = {
+        step: {"columns": ["step", "watched"], "data": WATCHED[: number + 1]}
+        for number, (step, _) in enumerate(WATCHED)
+    }
+    return [{**line, "watched": tables[line["step"]]} if "watched" in line else line for line in lines]
+
+
+def write_lines(folder: Path, lines: list[dict[str, Any]], mode: str = "w") -> None:
     with open(folder / "metrics.jsonl", mode, encoding="utf-8") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
 
@@ -132,7 +155,7 @@ class TestWhatIsShown:
         assert (init["name"], init["dir"], init["resume"]) == ("tiny-1", str(run_folder), "allow")
         assert init["config"] == {**SETTINGS, "run_dir": "caf?"}
         *rows, (_, _, last) = fake_wandb("log")
-        assert [{k: v for k, v in values.items() if k != "perplexity"} for _, _, values in rows] == WHOLE
+        assert [{k: v for k, v in values.items() if k != "perplexity"} for _, _, values in rows] == rows_of(WHOLE)
         assert rows[0][2]["perplexity"] == pytest.approx(148.4131591)
         numbers = [number for _, number, _ in fake_wandb("log")]
         assert numbers == sorted(set(numbers))  # wandb drops a row that does not come after the one before
@@ -150,6 +173,17 @@ class TestWhatIsShown:
             (line["step"], "val_loss" in line) for line in WHOLE
         ]
         assert [code for _, code in fake_wandb("finish")] == [1, 0, 0]  # the first was stopped
+
+    def test_cut_while_it_is_read(self, run_folder, fake_wandb):
+        """The replies are read again, and stand in the table once."""
+        running = start_mirror("wandb", run_folder)
+        write_lines(run_folder, STOPPED)
+        wait_for(lambda: len(fake_wandb("log")) == len(STOPPED))
+        write_lines(run_folder, [{**line, "train_loss": 1} if line == STOPPED[-1] else line for line in WHOLE])
+        assert running.finish() is None
+        rows = [values for _, _, values in fake_wandb("log")]
+        assert len(rows) == len(WHOLE)
+        assert rows[-2] == rows_of(WHOLE)[-2]
 
     def test_cases_from_before_the_run_was_gone_on_with(self, run_folder, fake_wandb):
         write_json(run_folder / "generated_conversations.json", CASES)
@@ -277,11 +311,15 @@ class TestTensorBoard:
     def check(self, run_folder: Path) -> None:
         shown = self.shown(run_folder)
         assert sorted(shown) == sorted(
-            ["train_loss", "grad_norm", "val_loss", "perplexity", "settings", "generated_conversations"]
+            [
+                *("train_loss", "grad_norm", "val_loss", "perplexity", "watched", "kept_step", "kept_val_loss"),
+                *("settings", "generated_conversations"),
+            ]
         )
         for tag in ("train_loss", "grad_norm", "val_loss"):
             assert shown[tag] == [(line["step"], pytest.approx(line[tag])) for line in WHOLE if tag in line]
         assert [step for step, _ in shown["perplexity"]] == [0, 2, 4, 6]
+        assert shown["watched"] == [(step, markdown_cell(text).encode()) for step, text in WATCHED]
         table = markdown_table(json.loads(json.dumps(CASES).replace("\\ud800", "?")))
         assert shown["generated_conversations"] == [(6, table.encode())]
         ((_, settings),) = shown["settings"]
@@ -335,9 +373,15 @@ class TestWandb:
             if record.HasField("history")
         ]
         added = {"perplexity", "_step", "_timestamp", "_runtime"}
-        assert [{name: row[name] for name in row.keys() - added} for row in rows[:-1]] == WHOLE
+        assert [{name: row[name] for name in row.keys() - added if "/" not in name} for row in rows[:-1]] == [
+            {name: value for name, value in line.items() if name != "watched"} for line in WHOLE
+        ]
         steps = [row["_step"] for row in rows]
         assert steps == sorted(set(steps))
+        tables = [row["watched/path"] for row in rows if "watched/path" in row]
+        assert len(tables) == len(WATCHED)
+        newest = json.loads((files[1].parent / "files" / tables[-1]).read_text())
+        assert (newest["columns"], newest["data"]) == (["step", "watched"], WATCHED)
         table = json.loads((files[1].parent / "files" / rows[-1]["generated_conversations/path"]).read_text())
         assert table["data"] == json.loads(json.dumps([list(case.values()) for case in CASES]).replace("\\ud800", "?"))
         assert {record.run.run_id for record in records if record.HasField("run")} == {

@@ -44,7 +44,7 @@ def test_two_processes_are_one_with_twice_the_batch(work, command, model_folder)
     assert command("finetune.py", *options, "--batch-size", 8, "--run-dir", "one").returncode == 0
     accumulated = ("--batch-size", 4, "--gradient-accumulation", 2, "--run-dir", "accumulated")
     assert command("finetune.py", *options, *accumulated).returncode == 0
-    done = torchrun(work, 2, *options, "--batch-size", 4, "--run-dir", "two")
+    done = torchrun(work, 2, *options, "--batch-size", 4, "--run-dir", "two", "--watch")
     assert done.returncode == 0, done.stderr
     assert "2 processes, 1 threads" in done.stdout
     assert done.stdout.count("run folder: ") == 1
@@ -53,6 +53,7 @@ def test_two_processes_are_one_with_twice_the_batch(work, command, model_folder)
         assert logged(work / "two", name) == pytest.approx(one, rel=1e-4)
         assert logged(work / "accumulated", name) == pytest.approx(one, rel=1e-4)
     assert len(logged(work / "two", "train_loss")) == 4  # not each process its own
+    assert len(logged(work / "two", "watched")) == len(logged(work / "two", "val_loss")) == 5
 
 
 def test_a_checkpoint_goes_on_with_any_number_of_processes(work, command, model_folder):

@@ -32,7 +32,7 @@ MAY_SEE = {
     "run_folder": {"files", "settings"},
     "train_model": {
         *("files", "settings", "gpt_model", "dialogues", "find_model", "load_gpt2_weights"),
-        *("prepare", "run_folder", "training"),
+        *("prepare", "run_folder", "training", "results"),
     },
     "training": {"files", "settings", "gpt_model", "dialogues"},
     "results": {"files", "settings", "gpt_model", "dialogues"},

@@ -48,9 +48,10 @@ class Run:
         machine: Machine,
         checkpoints: Checkpoints,
         saving: RunSettings,
+        watch: Callable[[], dict[str, str]] | None = None,  # what the model as it is replies, as in the output file
     ) -> None:
         self.model, self.optimizer, self.examples, self.settings = model, optimizer, examples, settings
-        self.machine, self.checkpoints, self.saving = machine, checkpoints, saving
+        self.machine, self.checkpoints, self.saving, self.watch = machine, checkpoints, saving, watch
         self.steps_per_epoch, steps = settings.steps(len(examples.train))
         self.evaluate_every = settings.evaluate_every or self.steps_per_epoch
         self.state = checkpoints.load(model, optimizer) or RunState()
@@ -108,14 +109,22 @@ class Run:
         due = step % self.evaluate_every == 0 or step >= self.state.steps
         return due and (not done or done[-1][0] != step)
 
-    def measure(self) -> tuple[float, float | None]:
-        """The validation loss of the weights as they are, and at both ends of the run that of the training part too."""
+    def measure(self) -> tuple[float, float | None, dict[str, str] | None]:
+        """The validation loss of the weights as they are, at both ends of the run that of the training part too, and
+        with `--watch` a reply.
+
+        Raises:
+            UserError: a loss is no number.
+        """
         started = time.perf_counter()
         at_an_end = self.state.step == 0 or self.state.step >= self.state.steps
         train_loss = self.evaluate("train") if at_an_end else None
         val_loss = self.evaluate("val")
+        if not math.isfinite(val_loss + (train_loss or 0)):
+            raise UserError(f"step {self.state.step}: the evaluation's loss is no number; try a lower --learning-rate")
+        watched = self.watch() if self.watch else None
         self.pace.evaluation_seconds = time.perf_counter() - started
-        return val_loss, train_loss
+        return val_loss, train_loss, watched
 
     def evaluate(self, part: Literal["train", "val"]) -> float:
         """The loss on the validation part, or on the first examples of the training part."""
@@ -124,15 +133,11 @@ class Run:
             return evaluate(self.model, train_set, padding_id, self.machine, TRAIN_SAMPLE)
         return evaluate(self.model, val_set, padding_id, self.machine)
 
-    def record(self, val_loss: float, train_loss: float | None) -> None:
-        """Note the losses of an evaluation, and with `--early-stopping` the weights if they are the best so far.
-
-        Raises:
-            UserError: a loss is no number.
-        """
-        if not math.isfinite(val_loss + (train_loss or 0)):
-            raise UserError(f"step {self.state.step}: the evaluation's loss is no number; try a lower --learning-rate")
+    def record(self, val_loss: float, train_loss: float | None, watched: dict[str, str] | None) -> None:
+        """Note what was measured, and with `--early-stopping` the weights if they are the best so far."""
         self.progress.evaluation(val_loss, train_loss)
+        if watched:
+            self.progress.watched(watched)
         if train_loss is not None:
             self.state.after = Losses(train_loss, val_loss)
             self.state.before = self.state.before or self.state.after
@@ -197,9 +202,9 @@ def train(run: Run, signals: StopSignals, after_epoch: Callable[[int], None] = l
             if run.epoch_is_over:
                 after_epoch(state.step // run.steps_per_epoch)
             if run.evaluation_is_due():
-                losses = run.measure()
+                measured = run.measure()
                 with signals.whole():
-                    run.record(*losses)
+                    run.record(*measured)
             signals.check()
             if state.step >= state.steps or run.is_hopeless():
                 break

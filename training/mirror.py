@@ -128,7 +128,7 @@ class MetricsFile:
         self.path = path
         self.offset, self.last_line = 0, b""
 
-    def read(self) -> tuple[list[dict[str, float]], bool]:
+    def read(self) -> tuple[list[dict[str, Any]], bool]:
         """The lines that were completed since the call before, and whether the file is read from its start again."""
         if not self.path.exists():
             return [], False
@@ -141,7 +141,7 @@ class MetricsFile:
         lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)  # half a line is left for later
         self.offset += sum(map(len, lines))
         self.last_line = lines[-1] if lines else self.last_line
-        return [json.loads(line) for line in lines], cut
+        return [encodable(json.loads(line)) for line in lines], cut
 
 
 class WandbTracker:
@@ -168,14 +168,19 @@ class WandbTracker:
         )
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
+        self.watched: list[list[Any]] = []
 
-    def metrics(self, line: dict[str, float]) -> None:
-        place = 0 if "train_loss" in line else 1 if "val_loss" in line else 2  # the order within a step
-        self.log(4 * int(line["step"]) + place, line)
+    def metrics(self, line: dict[str, Any]) -> None:
+        kinds = ("train_loss", "val_loss", "watched")
+        place = next((place for place, kind in enumerate(kinds) if kind in line), 3)  # the order within a step
+        if "watched" in line:  # all so far: the panel of a table shows the newest one
+            self.watched.append([line["step"], line["watched"]])
+            line = {**line, "watched": self.wandb.Table(columns=["step", "watched"], data=list(self.watched))}
+        self.log(5 * int(line["step"]) + place, line)
 
     def cases(self, step: int, cases: list[dict[str, str]]) -> None:
         table = self.wandb.Table(columns=list(cases[0]), data=[list(case.values()) for case in cases])
-        self.log(4 * step + 3, {"step": step, "generated_conversations": table})
+        self.log(5 * step + 4, {"step": step, "generated_conversations": table})
 
     def log(self, row: int, values: dict[str, Any]) -> None:
         if row > self.row:
@@ -183,7 +188,8 @@ class WandbTracker:
             self.row = row
 
     def rewind(self) -> None:
-        """Nothing to take back: the rows that come again are known by their numbers."""
+        """The rows that come again are known by their numbers; only the table is made anew."""
+        self.watched.clear()
 
     def save(self) -> None:
         write_json(self.state, {"id": self.id, "row": self.row})
@@ -207,9 +213,11 @@ class TensorBoardTracker:
         self.writer = SummaryWriter(self.folder, purge_step=0)
         self.writer.add_text("settings", self.settings, 0)
 
-    def metrics(self, line: dict[str, float]) -> None:
+    def metrics(self, line: dict[str, Any]) -> None:
         for name, value in line.items():
-            if name not in ("step", "epoch"):
+            if isinstance(value, str):
+                self.writer.add_text(name, markdown_cell(value), int(line["step"]))
+            elif name not in ("step", "epoch"):
                 self.writer.add_scalar(name, value, int(line["step"]))
 
     def cases(self, step: int, cases: list[dict[str, str]]) -> None:
@@ -242,8 +250,12 @@ def markdown_cell(text: str) -> str:
 
 
 def read_unicode(path: Path) -> Any:
-    """A JSON file's content; half surrogates, which no tracker can encode, become question marks."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    """A JSON file's content, with text that a tracker can encode."""
+    return encodable(json.loads(path.read_text(encoding="utf-8")))
+
+
+def encodable(content: Any) -> Any:
+    """`content` of JSON with question marks for half surrogates, which no tracker can encode."""
     return json.loads(json.dumps(content, ensure_ascii=False).encode("utf-8", "replace"))
 
 

@@ -8,14 +8,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from files import writing
+from files import printable, writing
 from training.checkpoint import RunState
 
 LOGS = ("metrics.jsonl", "timing.jsonl")
+SHOWN = 100  # characters of a reply, on the screen
 
 
 class Progress:
-    """The progress bar, `metrics.jsonl` (numbers only: the same run writes the same bytes) and `timing.jsonl`.
+    """The progress bar, `metrics.jsonl` (without a clock: the same run writes the same bytes) and `timing.jsonl`.
 
     The training loss shown at an evaluation is the mean over all tokens learned since the one before. Only the
     `primary` of several processes shows and writes anything.
@@ -33,6 +34,7 @@ class Progress:
         )
         self.step_ended = time.perf_counter()
         self.step_seconds: list[float] = []
+        self.asked = ""  # what `watched` has a reply to, once that was shown
         if primary:
             self.cut_logs()
 
@@ -81,6 +83,15 @@ class Progress:
         state.evaluations.append((state.step, val_loss))
         state.tokens, state.loss_sum = 0, 0.0
 
+    def watched(self, case: dict[str, str]) -> None:
+        """Record what the model replied at an evaluation; the first time, show to what."""
+        self.log(watched=case["model_response"])
+        if not self.asked:
+            self.asked = case["input"]
+            self.say(f"  input      {shorten(self.asked)}")
+        self.say(f"  true       {shorten(case['response'])}")
+        self.say(f"  generated  {shorten(case['model_response'])}")
+
     def kept(self) -> None:
         """Record the losses of the weights that are kept, where they are not the last."""
         step, after = self.state.kept, self.state.after
@@ -97,11 +108,11 @@ class Progress:
         if self.primary:
             self.bar.write(line)
 
-    def log(self, **values: float) -> None:
+    def log(self, **values: float | str) -> None:
         step = self.state.step
         self.append("metrics.jsonl", {"step": step, "epoch": round(step / self.steps_per_epoch, 4), **values})
 
-    def append(self, name: str, values: dict[str, float]) -> None:
+    def append(self, name: str, values: dict[str, float | str]) -> None:
         if self.primary:
             path = self.run_folder / name
             # Opened anew for each line: whatever happens next, what was logged is with the operating system.
@@ -117,6 +128,12 @@ class Progress:
             with writing(path), open(path, "ab") as file:
                 os.fsync(file.fileno())
                 self.state.sizes[name] = file.tell()
+
+
+def shorten(text: str) -> str:
+    """`text` in one line of the screen; what is left out is marked."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= SHOWN else f"{line[: SHOWN - 4]} ..."
 
 
 def explain_losses(state: RunState, steps_per_epoch: int) -> list[str]:
