@@ -106,7 +106,9 @@ def read_run(folder: Path) -> RunFiles:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name a folder of a run, such as runs/tiny-1")
     if not any((folder / name).is_file() for name in READ):
-        raise UserError(f"{folder} holds no run (none of {', '.join(READ)}); name a folder of a run, such as runs/tiny-1")
+        raise UserError(
+            f"{folder} holds no run (none of {', '.join(READ)}); name a folder of a run, such as runs/tiny-1"
+        )
     run = RunFiles(folder)
     run.settings = read_file(run, "settings.json", {}, read_json_object)
     run.ledger = read_file(run, "ledger.json", {}, read_json_object)
