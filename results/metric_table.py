@@ -18,7 +18,7 @@ class Metric(NamedTuple):
 
 class Cell(NamedTuple):
     value: str
-    below: str
+    below: list[str]
     """the interval, or the reason why there is no value"""
 
 
@@ -147,16 +147,16 @@ def make_cell(metric: Metric, values: dict[str, Any]) -> Cell:
     """A metric's value in one column, with what stands in small type below it."""
     too_small = mapping(values.get("too_small")).get(metric.key)
     if too_small is not None:
-        return Cell("too few", str(too_small))
+        return Cell("too few", [str(too_small)])
     if metric.key == "longest_copied_span":
         return span_cell(values)
     value = number(values.get(metric.key))
     if value is None:
-        return Cell("–", "")
+        return Cell("–", [])
     below = interval_text(mapping(values.get("intervals")).get(metric.key), metric.form)
     chance = number(values.get("chance_hits_at_1")) if metric.key == "hits_at_1" else None
     if chance is not None:
-        below += f"{'; ' if below else ''}by chance {chance:.0%}"
+        below.append(f"by chance {chance:.0%}")
     return Cell(show(value, metric.form), below)
 
 
@@ -165,10 +165,10 @@ def span_cell(values: dict[str, Any]) -> Cell:
     span = mapping(values.get("longest_copied_span"))
     words = number(span.get("words"))
     if words is None:
-        return Cell("none" if "longest_copied_span" in values else "–", "")
+        return Cell("none" if "longest_copied_span" in values else "–", [])
     source = number(span.get("dialogue"))
     where = f", dialogue {source:.0f}" if source is not None else ""
-    return Cell(f"{words:.0f} words", f"“{span.get('text', '')}”{where}")
+    return Cell(f"{words:.0f} words", [f"“{span.get('text', '')}”{where}"])
 
 
 def interval_of(value: Any) -> tuple[float, float] | None:
@@ -179,9 +179,9 @@ def interval_of(value: Any) -> tuple[float, float] | None:
     return ends[0], ends[1]
 
 
-def interval_text(value: Any, form: str) -> str:
+def interval_text(value: Any, form: str) -> list[str]:
     ends = interval_of(value)
-    return "" if ends is None else f"{show(ends[0], form)} to {show(ends[1], form)}"
+    return [] if ends is None else [f"{show(ends[0], form)} to {show(ends[1], form)}"]
 
 
 def show(value: float, form: str) -> str:

@@ -20,7 +20,7 @@ Draw = Callable[["Axes"], None]
 # What is drawn, and the variable of the page's style sheet that takes its place: no two may be the same.
 INK, MUTED, RULE, PAPER = "#211f1c", "#6f6a63", "#e6e2db", "#ffffff"
 MODEL, BASE, STEPS = "#0b6e69", "#a1601f", "#b7b1a7"
-VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper", MODEL: "model", BASE: "base", STEPS: "steps"}
+VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "page", MODEL: "model", BASE: "base", STEPS: "steps"}
 WIDE, NARROW, HALF = (860, 330), (340, 270), (420, 280)  # pixels of the page
 DOTS_PER_PIXEL = 2  # of a PNG
 MOST_POINTS = 600  # of a curve; beyond it neighbours are drawn as their mean
@@ -58,7 +58,7 @@ def loss_plot(losses: Losses) -> Draw:
         curves = (
             ("training steps", STEPS, 1.2, "", train),
             ("training part", BASE, 1.6, "o", losses.train_set),
-            ("validation", MODEL, 2.0, "o", thin_out(losses.val)),
+            ("validation part", MODEL, 2.0, "o", thin_out(losses.val)),
         )
         for name, colour, width, marker, points in curves:
             if points:
@@ -78,8 +78,8 @@ def loss_plot(losses: Losses) -> Draw:
         axes.set_xlabel("step")
         axes.set_ylabel("loss (nats a token)")
         axes.margins(x=0.02, y=0.16)
-        axes.yaxis.get_major_locator().set_params(nbins=6)  # pyright: ignore[reportAttributeAccessIssue]
-        axes.xaxis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportAttributeAccessIssue]
+        axes.locator_params(axis="y", nbins=6)
+        axes.locator_params(axis="x", integer=True)
         if math.isfinite(top := highest_shown(losses)):
             axes.set_ylim(top=top)
 
@@ -134,7 +134,7 @@ def series_plot(series: Sequence[Series], places: Sequence[str], x_label: str, y
         every = math.ceil(len(places) / MOST_TICKS)
         axes.set_xticks(range(0, len(places), every), places[::every])
         axes.margins(x=0.06, y=0.12)
-        axes.yaxis.get_major_locator().set_params(nbins=6)  # pyright: ignore[reportAttributeAccessIssue]
+        axes.locator_params(axis="y", nbins=6)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from files import UserError, printable, run_command, write_text
+from files import UserError, printable, run_command, write_text, writing
 from results.metric_table import COLUMNS, columns_of, interval_of, metric_groups, show
 from results.plots import (
     BASE,
@@ -76,11 +76,12 @@ def write_report(folder: Path) -> Path:
     draw_losses = loss_plot(losses) if losses.train or losses.val or losses.train_set else None
     context = turn_series(metrics, "context_use_by_turns")
     draw_context = draw_series(context, "turns of the dialogue so far", "worth, nats a token", zero=True)
-    for draw, name in ((draw_losses, LOSS_PLOT), (draw_context, CONTEXT_PLOT)):
+    for draw, path in ((draw_losses, folder / LOSS_PLOT), (draw_context, folder / CONTEXT_PLOT)):
         if draw:
-            write_png(draw, folder / name)
+            write_png(draw, path)
         else:
-            (folder / name).unlink(missing_ok=True)  # of an older evaluation
+            with writing(path):
+                path.unlink(missing_ok=True)  # of an older evaluation
     turns = turn_series(metrics, "loss_by_turn")
     page = {
         "title": model_name(run),

@@ -12,6 +12,7 @@ from files import UserError, read_json_object, reason
 
 KNOWN_EVALUATION = 1  # the version of evaluation.json that the report was written for
 READ = ("settings.json", "ledger.json", "metrics.jsonl", "evaluation.json", "generated_conversations.json")
+LEFT_OUT = "it is left out of the report"
 NAMED_LINES = 5  # broken lines that a note names
 LARGEST = 1e6  # a loss beyond it is no loss: a number that would break a plot
 
@@ -110,13 +111,13 @@ def read_run(folder: Path) -> RunFiles:
             f"{folder} holds no run (none of {', '.join(READ)}); name a folder of a run, such as runs/tiny-1"
         )
     run = RunFiles(folder)
-    run.settings = read_file(run, "settings.json", {}, read_json_object)
-    run.ledger = read_file(run, "ledger.json", {}, read_json_object)
+    run.settings = read_file(run, "settings.json", {}, read_object)
+    run.ledger = read_file(run, "ledger.json", {}, read_object)
     run.metrics = read_file(run, "metrics.jsonl", [], lambda path: read_lines(path, run.notes))
-    run.evaluation = read_file(run, "evaluation.json", {}, read_json_object)
+    run.evaluation = read_file(run, "evaluation.json", {}, read_object)
     run.generated = read_file(run, "generated_conversations.json", [], read_json_list)
     if (folder / "model" / "dialogue.json").is_file():
-        run.dialogue = read_file(run, "model/dialogue.json", {}, read_json_object)
+        run.dialogue = read_file(run, "model/dialogue.json", {}, read_object)
     run.parameters = count_parameters(folder / "model" / "model.safetensors")
     version = run.evaluation.get("version", KNOWN_EVALUATION)
     if version != KNOWN_EVALUATION:
@@ -137,8 +138,12 @@ def read_file(run: RunFiles, name: str, empty: Any, read: Callable[[Path], Any])
         return read(path)
     except UserError as error:
         run.missing[name] = f"{name} could not be read."
-        run.notes.append(str(error).split("; ")[0])  # without the advice, which is on model folders
+        run.notes.append(str(error))
         return empty
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    return read_json_object(path, LEFT_OUT)
 
 
 def read_json_list(path: Path) -> list[Any]:
@@ -152,9 +157,9 @@ def read_json_list(path: Path) -> list[Any]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from error
+        raise UserError(f"{path} is not valid JSON ({error}); {LEFT_OUT}") from error
     if not isinstance(value, list):
-        raise UserError(f"{path} does not hold a JSON list")
+        raise UserError(f"{path} does not hold a JSON list; {LEFT_OUT}")
     return value
 
 
