@@ -46,7 +46,8 @@ def thin_out(points: Sequence[Point]) -> list[Point]:
 def highest_shown(losses: Losses) -> float:
     """Where the loss axis ends if a few spikes would otherwise press the curves flat; else infinity."""
     steps = sorted(point.loss for point in thin_out(losses.train))
-    usual = max([point.loss for point in losses.val + losses.train_set] + steps[: math.ceil(len(steps) * 0.98)])
+    spikes = math.ceil(len(steps) * 0.02)
+    usual = max([point.loss for point in losses.val + losses.train_set] + steps[: len(steps) - spikes], default=0)
     return usual * 1.1 if steps and steps[-1] > 2 * usual > 0 else math.inf
 
 

@@ -44,7 +44,7 @@ from results.run_files import (
     read_watched,
     sequence,
 )
-from results.shown_cases import MOST_CASES, case_views
+from results.shown_cases import case_views
 
 REPORT, LOSS_PLOT, CONTEXT_PLOT = "report.html", "loss.png", "context_use.png"
 MOST_ROWS = 12  # speakers, or texts of the watched reply, that are shown
@@ -101,7 +101,6 @@ def write_report(folder: Path) -> Path:
         "by_speaker": speaker_rows(metrics),
         "watched": watched_section(run),
         "cases": case_views(run),
-        "most_cases": MOST_CASES,
         "settings": flat_settings(run.settings),
         "evaluation_settings": flat_settings(mapping(run.evaluation.get("settings"))),
     }

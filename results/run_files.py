@@ -14,6 +14,7 @@ KNOWN_EVALUATION = 1  # the version of evaluation.json that the report was writt
 READ = ("settings.json", "ledger.json", "metrics.jsonl", "evaluation.json", "generated_conversations.json")
 LEFT_OUT = "it is left out of the report"
 NAMED_LINES = 5  # broken lines that a note names
+LAST_STEP = 1e12  # no run has more
 LARGEST = 1e6  # a loss beyond it is no loss: a number that would break a plot
 
 
@@ -181,7 +182,8 @@ def read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
             value = json.loads(line)
         except (ValueError, RecursionError):
             value = None
-        if isinstance(value, dict) and (number(value.get("step", -1)) or 0) >= 0:
+        step = number(mapping(value).get("step"))
+        if step is not None and 0 <= step < LAST_STEP:
             lines.append(value)
         else:
             broken.append(place)
