@@ -224,7 +224,7 @@ def test_the_same_folder_gives_the_same_bytes(run, tmp_path):
     names = ("report.html", "loss.png", "context_use.png")
     write_report(run)
     first = [(run / name).read_bytes() for name in names]
-    with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 30, "savefig.dpi": 10, "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"axes.linewidth": 9, "ytick.labelsize": 30, "figure.dpi": 10, "svg.fonttype": "path"}):
         before = dict(matplotlib.rcParams)
         write_report(run)
         assert dict(matplotlib.rcParams) == before
