@@ -19,7 +19,7 @@ Draw = Callable[["Axes"], None]
 
 # What is drawn, and the variable of the page's style sheet that takes its place: no two may be the same.
 INK, MUTED, RULE, PAPER = "#211f1c", "#6f6a63", "#e6e2db", "#ffffff"
-MODEL, BASE, STEPS = "#0b6e69", "#a1601f", "#b7b1a7"
+MODEL, BASE, STEPS = "#0b6e69", "#a1601f", "#968f84"
 VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "page", MODEL: "model", BASE: "base", STEPS: "steps"}
 WIDE, NARROW, HALF = (860, 330), (340, 270), (420, 280)  # pixels of the page
 DOTS_PER_PIXEL = 2  # of a PNG
