@@ -1,0 +1,322 @@
+"""The report of a run: its folder as one HTML page that needs nothing else, and its plots as pictures.
+
+Made at the end of each run and each evaluation. To make it again, in the program's folder:
+
+    python -m results.report runs/tiny-1
+
+The page runs no script and loads nothing; what people said in the conversations is text there, whatever it holds.
+"""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from files import UserError, printable, run_command, write_text, writing
+from results.metric_table import COLUMNS, columns_of, interval_of, metric_groups, show
+from results.plots import (
+    BASE,
+    HALF,
+    MODEL,
+    NARROW,
+    STEPS,
+    VARIABLES,
+    WIDE,
+    Draw,
+    Series,
+    highest_shown,
+    loss_plot,
+    make_svg,
+    series_plot,
+    thin_out,
+    write_png,
+)
+from results.run_files import (
+    LARGEST,
+    Losses,
+    RunFiles,
+    last_part,
+    mapping,
+    number,
+    read_losses,
+    read_run,
+    read_watched,
+    sequence,
+)
+from results.shown_cases import case_views
+
+REPORT, LOSS_PLOT, CONTEXT_PLOT = "report.html", "loss.png", "context_use.png"
+MOST_ROWS = 12  # speakers, or texts of the watched reply, that are shown
+
+
+class Plot(NamedTuple):
+    """A plot on the page: once, or for wide and for narrow screens."""
+
+    label: str
+    """what it shows, for those who can't see it"""
+    svgs: list[str]
+    legend: list[tuple[str, str]]
+    """name and the style sheet's variable for its colour"""
+    caption: str = ""
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` of a run folder, with `loss.png` and `context_use.png` where there is something to draw.
+
+    It reads the folder alone. What is missing there is named on the page; what is broken is printed too. The same
+    folder gives the same bytes.
+
+    Raises:
+        UserError: no such folder, none of a run's files in it, or the report can't be written.
+    """
+    run = read_run(folder)
+    losses = read_losses(run.metrics)
+    metrics = mapping(run.evaluation.get("metrics"))
+    draw_losses = loss_plot(losses) if losses.train or losses.val or losses.train_set else None
+    context = turn_series(metrics, "context_use_by_turns")
+    draw_context = draw_series(context, "turns of the dialogue so far", "worth, nats a token", zero=True)
+    for draw, path in ((draw_losses, folder / LOSS_PLOT), (draw_context, folder / CONTEXT_PLOT)):
+        if draw:
+            write_png(draw, path)
+        else:
+            with writing(path):
+                path.unlink(missing_ok=True)  # of an older evaluation
+    turns = turn_series(metrics, "loss_by_turn")
+    page = {
+        "title": model_name(run),
+        "folder": folder.resolve().name,
+        "facts": facts(run, losses),
+        "findings": [text for text in sequence(run.evaluation.get("findings")) if isinstance(text, str)],
+        "notes": run.notes,
+        "missing": run.missing,
+        "evaluate": f"python evaluate.py {shlex.quote(str(folder))}",
+        "loss": loss_section(losses, draw_losses),
+        "overfitting": overfitting_text(mapping(run.evaluation.get("overfitting"))),
+        **metric_section(run, metrics),
+        "context": series_section(context, draw_context, "context", "What the dialogue so far is worth, by its length"),
+        "by_turn": series_section(
+            turns, draw_series(turns, "turn", "loss, nats a token", zero=False), "turns", "Loss by the turn's place"
+        ),
+        "by_speaker": speaker_rows(metrics),
+        "watched": watched_section(run),
+        "cases": case_views(run),
+        "settings": flat_settings(run.settings),
+        "evaluation_settings": flat_settings(mapping(run.evaluation.get("settings"))),
+    }
+    write_text(folder / REPORT, render(page))
+    for note in run.notes:
+        print(f"warning: {printable(note)}")
+    return folder / REPORT
+
+
+def render(page: dict[str, Any]) -> str:
+    """The page's HTML: every text is escaped, and what no page may hold is replaced."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def clean(value: Any) -> Any:
+        if not isinstance(value, str) or isinstance(value, Markup):
+            return value
+        return printable(value.encode("utf-8", "replace").decode("utf-8"))  # half surrogates become question marks
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=clean,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["drawn"] = Markup  # the SVG of a plot, which is ours
+    return environment.get_template("report.html.jinja").render(page)
+
+
+def model_name(run: RunFiles) -> str:
+    """The model's own name: the one it began as, or the folder that was evaluated."""
+    if name := mapping(run.settings.get("model")).get("name"):
+        return last_part(name)
+    evaluated = run.evaluation.get("base_model") or run.evaluation.get("model")
+    return last_part(evaluated) if evaluated else run.folder.resolve().name
+
+
+def facts(run: RunFiles, losses: Losses) -> list[str]:
+    """The line below the title: data, template, size, length, seed, as far as known."""
+    data, training = mapping(run.settings.get("data")), mapping(run.settings.get("training"))
+    evaluated = mapping(run.evaluation.get("settings"))
+    found: list[str] = []
+    if file := run.ledger.get("file") or data.get("path") or mapping(run.evaluation.get("data")).get("file"):
+        dialogues, turns = number(run.ledger.get("dialogues")), number(run.ledger.get("turns"))
+        size = (
+            f", {dialogues:,.0f} dialogues, {turns:,.0f} turns" if dialogues is not None and turns is not None else ""
+        )
+        found.append(f"{last_part(file)}{size}")
+    if template := run.dialogue.get("template") or evaluated.get("template") or data.get("template"):
+        found.append(f"template {template}")
+    if run.parameters:
+        found.append(f"{run.parameters:,} parameters")
+    points = [*losses.train, *losses.val]
+    if points:
+        last = max(points, key=lambda point: point.step)
+        found.append(f"{last.step:,} steps" + (f" ({last.epoch:g} epochs)" if last.epoch else ""))
+    seed = training.get("seed", evaluated.get("seed"))
+    if seed is not None:
+        found.append(f"seed {seed}")
+    return found
+
+
+def loss_section(losses: Losses, draw: Draw | None) -> Plot | None:
+    """The loss curves, with a sentence on what they show and on what of them is not drawn."""
+    if draw is None:
+        return None
+    sentences = []
+    if losses.val and (best := losses.best):
+        first, last = losses.val[0], losses.val[-1]
+        sentences.append(
+            f"Validation loss went from {show(first.loss, '{:.3f}')} to {show(last.loss, '{:.3f}')};"
+            f" it was lowest, {show(best.loss, '{:.3f}')}, at step {best.step:,}"
+            + (f" (epoch {best.epoch:g})." if best.epoch is not None else ".")
+        )
+    if losses.kept_step is not None:
+        sentences.append(f"The weights of step {losses.kept_step:,} were kept.")
+    drawn = thin_out(losses.train)
+    if len(drawn) < len(losses.train):
+        sentences.append(f"Of {len(losses.train):,} steps, neighbours are drawn as their mean.")
+    if any(point.loss > highest_shown(losses) for point in drawn):
+        highest = max(losses.train, key=lambda point: point.loss)
+        sentences.append(
+            f"Some training losses lie above the plot, up to {show(highest.loss, '{:,.1f}')} at step {highest.step:,}."
+        )
+    if losses.no_numbers:
+        values = "1 value is" if losses.no_numbers == 1 else f"{losses.no_numbers:,} values are"
+        sentences.append(f"{values} no number or beyond {LARGEST:,.0f}, and not drawn.")
+    curves = (("training steps", STEPS, losses.train), ("training part", BASE, losses.train_set))
+    legend = [(name, VARIABLES[colour]) for name, colour, points in curves if points]
+    legend += [("validation part", VARIABLES[MODEL])] if losses.val else []
+    label = f"Loss by step. {sentences[0] if sentences else ''}"
+    svgs = [make_svg(draw, WIDE, "loss-wide"), make_svg(draw, NARROW, "loss-narrow")]
+    return Plot(label, svgs, legend, " ".join(sentences))
+
+
+def overfitting_text(values: dict[str, Any]) -> str:
+    """What the evaluation says about the training part beside the held-out one."""
+    train, gap = number(values.get("train_set_loss")), number(values.get("gap"))
+    if train is None or gap is None:
+        return ""
+    return (
+        f"On the training part the loss is {show(train, '{:.3f}')}: {show(abs(gap), '{:.3f}')} nats"
+        f" {'below' if gap >= 0 else 'above'} the validation part."
+    )
+
+
+def turn_series(metrics: dict[str, Any], key: str) -> tuple[list[Series], list[str]]:
+    """The values by turns of the base and of the fine-tuned model, and the places that they are for, in order."""
+    found = {column: mapping(mapping(metrics.get(column)).get(key)) for column in ("base", "model")}
+    keys = {name for values in found.values() for name in values}
+    places = sorted((name for name in keys if name.isascii() and name.isdecimal() and len(name) < 7), key=int)
+    places += ["all"] if "all" in keys else []
+    series = []
+    for column, values in found.items():
+        numbers = [number(values.get(place)) for place in places]
+        shown = [value if value is not None and abs(value) <= LARGEST else None for value in numbers]
+        ends = mapping(mapping(mapping(metrics.get(column)).get("intervals")).get(key))
+        intervals = [interval_of(ends.get(place)) for place in places]
+        intervals = [pair if pair and max(map(abs, pair)) <= LARGEST else None for pair in intervals]
+        if any(value is not None for value in shown):
+            series.append(Series(COLUMNS[column], MODEL if column == "model" else BASE, shown, intervals))
+    return series, places
+
+
+def draw_series(found: tuple[list[Series], list[str]], x_label: str, y_label: str, zero: bool) -> Draw | None:
+    series, places = found
+    return series_plot(series, places, x_label, y_label, zero) if series else None
+
+
+def series_section(found: tuple[list[Series], list[str]], draw: Draw | None, name: str, label: str) -> Plot | None:
+    if draw is None:
+        return None
+    series, places = found
+    spoken = "; ".join(
+        f"{each.name}: "
+        + ", ".join(f"{place}: {v:.3f}" for place, v in zip(places, each.values, strict=True) if v is not None)
+        for each in series
+    )
+    return Plot(f"{label}. {spoken}", [make_svg(draw, HALF, name)], [(s.name, VARIABLES[s.colour]) for s in series])
+
+
+def metric_section(run: RunFiles, metrics: dict[str, Any]) -> dict[str, Any]:
+    """The table of metrics, and what they were measured on."""
+    groups, absent = metric_groups(metrics)
+    data, settings = mapping(run.evaluation.get("data")), mapping(run.evaluation.get("settings"))
+    part = {"val": "the validation part", "test": "the test part", "all": "the whole file"}.get(str(data.get("part")))
+    dialogues = number(mapping(data.get("dialogues")).get(str(data.get("part"))))
+    replies, resamples = number(data.get("replies")), number(settings.get("resamples"))
+    confidence = number(settings.get("confidence"))
+    measured = f"Measured on {part or 'held-out conversations'}"
+    measured += f", {dialogues:,.0f} dialogues" if dialogues is not None else ""
+    measured += f", {replies:,.0f} replies." if replies is not None else "."
+    if confidence is not None:
+        measured += f" Below each value its {confidence:.0%} interval, over dialogues"
+        measured += f" ({resamples:,.0f} resamples)." if resamples is not None else "."
+    return {
+        "groups": groups,
+        "columns": [(column, COLUMNS[column]) for column in columns_of(metrics)],
+        "absent_metrics": absent,
+        "measured": measured,
+    }
+
+
+def speaker_rows(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The loss of each speaker's turns under both models, with the length of its bar in percent of the longest."""
+    losses = {
+        column: {name: number(value) for name, value in mapping(values.get("loss_by_speaker")).items()}
+        for column in ("base", "model")
+        if (values := mapping(metrics.get(column)))
+    }
+    names = list(dict.fromkeys(name for values in losses.values() for name in values))
+    known = [value for values in losses.values() for value in values.values() if value is not None]
+    longest = max([value for value in known if value > 0], default=1.0)
+    rows = []
+    for name in names[:MOST_ROWS]:
+        bars = [
+            (column, COLUMNS[column], show(value, "{:.3f}"), f"{max(0.0, value / longest):.1%}")
+            for column, values in losses.items()
+            if (value := values.get(name)) is not None
+        ]
+        if bars:
+            rows.append((name, bars))
+    return {"rows": rows, "more": len(names) - MOST_ROWS}
+
+
+def watched_section(run: RunFiles) -> dict[str, Any] | None:
+    """How the reply to the first case changed in training, beside the true one."""
+    entries = read_watched(run.metrics)
+    if not entries:
+        return None
+    every = max(1, (len(entries) - 1) / (MOST_ROWS - 1))
+    shown = [entries[round(place * every)] for place in range(min(MOST_ROWS, len(entries)))]
+    cases = case_views(run)["shown"]
+    return {"entries": shown, "all": len(entries), "case": cases[0] if cases else None}
+
+
+def flat_settings(settings: dict[str, Any], above: str = "") -> list[tuple[str, str]]:
+    """Every option with its value, those of a group under the group's name."""
+    found = []
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            found += flat_settings(value, f"{above}{name} / ")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            found.append((f"{above}{name}", text))
+    return found
+
+
+def main() -> None:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        raise UserError("name the folder of a run: python -m results.report runs/tiny-1")
+    print(f"written: {write_report(Path(sys.argv[1]))}")
+
+
+if __name__ == "__main__":
+    run_command(main)

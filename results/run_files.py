@@ -1,0 +1,239 @@
+"""What lies in a run folder, read so that a missing, broken or older file costs its own section and no more."""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from files import UserError, read_json_object, reason
+
+KNOWN_EVALUATION = 1  # the version of evaluation.json that the report was written for
+READ = ("settings.json", "ledger.json", "metrics.jsonl", "evaluation.json", "generated_conversations.json")
+LEFT_OUT = "it is left out of the report"
+NAMED_LINES = 5  # broken lines that a note names
+LAST_STEP = 1e12  # no run has more
+LARGEST = 1e6  # a loss beyond it is no loss: a number that would break a plot
+
+
+class Point(NamedTuple):
+    step: int
+    epoch: float | None
+    loss: float
+
+
+@dataclass
+class Losses:
+    """The curves of metrics.jsonl, in nats a token."""
+
+    train: list[Point] = field(default_factory=list)
+    """of each optimizer step"""
+    train_set: list[Point] = field(default_factory=list)
+    """of the training part as a whole"""
+    val: list[Point] = field(default_factory=list)
+    no_numbers: int = 0
+    """values that were no numbers, or too large for any loss"""
+    kept_step: int | None = None
+    """whose weights were kept, where they are not the last"""
+
+    @property
+    def best(self) -> Point | None:
+        return min(self.val, key=lambda point: point.loss, default=None)
+
+
+class Watched(NamedTuple):
+    step: int
+    last_step: int
+    """the reply stayed the same until then"""
+    text: str
+
+
+@dataclass
+class RunFiles:
+    """The content of a run folder; a file that is missing or broken is empty here, and `missing` says why."""
+
+    folder: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+    ledger: dict[str, Any] = field(default_factory=dict)
+    dialogue: dict[str, Any] = field(default_factory=dict)
+    """dialogue.json of the model folder: template, speakers"""
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    generated: list[Any] = field(default_factory=list)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    parameters: int | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+    """file name → a sentence"""
+    notes: list[str] = field(default_factory=list)
+    """what was found broken or unknown, a sentence each"""
+
+
+def number(value: Any) -> float | None:
+    """`value` if it is a finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer that no float can hold
+        return None
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """`value` if it is a JSON object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def sequence(value: Any) -> list[Any]:
+    """`value` if it is a JSON list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def objects(value: Any) -> list[dict[str, Any]]:
+    """The JSON objects of a list."""
+    return [item for item in sequence(value) if isinstance(item, dict)]
+
+
+def last_part(path: Any) -> str:
+    """The name of a file or folder whose path was written on any system."""
+    return re.split(r"[\\/]", str(path).rstrip("\\/"))[-1]
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Read what a report needs of a run folder.
+
+    Raises:
+        UserError: there is no such folder, or none of a run's files in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; name a folder of a run, such as runs/tiny-1")
+    if not any((folder / name).is_file() for name in READ):
+        raise UserError(
+            f"{folder} holds no run (none of {', '.join(READ)}); name a folder of a run, such as runs/tiny-1"
+        )
+    run = RunFiles(folder)
+    run.settings = read_file(run, "settings.json", {}, read_object)
+    run.ledger = read_file(run, "ledger.json", {}, read_object)
+    run.metrics = read_file(run, "metrics.jsonl", [], lambda path: read_lines(path, run.notes))
+    run.evaluation = read_file(run, "evaluation.json", {}, read_object)
+    run.generated = read_file(run, "generated_conversations.json", [], read_json_list)
+    if (folder / "model" / "dialogue.json").is_file():
+        run.dialogue = read_file(run, "model/dialogue.json", {}, read_object)
+    run.parameters = count_parameters(folder / "model" / "model.safetensors")
+    version = run.evaluation.get("version", KNOWN_EVALUATION)
+    if version != KNOWN_EVALUATION:
+        run.notes.append(
+            f"evaluation.json has version {str(version)[:20]}, this program knows {KNOWN_EVALUATION}: what it does not"
+            " know is not shown"
+        )
+    return run
+
+
+def read_file(run: RunFiles, name: str, empty: Any, read: Callable[[Path], Any]) -> Any:
+    """The content of a file of the run, or `empty` with a sentence on what is wrong with it."""
+    path = run.folder / name
+    if not path.is_file():
+        run.missing[name] = f"There is no {name} in this folder."
+        return empty
+    try:
+        return read(path)
+    except UserError as error:
+        run.missing[name] = f"{name} could not be read."
+        run.notes.append(str(error))
+        return empty
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    return read_json_object(path, LEFT_OUT)
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """Read a JSON file that holds a list.
+
+    Raises:
+        UserError: unreadable, not JSON, or not a list.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); {LEFT_OUT}") from error
+    if not isinstance(value, list):
+        raise UserError(f"{path} does not hold a JSON list; {LEFT_OUT}")
+    return value
+
+
+def read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """The JSON objects of metrics.jsonl that have a step; of the other lines a note.
+
+    Raises:
+        UserError: unreadable.
+    """
+    try:
+        content = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
+    lines, broken = [], []
+    for place, line in enumerate(content.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        step = number(mapping(value).get("step"))
+        if step is not None and 0 <= step < LAST_STEP:
+            lines.append(value)
+        else:
+            broken.append(place)
+    if broken:
+        named = f"{', '.join(map(str, broken[:NAMED_LINES]))}{', …' if len(broken) > NAMED_LINES else ''}"
+        one = len(broken) == 1
+        what = f"line {named} is" if one else f"{len(broken):,} lines ({named}) are"
+        notes.append(f"metrics.jsonl: {what} no JSON object with a step, and {'was' if one else 'were'} skipped")
+    return lines
+
+
+def count_parameters(path: Path) -> int | None:
+    """The number of weights in a safetensors file, from its header; None where there is no such file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None
+
+
+def read_losses(metrics: list[dict[str, Any]]) -> Losses:
+    """The loss curves in the lines of metrics.jsonl."""
+    losses = Losses()
+    curves = {"train_loss": losses.train, "train_set_loss": losses.train_set, "val_loss": losses.val}
+    for line in metrics:
+        step = step_of(line)
+        for name, curve in curves.items():
+            value = number(line.get(name))
+            if value is not None and abs(value) <= LARGEST:
+                curve.append(Point(step, number(line.get("epoch")), value))
+            elif name in line:
+                losses.no_numbers += 1
+        if (kept := number(line.get("kept_step"))) is not None:
+            losses.kept_step = int(kept)
+    return losses
+
+
+def read_watched(metrics: list[dict[str, Any]]) -> list[Watched]:
+    """How the watched reply changed: an entry for each text, not for each time that it was written."""
+    entries: list[Watched] = []
+    for line in metrics:
+        if isinstance(text := line.get("watched"), str):
+            if entries and entries[-1].text == text:
+                entries[-1] = entries[-1]._replace(last_step=step_of(line))
+            else:
+                entries.append(Watched(step_of(line), step_of(line), text))
+    return entries
+
+
+def step_of(line: dict[str, Any]) -> int:
+    return int(number(line["step"]) or 0)

@@ -1,0 +1,96 @@
+"""The cases of an evaluation as a page shows them: turns with their speakers' sides, copied spans apart."""
+
+import re
+from typing import Any, NamedTuple
+
+from results.run_files import RunFiles, number, objects, sequence
+
+MOST_CASES = 100  # on one page
+
+
+class Piece(NamedTuple):
+    """A part of a turn's text, and how many words of it were copied in a row (0: none)."""
+
+    text: str
+    copied: int
+
+
+class Bubble(NamedTuple):
+    speaker: str
+    place: int
+    """the speaker's number in this case, from 0; -1: nobody is named"""
+    pieces: list[Piece]
+
+
+class Case(NamedTuple):
+    number: int
+    place: int | None
+    """in the data file, from 1"""
+    asked: list[Bubble]
+    true: list[Bubble]
+    written: list[Bubble]
+    base: list[Bubble]
+
+
+def case_views(run: RunFiles) -> dict[str, Any]:
+    """The cases to show, of evaluation.json or, where it has none, of generated_conversations.json.
+
+    Returns:
+        shown: cases; all: how many there are; copied: whether copied spans were looked for.
+    """
+    cases = objects(run.evaluation.get("cases"))
+    if not cases:
+        speakers = [name for name in sequence(run.dialogue.get("speakers")) if isinstance(name, str)]
+        cases = [{name: split_turns(text, speakers) for name, text in case.items()} for case in objects(run.generated)]
+    shown = [make_case(place, case) for place, case in enumerate(cases[:MOST_CASES], start=1)]
+    copied = any("copied" in turn for case in cases for turn in objects(case.get("model_response")))
+    return {"shown": shown, "all": len(cases), "copied": copied}
+
+
+def split_turns(text: Any, speakers: list[str]) -> list[dict[str, str]]:
+    """The turns in `Alex: ... Bob: ...`, as generated_conversations.json has them; one without a name if none is."""
+    text = text if isinstance(text, str) else ""
+    names = "|".join(map(re.escape, sorted(speakers, key=len, reverse=True)))
+    parts = re.split(rf"(?:^|(?<= ))({names}): ", text) if names else [text]
+    if len(parts) < 3 or parts[0]:
+        return [{"speaker": "", "text": text}] if text else []
+    return [{"speaker": who, "text": said.rstrip(" ")} for who, said in zip(parts[1::2], parts[2::2], strict=True)]
+
+
+def make_case(count: int, case: dict[str, Any]) -> Case:
+    """A case with its speakers numbered in the order in which they speak."""
+    names = ("input", "response", "model_response", "base_response")
+    turns = [objects(case.get(name)) for name in names]
+    speakers = dict.fromkeys(speaker_of(turn) for part in turns for turn in part if speaker_of(turn))
+    places = {name: place for place, name in enumerate(speakers)}
+    asked, true, written, base = ([make_bubble(turn, places) for turn in part] for part in turns)
+    place = number(case.get("place"))
+    return Case(count, None if place is None else int(place), asked, true, written, base)
+
+
+def speaker_of(turn: dict[str, Any]) -> str:
+    return str(turn.get("speaker") or "")
+
+
+def make_bubble(turn: dict[str, Any], places: dict[str, int]) -> Bubble:
+    who = speaker_of(turn)
+    return Bubble(who, places.get(who, -1), split_copied(str(turn.get("text") or ""), turn.get("copied")))
+
+
+def split_copied(text: str, spans: Any) -> list[Piece]:
+    """`text` in pieces, cut where copied spans begin and end; spans that overlap or touch no text are mended."""
+    marked = [False] * len(text)
+    for span in sequence(spans):
+        ends = [number(end) for end in sequence(span)]
+        if len(ends) == 2 and ends[0] is not None and ends[1] is not None:
+            start = max(0, int(ends[0]))
+            end = max(start, min(len(text), int(ends[1])))
+            marked[start:end] = [True] * (end - start)
+    pieces: list[Piece] = []
+    start = 0
+    for end in range(1, len(text) + 1):
+        if end == len(text) or marked[end] != marked[start]:
+            piece = text[start:end]
+            pieces.append(Piece(piece, len(piece.split()) if marked[start] else 0))
+            start = end
+    return pieces

@@ -1,0 +1,544 @@
+"""The report of a run: everything that its folder says, from whatever is left of the folder, and nothing that runs."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from conftest import PROJECT
+from files import UserError
+from results import plots, report
+from results.report import write_report
+from results.run_files import READ, Losses, Point, number
+from results.shown_cases import Piece, split_copied, split_turns
+
+HOSTILE = (
+    "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'></style></details></main>"
+    '" onmouseover="window.ran = 3" {{ 7 * 7 }} &lt; \x00\x1b[31m\x85 \ud83d 🐕 שלום \u202e' + "long" * 500
+)
+
+
+def text_metrics(distinct: float, **changes) -> dict[str, Any]:
+    return {
+        "distinct_1": distinct,
+        "distinct_2": 0.9,
+        "expectation_adjusted_distinct": 0.5,
+        "self_bleu": 22.4,
+        "repetition": 0.03,
+        "words_per_reply": 12.8,
+        "copied_5grams": 0.04,
+        "longest_copied_span": {"words": 7, "text": "I am excited to start my day", "dialogue": 4},
+        "intervals": {"distinct_1": [distinct - 0.05, distinct + 0.05]},
+        "too_small": {},
+        **changes,
+    }
+
+
+def metrics(loss: float) -> dict[str, Any]:
+    return text_metrics(
+        0.61,
+        loss=loss,
+        perplexity=12.03,
+        bits_per_byte=0.857,
+        loss_by_part={"train": {"loss": 1.515, "intervals": {"loss": [1.4, 1.6]}}, "val": {"loss": loss}},
+        loss_by_speaker={"Alex": 2.41, "Bob": 2.53},
+        loss_by_turn={"1": 2.9, "2": 2.3},
+        context_use=0.19,
+        context_use_by_turns={"1": 0.12, "2": 0.17, "all": 0.19},
+        context_use_of_other_history=-0.004,
+        hits_at_1=None,
+        mrr=0.67,
+        chance_hits_at_1=0.2,
+        chrf=22.5,
+        bleu=3.1,
+        word_f1=0.19,
+        intervals={"loss": [2.355, 2.645], "context_use_by_turns": {"1": [0.08, 0.2], "all": [None, 0.3]}},
+        too_small={"hits_at_1": "needs 5 other turns to choose from, there are 2"},
+    )
+
+
+def evaluation(text: str = "It goes well.") -> dict[str, Any]:
+    """An evaluation.json as the schema has it, with `text` wherever somebody's text stands."""
+    turns = [{"speaker": "Bob", "text": text}, {"speaker": text[:40], "text": "Me too."}]
+    return {
+        "version": 1,
+        "model": "runs/tiny-1/model",
+        "base_model": "models/tiny",
+        "data": {
+            "file": "chats.json",
+            "part": "val",
+            "dialogues": {"train": 7, "val": 3},
+            "replies": 6,
+            "candidates": 5,
+        },
+        "settings": {"seed": 123, "template": "prompt", "resamples": 1000, "confidence": 0.95, "chrf": "nc:6"},
+        "metrics": {"base": metrics(2.617), "model": metrics(2.485), "true_replies": text_metrics(0.74)},
+        "overfitting": {"best_step": 8, "best_epoch": 2.0, "train_set_loss": 1.515, "gap": 0.97},
+        "findings": ["Validation loss was lowest after epoch 2."],
+        "cases": [
+            {
+                "place": 8,
+                "input": [{"speaker": "Alex", "text": "How is the new job?"}],
+                "response": turns,
+                "model_response": [{**turn, "copied": [[0, 7], [5, 9]]} for turn in turns],
+                "base_response": turns,
+            }
+        ],
+    }
+
+
+def write_run(folder: Path, text: str = "It goes well.") -> Path:
+    """A run folder with all that a report reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines: list[dict[str, Any]] = [{"step": 0, "epoch": 0.0, "val_loss": 2.6171, "train_set_loss": 2.8023}]
+    for step in range(1, 13):
+        lines.append({"step": step, "epoch": step / 4, "train_loss": 3 - step / 10, "grad_norm": 2.0})
+        if step % 4 == 0:
+            lines.append({"step": step, "epoch": step / 4, "val_loss": {4: 2.4985, 8: 2.4713, 12: 2.4847}[step]})
+            lines.append({"step": step, "epoch": step / 4, "watched": f"Bob: {text} {step // 8}"})
+    files = {
+        "settings.json": {
+            "model": {"name": "tiny", "model_path": "/m"},
+            "data": {"path": "/d/chats.json", "template": "auto", "rename": []},
+            "training": {"seed": 123, "learning_rate": 0.00012},
+            "output": text,
+        },
+        "ledger.json": {"file": "/d/chats.json", "dialogues": 10, "turns": 30},
+        "evaluation.json": evaluation(text),
+        "generated_conversations.json": [
+            {"input": "Alex: Old?", "response": "Bob: Yes.", "model_response": "Bob: No."}
+        ],
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    return write_run(tmp_path / "tiny-1")
+
+
+class Page(HTMLParser):
+    """The elements and the visible text of a report."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str, str]] = []
+        self.said: list[str] = []
+        self.ignored = False
+        self.feed(html)
+        self.text = " ".join(" ".join(self.said).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] += 1
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.ignored = tag == "style"
+
+    def handle_data(self, data):
+        if not self.ignored:
+            self.said.append(data)
+
+
+def page_of(folder: Path) -> Page:
+    return Page(write_report(folder).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def no_plots(monkeypatch):
+    """A plot takes a tenth of a second; what is tested is the page around it."""
+    monkeypatch.setattr(report, "make_svg", lambda draw, size, name: "<svg></svg>")
+    monkeypatch.setattr(report, "write_png", lambda draw, path: None)
+
+
+def test_a_report_shows_what_the_folder_holds(run, capsys):
+    assert write_report(run) == run / "report.html"
+    page = page_of(run)
+    for text in (
+        "tiny chats.json, 10 dialogues, 30 turns template prompt 12 steps (3 epochs) seed 123",
+        "Findings Validation loss was lowest after epoch 2.",
+        "Validation loss went from 2.617 to 2.485; it was lowest, 2.471, at step 8 (epoch 2).",
+        "On the training part the loss is 1.515: 0.970 nats below the validation part.",
+        "Measured on the validation part, 3 dialogues, 6 replies. Below each value its 95% interval",
+        "Metric Base model Fine-tuned True replies",
+        "2.617 2.355 to 2.645 2.485 2.355 to 2.645 –",
+        "0.61 0.61 0.74 0.69 to 0.79",  # the interval of the true replies alone
+        "too few needs 5 other turns to choose from, there are 2 by",
+        "−0.004",
+        "7 words “I am excited to start my day”, dialogue 4",
+        "Alex Base model 2.410 Fine-tuned 2.410 Bob",
+        "step 4 Bob: It goes well. 0 step 8 to 12 Bob: It goes well. 1",
+        "Case 1 dialogue 8 of the file Alex How is the new job? As it was said Bob It goes well.",
+        "As the model writes it Bob It goes w ell.",
+        "As the base model writes it Bob It goes well.",
+        "training / learning_rate 0.00012",
+        "chrf nc:6",
+    ):
+        assert text.replace(" by", "") in page.text, text
+    for group in ("Likelihood", "Context", "Coherence", "Diversity", "Likeness", "Memorisation"):
+        assert f"{group} " in page.text
+    assert page.tags["svg"] == 4  # the loss twice, for narrow screens too
+    assert page.tags["mark"] == 3  # in both turns, and where it is explained
+    assert not capsys.readouterr().out
+    for name, size in (("loss.png", (1720, 660)), ("context_use.png", (840, 560))):
+        with Image.open(run / name) as image:
+            assert image.size == size
+            assert sum(map(bool, image.convert("L").histogram())) > 10
+    assert not list(run.glob(".*"))
+
+
+def test_the_page_needs_nothing_else_and_runs_nothing(run):
+    page = page_of(run)
+    html = (run / "report.html").read_text(encoding="utf-8")
+    assert "script" not in page.tags
+    assert not any(name.startswith("on") or name == "src" for _, name, _ in page.attributes)
+    links = [value for _, name, value in page.attributes if name.endswith("href")]
+    assert links
+    assert all(value.startswith(("#", "data:,")) for value in links)
+    assert not any(word in html for word in ("http:", "https:", "@import", "url(http", '<link rel="style'))
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert html.index(policy) < html.index("<style>")
+    names = [value for _, name, value in page.attributes if name == "id"]
+    assert len(names) == len(set(names))
+    targets = {f"#{name}" for name in names}
+    assert {value for value in links if value != "data:,"} <= targets
+    assert len(html) < 150_000
+
+
+def test_the_same_folder_gives_the_same_bytes(run, tmp_path):
+    names = ("report.html", "loss.png", "context_use.png")
+    write_report(run)
+    first = [(run / name).read_bytes() for name in names]
+    with matplotlib.rc_context({"axes.linewidth": 9, "ytick.labelsize": 30, "figure.dpi": 10, "svg.fonttype": "path"}):
+        before = dict(matplotlib.rcParams)
+        write_report(run)
+        assert dict(matplotlib.rcParams) == before
+    assert [(run / name).read_bytes() for name in names] == first
+    assert str(tmp_path).encode() not in first[0]
+
+
+MISSING = {
+    "settings.json": "There is no settings.json in this folder.",
+    "ledger.json": "There is no ledger.json in this folder.",
+    "metrics.jsonl": "Loss There is no metrics.jsonl in this folder.",
+    "evaluation.json": "Findings No evaluation yet: python evaluate.py ",
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_what_is_missing_is_named(name, run, no_plots, capsys):
+    (run / name).unlink()
+    assert MISSING[name] in page_of(run).text
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", READ)
+def test_one_file_is_enough(name, run, no_plots):
+    for other in READ:
+        if other != name:
+            (run / other).unlink()
+    page = page_of(run)
+    assert page.text.count("There is no ") >= 2
+    assert page.tags["section"] >= 5
+
+
+def test_an_older_plot_does_not_stay(run):
+    write_report(run)
+    (run / "evaluation.json").unlink()
+    (run / "metrics.jsonl").write_text("")
+    assert "metrics.jsonl holds no losses." in page_of(run).text
+    assert not list(run.glob("*.png"))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"3", b"\xff\xfe", b"[" * 100_000, b'{"a": ' * 5000])
+@pytest.mark.parametrize("name", sorted(set(READ) - {"metrics.jsonl"}))
+def test_a_broken_file_costs_its_section(name, content, run, no_plots, capsys):
+    (run / name).write_bytes(content)
+    page = page_of(run)
+    assert "Validation loss went from 2.617" in page.text
+    warning = capsys.readouterr().out
+    assert warning.startswith("warning: ")
+    assert warning.count("\n") == 1
+    assert name in warning
+    assert f"{name} " in page.text
+    if name == "evaluation.json":
+        assert "evaluation.json could not be read. Make it again: python evaluate.py" in page.text
+        assert "Alex: Old?" in page.text  # the cases of the run itself
+
+
+def test_broken_lines_of_the_metrics_are_named(run, no_plots, capsys):
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('[1]\n\n{"train_loss": 1}\n{"step": null}\n{"step": 1e999}\n{"step": 13, "train_lo')
+    place = (run / "metrics.jsonl").read_text().split("\n").index("[1]") + 1
+    note = (
+        f"metrics.jsonl: 5 lines ({place}, {place + 2}, {place + 3}, {place + 4}, {place + 5})"
+        " are no JSON object with a step, and were skipped"
+    )
+    assert note in page_of(run).text
+    assert capsys.readouterr().out == f"warning: {note}\n"
+
+
+def test_one_broken_line_is_named(run, no_plots, capsys):
+    (run / "metrics.jsonl").write_text('{"step": 1, "epoch": 0.5, "train_loss": 1.5}\n{"step": 2, "tr')
+    page_of(run)
+    assert capsys.readouterr().out == (
+        "warning: metrics.jsonl: line 2 is no JSON object with a step, and was skipped\n"
+    )
+
+
+def test_losses_that_are_no_numbers_break_no_plot(run):
+    with open(run / "metrics.jsonl", "a") as file:
+        for step, value in enumerate(("NaN", "Infinity", "1e300", "1" + "0" * 400, "null", '"x"', "5000"), start=13):
+            file.write(f'{{"step": {step}, "epoch": null, "train_loss": {value}}}\n')
+    page = page_of(run)
+    html = (run / "report.html").read_text(encoding="utf-8")
+    assert "6 values are no number or beyond 1,000,000, and not drawn." in page.text
+    assert "Some training losses lie above the plot, up to 5,000.0 at step 19." in page.text
+    labels = [float(text) for text in re.findall(r"<text[^>]*>([\d.]+)</text>", html)]
+    assert labels
+    assert max(labels) < 100  # the axis ends where the curves do
+
+
+def test_a_long_run_is_drawn_thin(run):
+    lines = [json.dumps({"step": step, "train_loss": 2 + step % 7, "epoch": 1}) for step in range(1, 5_001)]
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    assert "Of 5,000 steps, neighbours are drawn as their mean." in page_of(run).text
+    assert (run / "report.html").stat().st_size < 250_000
+
+
+def test_neighbours_are_drawn_as_their_mean():
+    points = [Point(step, None, float(step)) for step in range(1, 1501)]
+    thin = plots.thin_out(points)
+    assert len(thin) == 500
+    assert thin[0] == Point(3, None, 2.0)
+    assert plots.thin_out(points[:600]) == points[:600]
+    assert plots.thin_out([]) == []
+
+
+def test_the_lowest_loss_is_that_of_the_evaluation():
+    losses = Losses(val=[Point(0, 0, 3.0), Point(4, 1, 2.0), Point(8, 2, 2.5)], train=[Point(1, 0, 0.1)])
+    assert losses.best == Point(4, 1, 2.0)
+    assert Losses().best is None
+
+
+def test_an_evaluation_of_another_version_is_shown_as_far_as_known(run, no_plots, capsys):
+    content = evaluation()
+    content.update(version=7, extra={"x": 1})
+    del content["metrics"]["base"], content["metrics"]["model"]["chrf"], content["data"], content["overfitting"]
+    (run / "evaluation.json").write_text(json.dumps(content))
+    page = page_of(run)
+    assert "version 7, this program knows 1" in capsys.readouterr().out
+    assert "Not in this evaluation: chrF." in page.text
+    assert "There is no base model to compare with in this evaluation." in page.text
+    assert "Metric Fine-tuned True replies" in page.text
+
+
+def nodes(value: Any, path: tuple = ()) -> Iterator[tuple]:
+    """The places of everything inside a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (*path, key)
+        yield from nodes(inner, (*path, key))
+
+
+ODD = (
+    None,
+    "x",
+    -3,
+    1e300,
+    float("nan"),
+    float("-inf"),
+    10**400,
+    True,
+    [],
+    {},
+    [None],
+    {"x": None},
+    [[1, 2, 3]],
+    HOSTILE,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(st.lists(st.tuples(st.sampled_from(list(nodes(evaluation()))), st.sampled_from(ODD)), min_size=1, max_size=4))
+def test_no_evaluation_is_too_odd(run, no_plots, changes):
+    content = evaluation()
+    for path, value in changes:
+        inside: Any = content
+        for key in path[:-1]:
+            inside = inside[key] if isinstance(inside, dict | list) and len(inside) and has(inside, key) else {}
+        if isinstance(inside, dict | list) and has(inside, path[-1]):
+            inside[path[-1]] = value
+    (run / "evaluation.json").write_text(json.dumps(content))
+    page = page_of(run)
+    assert "script" not in page.tags
+    assert "nan" not in page.text.lower().split()
+
+
+def has(inside: dict | list, key: Any) -> bool:
+    return key in inside if isinstance(inside, dict) else isinstance(key, int) and key < len(inside)
+
+
+def test_odd_numbers_break_no_plot(run):
+    content = evaluation()
+    content["metrics"]["model"]["context_use_by_turns"] = {
+        "1": 1e300,
+        "$\\frac": 1,
+        "02": -1e5,
+        "9" * 9: 1,
+        "all": 10**400,
+    }
+    content["metrics"]["model"]["intervals"]["context_use_by_turns"] = {"02": [-1e307, 1e307], "1": [float("nan"), 1]}
+    content["metrics"]["base"]["context_use_by_turns"] = {"1": None}
+    content["metrics"]["base"]["loss_by_turn"] = {str(turn): turn / 7 for turn in range(300)}
+    (run / "evaluation.json").write_text(json.dumps(content))
+    assert page_of(run).tags["svg"] == 4
+
+
+@pytest.mark.parametrize("value", [None, True, "1", [], float("nan"), float("inf"), 10**400])
+def test_what_is_no_finite_number_is_none(value):
+    assert number(value) is None
+
+
+def test_what_people_say_stays_text(tmp_path, no_plots):
+    plain, hostile = write_run(tmp_path / "plain"), write_run(tmp_path / "hostile", HOSTILE)
+    one, other = page_of(plain), page_of(hostile)
+    assert one.tags == other.tags
+    assert sorted(name for _, name, _ in one.attributes) == sorted(name for _, name, _ in other.attributes)
+    shown = HOSTILE.replace("\ud83d", "?").replace("\x00", "\\x00").replace("\x1b", "\\x1b").replace("\x85", "\\x85")
+    assert " ".join(shown.split()) in other.text
+    assert not any(symbol in (hostile / "report.html").read_text(encoding="utf-8") for symbol in "\x00\x1b\x85")
+
+
+def test_cases_of_a_run_without_evaluation_are_bubbles_too(run, no_plots):
+    (run / "evaluation.json").unlink()
+    (run / "model").mkdir()
+    (run / "model" / "dialogue.json").write_text('{"speakers": ["Bob", "Alex"], "template": "labels"}')
+    page = page_of(run)
+    assert "Case 1 Alex Old? As it was said Bob Yes. As the model writes it Bob No." in page.text
+    assert "template labels" in page.text
+
+
+def test_turns_are_found_by_their_speakers():
+    assert split_turns("Al: Hi. Al B: Who: me? Al: No", ["Al", "Al B"]) == [
+        {"speaker": "Al", "text": "Hi."},
+        {"speaker": "Al B", "text": "Who: me?"},
+        {"speaker": "Al", "text": "No"},
+    ]
+    assert split_turns("Nobody: Hi", ["Al"]) == [{"speaker": "", "text": "Nobody: Hi"}]
+    assert split_turns("Hi", []) == [{"speaker": "", "text": "Hi"}]
+    assert split_turns(None, ["Al"]) == []
+
+
+def test_copied_spans_are_cut_out():
+    assert split_copied("one two three", [[4, 7]]) == [Piece("one ", 0), Piece("two", 1), Piece(" three", 0)]
+    assert split_copied("one two three", [[0, 5], [4, 7]]) == [Piece("one two", 2), Piece(" three", 0)]
+    assert split_copied("one", [[-9, 99]]) == [Piece("one", 1)]
+    for odd in (None, "x", [[2, 1]], [[9, 12]], [[0, -2]], [[None, 2]], [[1]], [7]):
+        assert split_copied("one", odd) == [Piece("one", 0)]
+    assert split_copied("", [[0, 1]]) == []
+
+
+def test_many_cases_are_not_all_shown(run, no_plots):
+    content = evaluation()
+    content["cases"] *= 120
+    (run / "evaluation.json").write_text(json.dumps(content))
+    page = page_of(run)
+    assert page.tags["article"] == 100
+    assert "The first 100 of 120 cases; all of them stand in the folder's JSON." in page.text
+
+
+def test_many_watched_answers_are_thinned(run, no_plots):
+    lines = [json.dumps({"step": step, "epoch": step, "watched": f"answer {step}"}) for step in range(50)]
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    page = page_of(run)
+    assert "step 0 answer 0" in page.text
+    assert "step 49 answer 49 12 of 50 different answers; all of them stand in metrics.jsonl." in page.text
+
+
+def test_a_folder_without_a_run_is_the_users_mistake(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="no such folder; name a folder of a run"):
+        write_report(tmp_path / "none")
+    with pytest.raises(UserError, match="holds no run"):
+        write_report(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["report"])
+    with pytest.raises(UserError, match="python -m results.report runs/tiny-1"):
+        report.main()
+
+
+def test_the_page_is_made_again_by_a_command(run):
+    code = (
+        "import sys, results.report as report; heavy = {'torch', 'matplotlib', 'jinja2'} & set(sys.modules);"
+        " assert not heavy, heavy; report.main(); assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run)], cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == f"written: {run / 'report.html'}\n", done.stderr
+
+
+def find_browser() -> str | None:
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(find_browser() is None, reason="no browser found: chromium, chromium-browser or google-chrome")
+def test_a_browser_shows_it_and_runs_nothing(tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    page_file = write_report(write_run(tmp_path / "tiny-1", HOSTILE))
+    loud: list[str] = []
+    asked: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=find_browser(), args=["--no-sandbox"] if hasattr(os, "geteuid") and not os.geteuid() else []
+        )
+        page = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme="light")
+        page.on("console", lambda message: loud.append(message.text))
+        page.on("pageerror", lambda error: loud.append(str(error)))
+        page.on("dialog", lambda dialog: loud.append(dialog.message))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(page_file.as_uri())
+        assert page.get_by_role("heading", name="Findings").is_visible()
+        assert page.get_by_role("cell", name="2.485").first.is_visible()
+        assert page.get_by_text("window.ran = 1").first.is_visible()
+        plot, turns = page.get_by_role("img", name="Loss by step."), page.locator("article .turn")
+        assert (plot.bounding_box() or {})["height"] > 250
+        asked_at, answered_at = (turns.nth(place).bounding_box() or {} for place in (0, 1))
+        assert asked_at["x"] < answered_at["x"]  # the first speaker left, the second right
+        true, written = (page.locator("article .columns > div").nth(place).bounding_box() or {} for place in (0, 1))
+        assert true["y"] == written["y"]
+
+        background = "getComputedStyle(document.body).backgroundColor"
+        line = "getComputedStyle(document.querySelector('.plot path[style*=\"--model\"]')).stroke"
+        light = page.evaluate(background), page.evaluate(line)
+        page.emulate_media(color_scheme="dark")
+        dark = page.evaluate(background), page.evaluate(line)
+        assert light[0] != dark[0]
+        assert light[1] != dark[1]
+
+        page.set_viewport_size({"width": 360, "height": 700})
+        page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        true, written = (page.locator("article .columns > div").nth(place).bounding_box() or {} for place in (0, 1))
+        assert true["y"] + true["height"] <= written["y"]
+        page.emulate_media(media="print", color_scheme="dark")
+        assert page.evaluate(background) == "rgb(255, 255, 255)"
+        assert page.evaluate("window.ran") is None
+        browser.close()
+    assert loud == []
+    assert asked == [page_file.as_uri()]
