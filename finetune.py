@@ -14,6 +14,7 @@ from training.mirror import check_tracker, mirrored
 
 if TYPE_CHECKING:
     from gpt_model import GPTModel
+    from results.generation import Case
 
 NEXT_STEP = """
 That was the small practice model that comes with the program. GPT-2 with 355M parameters, a download of 1.5 GB, writes
@@ -40,10 +41,11 @@ def finetune(settings: FinetuneSettings) -> None:
 
     # PyTorch takes a second to import: `--help`, a mistyped option and an unreadable file don't wait for it.
     from load_gpt2_weights import read_config
+    from measure_model import measure_base, measure_run, subject_of_run
     from train_model import complete_settings, finished_model, open_run, train_model
     from training.device import choose_machine, keep_freed_memory
     from training.memory import explain_lack_of_memory
-    from training.tracking import explain_losses
+    from training.tracking import show_losses
 
     keep_freed_memory()
     machine = choose_machine(settings.training.device, settings.training.precision)
@@ -64,22 +66,27 @@ def finetune(settings: FinetuneSettings) -> None:
         with resumable(run.folder), mirrored(settings.run.track if machine.primary else "none", run.folder):
             if machine.primary:
                 write_json(run.folder / "ledger.json", ledger)
+            subject = subject_of_run(run, data, settings, machine)
+            base = measure_base(run, subject, settings, machine)
             state = train_model(run, settings, data, datasets, machine)
             machine.leave()
             if not machine.primary:
                 return
-            written = write_cases(finished_model(run, settings, machine), data, settings, run.folder)
+            model = finished_model(run, settings, machine)
+            cases = complete_cases(model, data, settings)
+            print(show_losses(state))
+            report = measure_run(run, model, cases, base, data, subject, machine)
+            written = write_cases(cases, data, settings, run.folder)
     if not settings.run.keep_checkpoint:
         run.checkpoints.remove()
-    print(*explain_losses(state, settings.training.steps(len(datasets["train"]))[0]), sep="\n")
     seconds = time.perf_counter() - started
-    print(f"{written}; the model: {run.folder / 'model'}; {seconds:.0f} s in all")
+    print(f"\n{written}; the model: {run.folder / 'model'}; the report: {report}; {seconds:.0f} s in all")
     if folder.resolve() == BUNDLED:
         print(NEXT_STEP)
 
 
-def write_cases(model: "GPTModel", data: Data, settings: FinetuneSettings, run_folder: Path) -> str:
-    """Let the model complete the held-out conversations; print and write what it says beside what was said."""
+def complete_cases(model: "GPTModel", data: Data, settings: FinetuneSettings) -> "list[Case]":
+    """Let the model complete the held-out conversations, and print what it says beside what was said."""
     from results.generation import complete_dialogues
 
     dialogues = [data.conversations[number] for number in data.held_out[: settings.generation.cases]]
@@ -87,8 +94,13 @@ def write_cases(model: "GPTModel", data: Data, settings: FinetuneSettings, run_f
     cases = complete_dialogues(
         model, renderer, dialogues, settings.data.learn, settings.generation, settings.training.seed
     )
-    texts = [case.as_texts(renderer.name) for case in cases]
-    print_cases(texts, settings.generation.cases)
+    print_cases([case.as_texts(renderer.name) for case in cases], settings.generation.cases)
+    return cases
+
+
+def write_cases(cases: "list[Case]", data: Data, settings: FinetuneSettings, run_folder: Path) -> str:
+    """Write what the model says beside what was said, and say where."""
+    texts = [case.as_texts(data.conversations.renderer.name) for case in cases]
     replaced = "replaced" if settings.output.exists() else "written"
     write_json(settings.output, texts)
     write_json(run_folder / OUTPUT, texts)  # last: by it a run is known to be finished

@@ -12,7 +12,7 @@ from dialogues.dialogue import split_dialogues
 from dialogues.encoding import encode_source
 from dialogues.reading import Source, open_source
 from files import UserError, atomic_path, check_output_path, writing
-from settings import DataSettings, FinetuneSettings, TrainingSettings
+from settings import ConversationSettings, DataSettings, FinetuneSettings, TrainingSettings
 
 if TYPE_CHECKING:
     from dialogues.batches import DialogueDataset
@@ -29,12 +29,17 @@ class Data(NamedTuple):
     parts: dict[str, np.ndarray]
 
     @property
+    def held_out_part(self) -> str:
+        """The part that the model is asked to complete: test, or where there is none, validation; of others all."""
+        return next(name for name in ("test", "val", "all") if name in self.parts)
+
+    @property
     def held_out(self) -> np.ndarray:
-        """The numbers of those that the model is asked to complete: test, or where there is none, validation."""
-        return self.parts.get("test", self.parts["val"])
+        """The numbers of the conversations in that part."""
+        return self.parts[self.held_out_part]
 
 
-def open_data(settings: DataSettings) -> tuple[Source, str]:
+def open_data(settings: ConversationSettings) -> tuple[Source, str]:
     """The file of `--data`, recognised, and the template for it.
 
     Raises:
@@ -48,8 +53,26 @@ def read_data(source: Source, template: str, vocabulary: Path, settings: DataSet
     """Read the whole file, with the vocabulary of a model folder, and split it.
 
     Raises:
-        UserError: a broken record, too few dialogues, or one in which nothing is to be learned. (Of an exported chat,
-            which the program has cut and not its user, such dialogues are left out.)
+        UserError: as `read_conversations`, or too few dialogues.
+    """
+    data = read_conversations(source, template, vocabulary, settings)
+    numbers = data.parts["all"]
+    if settings.shuffle:
+        numbers = np.random.default_rng(seed).permutation(numbers)
+    try:
+        parts = split_dialogues(numbers, settings.percents)
+    except UserError as error:
+        cut = ", or cut the chat at shorter pauses with --pause-hours" if source.format == "chat-export" else ""
+        raise UserError(f"{source.path}: {error}{cut}") from None
+    return data._replace(parts=dict(zip(["train", "val", "test"], parts, strict=False)))
+
+
+def read_conversations(source: Source, template: str, vocabulary: Path, settings: ConversationSettings) -> Data:
+    """Read the whole file, with the vocabulary of a model folder, as one part.
+
+    Raises:
+        UserError: a broken record, or one in which nothing is to be learned. (Of an exported chat, which the program
+            has cut and not its user, such dialogues are left out.)
     """
     if template == "alpaca" and settings.rename:
         raise UserError("--rename: the speakers of the alpaca template are the published ones; leave it out")
@@ -63,14 +86,7 @@ def read_data(source: Source, template: str, vocabulary: Path, settings: DataSet
             f"{source.path}: {source.unit} {first}: with --learn {settings.learn} there is nothing to learn in it"
             f"{others}; remove it or choose another --learn"
         )
-    if settings.shuffle:
-        numbers = np.random.default_rng(seed).permutation(numbers)
-    try:
-        parts = split_dialogues(numbers, settings.percents)
-    except UserError as error:
-        cut = ", or cut the chat at shorter pauses with --pause-hours" if source.format == "chat-export" else ""
-        raise UserError(f"{source.path}: {error}{cut}") from None
-    return Data(source, conversations, dict(zip(["train", "val", "test"], parts, strict=False)))
+    return Data(source, conversations, {"all": numbers})
 
 
 def fingerprint(data: Data) -> str:

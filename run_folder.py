@@ -76,6 +76,43 @@ def make_numbered_folder(parent: Path, name: str) -> Path:
             number += 1
 
 
+def find_run(name: str | None) -> Path | None:
+    """The finished run of that name, or for none the newest one in `runs/`; None for what is no run.
+
+    Raises:
+        UserError: it has not finished, or there is no run at all.
+    """
+    if name is None:
+        finished = [path.parent for path in Path("runs").glob(f"*/{OUTPUT}") if (path.parent / SETTINGS).exists()]
+        if not finished:
+            raise UserError("there is no finished run in runs/; name a model, or train one: python finetune.py")
+        return max(finished, key=lambda folder: (folder / OUTPUT).stat().st_mtime_ns)
+    folder = Path(name)
+    if not (folder / SETTINGS).exists():
+        return None
+    if not (folder / OUTPUT).exists():
+        raise UserError(f"{folder} has not finished; go on with it: python finetune.py --resume {shlex.quote(name)}")
+    return folder
+
+
+def make_report_folder(folder: Path | None, model: Path) -> Path:
+    """Make `folder`, or for none the next free `runs/<model>-evaluation-<n>`.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    try:
+        if folder is None:
+            name = model.resolve().parent.name if model.name == "model" else model.resolve().name
+            return make_numbered_folder(Path("runs"), f"{name}-evaluation")
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary_path(folder / SETTINGS).touch()
+        temporary_path(folder / SETTINGS).unlink()
+    except OSError as error:
+        raise UserError(f"cannot write into {folder or 'runs'}: {reason(error)}") from error
+    return folder
+
+
 def lock_run_folder(folder: Path) -> FileLock | None:
     """Keep other runs from working in `folder`, as long as this one lives and the returned lock is referred to.
 
@@ -172,6 +209,12 @@ def read_settings(folder: Path) -> FinetuneSettings:
         return from_json(FinetuneSettings, {name: value for name, value in recorded.items() if name not in RECORD})
     except (TypeError, AttributeError, ValueError) as error:
         raise unknown_settings(folder, error) from None
+
+
+def read_fingerprints(folder: Path) -> dict[str, str]:
+    """What the run in `folder` noted of its conversations and of the model that it began with."""
+    recorded = read_json_object(folder / SETTINGS, "put it back, or start a new run").get("fingerprints")
+    return recorded if isinstance(recorded, dict) else {}
 
 
 def unknown_settings(folder: Path, error: Exception) -> UserError:

@@ -32,17 +32,13 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
-class DataSettings:
+class ConversationSettings:
     path: Annotated[Path, arg(name="data")] = BUNDLED_DATA
     """the conversations: JSON, JSON Lines, text, a table, or an exported chat, also as .gz, .xz or .zip"""
     format: Literal[
         "auto", "names", "turns", "messages", "sharegpt", "alpaca", "pairs", "text", "chat-export", "csv", "tsv"
     ] = "auto"
     """what form the file has; auto: recognised by its content"""
-    split: str = "70/30"
-    """train/validation or train/validation/test, in percent, in file order"""
-    shuffle: bool = False
-    """shuffle the dialogues (by --seed) before the split"""
     template: Literal["auto", "prompt", "labels", "tokens", "alpaca"] = "auto"
     """how a dialogue becomes text; auto: alpaca for instruction data, prompt otherwise"""
     learn: str = "all"
@@ -53,11 +49,6 @@ class DataSettings:
     """an exported chat is cut into dialogues where nobody wrote for so long"""
     max_length: int = 0
     """most input tokens in an example; a longer dialogue becomes several examples; 0: the model's context"""
-
-    @property
-    def percents(self) -> list[int]:
-        """`split` as numbers: 70/30 → [70, 30]."""
-        return [int(percent) for percent in self.split.split("/")]
 
     def locate(self) -> Path:
         """The file: the bundled one is found beside the program when the current folder has none of its name."""
@@ -76,17 +67,49 @@ class DataSettings:
         if len(self.new_names) < len(self.rename):
             found.append(f"--rename {' '.join(self.rename)}: a name stands there twice")
         found += out_of_range(self, "above 0", lambda value: 0 < value <= 1e6, "pause_hours")
-        if not re.fullmatch(r"\d{1,2}(/\d{1,2}){1,2}", self.split, re.ASCII) or 0 in self.percents:
-            found.append(f"--split {self.split}: two or three whole percentages are needed, as in 70/30 or 80/10/10")
-        elif sum(self.percents) != 100:
-            found.append(f"--split {self.split}: the parts sum to {sum(self.percents)}, not to 100")
         if self.max_length and self.max_length < 16:
             found.append(f"--max-length {self.max_length}: 16 or more (or 0, the model's context)")
         return found
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
+class DataSettings(ConversationSettings):
+    split: str = "70/30"
+    """train/validation or train/validation/test, in percent, in file order"""
+    shuffle: bool = False
+    """shuffle the dialogues (by --seed) before the split"""
+
+    @property
+    def percents(self) -> list[int]:
+        """`split` as numbers: 70/30 → [70, 30]."""
+        return [int(percent) for percent in self.split.split("/")]
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, a sentence each."""
+        found = super().problems()
+        if not re.fullmatch(r"\d{1,2}(/\d{1,2}){1,2}", self.split, re.ASCII) or 0 in self.percents:
+            found.append(f"--split {self.split}: two or three whole percentages are needed, as in 70/30 or 80/10/10")
+        elif sum(self.percents) != 100:
+            found.append(f"--split {self.split}: the parts sum to {sum(self.percents)}, not to 100")
+        return found
+
+
+@dataclass(frozen=True)
+class MachineSettings:
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """where to compute; auto: a GPU if there is one"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """number format of the matrix products; the weights stay fp32; auto: bf16 where the hardware has it"""
+    seed: int = 123
+    """fixes every random choice"""
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, a sentence each."""
+        return out_of_range(self, "from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63, "seed")
+
+
+@dataclass(frozen=True)
+class TrainingSettings(MachineSettings):
     epochs: int | None = None
     """how often every training dialogue is seen; default: 10, for a model as small as tiny 3"""
     max_steps: int = 0
@@ -117,16 +140,10 @@ class TrainingSettings:
     """train low-rank adapters of this rank (LoRA) in place of the weights; 0: train every weight"""
     gradient_checkpointing: bool = False
     """compute activations twice rather than keep them: less memory for long dialogues, a third more time"""
-    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    """where to compute; auto: a GPU if there is one"""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """number format of the matrix products; the weights stay fp32; auto: bf16 where the hardware has it"""
     evaluate_every: int = 0
     """steps between evaluations on the validation part; 0: after each epoch"""
     early_stopping: int = 0
     """stop after so many evaluations without improvement, and keep the best weights; 0: keep the last"""
-    seed: int = 123
-    """fixes every random choice"""
 
     def with_defaults(self, parameters: int) -> "tuple[TrainingSettings, str]":
         """What the user left open filled in for a model of that many parameters, and a line that says so."""
@@ -179,7 +196,7 @@ class TrainingSettings:
                 lambda value: 0 <= value < float("inf"),
                 *("evaluate_every", "max_steps", "max_minutes", "early_stopping", "lora_rank"),
             ),
-            *out_of_range(self, "from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63, "seed"),
+            *super().problems(),
             *["--shard divides what --lora-rank does not have: leave one out"] * bool(self.shard and self.lora_rank),
         ]
 
@@ -261,6 +278,40 @@ class FinetuneSettings:
         return ["--watch needs the whole model, and --shard divides it: leave one out"] * bool(
             self.run.watch and self.training.shard
         )
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    base: str | None = None
+    """a model to compare with; default: of a run, the one that it began as"""
+    dialogues: int = 1000
+    """at most so many conversations of each part are measured, drawn by --seed"""
+    report_dir: Path | None = None
+    """folder for evaluation.json and report.html; default: the run's own, or of other conversations the next free
+    runs/<model>-evaluation-<n>"""
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, a sentence each."""
+        return out_of_range(self, "at least 1", lambda value: value >= 1, "dialogues")
+
+
+@dataclass(frozen=True)
+class FinishedModelSettings:
+    name: Annotated[tyro.conf.Positional[str | None], arg(name="model", metavar="MODEL")] = None
+    """a run folder, a model folder, or a name; default: the newest finished run in runs/"""
+    model_path: Path = Path("models")
+    """where model folders live and where downloads go"""
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Measure a model on conversations that it has not seen, and write a report."""
+
+    model: FinishedModelSettings = field(default_factory=FinishedModelSettings)
+    data: ConversationSettings = field(default_factory=ConversationSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    machine: MachineSettings = field(default_factory=MachineSettings)
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
 
 
 def out_of_range(settings: object, needed: str, allowed, *names: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""A model, the one it began as, and the true replies, measured on held-out conversations: what `evaluation.json` says."""
+"""A model, the one it began as, and the true replies, measured on held-out conversations."""
 
 import contextlib
 import math
@@ -29,11 +29,10 @@ from results.scoring import (
 from settings import GenerationSettings
 
 VERSION = 1
-REPLY_TOKENS = 64  # of a reply that are measured; a model that does not know how to stop would write on
-FEWEST_OTHERS = 4  # turns that a reply is ranked among
+REPLY_TOKENS = 64  # of a reply that are measured, at most
+FEWEST_OTHERS = 9  # turns that a reply is ranked among
 MOST_SPEAKERS = 10
 MOST_TURNS = 20  # positions in a dialogue; what comes later is measured together
-FEW_DIALOGUES = 30  # the fewer, the wider the intervals
 
 
 class Subject(NamedTuple):
@@ -44,6 +43,7 @@ class Subject(NamedTuple):
         part: the one of `datasets` that the model has not seen: everything else is measured on it.
         replies: turns that are scored under several histories and ranked among others.
         answered: the dialogues of which a reply is generated; the first `generation.cases` are shown.
+        reply_tokens: as much of a reply is measured; a model that does not know how to stop would write on.
         training: reads the turns of each training dialogue; none where these are not known.
         autocast: what the models compute in.
     """
@@ -55,6 +55,7 @@ class Subject(NamedTuple):
     answered: list[int]
     training: Callable[[], Iterable[Sequence[str]]] | None
     generation: GenerationSettings
+    reply_tokens: int
     seed: int
     autocast: Callable[[], contextlib.AbstractContextManager[object]]
 
@@ -66,10 +67,10 @@ class Subject(NamedTuple):
 class Metrics:
     """The metrics of one column: numbers, their intervals, and why one is missing."""
 
-    def __init__(self) -> None:
-        self.values: dict[str, Any] = {}
-        self.intervals: dict[str, Any] = {}
-        self.too_small: dict[str, str] = {}
+    def __init__(
+        self, intervals: dict[str, Any] | None = None, too_small: dict[str, str] | None = None, **values: Any
+    ) -> None:
+        self.values, self.intervals, self.too_small = values, intervals or {}, too_small or {}
 
     def add(self, name: str, estimate: Estimate | float | None, needed: str = "") -> None:
         """A number, or where there is none, what would be `needed`."""
@@ -85,6 +86,12 @@ class Metrics:
         """Several numbers of one kind."""
         self.values[name] = {key: estimate.value for key, estimate in estimates.items()}
         self.intervals[name] = {key: estimate.interval for key, estimate in estimates.items() if estimate.interval}
+
+    def joined(self, other: "Metrics") -> "Metrics":
+        """The metrics of both."""
+        return Metrics(
+            self.intervals | other.intervals, self.too_small | other.too_small, **self.values, **other.values
+        )
 
     def as_json(self) -> dict[str, Any]:
         return {**self.values, "intervals": self.intervals, "too_small": self.too_small}
@@ -237,66 +244,84 @@ def share(counts: Sequence[tuple[int, int]], seed: int) -> Estimate | None:
     return metrics.ratio(above[below > 0], below[below > 0], seed) if below.any() else None
 
 
-def first_texts(cases: Sequence[Case], tokenizer: tiktoken.Encoding, true: bool = False) -> list[str]:
+def first_texts(cases: Sequence[Case], subject: Subject, true: bool = False) -> list[str]:
     """The first turn of each completion, as much of it as is measured."""
     texts = [(case.true if true else case.written)[0].text for case in cases]
-    return [tokenizer.decode(tokenizer.encode_ordinary(text)[:REPLY_TOKENS]).rstrip("\ufffd") for text in texts]
+    encode, decode = subject.tokenizer.encode_ordinary, subject.tokenizer.decode
+    return [decode(encode(text)[: subject.reply_tokens]).rstrip("\ufffd") for text in texts]
 
 
-def answer(model: GPTModel, subject: Subject, whole: bool) -> list[Case]:
-    """A reply of the model in each dialogue; in those that are shown it writes, if asked for the `whole`, all the rest."""
-    conversations, shown = subject.conversations, subject.generation.cases if whole else 0
-    dialogues = [conversations[number] for number in subject.answered]
-    short = replace(subject.generation, max_new_tokens=min(REPLY_TOKENS, subject.generation.max_new_tokens))
-    renderer, learn = conversations.renderer, conversations.learn
-    return complete_dialogues(
-        model, renderer, dialogues[:shown], learn, subject.generation, subject.seed
-    ) + complete_dialogues(model, renderer, dialogues[shown:], learn, short, subject.seed, one_turn=True)
+class Column(NamedTuple):
+    """What was measured of one model, and what it has written in the dialogues that are answered."""
+
+    metrics: Metrics
+    written: list[Case]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"metrics": self.metrics.as_json(), "written": self.written}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Column":
+        """What `as_json` and a file made of it.
+
+        Raises:
+            KeyError, TypeError, ValueError: `value` is not of that form.
+        """
+        written = [Case(*(tuple(Turn(*turn) for turn in turns) for turns in case)) for case in value["written"]]
+        return cls(Metrics(**value["metrics"]), written)
 
 
-def evaluate_models(
-    models: Iterable[tuple[str, GPTModel]], subject: Subject, written: dict[str, list[Case]]
-) -> dict[str, Any]:
-    """Measure each of `models`, by its name ("model", and "base" for the one it began as), and the true replies.
+def measure_column(model: GPTModel, subject: Subject, written: list[Case] | None = None, whole: bool = False) -> Column:
+    """Measure a model.
 
     Args:
-        models: taken one at a time.
-        written: what models have written already; what the others write is added.
+        written: what it has written already; none: it writes now, and in the dialogues that are shown, if asked for the
+            `whole`, all of the rest.
+    """
+    if written is None:
+        conversations, shown = subject.conversations, subject.generation.cases if whole else 0
+        dialogues = [conversations[number] for number in subject.answered]
+        short = replace(subject.generation, max_new_tokens=min(subject.reply_tokens, subject.generation.max_new_tokens))
+        renderer, learn, seed = conversations.renderer, conversations.learn, subject.seed
+        written = complete_dialogues(model, renderer, dialogues[:shown], learn, subject.generation, seed)
+        written += complete_dialogues(model, renderer, dialogues[shown:], learn, short, seed, one_turn=True)
+    scorer = Scorer(model, subject.autocast, subject.tokenizer.eot_token)
+    return Column(measure_likelihood(scorer, subject), written)
+
+
+def compare(columns: dict[str, Column], subject: Subject) -> dict[str, Any]:
+    """Measure what the models of `columns` ("model", and "base" for the one it began as) and people have written.
 
     Returns:
-        `metrics` and `cases` of `evaluation.json`, and sacrebleu's signatures.
+        `metrics` and `cases` of `evaluation.json`, and the `signatures` of sacrebleu.
     """
-    columns: dict[str, Metrics] = {}
-    for name, model in models:
-        scorer = Scorer(model, subject.autocast, subject.tokenizer.eot_token)
-        columns[name] = measure_likelihood(scorer, subject)
-        if name not in written:
-            written[name] = answer(model, subject, whole=name == "model")
-    cases = next(iter(written.values()))
-    columns["true_replies"] = Metrics()
-    said = {name: [case.written for case in each] for name, each in written.items()}
+    cases = columns["model"].written
+    said = {name: [case.written for case in column.written] for name, column in columns.items()}
     said["true_replies"] = [case.true for case in cases]
     copies = find_copies(said, subject)
-    true, signatures = first_texts(cases, subject.tokenizer, true=True), {}
-    for name, found in columns.items():
-        texts = true if name == "true_replies" else first_texts(written[name], subject.tokenizer)
-        replies = measure_replies(texts, subject, copies and list(chain(*copies[name])))
-        found.values |= replies.values
-        found.intervals |= replies.intervals
-        found.too_small |= replies.too_small
+    true, signatures, found = first_texts(cases, subject, true=True), {}, {}
+    for name in ("base", "model", "true_replies"):
+        if name not in said:
+            continue
+        texts = first_texts(columns[name].written, subject) if name in columns else true
+        measured = measure_replies(texts, subject, list(chain(*copies[name])) if copies else None)
         if copies:
-            found.values["longest_copied_span"] = longest_span(said[name], copies[name])
-        if name != "true_replies":
-            estimates, signatures = metrics.likeness(texts, true, subject.seed)
-            pairs = zip(map(metrics.words, texts), map(metrics.words, true), strict=True)
-            f1 = np.array([metrics.word_f1(*pair) for pair in pairs])
-            for metric, estimate in {**estimates, "word_f1": metrics.ratio(f1, np.ones(len(f1)), subject.seed)}.items():
-                found.add(metric, estimate)
-    return {
-        "metrics": {name: columns[name].as_json() for name in ("base", "model", "true_replies") if name in columns},
-        "cases": show_cases(written, copies, subject),
-        "signatures": signatures,
-    }
+            measured.values["longest_copied_span"] = longest_span(said[name], copies[name])
+        if name in columns:
+            signatures = add_likeness(measured, texts, true, subject)
+            measured = columns[name].metrics.joined(measured)
+        found[name] = measured.as_json()
+    return {"metrics": found, "cases": show_cases(said, cases, copies, subject), "signatures": signatures}
+
+
+def add_likeness(found: Metrics, texts: Sequence[str], true: Sequence[str], subject: Subject) -> dict[str, str]:
+    """chrF, BLEU and the words in common with the true replies; returns the signatures of the first two."""
+    estimates, signatures = metrics.likeness(texts, true, subject.seed)
+    pairs = zip(map(metrics.words, texts), map(metrics.words, true), strict=True)
+    f1 = np.array([metrics.word_f1(*pair) for pair in pairs])
+    for name, estimate in {**estimates, "word_f1": metrics.ratio(f1, np.ones(len(f1)), subject.seed)}.items():
+        found.add(name, estimate)
+    return signatures
 
 
 def find_copies(said: dict[str, list[tuple[Turn, ...]]], subject: Subject) -> dict[str, list[list[Copied]]] | None:
@@ -320,19 +345,24 @@ def longest_span(said: Sequence[Sequence[Turn]], copies: Sequence[Sequence[Copie
 
 
 def show_cases(
-    written: dict[str, list[Case]], copies: dict[str, list[list[Copied]]] | None, subject: Subject
+    said: dict[str, list[tuple[Turn, ...]]],
+    cases: Sequence[Case],
+    copies: dict[str, list[list[Copied]]] | None,
+    subject: Subject,
 ) -> list[dict[str, Any]]:
     """The first dialogues turn by turn: how they went on, and how each model went on, with what is copied marked."""
     shown = []
-    for place, number in enumerate(subject.answered[: subject.generation.cases]):
-        case = next(iter(written.values()))[place]
+    numbers = subject.answered[: subject.generation.cases]
+    for place, (number, case) in enumerate(zip(numbers, cases, strict=False)):
         entry: dict[str, Any] = {
             "place": int(subject.conversations.numbers[number]),
             "input": [turn._asdict() for turn in case.asked],
             "response": [turn._asdict() for turn in case.true],
         }
-        for name, cases in written.items():
-            turns = [turn._asdict() for turn in cases[place].written]
+        for name in ("model", "base"):
+            if name not in said:
+                continue
+            turns = [turn._asdict() for turn in said[name][place]]
             for turn, copied in zip(turns, copies[name][place] if copies else (), strict=copies is not None):
                 turn["copied"] = copied.marks
             entry[f"{name}_response"] = turns

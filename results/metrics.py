@@ -25,12 +25,11 @@ class Estimate(NamedTuple):
     """A number and its interval; none where there are too few dialogues."""
 
     value: float
-    interval: tuple[float, float] | None
+    interval: list[float] | None
 
     def map(self, function: Callable[[float], float]) -> "Estimate":
         """The same after a rising `function`."""
-        low_high = self.interval and (function(self.interval[0]), function(self.interval[1]))
-        return Estimate(function(self.value), low_high)
+        return Estimate(function(self.value), self.interval and list(map(function, self.interval)))
 
 
 def ratio(numerators: np.ndarray, denominators: np.ndarray, seed: int, resamples: int = RESAMPLES) -> Estimate:
@@ -52,7 +51,7 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray, seed: int, resamples
         drawn = random.integers(D, size=D)
         samples[sample] = numerators[drawn].sum() / max(denominators[drawn].sum(), 1e-12)
     low, high = np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Estimate(value, (float(low), float(high)))
+    return Estimate(value, [float(low), float(high)])
 
 
 def ranks(losses: Iterable[np.ndarray]) -> np.ndarray:
@@ -98,7 +97,7 @@ def expectation_adjusted_distinct(replies: Sequence[Sequence[int]], n_vocab: int
 def self_bleu(replies: Sequence[str]) -> float | None:
     """Self-BLEU (Zhu et al. 2018, "Texygen", section 3.3): the BLEU of a reply with all others as its references, mean
     over at most 100 replies, from 0 to 100. High where all replies sound the same. None for fewer than two."""
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     replies = [reply for reply in replies if words(reply)]
     step = -(-len(replies) // SELF_BLEU_REPLIES) or 1
@@ -128,14 +127,15 @@ def word_f1(reply: Sequence[str], true: Sequence[str]) -> float:
 
 def likeness(replies: Sequence[str], true: Sequence[str], seed: int) -> tuple[dict[str, Estimate], dict[str, str]]:
     """chrF and BLEU of all replies beside the true ones (sacrebleu; Post 2018), and sacrebleu's signature of each."""
-    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
 
     os.environ["SACREBLEU_SEED"] = str(seed % 2**32)
     estimates, signatures = {}, {}
     for name, metric in (("chrf", CHRF()), ("bleu", BLEU())):
         enough = len(replies) >= FEWEST_FOR_INTERVAL
         score = metric.corpus_score(replies, [list(true)], n_bootstrap=RESAMPLES if enough else 1)
-        interval = (score._mean - score._ci, score._mean + score._ci) if enough else None
+        interval = [score._mean - score._ci, score._mean + score._ci] if enough else None
         estimates[name] = Estimate(score.score, interval)
         signatures[name] = str(metric.get_signature())
     return estimates, signatures

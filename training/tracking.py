@@ -136,21 +136,9 @@ def shorten(text: str) -> str:
     return line if len(line) <= SHOWN else f"{line[: SHOWN - 4]} ..."
 
 
-def explain_losses(state: RunState, steps_per_epoch: int) -> list[str]:
-    """The losses before and after, and what the validation loss says about the length of the training."""
+def show_losses(state: RunState) -> str:
+    """The losses before and after."""
     before, after = state.before, state.after
     assert before is not None
     assert after is not None
-    lines = [f"\ntrain loss {before.train:.3f} → {after.train:.3f}, validation loss {before.val:.3f} → {after.val:.3f}"]
-    since = len(state.evaluations) - 1 - state.best_place
-    if state.kept < 0 and since >= 2:
-        lowest = f"validation loss was lowest at step {state.best} ({state.evaluations[state.best_place][1]:.3f})"
-        epoch, rest = divmod(state.best, steps_per_epoch)
-        shorter = f"--max-steps {state.best}" if rest else f"--epochs {epoch}"
-        where, advice = (
-            (f", epoch {epoch}", f"{shorter} or --early-stopping 2 keeps")
-            if state.best
-            else ("", "a lower --learning-rate may find")
-        )
-        lines.append(f"{lowest}{where}, and higher at all {since} evaluations since: {advice} better weights")
-    return lines
+    return f"\ntrain loss {before.train:.3f} → {after.train:.3f}, validation loss {before.val:.3f} → {after.val:.3f}"

@@ -1,0 +1,187 @@
+"""Measure a model on conversations that it has not seen: find → read → load → score → generate → report."""
+
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from files import UserError, read_json_object, run_command
+from find_model import find_model_folder, weights_checksum
+from prepare import Data, fingerprint, open_data, read_conversations, read_data
+from run_folder import find_run, lock_run_folder, make_report_folder, read_fingerprints, read_settings
+from settings import ConversationSettings, EvaluateSettings, FinetuneSettings, MachineSettings, parse_command_line
+
+if TYPE_CHECKING:
+    from dialogues.conversations import Conversations
+    from training.device import Machine
+
+
+class Measured(NamedTuple):
+    """A model to be measured: its folder, what its `dialogue.json` says, and the run that it comes from, if any."""
+
+    folder: Path
+    dialogue: dict[str, Any]
+    run: Path | None
+    recorded: FinetuneSettings | None  # of the run
+
+
+def main() -> None:
+    evaluate(None)
+
+
+def evaluate(arguments: list[str] | None) -> None:
+    """The whole job.
+
+    Raises:
+        UserError: something that the user can mend.
+    """
+    started = time.perf_counter()
+    typed = parse_command_line(EvaluateSettings, arguments)
+    measured = find_measured(typed)
+    settings, own = complete_options(measured, arguments)
+    data = read_held_out(measured, settings, own)
+    folder = settings.evaluation.report_dir or (measured.run if own else None)
+    lock = lock_run_folder(measured.run) if measured.run and folder == measured.run else None
+
+    from load_gpt2_weights import read_config
+    from measure_model import choose_subject, load_for, write_evaluation
+    from results.evaluation import measure_column
+    from training.device import choose_machine, keep_freed_memory
+
+    keep_freed_memory()
+    config, tokenizer = read_config(measured.folder / "config.json"), data.conversations.renderer.tokenizer
+    check_speakers(data.conversations, measured, config.vocab_size)
+    machine = choose_machine(settings.machine.device, settings.machine.precision)
+    base = find_base(measured, settings, data.conversations)
+    most = (settings.evaluation.dialogues, settings.evaluation.dialogues, settings.evaluation.dialogues)
+    lengths = (settings.data.max_length, config.n_positions)
+    subject = choose_subject(
+        data, measured.run, lengths, settings.generation, machine.autocast, settings.machine.seed, most
+    )
+    print_plan(measured.folder, base, data, own, machine)
+
+    columns = {"model": measure_column(load_for(tokenizer, measured.folder, machine.device), subject, whole=True)}
+    if base:
+        columns["base"] = measure_column(load_for(tokenizer, base, machine.device), subject)
+    folder = make_report_folder(folder, measured.run or measured.folder)
+    names = {"model": str(measured.folder), "base_model": base and str(base)}
+    page = write_evaluation(columns, names, data, subject, folder, machine)
+    del lock  # until here nobody else may work there
+    print(f"\nwritten: {folder / 'evaluation.json'}; the report: {page}; {time.perf_counter() - started:.0f} s in all")
+
+
+def find_measured(typed: EvaluateSettings) -> Measured:
+    """The model that the command line names.
+
+    Raises:
+        UserError: there is no such model, or its run has not finished.
+    """
+    run = find_run(typed.model.name)
+    folder = find_model_folder(str(run or typed.model.name), typed.model.model_path)
+    described = folder / "dialogue.json"
+    dialogue = read_json_object(described, "put it back, or remove it") if described.exists() else {}
+    return Measured(folder, dialogue, run, read_settings(run) if run else None)
+
+
+def complete_options(measured: Measured, arguments: list[str] | None) -> tuple[EvaluateSettings, bool]:
+    """The options, those that were left open as the model was trained; and whether the data is that of its own run.
+
+    Of other conversations only the template is the model's, and what is learned in them: they may have another form.
+    """
+    recorded = measured.recorded
+    if recorded:
+        known = {field.name: getattr(recorded.data, field.name) for field in fields(ConversationSettings)}
+        machine = MachineSettings(seed=recorded.training.seed)
+        default = EvaluateSettings(data=ConversationSettings(**known), generation=recorded.generation, machine=machine)
+        settings = parse_command_line(EvaluateSettings, arguments, default=default)
+        if settings.data.locate().absolute() == recorded.data.path:
+            return settings, True
+    known = {name: measured.dialogue[name] for name in ("template", "learn") if name in measured.dialogue}
+    default = EvaluateSettings(data=ConversationSettings(**known))
+    return parse_command_line(EvaluateSettings, arguments, default=default), False
+
+
+def read_held_out(measured: Measured, settings: EvaluateSettings, own: bool) -> Data:
+    """The conversations: all of a file, or those of the model's own run, divided as they were for it.
+
+    Raises:
+        UserError: they can't be read, or are not those of the run any more, so that nothing is known to be held out.
+    """
+    recorded, run = measured.recorded, measured.run
+    if not (own and recorded and run):
+        source, template = open_data(settings.data)
+        return read_conversations(source, template, measured.folder, settings.data)
+    source, template = open_data(recorded.data)
+    data = read_data(source, template, measured.folder, recorded.data, recorded.training.seed)
+    if fingerprint(data) != read_fingerprints(run).get("conversations"):
+        raise UserError(
+            f"{recorded.data.path} is not what {run} was trained with, so nothing in it is known to be held out;"
+            " restore it, or name other conversations with --data"
+        )
+    chosen = {field.name: getattr(settings.data, field.name) for field in fields(settings.data)}
+    if replace(recorded.data, **chosen) == recorded.data:
+        return data
+    source, template = open_data(settings.data)
+    return read_data(source, template, measured.folder, replace(recorded.data, **chosen), recorded.training.seed)
+
+
+def check_speakers(conversations: "Conversations", measured: Measured, vocab_size: int) -> None:
+    """Say when other people speak than those that the model knows.
+
+    Raises:
+        UserError: it knows people by tokens of their own, and has none for these.
+    """
+    known = list(measured.dialogue.get("speakers", []))
+    strangers = [name for name in conversations.speakers if name not in known]
+    pairs = " ".join(f"{new}={old}" for new, old in zip(strangers, known, strict=False))
+    text = f"{', '.join(strangers[:4])} speak, and the model was trained with {', '.join(known[:4])}"
+    if conversations.renderer.tokenizer.n_vocab > vocab_size:
+        raise UserError(f"{text or 'speakers'}: they have no token in it; give them names it knows: --rename {pairs}")
+    if known and strangers:
+        print(f"speakers: {text}; --rename {pairs} measures them as these")
+
+
+def find_base(measured: Measured, settings: EvaluateSettings, conversations: "Conversations") -> Path | None:
+    """The folder of the model to compare with, if there is one.
+
+    Raises:
+        UserError: the one that was asked for can't be found, or has another vocabulary.
+    """
+    from dialogues.tokenizer import load_tokenizer
+
+    asked, recorded = settings.evaluation.base, measured.recorded
+    if asked == "none" or not (asked or recorded):
+        return None
+    if asked:
+        base = find_model_folder(asked, settings.model.model_path)
+        if load_tokenizer(base)._mergeable_ranks != conversations.renderer.tokenizer._mergeable_ranks:
+            raise UserError(
+                f"--base {asked}: its vocabulary is another than that of {measured.folder}; measure it by itself, and"
+                " compare bits per byte"
+            )
+        return base
+    assert recorded
+    assert measured.run
+    try:
+        base = find_model_folder(recorded.model.name, recorded.model.model_path)
+        changed = weights_checksum(base) != read_fingerprints(measured.run).get("model")
+        why = f"{base} has changed since" if changed else ""
+    except UserError as error:
+        base, why = None, str(error)
+    if why:
+        print(f"base model: left out ({why}); --base names another")
+        return None
+    return base
+
+
+def print_plan(folder: Path, base: Path | None, data: Data, own: bool, machine: "Machine") -> None:
+    beside = f", beside {base}" if base else ""
+    print(f"model: {folder}{beside}", machine.explanation, sep="\n")
+    what = f"the {len(data.held_out):,} that the run held out ({data.held_out_part})" if own else "all of them"
+    template, learn = data.conversations.renderer.name, data.conversations.learn
+    total = f"{len(data.conversations):,} dialogues"
+    print(f"data: {data.source.path} ({data.source.format}), {total}, measured on {what}; {template}; learned: {learn}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,209 @@
+"""Models measured on held-out conversations: the end of every training, and all of evaluate.py."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tiktoken
+import torch
+
+from dialogues.batches import DialogueDataset
+from dialogues.template import Renderer
+from dialogues.tokenizer import END_OF_TEXT
+from files import read_json_object, write_json
+from gpt_model import GPTModel
+from load_gpt2_weights import add_embeddings, load_model
+from prepare import Data
+from results.evaluation import REPLY_TOKENS, VERSION, Column, Subject, compare, measure_column
+from results.findings import find_out, measure_overfitting, short_table
+from results.generation import Case, choose_turn
+from results.metrics import CONFIDENCE, RESAMPLES
+from results.report import write_report
+from results.run_files import read_lines, read_losses
+from results.scoring import choose_replies
+from settings import FinetuneSettings, GenerationSettings
+from train_model import OpenRun
+from training.device import Machine
+
+BASE = "base_evaluation.json"  # what was measured before the training
+MOST_DIALOGUES = 1000  # of a part, at the end of a training
+TRAIN_SAMPLE = 100  # dialogues of the training part, to compare with
+FEWEST_REPLIES = 10
+TRAINED_FOR_EACH_REPLY = 30  # examples; so scoring stays a small part of a training's time
+
+
+def replies_after(training_examples: int) -> int:
+    """How many replies are scored after a training of so many examples, each as often as it was seen."""
+    return min(MOST_DIALOGUES, max(FEWEST_REPLIES, training_examples // TRAINED_FOR_EACH_REPLY))
+
+
+def choose_subject(
+    data: Data,
+    run: Path | None,
+    lengths: tuple[int, int],
+    generation: GenerationSettings,
+    autocast: Callable[[], contextlib.AbstractContextManager[object]],
+    seed: int,
+    most: tuple[int, int, int],
+) -> Subject:
+    """What is measured of `data`: the loss on a sample of each part, everything else on the held-out part.
+
+    Args:
+        run: the folder of the run in which the model was trained, if there is one.
+        lengths: `--max-length`, and the positions of the model.
+        most: dialogues whose loss is measured, replies that are scored, and dialogues in which one is generated.
+    """
+    dialogues, replies, answers = most
+    random = np.random.default_rng(seed)
+
+    def draw(numbers: np.ndarray, size: int) -> np.ndarray:
+        return numbers if len(numbers) <= size else np.sort(random.choice(numbers, size, replace=False))
+
+    length = lengths[0] or lengths[1]
+    sizes = {name: TRAIN_SAMPLE if name == "train" else dialogues for name in data.parts}
+    datasets = {
+        name: DialogueDataset(data.conversations, draw(numbers, sizes[name]), length)
+        for name, numbers in data.parts.items()
+    }
+    shown, others = data.held_out[: generation.cases], data.held_out[generation.cases :]
+    answered = np.concatenate([shown, draw(others, max(0, answers - len(shown)))]).tolist()
+    renderer, speakers = data.conversations.renderer, data.conversations.speakers
+    rendered = run / "train_data.txt" if run else None
+    return Subject(
+        conversations=data.conversations,
+        datasets=datasets,
+        part=data.held_out_part,
+        replies=choose_replies(data.conversations, data.held_out, replies, seed),
+        answered=answered,
+        reply_tokens=min(REPLY_TOKENS, longest_reply(data, answered)),
+        training=(lambda: read_rendered(rendered, renderer, speakers)) if rendered and rendered.exists() else None,
+        generation=generation,
+        seed=seed,
+        autocast=autocast,
+    )
+
+
+def read_rendered(path: Path, renderer: Renderer, speakers: Sequence[str]) -> Iterator[list[str]]:
+    """The texts of each dialogue of a `train_data.txt`; the first has the instruction with it."""
+    lines: list[str] = []
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+        for line in file:
+            lines.append(line)
+            if line.endswith(END_OF_TEXT + "\n"):
+                text = "".join(lines).removesuffix(END_OF_TEXT + "\n")
+                yield [turn.text for turn in renderer.parse_turns(text, "", speakers)]
+                lines = []
+
+
+def longest_reply(data: Data, dialogues: Sequence[int]) -> int:
+    """The tokens of the longest true reply in these dialogues."""
+    conversations = data.conversations
+    turns = [choose_turn(conversations.renderer, conversations[number], conversations.learn) for number in dialogues]
+    texts = [conversations.texts_of(number)[turn].tolist() for number, turn in zip(dialogues, turns, strict=True)]
+    return max(end - start for start, end, _ in texts)
+
+
+def subject_of_run(run: OpenRun, data: Data, settings: FinetuneSettings, machine: Machine) -> Subject:
+    """What the model of a run is measured on, before and after its training."""
+    training = settings.training
+    examples = (training.epochs or 1) * len(data.parts["train"])
+    most = (MOST_DIALOGUES, replies_after(examples), 0)
+    lengths = (settings.data.max_length, run.model.config.n_positions)
+    return choose_subject(data, run.folder, lengths, settings.generation, machine.autocast, training.seed, most)
+
+
+def measure_base(run: OpenRun, subject: Subject, settings: FinetuneSettings, machine: Machine) -> Column | None:
+    """Measure the model that a run begins with, or read what was measured before the run was stopped.
+
+    Now, while it is in memory. Of several processes one is enough. A model that is divided among them can't be
+    measured, and of a run whose training is over without that the first model is not there any more: then none.
+    """
+    path, key = run.folder / BASE, json.loads(json.dumps([subject.answered, asdict(subject.generation)]))
+    if path.exists():
+        known = read_json_object(path, "delete it")
+        if known.get("subject") == key:
+            return Column.from_json(known)
+    if run.trained or not machine.primary or (settings.training.shard and machine.processes > 1):
+        return None
+    column = measure_column(run.model, subject, whole=False)
+    write_json(path, {"subject": key, **column.as_json()})
+    return column
+
+
+def write_evaluation(
+    columns: dict[str, Column],
+    names: Mapping[str, str | None],
+    data: Data,
+    subject: Subject,
+    folder: Path,
+    machine: Machine,
+) -> Path:
+    """Write `evaluation.json` and the report into `folder`, print the main numbers and the findings; where it stands.
+
+    Args:
+        columns: what was measured of each model: "model", and "base" for the one that it began as.
+        names: the folders of `model` and `base_model`, to be recorded.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    found = compare(columns, subject)
+    logs = folder / "metrics.jsonl"
+    losses = read_losses(read_lines(logs, []) if logs.exists() else [])
+    signatures, conversations = found.pop("signatures"), data.conversations
+    evaluation: dict[str, Any] = {
+        "version": VERSION,
+        **names,
+        "data": {
+            "file": str(data.source.path),
+            "part": subject.part,
+            "dialogues": {name: len(dataset.dialogues) for name, dataset in subject.datasets.items()},
+            "replies": len(subject.replies),
+            "answers": len(subject.answered),
+        },
+        "settings": {
+            "seed": subject.seed,
+            "template": conversations.renderer.name,
+            "learn": conversations.learn,
+            "max_length": subject.datasets[subject.part].max_length,
+            "reply_tokens": subject.reply_tokens,
+            "resamples": RESAMPLES,
+            "confidence": CONFIDENCE,
+            **asdict(subject.generation),
+            "device": machine.device.type,
+            "precision": machine.precision,
+            **signatures,
+        },
+        **found,
+        "overfitting": measure_overfitting(losses),
+    }
+    evaluation["findings"] = find_out(evaluation, losses)
+    write_json(folder / "evaluation.json", evaluation)
+    print(*short_table(evaluation["metrics"]), "", *evaluation["findings"], sep="\n")
+    return write_report(folder)
+
+
+def measure_run(
+    run: OpenRun,
+    model: GPTModel,
+    cases: list[Case],
+    base: Column | None,
+    data: Data,
+    subject: Subject,
+    machine: Machine,
+) -> Path:
+    """Measure the trained `model` of a run, that has written `cases`, beside its `base`; see `write_evaluation`."""
+    columns = {"model": measure_column(model, subject, cases)} | ({"base": base} if base else {})
+    names = {"model": str(run.folder / "model"), "base_model": str(run.source)}
+    return write_evaluation(columns, names, data, subject, run.folder, machine)
+
+
+def load_for(tokenizer: tiktoken.Encoding, folder: Path, device: torch.device) -> GPTModel:
+    """The model of `folder`, with room for the tokens of `tokenizer`."""
+    model = load_model(folder)[0]
+    add_embeddings(model, tokenizer.n_vocab)
+    return model.to(device)
