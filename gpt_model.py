@@ -38,6 +38,7 @@ PUBLISHED = {
     "gpt2-xl": GPTConfig(n_layer=48, n_head=25, n_embd=1600),
 }
 
+LOSS_ROWS = 128  # whose logits are computed at a time where nothing is trained
 HEAD_ROWS = 512  # of a bf16 embedding, multiplied at a time where they have to be cast to fp32
 
 
@@ -263,9 +264,14 @@ class GPTModel(nn.Module):
         learned = targets != -100
         x, targets = x[learned], targets[learned]  # (N, C), (N,)
         missing = -len(targets) % 16
-        logits = self.logits(F.pad(x, (0, 0, 0, missing)))  # (N + missing, V)
-        losses = F.cross_entropy(logits, F.pad(targets, (0, missing), value=-100), reduction=reduction)
-        return losses if reduction == "sum" else losses[: len(targets)]
+        x, padded = F.pad(x, (0, 0, 0, missing)), F.pad(targets, (0, missing), value=-100)
+        # Without gradients a piece at a time does, in memory that is used again.
+        rows = len(padded) if torch.is_grad_enabled() else LOSS_ROWS
+        losses = [
+            F.cross_entropy(self.logits(some), those, reduction=reduction)  # logits: (rows, V)
+            for some, those in zip(x.split(rows), padded.split(rows), strict=True)
+        ]
+        return torch.stack(losses).sum() if reduction == "sum" else torch.cat(losses)[: len(targets)]
 
     def next_token_logits(self, ids: Tensor, cache: KVCache) -> Tensor:
         """(B, T) new token ids → (B, V) logits of the token that follows; `cache` then holds the new ones too."""

@@ -18,9 +18,10 @@ from files import read_json_object, write_json
 from gpt_model import GPTModel
 from load_gpt2_weights import add_embeddings, load_model
 from prepare import Data
-from results.evaluation import REPLY_TOKENS, VERSION, Column, Subject, compare, measure_column
+from results.evaluation import REPLY_TOKENS, VERSION, Column, compare, measure_column
 from results.findings import find_out, measure_overfitting, short_table
 from results.generation import Case, choose_turn
+from results.likelihood import Subject
 from results.metrics import CONFIDENCE, RESAMPLES
 from results.report import write_report
 from results.run_files import read_lines, read_losses

@@ -133,9 +133,8 @@ class TokenLosses(NamedTuple):
 def score_tokens(scorer: Scorer, dataset: DialogueDataset, what: str) -> TokenLosses:
     """The loss of everything in `dataset` that a training on it would learn."""
     examples = [dataset[number] for number in range(len(dataset))]
-    places = [
-        start + np.flatnonzero(example.learned) for start, example in zip(dataset.spans[:, 0], examples, strict=True)
-    ]
+    starts = dataset.spans[:, 0].tolist()
+    places = [start + np.flatnonzero(learned) for start, (_, learned) in zip(starts, examples, strict=True)]
     return TokenLosses(np.concatenate(places), np.concatenate(scorer.token_losses(examples, what)))
 
 
@@ -197,37 +196,48 @@ class Pieces:
         return (self.beginning + [token for piece in history for token in piece] + label)[-room:]
 
 
-def score_histories(
-    scorer: Scorer, conversations: Conversations, replies: Sequence[Reply], seed: int
-) -> dict[str, np.ndarray]:
-    """The summed loss of each reply by what of its history the model sees, (replies,) each; `tokens` are its tokens.
+class Histories(NamedTuple):
+    """Replies under several histories.
 
-    By the names of `HISTORIES`; and `other`: the beginning of another dialogue, of as many turns as its own.
+    Attributes:
+        examples: each reply behind each of its histories, of which only the reply is learned.
+        places: name of a history → the example of each reply. Short dialogues have the same by several names.
     """
-    positions = scorer.model.config.n_positions
+
+    examples: list[Example]
+    places: dict[str, list[int]]
+
+    def sums(self, losses: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """(replies,) of each history the summed loss of each reply, from those of the examples; `tokens` their tokens.
+
+        By the names of `HISTORIES`; and `other`: the beginning of another dialogue, of as many turns as its own.
+        """
+        totals, sizes = np.array([part.sum() for part in losses]), np.array([len(part) for part in losses])
+        return {name: totals[found] for name, found in self.places.items()} | {"tokens": sizes[self.places["all"]]}
+
+
+def make_histories(conversations: Conversations, replies: Sequence[Reply], positions: int, seed: int) -> Histories:
+    """Each reply under several histories, for a model of so many `positions`; by `seed` that of another dialogue."""
     pieces = {dialogue: Pieces(conversations, dialogue) for dialogue, _ in replies}
     others = exchange(list(pieces), seed)
-    rows: dict[tuple[int, ...], int] = {}
-    places: dict[str, list[int]] = {name: [] for name in (*HISTORIES, "other")}
-    examples = []
+    known: dict[tuple[int, ...], int] = {}
+    found = Histories([], {name: [] for name in (*HISTORIES, "other")})
     for dialogue, turn in replies:
         own = pieces[dialogue]
         text = own.texts[turn][: positions // 2]
-        for name, found in places.items():
+        for name, places in found.places.items():
             if name == "other":
                 history = own.history_of(pieces[others[dialogue]], turn)
             else:
                 history = own.history(turn, HISTORIES[name])
             context = own.context(turn, history, positions + 1 - len(text))
-            row = (dialogue, turn, *context)
-            if row not in rows:  # short dialogues have the same history by several names
-                rows[row] = len(examples)
-                examples.append(Example(np.array(context + text), np.arange(len(context) + len(text)) >= len(context)))
-            found.append(rows[row])
-    losses = scorer.token_losses(examples, "context")
-    sums = np.array([part.sum() for part in losses])
-    result = {name: sums[found] for name, found in places.items()}
-    return result | {"tokens": np.array([len(losses[place]) for place in places["all"]])}
+            key = (dialogue, turn, *context)
+            if key not in known:
+                known[key] = len(found.examples)
+                learned = np.arange(len(context) + len(text)) >= len(context)
+                found.examples.append(Example(np.array(context + text), learned))
+            places.append(known[key])
+    return found
 
 
 def exchange(dialogues: Sequence[int], seed: int) -> dict[int, int]:
