@@ -32,7 +32,7 @@ from training.device import Machine
 
 BASE = "base_evaluation.json"  # what was measured before the training
 MOST_DIALOGUES = 1000  # of a part, at the end of a training
-TRAIN_SAMPLE = 100  # dialogues of the training part, to compare with
+TRAIN_SAMPLE = 100  # dialogues of the training part, at most as many as are held out, to compare with
 FEWEST_REPLIES = 10
 TRAINED_FOR_EACH_REPLY = 30  # examples; so scoring stays a small part of a training's time
 
@@ -65,7 +65,7 @@ def choose_subject(
         return numbers if len(numbers) <= size else np.sort(random.choice(numbers, size, replace=False))
 
     length = lengths[0] or lengths[1]
-    sizes = {name: TRAIN_SAMPLE if name == "train" else dialogues for name in data.parts}
+    sizes = dict.fromkeys(data.parts, dialogues) | {"train": min(TRAIN_SAMPLE, len(data.held_out))}
     datasets = {
         name: DialogueDataset(data.conversations, draw(numbers, sizes[name]), length)
         for name, numbers in data.parts.items()
