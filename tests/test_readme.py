@@ -12,10 +12,10 @@ import tyro
 import settings
 from conftest import PROJECT, dialogues_of
 from dialogues.reading import open_source
-from settings import FinetuneSettings, parse_command_line
+from settings import EvaluateSettings, FinetuneSettings, parse_command_line
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
-COMMANDS = {"finetune.py": FinetuneSettings}
+COMMANDS = {"finetune.py": FinetuneSettings, "evaluate.py": EvaluateSettings}
 
 
 def field_docstrings() -> dict[tuple[str, str], str]:
@@ -27,6 +27,9 @@ def field_docstrings() -> dict[tuple[str, str], str]:
                 if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr):
                     text = ast.literal_eval(after.value)
                     found[node.name, ast.unparse(statement.target)] = " ".join(text.split())
+            for base in node.bases:
+                inherited = {field: text for (name, field), text in found.items() if name == ast.unparse(base)}
+                found |= {(node.name, field): text for field, text in inherited.items()}
     return found
 
 
@@ -42,7 +45,9 @@ def option_table(group: type, docstrings: dict[tuple[str, str], str]) -> list[st
             continue
         name = next((marker.name for marker in metadata if getattr(marker, "name", None)), field.name)
         default = {None: "", (): "", False: "off"}.get(field.default, f"`{field.default}`")
-        rows.append(f"| `--{name.replace('_', '-')}` | {default} | {docstrings[group.__name__, field.name]} |")
+        positional = next((marker.metavar for marker in metadata if getattr(marker, "metavar", None)), None)
+        option = positional or f"--{name.replace('_', '-')}"
+        rows.append(f"| `{option}` | {default} | {docstrings[group.__name__, field.name]} |")
     return rows
 
 
@@ -51,6 +56,17 @@ def test_the_option_table_is_the_dataclass():
     assert len(rows) > 20
     table = "\n".join(["| option | default | meaning |", "|---|---|---|", *rows])
     assert table in README, f"the table in README.md should be:\n{table}"
+
+
+def test_the_options_of_the_evaluation_are_its_dataclass():
+    table = "\n".join(["| option | default | meaning |", "|---|---|---|", *evaluation_rows()])
+    assert table in README, f"the table in README.md should be:\n{table}"
+
+
+def evaluation_rows() -> list[str]:
+    """The options that only evaluate.py has."""
+    known = set(option_table(FinetuneSettings, field_docstrings()))
+    return [row for row in option_table(EvaluateSettings, field_docstrings()) if row not in known]
 
 
 def readme_commands() -> list[str]:
@@ -95,7 +111,7 @@ def test_a_sample_of_the_readme_is_read(name, tmp_path):
 def test_options_named_in_the_readme_exist():
     help_of_others = {"--logdir", "--nproc-per-node", "--index-url", "--version", "--requirement"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - help_of_others
-    table = "\n".join(option_table(FinetuneSettings, field_docstrings()))
+    table = "\n".join([*option_table(FinetuneSettings, field_docstrings()), *evaluation_rows()])
     assert {option for option in named if f"`{option}`" not in table} == {"--help"}
 
 

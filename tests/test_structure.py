@@ -16,10 +16,11 @@ ROOMS = (
     "prepare",
     "run_folder",
     "train_model",
+    "measure_model",
     "training",
     "results",
 )
-COMMANDS = ("finetune",)
+COMMANDS = ("finetune", "evaluate")
 MAY_SEE = {
     "files": set(),
     "settings": {"files"},
@@ -33,6 +34,10 @@ MAY_SEE = {
     "train_model": {
         *("files", "settings", "gpt_model", "dialogues", "find_model", "load_gpt2_weights"),
         *("prepare", "run_folder", "training", "results"),
+    },
+    "measure_model": {
+        *("files", "settings", "gpt_model", "dialogues", "load_gpt2_weights", "prepare"),
+        *("train_model", "training", "results"),
     },
     "training": {"files", "settings", "gpt_model", "dialogues"},
     "results": {"files", "settings", "gpt_model", "dialogues"},
