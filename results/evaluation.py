@@ -55,13 +55,19 @@ def first_texts(cases: Sequence[Case], subject: Subject, true: bool = False) -> 
 
 
 class Column(NamedTuple):
-    """What was measured of one model, and what it has written in the dialogues that are answered."""
+    """What was measured of one model.
+
+    Attributes:
+        losses: (held-out dialogues, 2) the summed loss of each, in nats, and its tokens.
+        written: what it has written in the dialogues that are answered.
+    """
 
     metrics: Metrics
+    losses: np.ndarray
     written: list[Case]
 
     def as_json(self) -> dict[str, Any]:
-        return {"metrics": self.metrics.as_json(), "written": self.written}
+        return {"metrics": self.metrics.as_json(), "losses": self.losses.tolist(), "written": self.written}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Column":
@@ -71,7 +77,7 @@ class Column(NamedTuple):
             KeyError, TypeError, ValueError: `value` is not of that form.
         """
         written = [Case(*(tuple(Turn(*turn) for turn in turns) for turns in case)) for case in value["written"]]
-        return cls(Metrics(**value["metrics"]), written)
+        return cls(Metrics(**value["metrics"]), np.array(value["losses"]), written)
 
 
 def measure_column(model: GPTModel, subject: Subject, written: list[Case] | None = None, whole: bool = False) -> Column:
@@ -89,7 +95,7 @@ def measure_column(model: GPTModel, subject: Subject, written: list[Case] | None
         written = complete_dialogues(model, renderer, dialogues[:shown], learn, subject.generation, seed)
         written += complete_dialogues(model, renderer, dialogues[shown:], learn, short, seed, one_turn=True)
     scorer = Scorer(model, subject.autocast, subject.tokenizer.eot_token)
-    return Column(measure_likelihood(scorer, subject), written)
+    return Column(*measure_likelihood(scorer, subject), written)
 
 
 def compare(columns: dict[str, Column], subject: Subject) -> dict[str, Any]:
@@ -112,6 +118,9 @@ def compare(columns: dict[str, Column], subject: Subject) -> dict[str, Any]:
             measured.values["longest_copied_span"] = longest_span(said[name], copies[name])
         if name in columns:
             signatures = add_likeness(measured, texts, true, subject)
+            if name == "model" and "base" in columns:
+                tokens, change = columns[name].losses[:, 1], columns[name].losses[:, 0] - columns["base"].losses[:, 0]
+                measured.add("loss_change", metrics.ratio(change, tokens, subject.seed))
             measured = columns[name].metrics.joined(measured)
         found[name] = measured.as_json()
     return {"metrics": found, "cases": show_cases(said, cases, copies, subject), "signatures": signatures}

@@ -38,7 +38,7 @@ def find_out(evaluation: dict[str, Any], losses: Losses) -> list[str]:
     model, base = columns["model"], columns.get("base")
     found = [
         *about_losses(losses, evaluation.get("overfitting")),
-        *(about_training(model, base) if base else ()),
+        *(about_training(model, base["loss"]) if base else ()),
         *about_context(model),
         *about_coherence(model),
         *about_replies(model, columns["true_replies"], len(evaluation["cases"])),
@@ -85,12 +85,14 @@ def shorten(best: Point) -> str:
     return f"{f'--epochs {best.epoch:.0f}' if whole else f'--max-steps {best.step}'} or --early-stopping 2 keeps"
 
 
-def about_training(model: dict[str, Any], base: dict[str, Any]) -> list[str]:
-    """Whether what was held out has become likelier."""
-    if model["loss"] == base["loss"]:
-        return []
-    change = "lowered" if model["loss"] < base["loss"] else "raised"
-    return [f"fine-tuning {change} the loss on held-out conversations from {base['loss']:.3f} to {model['loss']:.3f}"]
+def about_training(model: dict[str, Any], before: float) -> list[str]:
+    """Whether what was held out has become likelier; compared dialogue by dialogue."""
+    change, interval = model["loss_change"], model["intervals"].get("loss_change")
+    what = f"the loss on held-out conversations from {before:.3f} to {model['loss']:.3f}"
+    if interval is None or interval[0] <= 0 <= interval[1]:
+        return [f"fine-tuning changed {what}, which may be chance: {change:.3f}{within(interval)}"]
+    verb, ends = ("raised", interval) if change > 0 else ("lowered", [-interval[1], -interval[0]])
+    return [f"fine-tuning {verb} {what}: by {abs(change):.3f}{within(ends)}"]
 
 
 def about_context(model: dict[str, Any]) -> list[str]:

@@ -99,21 +99,30 @@ class Sums:
         return metrics.ratio(above[there], below[there], self.seed)
 
 
-def measure_likelihood(scorer: Scorer, subject: Subject) -> Metrics:
-    """How likely the model finds what was said: loss, context use and coherence."""
-    found, parts, positions = Metrics(), {}, scorer.model.config.n_positions
+def measure_likelihood(scorer: Scorer, subject: Subject) -> tuple[Metrics, np.ndarray]:
+    """How likely the model finds what was said: loss, context use and coherence.
+
+    Also (held-out dialogues, 2): the summed loss of each, in nats, and its tokens.
+    """
+    found, sums, parts, positions = Metrics(), np.zeros((0, 2)), {}, scorer.model.config.n_positions
     histories = make_histories(subject.conversations, subject.replies, positions, subject.seed)
     for name, dataset in subject.datasets.items():
         losses = score_tokens(scorer, dataset, f"loss on {name}")
         part = loss_metrics(losses, subject)
         parts[name] = part.as_json()
         if name == subject.part:
-            found = part
+            found, dialogues = part, dialogues_of(losses, subject)
+            sums = np.stack([np.bincount(dialogues, losses.nats), np.bincount(dialogues)], axis=1)
             add_loss_by_turn(found, losses, subject)
     found.values["loss_by_part"] = parts
     add_context_use(found, histories.sums(scorer.token_losses(histories.examples, "context")), subject)
     add_coherence(found, scorer, subject)
-    return found
+    return found, sums[sums[:, 1] > 0]
+
+
+def dialogues_of(losses: TokenLosses, subject: Subject) -> np.ndarray:
+    """(tokens,) the dialogue that each token belongs to, as its place among all conversations."""
+    return np.searchsorted(subject.conversations.starts, losses.places, side="right") - 1
 
 
 def loss_metrics(losses: TokenLosses, subject: Subject) -> Metrics:
@@ -122,7 +131,7 @@ def loss_metrics(losses: TokenLosses, subject: Subject) -> Metrics:
     Bytes are those of the learned text in UTF-8; special tokens have none, but their nats count.
     """
     found, conversations = Metrics(), subject.conversations
-    sums = Sums(np.searchsorted(conversations.starts, losses.places, side="right"), subject.seed)
+    sums = Sums(dialogues_of(losses, subject), subject.seed)
     loss = sums.ratio(losses.nats, np.ones(len(losses.nats)))
     found.add("loss", loss)
     found.add("perplexity", loss.map(lambda nats: math.exp(min(nats, 700))))  # e ** 710 is no float
