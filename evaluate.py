@@ -91,7 +91,7 @@ def complete_options(measured: Measured, arguments: list[str] | None) -> tuple[E
     recorded = measured.recorded
     if recorded:
         known = {field.name: getattr(recorded.data, field.name) for field in fields(ConversationSettings)}
-        machine = MachineSettings(seed=recorded.training.seed)
+        machine = MachineSettings(precision=recorded.training.precision, seed=recorded.training.seed)
         default = EvaluateSettings(data=ConversationSettings(**known), generation=recorded.generation, machine=machine)
         settings = parse_command_line(EvaluateSettings, arguments, default=default)
         if settings.data.locate().absolute() == recorded.data.path:

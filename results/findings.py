@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from results.metric_table import COLUMNS, GROUPS, make_cell
+from results.metric_table import GROUPS, columns_of, make_cell
 from results.run_files import Losses, Point
 
 SHORT_TABLE = (
@@ -153,15 +153,16 @@ def within(interval: list[float] | None) -> str:
 
 def short_table(columns: dict[str, Any]) -> list[str]:
     """The main metrics beside each other, a line each, with their intervals."""
-    names = [name for name in COLUMNS if name in columns]
+    titles = columns_of(columns)
     known = {metric.key: metric for group in GROUPS.values() for metric in group}
-    rows = [["", *(COLUMNS[name].lower() for name in names)]]
+    rows = [["", *(title.lower() for title in titles.values())]]
     for key in SHORT_TABLE:
-        cells = [make_cell(known[key], columns[name]) for name in names]
+        cells = [make_cell(known[key], columns[name]) for name in titles]
         shown = [
             cell.value + (f" ({cell.below[0]})" if cell.below and cell.value != "too few" else "") for cell in cells
         ]
-        rows.append([known[key].name, *shown])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(names) + 1)]
+        if any(cell.value != "–" for cell in cells):
+            rows.append([known[key].name, *shown])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(titles) + 1)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return ["", *lines]

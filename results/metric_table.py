@@ -109,9 +109,10 @@ GROUPS: dict[tuple[str, str], tuple[Metric, ...]] = {
 }
 
 
-def columns_of(metrics: dict[str, Any]) -> list[str]:
-    """The columns of `COLUMNS` for which there are numbers."""
-    return [column for column in COLUMNS if mapping(metrics.get(column))]
+def columns_of(metrics: dict[str, Any]) -> dict[str, str]:
+    """The columns for which there are numbers, with their titles."""
+    found = {column: title for column, title in COLUMNS.items() if mapping(metrics.get(column))}
+    return found if "base" in found else {**found, **({"model": "The model"} if "model" in found else {})}
 
 
 def metric_groups(metrics: dict[str, Any]) -> tuple[list[Group], list[str]]:

@@ -3,7 +3,6 @@
 A word is a run of letters and digits in lower case; in writing without spaces each character is one.
 """
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,7 +31,7 @@ class Estimate(NamedTuple):
         return Estimate(function(self.value), self.interval and list(map(function, self.interval)))
 
 
-def ratio(numerators: np.ndarray, denominators: np.ndarray, seed: int, resamples: int = RESAMPLES) -> Estimate:
+def ratio(numerators: np.ndarray, denominators: np.ndarray, seed: int) -> Estimate:
     """Σ numerators / Σ denominators over dialogues, with its 95% percentile bootstrap interval.
 
     Dialogues are drawn, not tokens or replies: those of one dialogue are not independent (Efron and Tibshirani 1993,
@@ -42,16 +41,22 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray, seed: int, resamples
         numerators, denominators: (dialogues,) each, as the summed loss of a dialogue's tokens and their number.
     """
     value = float(numerators.sum() / denominators.sum())
-    D = len(numerators)
-    if D < FEWEST_FOR_INTERVAL:
-        return Estimate(value, None)
+    sums = [(numerators[drawn].sum(), denominators[drawn].sum()) for drawn in resample(len(numerators), seed)]
+    return Estimate(value, middle([above / below for above, below in sums if below]))
+
+
+def resample(size: int, seed: int) -> Iterator[np.ndarray]:
+    """Draws of `size` dialogues of as many, with replacement; none where there are too few to say anything by it."""
     random = np.random.default_rng(seed)
-    samples = np.empty(resamples)
-    for sample in range(resamples):
-        drawn = random.integers(D, size=D)
-        samples[sample] = numerators[drawn].sum() / max(denominators[drawn].sum(), 1e-12)
-    low, high = np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Estimate(value, [float(low), float(high)])
+    for _ in range(RESAMPLES if size >= FEWEST_FOR_INTERVAL else 0):
+        yield random.integers(size, size=size)
+
+
+def middle(values: Sequence[float]) -> list[float] | None:
+    """The ends of the 95% of `values` in their middle; None without values."""
+    if not len(values):
+        return None
+    return np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
 
 
 def ranks(losses: Iterable[np.ndarray]) -> np.ndarray:
@@ -126,17 +131,23 @@ def word_f1(reply: Sequence[str], true: Sequence[str]) -> float:
 
 
 def likeness(replies: Sequence[str], true: Sequence[str], seed: int) -> tuple[dict[str, Estimate], dict[str, str]]:
-    """chrF and BLEU of all replies beside the true ones (sacrebleu; Post 2018), and sacrebleu's signature of each."""
+    """chrF and BLEU of all replies beside the true ones (sacrebleu; Post 2018), and sacrebleu's signature of each.
+
+    Of a resample the statistics are summed before a score is made of them, as sacrebleu does it for a corpus.
+    """
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
-    os.environ["SACREBLEU_SEED"] = str(seed % 2**32)
     estimates, signatures = {}, {}
     for name, metric in (("chrf", CHRF()), ("bleu", BLEU())):
-        enough = len(replies) >= FEWEST_FOR_INTERVAL
-        score = metric.corpus_score(replies, [list(true)], n_bootstrap=RESAMPLES if enough else 1)
-        interval = [score._mean - score._ci, score._mean + score._ci] if enough else None
-        estimates[name] = Estimate(score.score, interval)
+        score = float(metric.corpus_score(replies, [list(true)]).score)
+        # Its own bootstrap fails where some scores are 0 (version 2.6: float and float32 can't be added up).
+        statistics = np.array(metric._extract_corpus_statistics(replies, [list(true)]))
+        scores = [
+            metric._compute_score_from_stats(statistics[drawn].sum(axis=0).tolist()).score
+            for drawn in resample(len(replies), seed)
+        ]
+        estimates[name] = Estimate(score, middle(scores))
         signatures[name] = str(metric.get_signature())
     return estimates, signatures
 

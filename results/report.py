@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from files import UserError, printable, run_command, write_text, writing
-from results.metric_table import COLUMNS, columns_of, interval_of, metric_groups, show
+from results.metric_table import columns_of, interval_of, metric_groups, show
 from results.plots import (
     BASE,
     HALF,
@@ -224,7 +224,7 @@ def turn_series(metrics: dict[str, Any], key: str) -> tuple[list[Series], list[s
         intervals = [interval_of(ends.get(place)) for place in places]
         intervals = [pair if pair and max(map(abs, pair)) <= LARGEST else None for pair in intervals]
         if any(value is not None for value in shown):
-            series.append(Series(COLUMNS[column], MODEL if column == "model" else BASE, shown, intervals))
+            series.append(Series(columns_of(metrics)[column], MODEL if column == "model" else BASE, shown, intervals))
     return series, places
 
 
@@ -261,7 +261,7 @@ def metric_section(run: RunFiles, metrics: dict[str, Any]) -> dict[str, Any]:
         measured += f" ({resamples:,.0f} resamples)." if resamples is not None else "."
     return {
         "groups": groups,
-        "columns": [(column, COLUMNS[column]) for column in columns_of(metrics)],
+        "columns": list(columns_of(metrics).items()),
         "absent_metrics": absent,
         "measured": measured,
     }
@@ -280,7 +280,7 @@ def speaker_rows(metrics: dict[str, Any]) -> dict[str, Any]:
     rows = []
     for name in names[:MOST_ROWS]:
         bars = [
-            (column, COLUMNS[column], show(value, "{:.3f}"), f"{max(0.0, value / longest):.1%}")
+            (column, columns_of(metrics)[column], show(value, "{:.3f}"), f"{max(0.0, value / longest):.1%}")
             for column, values in losses.items()
             if (value := values.get(name)) is not None
         ]

@@ -150,20 +150,20 @@ def command(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a command of the project as a user would, in an empty current folder and with no way out to a network."""
     work = tmp_path / "work"
     work.mkdir()
+    return partial(run_in, work)
 
-    def run(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(PROJECT / script), *map(str, arguments)],
-            cwd=work,
-            env={**os.environ, "PYTHONUTF8": "1", **environment},
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=300,
-            check=False,
-        )
 
-    return run
+def run_in(folder: Path, script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(PROJECT / script), *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "PYTHONUTF8": "1", **environment},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
 
 
 @pytest.fixture

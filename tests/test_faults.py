@@ -46,7 +46,11 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 
 
 def same_results(left: Path, right: Path) -> bool:
-    return all((left / name).read_bytes() == (right / name).read_bytes() for name in RESULTS)
+    evaluations = [json.loads((run / "evaluation.json").read_text(encoding="utf-8")) for run in (left, right)]
+    measured = [{name: value for name, value in found.items() if name != "model"} for found in evaluations]
+    return measured[0] == measured[1] and all(
+        (left / name).read_bytes() == (right / name).read_bytes() for name in RESULTS
+    )
 
 
 def lines(path: Path) -> int:

@@ -1,0 +1,362 @@
+"""The evaluation at the end of a run, and evaluate.py: what they write, agree on, and refuse."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import CPU, bundled_dialogues, logged, refused, run_in, tiny_reference, write_layout, written
+from dialogues.conversations import Conversations
+from dialogues.dialogue import Dialogue, Turn
+from dialogues.reading import open_source
+from dialogues.template import Renderer, render
+from find_model import BUNDLED
+from load_gpt2_weights import load_model
+from measure_model import choose_subject, read_rendered, write_evaluation
+from prepare import Data
+from results.evaluation import Column, compare, measure_column
+from results.findings import find_out, measure_overfitting, short_table
+from results.run_files import Losses, Point, read_losses
+from settings import GenerationSettings
+
+QUICK = ("--epochs", 2, "--max-new-tokens", 12, "--precision", "fp32")
+METRICS = {
+    *("loss", "perplexity", "bits_per_byte", "loss_by_part", "loss_by_speaker", "loss_by_turn", "loss_change"),
+    *("context_use", "context_use_by_turns", "context_use_of_other_history", "hits_at_1", "mrr", "chance_hits_at_1"),
+    *("distinct_1", "distinct_2", "expectation_adjusted_distinct", "self_bleu", "repetition", "words_per_reply"),
+    *("empty_replies", "chrf", "bleu", "word_f1", "copied_5grams", "longest_copied_span", "intervals", "too_small"),
+}
+OTHERS = [
+    {"Anna": f"Is it number {number}?", "Cem": f"No, it is {number + 1}.", "Tom": "I don't think so at all."}
+    for number in range(12)
+]
+
+
+def evaluation(folder: Path) -> dict:
+    return json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def finished(vocabulary, tmp_path_factory) -> Path:
+    """A folder with a model, a finished run of it, and other conversations."""
+    folder = tmp_path_factory.mktemp("finished")
+    base = write_layout(tiny_reference(), vocabulary, folder / "base", "bare")
+    done = run_in(folder, "finetune.py", "--model", base, *QUICK, "--run-dir", "runs/first")
+    assert done.returncode == 0, done.stderr
+    (folder / "others.json").write_text(json.dumps(OTHERS), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def work_in(finished, work) -> Path:
+    """The finished run and its surroundings, copied to where commands are run."""
+    shutil.copytree(finished, work, dirs_exist_ok=True)
+    return work
+
+
+class TestTheEndOfARun:
+    def test_everything_is_measured_before_and_after(self, finished):
+        run = finished / "runs" / "first"
+        found = evaluation(run)
+        base, model, true = (found["metrics"][name] for name in ("base", "model", "true_replies"))
+        assert set(model) == METRICS
+        assert set(base) == METRICS - {"loss_change"}
+        assert {"distinct_1", "repetition", "copied_5grams"} <= set(true)
+        assert "loss" not in true
+        assert found["data"]["dialogues"] == {"train": 3, "val": 3}
+        assert (found["data"]["part"], found["data"]["replies"], found["data"]["answers"]) == ("val", 6, 3)
+        assert found["settings"]["seed"] == 123
+        assert found["settings"]["chrf"].startswith("nrefs:1|")
+        assert [case["place"] for case in found["cases"]] == [8, 9, 10]
+        for name in ("loss.png", "context_use.png", "report.html"):
+            assert (run / name).stat().st_size > 1000
+
+    def test_the_losses_are_those_of_the_training(self, finished):
+        run = finished / "runs" / "first"
+        found, losses = evaluation(run)["metrics"], logged(run, "val_loss")
+        assert found["base"]["loss"] == pytest.approx(losses[0], rel=1e-6)
+        assert found["model"]["loss"] == pytest.approx(losses[-1], rel=1e-6)
+        assert found["model"]["loss_change"] == pytest.approx(losses[-1] - losses[0], rel=1e-4)
+        assert found["model"]["loss_by_part"]["val"]["loss"] == found["model"]["loss"]
+        low, high = found["model"]["intervals"]["loss"]
+        assert low < found["model"]["loss"] < high
+        assert evaluation(run)["overfitting"]["last_val_loss"] == losses[-1]
+
+    def test_the_cases_are_those_of_the_output(self, finished):
+        run = finished / "runs" / "first"
+        output = json.loads((run / "generated_conversations.json").read_text(encoding="utf-8"))
+        for case, texts in zip(evaluation(run)["cases"], output, strict=True):
+            for name in ("input", "response"):
+                assert " ".join(f"{turn['speaker']}: {turn['text']}" for turn in case[name]) == texts[name]
+            assert case["model_response"][0]["text"] in texts["model_response"]
+            assert all("copied" in turn for turn in case["model_response"] + case["base_response"])
+
+    def test_what_is_printed_ends_with_the_main_numbers_and_the_findings(self, command, work, model_folder):
+        done = command("finetune.py", "--model", model_folder, *QUICK, "--run-dir", "run")
+        assert done.returncode == 0, done.stderr
+        found = evaluation(work / "run")
+        table = done.stdout[done.stdout.index("base model") :]
+        assert f"{found['metrics']['model']['loss']:.3f}" in table
+        assert all(finding in table for finding in found["findings"])
+        assert "3 dialogues are few" in found["findings"][-1]
+        # The same command writes the same evaluation and the same page.
+        again = command("finetune.py", "--model", model_folder, *QUICK, "--run-dir", "again/run")
+        assert again.returncode == 0, again.stderr
+        page = (work / "run" / "report.html").read_text(encoding="utf-8")
+        assert page == (work / "again" / "run" / "report.html").read_text(encoding="utf-8").replace("again/run", "run")
+        assert {**found, "model": ""} == {**evaluation(work / "again" / "run"), "model": ""}
+
+    def test_adapters_speaker_tokens_and_a_test_part(self, command, work, model_folder):
+        options = ("--lora-rank", 2, "--template", "tokens", "--split", "50/20/30", "--learn", "Bob")
+        done = command("finetune.py", "--model", model_folder, *QUICK, *options, "--run-dir", "run")
+        assert done.returncode == 0, done.stderr
+        found = evaluation(work / "run")
+        assert found["data"]["part"] == "test"
+        assert list(found["metrics"]["model"]["loss_by_part"]) == ["train", "val", "test"]
+        assert list(found["metrics"]["model"]["loss_by_speaker"]) == ["Bob"]
+        assert found["metrics"]["base"]["loss_by_part"]["val"]["loss"] == pytest.approx(
+            logged(work / "run", "val_loss")[0], rel=1e-6
+        )
+        assert all(len(case["model_response"]) == 1 for case in found["cases"])
+        # The merged model, and the base without a row for the new tokens, give the same once more.
+        done = command("evaluate.py", "run", "--report-dir", "again")
+        assert done.returncode == 0, done.stderr
+        for name in ("base", "model"):
+            once, again = (evaluation(work / folder)["metrics"][name] for folder in ("run", "again"))
+            for key in ("loss", "context_use", "bits_per_byte"):
+                assert again[key] == pytest.approx(once[key], rel=1e-3), (name, key)
+
+
+class TestEvaluate:
+    def test_a_run_measured_once_more(self, command, work_in):
+        run = work_in / "runs" / "first"
+        before, page = evaluation(run), (run / "report.html").read_bytes()
+        (run / "evaluation.json").unlink()
+        (run / "report.html").unlink()
+        done = command("evaluate.py")  # the newest run
+        assert done.returncode == 0, done.stderr
+        assert "the 3 that the run held out (val)" in done.stdout
+        after = evaluation(run)
+        for name, column in before["metrics"].items():
+            for key, value in column.items():
+                if isinstance(value, float):
+                    assert after["metrics"][name][key] == pytest.approx(value, rel=1e-5, abs=1e-9), (name, key)
+        assert after["cases"] == before["cases"]
+        assert after["overfitting"] == before["overfitting"]
+        assert len(page) == pytest.approx(len((run / "report.html").read_bytes()), rel=0.05)
+
+    def test_other_conversations(self, command, work_in):
+        done = command("evaluate.py", "runs/first", "--data", "others.json", "--base", "base", "--cases", 1)
+        assert done.returncode == 0, done.stderr
+        assert (
+            "speakers: Anna, Cem, Tom speak, and the model was trained with Alex, Bob; --rename Anna=Alex Cem=Bob"
+            in (done.stdout)
+        )
+        found = evaluation(work_in / "runs" / "first-evaluation-1")
+        assert (found["data"]["part"], found["data"]["dialogues"]) == ("all", {"all": 12})
+        assert found["metrics"]["model"]["hits_at_1"] is not None
+        assert 1 / 20 <= found["metrics"]["model"]["chance_hits_at_1"] < 1 / 10
+        assert found["data"]["answers"] == 12
+        assert len(found["cases"]) == 1
+        assert found["overfitting"] is None
+        assert (work_in / "runs" / "first-evaluation-1" / "report.html").exists()
+        assert sorted(path.name for path in (work_in / "runs").iterdir()) == ["first", "first-evaluation-1"]
+
+    def test_a_model_folder(self, command, work_in):
+        done = command("evaluate.py", "base", "--data", "others.json", "--report-dir", "deep/er", "--dialogues", 5)
+        assert done.returncode == 0, done.stderr
+        found = evaluation(work_in / "deep" / "er")
+        assert set(found["metrics"]) == {"model", "true_replies"}
+        assert "copied_5grams" not in found["metrics"]["model"]
+        assert found["base_model"] is None
+        assert found["data"]["dialogues"] == {"all": 5}
+        assert "fine-tuned" not in done.stdout
+
+    def test_a_base_that_has_changed_is_left_out(self, command, work_in):
+        config = json.loads((work_in / "base" / "config.json").read_text())
+        settings = json.loads((work_in / "runs" / "first" / "settings.json").read_text())
+        settings["model"]["name"] = str(work_in / "base")  # the run was copied with its model
+        (work_in / "runs" / "first" / "settings.json").write_text(json.dumps(settings))
+        (work_in / "base" / "config.json").write_text(json.dumps({**config, "layer_norm_epsilon": 1e-4}))
+        done = command("evaluate.py", "runs/first")
+        assert done.returncode == 0, done.stderr
+        assert f"base model: left out ({work_in / 'base'} has changed since)" in done.stdout
+        assert set(evaluation(work_in / "runs" / "first")["metrics"]) == {"model", "true_replies"}
+
+    def test_speakers_without_a_token_need_other_names(self, command, work_in):
+        options = ("--model", "base", *QUICK, "--max-steps", 1, "--template", "tokens", "--run-dir", "runs/tokens")
+        assert command("finetune.py", *options).returncode == 0
+        (work_in / "two.json").write_text(json.dumps([{"Anna": "Hi there.", "Cem": "Oh, hello!"}] * 4))
+        message = refused(command("evaluate.py", "runs/tokens", "--data", "two.json"))
+        assert "--rename Anna=Alex Cem=Bob" in message
+        done = command("evaluate.py", "runs/tokens", "--data", "two.json", "--rename", "Anna=Alex", "Cem=Bob")
+        assert done.returncode == 0, done.stderr
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["nothing"], "nothing is no known name"),
+            (["runs/first", "--data", "missing.json"], "missing.json"),
+            (["runs/first", "--base", "tiny"], "its vocabulary is another than"),
+            (["runs/first", "--dialogues", "0"], "--dialogues 0: at least 1"),
+            (["runs/first", "--report-dir", "others.json"], "cannot write into others.json"),
+            (["runs/first", "--data", "others.json", "--learn", "Zoe"], "--learn Zoe"),
+        ],
+    )
+    def test_mistakes(self, command, work_in, arguments, message):
+        before = written(work_in)
+        assert message in refused(command("evaluate.py", *arguments))
+        assert written(work_in) == before
+
+    def test_runs_that_are_none_or_not_finished_or_of_other_data(self, command, work_in):
+        run = work_in / "runs" / "first"
+        settings = json.loads((run / "settings.json").read_text())
+        shutil.copy(settings["data"]["path"], work_in / "data.json")
+        changed = (work_in / "data.json").read_text(encoding="utf-8").replace("coffee", "tea")
+        (work_in / "data.json").write_text(changed, encoding="utf-8")
+        settings["data"]["path"] = str(work_in / "data.json")
+        (run / "settings.json").write_text(json.dumps(settings))
+        assert "is not what runs/first was trained with" in refused(command("evaluate.py", "runs/first"))
+        (run / "settings.json").write_text(json.dumps({**settings, "newer": {"option": 1}}))
+        assert "not the settings of this version of the program (unknown: newer)" in refused(command("evaluate.py"))
+        (run / "generated_conversations.json").unlink()
+        assert "has not finished; go on with it: python finetune.py --resume runs/first" in refused(
+            command("evaluate.py", "runs/first")
+        )
+        assert "there is no finished run in runs/" in refused(command("evaluate.py"))
+
+
+def make_subject(dialogues: list[Dialogue], template: str = "prompt"):
+    model, tokenizer = load_model(BUNDLED)
+    conversations = Conversations.of(Renderer(tokenizer, template), dialogues)
+    data = Data(
+        open_source(BUNDLED.parent.parent / "llm_train_text.json"), conversations, {"all": np.arange(len(dialogues))}
+    )
+    generation = GenerationSettings(max_new_tokens=10)
+    return model, data, choose_subject(data, None, (0, 512), generation, CPU.autocast, 1, (100, 100, 3))
+
+
+def test_empty_replies_are_counted_and_break_nothing(tmp_path, capsys):
+    model, data, subject = make_subject(bundled_dialogues()[:4])
+    column = measure_column(model, subject, whole=True)
+    silent = [case._replace(written=(Turn("Bob", ""),)) for case in column.written]
+    write_evaluation({"model": column._replace(written=silent)}, {}, data, subject, tmp_path, CPU)
+    found = evaluation(tmp_path)["metrics"]["model"]
+    assert found["empty_replies"] == len(silent)
+    assert (found["distinct_1"], found["self_bleu"], found["repetition"], found["word_f1"]) == (None, None, None, 0)
+    assert set(found["too_small"]) >= {"distinct_1", "distinct_2", "self_bleu", "repetition"}
+    assert f"{len(silent)} of its replies hold no word" in capsys.readouterr().out
+    assert (tmp_path / "report.html").exists()
+
+
+def test_one_dialogue_says_what_is_too_few(tmp_path):
+    model, data, subject = make_subject(bundled_dialogues()[:1])
+    write_evaluation({"model": measure_column(model, subject)}, {}, data, subject, tmp_path, CPU)
+    found = evaluation(tmp_path)["metrics"]["model"]
+    assert found["context_use_of_other_history"] is None
+    assert found["hits_at_1"] is None
+    assert "needs 9 turns of other dialogues to choose from, there are 0" in found["too_small"]["hits_at_1"]
+    assert "loss" not in found["intervals"]
+    assert found["loss"] > 0
+
+
+def test_a_column_is_the_same_from_its_file():
+    model, _, subject = make_subject(bundled_dialogues()[:3])
+    column = measure_column(model, subject)
+    again = Column.from_json(json.loads(json.dumps(column.as_json())))
+    assert again.written == column.written
+    assert compare({"model": again}, subject) == compare({"model": column}, subject)
+
+
+@pytest.mark.parametrize("template", ["prompt", "labels", "tokens", "alpaca"])
+def test_the_training_dialogues_are_read_from_the_run_folder(template, tmp_path):
+    _, tokenizer = load_model(BUNDLED)
+    dialogues = [*bundled_dialogues(), Dialogue((Turn("Ann", "Two\n\nlines, ### Bob:"), Turn("Bo", "Yes.")), "")]
+    renderer = Conversations.of(Renderer(tokenizer, template), dialogues).renderer
+    path = tmp_path / "train_data.txt"
+    path.write_text("".join(render(dialogue, template) + "\n" for dialogue in dialogues), encoding="utf-8")
+    found = list(read_rendered(path, renderer, ["Alex", "Bob", "Ann", "Bo"]))
+    assert len(found) == len(dialogues)
+    for texts, dialogue in zip(found, dialogues, strict=True):
+        read = " ".join(texts)
+        assert all(turn.text in read for turn in dialogue.turns)
+        assert any(text.strip().endswith(dialogue.turns[1].text) for text in texts)
+
+
+class TestFindings:
+    def losses(self, *values: float, train: tuple[float, float] = (3.0, 1.0)) -> Losses:
+        val = [Point(10 * place, float(place), value) for place, value in enumerate(values)]
+        ends = [Point(0, 0.0, train[0]), Point(val[-1].step, val[-1].epoch, train[1])]
+        return Losses(val=val, train_set=ends)
+
+    def evaluation(self, losses: Losses, **changes) -> dict:
+        model = {
+            "loss": 2.0,
+            "context_use": 0.5,
+            "hits_at_1": 0.4,
+            "chance_hits_at_1": 0.05,
+            "empty_replies": 0.0,
+            "repetition": 0.0,
+            "distinct_2": 0.9,
+            "copied_5grams": 0.31,
+            "loss_change": -0.5,
+            "longest_copied_span": {"words": 12, "text": "", "dialogue": 4},
+            "context_use_by_turns": {"1": 0.4},
+            "intervals": {"context_use": [0.4, 0.6], "hits_at_1": [0.3, 0.5], "loss_change": [-0.6, -0.4]},
+            **changes,
+        }
+        true = {"repetition": 0.0, "distinct_2": 0.95, "copied_5grams": 0.02}
+        return {
+            "data": {"part": "val", "dialogues": {"val": 300}},
+            "metrics": {"model": model, "base": {"loss": 2.5}, "true_replies": true},
+            "cases": [{}] * 3,
+            "overfitting": measure_overfitting(losses),
+        }
+
+    def test_what_numbers_support(self):
+        losses = self.losses(2.5, 2.2, 1.9, 1.95, 2.0)
+        assert find_out(self.evaluation(losses), losses) == [
+            "validation loss was lowest after epoch 2 (1.900), and higher at all 2 evaluations since: --epochs 2 or"
+            " --early-stopping 2 keeps better weights",
+            "the gap between training and validation loss grew from -0.500 to 1.000: some of what it learned holds for"
+            " the training conversations alone",
+            "fine-tuning lowered the loss on held-out conversations from 2.500 to 2.000: by 0.500 [0.400, 0.600]",
+            "what was said before is worth 0.500 nats a token to a reply [0.400, 0.600], 80% of it by the last turn"
+            " alone",
+            "it finds the true reply among others in 40% of the cases [30%, 50%], chance 5%",
+            "31% of the generated 5-grams stand in the training data (of the true replies' 2%); the longest copy has 12"
+            " words, from training dialogue 4",
+        ]
+
+    def test_what_they_leave_open(self):
+        losses = self.losses(2.5, 2.4, train=(2.5, 2.4))
+        intervals = {"context_use": [-0.1, 0.6], "hits_at_1": [0.0, 0.5], "loss_change": [-0.6, 0.1]}
+        found = find_out(self.evaluation(losses, intervals=intervals, empty_replies=1.0, repetition=0.3), losses)
+        assert "which may be chance: -0.500 [-0.600, 0.100]" in found[0]
+        assert found[1].startswith("whether it uses what was said before can't be told")
+        assert found[2].endswith("which is not for certain better")
+        assert found[3] == "1 of its replies hold no word"
+        assert found[4].startswith("it repeats itself: 30%")
+
+    def test_the_evaluation_that_was_kept_is_the_last(self):
+        losses = self.losses(2.5, 1.9, 2.0, 2.1)
+        losses.kept_step = 10
+        found = measure_overfitting(losses)
+        assert found is not None
+        assert (found["best_step"], found["last_val_loss"]) == (10, 1.9)
+        assert not any("lowest" in finding for finding in find_out(self.evaluation(losses), losses))
+
+    def test_without_a_training_there_is_nothing_to_say_about_it(self):
+        losses = read_losses([])
+        assert measure_overfitting(losses) is None
+        assert find_out(self.evaluation(losses), losses)[0].startswith("fine-tuning")
+
+    def test_the_short_table(self):
+        table = short_table({"model": {"loss": 2.0, "intervals": {"loss": [1.5, 2.5]}}, "true_replies": {}})
+        assert table[0] == ""
+        assert table[1].split() == ["the", "model"]
+        assert table[2].startswith("Loss ")
+        assert "2.000 (1.500 to 2.500)" in table[2]
+        assert len(table) == 3  # of the others there is nothing to show
