@@ -29,11 +29,11 @@ from results.scoring import choose_replies
 from settings import FinetuneSettings, GenerationSettings
 from train_model import OpenRun
 from training.device import Machine
+from training.loop import TRAIN_SAMPLE
 
 BASE = "base_evaluation.json"  # what was measured before the training
 MOST_DIALOGUES = 1000  # of a part, at the end of a training
-TRAIN_SAMPLE = 100  # dialogues of the training part, at most as many as are held out, to compare with
-FEWEST_REPLIES = 10
+FEWEST_REPLIES = 5
 TRAINED_FOR_EACH_REPLY = 30  # examples; so scoring stays a small part of a training's time
 
 
@@ -65,11 +65,10 @@ def choose_subject(
         return numbers if len(numbers) <= size else np.sort(random.choice(numbers, size, replace=False))
 
     length = lengths[0] or lengths[1]
-    sizes = dict.fromkeys(data.parts, dialogues) | {"train": min(TRAIN_SAMPLE, len(data.held_out))}
-    datasets = {
-        name: DialogueDataset(data.conversations, draw(numbers, sizes[name]), length)
-        for name, numbers in data.parts.items()
-    }
+    parts = {name: draw(numbers, dialogues) for name, numbers in data.parts.items()}
+    if "train" in parts:
+        parts["train"] = data.parts["train"][:TRAIN_SAMPLE]  # what the training has measured itself by
+    datasets = {name: DialogueDataset(data.conversations, numbers, length) for name, numbers in parts.items()}
     shown, others = data.held_out[: generation.cases], data.held_out[generation.cases :]
     answered = np.concatenate([shown, draw(others, max(0, answers - len(shown)))]).tolist()
     renderer, speakers = data.conversations.renderer, data.conversations.speakers

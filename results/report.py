@@ -87,7 +87,9 @@ def write_report(folder: Path) -> Path:
         "title": model_name(run),
         "folder": folder.resolve().name,
         "facts": facts(run, losses),
-        "findings": [text for text in sequence(run.evaluation.get("findings")) if isinstance(text, str)],
+        "findings": [
+            text[:1].upper() + text[1:] for text in sequence(run.evaluation.get("findings")) if isinstance(text, str)
+        ],
         "notes": run.notes,
         "missing": run.missing,
         "evaluate": f"python evaluate.py {shlex.quote(str(folder))}",
