@@ -95,6 +95,8 @@ def about_training(model: dict[str, Any], base: dict[str, Any]) -> list[str]:
 
 def about_context(model: dict[str, Any]) -> list[str]:
     worth, interval = model["context_use"], model["intervals"].get("context_use")
+    if worth is None:
+        return []
     if interval is None or interval[0] <= 0 <= interval[1]:
         return [f"whether it uses what was said before can't be told: {worth:.3f} nats a token{within(interval)}"]
     if worth < 0:

@@ -63,7 +63,7 @@ GROUPS: dict[tuple[str, str], tuple[Metric, ...]] = {
         Metric(
             "context_use_of_other_history",
             "Use of a wrong context",
-            "should be near 0 or below",
+            "should be well below the use of its own",
             "The same with another dialogue's history in its place: what mere talk before is worth.",
             "{:.3f}",
         ),

@@ -1,4 +1,4 @@
-"""The losses of tokens, of replies under other histories and of other replies, held to transformers and to renderings."""
+"""Losses of tokens, of replies under other histories and of other replies: transformers' and those of renderings."""
 
 import itertools
 from types import SimpleNamespace
@@ -31,10 +31,8 @@ from results.scoring import (
 from training.loop import evaluate
 
 NAMES = (*HISTORIES, "other")
-ANIMALS = (
-    "ant bee cat dog eel fox gnu hen ibis jay koi lynx mole newt owl pig quail rat seal toad vole wasp yak".split()
-)
-COLOURS = "red blue green black white pink grey brown gold teal".split()
+ANIMALS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "jay", "koi", "owl", "pig", "rat", "seal", "wasp"]
+COLOURS = ["red", "blue", "green", "black", "white", "pink", "grey", "brown", "gold", "teal"]
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +207,7 @@ class TestHistories:
         assert len(set.union(*others.values())) == 3, "each serves once"
 
     def test_with_all_of_it_a_reply_is_what_it_is_in_training(self, template, instruction, tokenizer):
-        dialogues, conversations = small_conversations(tokenizer, template, instruction)
+        _, conversations = small_conversations(tokenizer, template, instruction)
         trained = small_conversations(tokenizer, template, instruction, learn="Bob")[1]
         replies = [Reply(0, 1), Reply(0, 4), Reply(1, 1), Reply(2, 2)]  # all that Bob says
         examples, places = make_histories(conversations, replies, 10_000, seed=4)
