@@ -212,8 +212,12 @@ class TestLikeness:
         assert all(estimate.interval is None for estimate in estimates.values())
 
 
-said = st.lists(st.sampled_from(["a", "b", "c"]), max_size=14)
-punctuated = st.tuples(said, st.lists(st.sampled_from([" ", ", ", "! ", "\n"]), min_size=14, max_size=14))
+# Pieces of one alphabet behind each other: texts that have runs of many lengths in common, side by side too.
+piece = st.tuples(st.integers(0, 6), st.integers(4, 9)).map(
+    lambda piece: list("abcdefghijklmno"[piece[0] :][: piece[1]])
+)
+said = st.lists(piece, max_size=3).map(lambda pieces: list(itertools.chain(*pieces)))
+punctuated = st.tuples(said, st.lists(st.sampled_from([" ", ", ", "! ", "\n"]), min_size=27, max_size=27))
 
 
 def write(text: tuple[list[str], list[str]]) -> str:
@@ -222,7 +226,7 @@ def write(text: tuple[list[str], list[str]]) -> str:
 
 
 class TestCopies:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=200, deadline=None)
     @given(texts=st.lists(punctuated, max_size=3), training=st.lists(st.lists(said, max_size=3), max_size=3))
     def test_equals_a_search_for_every_run(self, texts, training):
         found = metrics.find_copies(list(map(write, texts)), [[" ".join(turn) for turn in each] for each in training])
