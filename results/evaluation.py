@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +18,11 @@ VERSION = 1
 REPLY_TOKENS = 64  # of a reply that are measured, at most
 
 
-def measure_replies(replies: Sequence[str], subject: Subject, copies: Sequence[Copied] | None) -> Metrics:
+def measure_replies(replies: Sequence[str], subject: Subject, copies: Sequence[Sequence[Copied]] | None) -> Metrics:
     """Diversity, repetition and memorisation of one reply for each dialogue.
 
     Args:
-        copies: of everything that was written, what stands in the training dialogues.
+        copies: of each turn that was written in each dialogue, what stands in the training dialogues.
     """
     found = Metrics()
     spoken, few = [metrics.words(reply) for reply in replies], "needs more words than the replies have"
@@ -35,9 +34,10 @@ def measure_replies(replies: Sequence[str], subject: Subject, copies: Sequence[C
     found.add("self_bleu", metrics.self_bleu(replies), "needs two replies with words")
     found.add("repetition", share([metrics.repetition(reply) for reply in spoken], subject.seed), few)
     found.add("words_per_reply", share([(len(reply), 1) for reply in spoken], subject.seed))
-    found.add("empty_replies", float(sum(not reply for reply in spoken)))
+    found.add("empty_replies", float(sum(not reply.strip() for reply in replies)))
     if copies is not None:
-        found.add("copied_5grams", share([(each.copied, each.ngrams) for each in copies], subject.seed), few)
+        counts = [(sum(each.copied for each in turns), sum(each.ngrams for each in turns)) for turns in copies]
+        found.add("copied_5grams", share(counts, subject.seed), few)
     return found
 
 
@@ -113,7 +113,7 @@ def compare(columns: dict[str, Column], subject: Subject) -> dict[str, Any]:
         if name not in said:
             continue
         texts = first_texts(columns[name].written, subject) if name in columns else true
-        measured = measure_replies(texts, subject, list(chain(*copies[name])) if copies else None)
+        measured = measure_replies(texts, subject, copies[name] if copies else None)
         if copies:
             measured.values["longest_copied_span"] = longest_span(said[name], copies[name])
         if name in columns:

@@ -6,7 +6,7 @@ from results.metric_table import GROUPS, columns_of, make_cell
 from results.run_files import Losses, Point
 
 SHORT_TABLE = (
-    *("loss", "perplexity", "bits_per_byte", "context_use", "hits_at_1"),
+    *("loss", "perplexity", "bits_per_byte", "context_use", "context_use_beyond_other", "hits_at_1"),
     *("distinct_2", "repetition", "chrf", "copied_5grams"),
 )
 LARGE_GAP = 0.3  # growth, in nats, that is worth a sentence
@@ -96,14 +96,22 @@ def about_training(model: dict[str, Any], before: float) -> list[str]:
 
 
 def about_context(model: dict[str, Any]) -> list[str]:
+    """What the history is worth, and how much of that comes from what was said in it."""
     worth, interval = model["context_use"], model["intervals"].get("context_use")
+    if worth is None:
+        return []
     if interval is None or interval[0] <= 0 <= interval[1]:
         return [f"whether it uses what was said before can't be told: {worth:.3f} nats a token{within(interval)}"]
     if worth < 0:
         return [f"what was said before misleads it: {worth:.3f} nats a token{within(interval)}"]
     last = model["context_use_by_turns"]["1"] / worth
     share = f", {last:.0%} of it by the last turn alone" if 0 < last < 1 else ""
-    return [f"what was said before is worth {worth:.3f} nats a token to a reply{within(interval)}{share}"]
+    found = f"what was said before is worth {worth:.3f} nats a token to a reply{within(interval)}{share}"
+    beyond, interval = model["context_use_beyond_other"], model["intervals"].get("context_use_beyond_other")
+    if beyond is None:
+        return [found]
+    unsure = "" if interval and interval[0] > 0 else ", so that any history may do as well"
+    return [f"{found}; {beyond:.3f}{within(interval)} more than another dialogue's history{unsure}"]
 
 
 def about_coherence(model: dict[str, Any]) -> list[str]:
@@ -120,7 +128,7 @@ def about_replies(model: dict[str, Any], true: dict[str, Any], replies: int) -> 
     """Empty, repetitive and uniform replies."""
     found = []
     if model["empty_replies"]:
-        found.append(f"{model['empty_replies']:.0f} of its replies hold no word")
+        found.append(f"{model['empty_replies']:.0f} of its replies are empty")
     repeated, usual = model["repetition"], true["repetition"] or 0
     if repeated is not None and repeated > usual + REPETITIVE:
         found.append(

@@ -132,7 +132,7 @@ def pad_left(texts: Sequence[list[int]], device: torch.device) -> tuple[Tensor, 
     T = max(map(len, texts))
     padding = [T - len(text) for text in texts]
     ids = [[0] * pad + text for pad, text in zip(padding, texts, strict=True)]
-    return torch.tensor(ids, device=device), torch.tensor(padding, device=device)
+    return torch.tensor(ids, dtype=torch.long, device=device), torch.tensor(padding, device=device)
 
 
 def penalize_repetition(logits: Tensor, texts: Sequence[list[int]], penalty: float) -> None:

@@ -16,6 +16,8 @@ from results.scoring import HISTORIES, Reply, Scorer, TokenLosses, make_historie
 from settings import GenerationSettings
 
 FEWEST_OTHERS = 9  # turns that a reply is ranked among
+CONTEXT = ("context_use", "context_use_beyond_other", "context_use_of_other_history")
+COHERENCE = ("hits_at_1", "mrr", "chance_hits_at_1")
 MOST_SPEAKERS = 10
 MOST_TURNS = 20  # positions in a dialogue; what comes later is measured together
 
@@ -79,7 +81,7 @@ class Metrics:
         )
 
     def as_json(self) -> dict[str, Any]:
-        return {**self.values, "intervals": self.intervals, "too_small": self.too_small}
+        return {**self.values, "intervals": dict(self.intervals), "too_small": dict(self.too_small)}
 
 
 class Sums:
@@ -95,7 +97,7 @@ class Sums:
         chosen = np.ones(len(self.places), bool) if where is None else where
         size = self.places.max() + 1
         above, below = (np.bincount(self.places[chosen], values[chosen], size) for values in (numerators, denominators))
-        there = below > 0
+        there = np.bincount(self.places[chosen], minlength=size) > 0
         return metrics.ratio(above[there], below[there], self.seed)
 
 
@@ -104,8 +106,7 @@ def measure_likelihood(scorer: Scorer, subject: Subject) -> tuple[Metrics, np.nd
 
     Also (held-out dialogues, 2): the summed loss of each, in nats, and its tokens.
     """
-    found, sums, parts, positions = Metrics(), np.zeros((0, 2)), {}, scorer.model.config.n_positions
-    histories = make_histories(subject.conversations, subject.replies, positions, subject.seed)
+    found, sums, parts = Metrics(), np.zeros((0, 2)), {}
     for name, dataset in subject.datasets.items():
         losses = score_tokens(scorer, dataset, f"loss on {name}")
         part = loss_metrics(losses, subject)
@@ -115,8 +116,14 @@ def measure_likelihood(scorer: Scorer, subject: Subject) -> tuple[Metrics, np.nd
             sums = np.stack([np.bincount(dialogues, losses.nats), np.bincount(dialogues)], axis=1)
             add_loss_by_turn(found, losses, subject)
     found.values["loss_by_part"] = parts
-    add_context_use(found, histories.sums(scorer.token_losses(histories.examples, "context")), subject)
-    add_coherence(found, scorer, subject)
+    if subject.replies:
+        positions = scorer.model.config.n_positions
+        histories = make_histories(subject.conversations, subject.replies, positions, subject.seed)
+        add_context_use(found, histories.sums(scorer.token_losses(histories.examples, "context")), subject)
+        add_coherence(found, scorer, subject)
+    else:
+        for name in (*CONTEXT, *COHERENCE):
+            found.add(name, None, "needs a turn that answers something; of what is learned all opens its dialogue")
     return found, sums[sums[:, 1] > 0]
 
 
@@ -179,8 +186,9 @@ def add_context_use(found: Metrics, sums: dict[str, np.ndarray], subject: Subjec
     """Nats a token that a history is worth to a reply: its loss without any, minus its loss with that history.
 
     Fernandes et al. 2021, "Measuring and Increasing Context Usage in Context-Aware Machine Translation", section 3, for
-    dialogues and by sums over tokens. `context_use` is that of the own history; of another dialogue's there should be
-    nothing to gain.
+    dialogues and by sums over tokens. `context_use` is that of the own history. Another dialogue's is worth something
+    too, since a reply is unlike an opening whatever was said: only what the own is worth beyond that comes from what
+    was said.
 
     Args:
         sums: (replies,) the summed loss of each under each history, and its `tokens`.
@@ -189,8 +197,10 @@ def add_context_use(found: Metrics, sums: dict[str, np.ndarray], subject: Subjec
     worth = {name: dialogues.ratio(sums["none"] - sums[name], sums["tokens"]) for name in (*HISTORIES, "other")}
     found.add("context_use", worth["all"])
     found.add_group("context_use_by_turns", {name: worth[name] for name in HISTORIES if name != "none"})
-    alone = len({dialogue for dialogue, _ in subject.replies}) == 1
-    found.add("context_use_of_other_history", None if alone else worth["other"], "needs two dialogues, there is one")
+    alone, needed = len({dialogue for dialogue, _ in subject.replies}) == 1, "needs two dialogues, there is one"
+    beyond = dialogues.ratio(sums["other"] - sums["all"], sums["tokens"])
+    found.add("context_use_beyond_other", None if alone else beyond, needed)
+    found.add("context_use_of_other_history", None if alone else worth["other"], needed)
 
 
 def add_coherence(found: Metrics, scorer: Scorer, subject: Subject) -> None:
@@ -199,11 +209,10 @@ def add_coherence(found: Metrics, scorer: Scorer, subject: Subject) -> None:
     The task of Dinan et al. 2019, "The Second Conversational Intelligence Challenge (ConvAI2)", section 2.2, where a
     language model's likelihood does the ranking.
     """
-    names = ("hits_at_1", "mrr", "chance_hits_at_1")
     dialogues = np.array([dialogue for dialogue, _ in subject.replies])
     others = len(dialogues) - np.bincount(dialogues).max()
     if others < FEWEST_OTHERS:
-        for name in names:
+        for name in COHERENCE:
             found.add(name, None, f"needs {FEWEST_OTHERS} turns of other dialogues to choose from, there are {others}")
         return
     losses = score_candidates(scorer, subject.conversations, subject.replies, subject.seed)

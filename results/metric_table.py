@@ -61,9 +61,16 @@ GROUPS: dict[tuple[str, str], tuple[Metric, ...]] = {
             "{:.3f}",
         ),
         Metric(
+            "context_use_beyond_other",
+            "More than a wrong context",
+            HIGHER,
+            "How much of that is lost with another dialogue's history in its place: what it takes from what was said.",
+            "{:.3f}",
+        ),
+        Metric(
             "context_use_of_other_history",
             "Use of a wrong context",
-            "should be near 0 or below",
+            "should be well below the use of its own",
             "The same with another dialogue's history in its place: what mere talk before is worth.",
             "{:.3f}",
         ),

@@ -1,9 +1,11 @@
 """What numbers and replies say about a model: each metric with its source; no model is needed here.
 
-A word is a run of letters and digits in lower case; in writing without spaces each character is one.
+A word is a run of letters and digits, with their accents and vowel signs, in lower case; in writing without spaces each
+character is one.
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -17,7 +19,11 @@ COPIED_WORDS = 5
 REPEATED_WORDS = 4
 SELF_BLEU_REPLIES = 100
 WITHOUT_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # Thai to Han
-WORD = re.compile(rf"[{WITHOUT_SPACES}]|[^\W_{WITHOUT_SPACES}]+(?:['’][^\W_{WITHOUT_SPACES}]+)*")
+# Signs that belong to the letter before them and are none for `\w`: accents that stand alone, Hebrew and Arabic vowels,
+# all of the Indic blocks but their full stops, joiners.
+MARKS = "\u0300-\u036f\u0591-\u05bd\u05bf-\u05c7\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff\u200c\u200d"
+LETTERS = rf"[^\W_{WITHOUT_SPACES}](?:[^\W_{WITHOUT_SPACES}]|[{MARKS}])*"
+WORD = re.compile(rf"[{WITHOUT_SPACES}]|{LETTERS}(?:['’]{LETTERS})*")
 
 
 class Estimate(NamedTuple):
@@ -31,24 +37,25 @@ class Estimate(NamedTuple):
         return Estimate(function(self.value), self.interval and list(map(function, self.interval)))
 
 
-def ratio(numerators: np.ndarray, denominators: np.ndarray, seed: int) -> Estimate:
+def ratio(numerators: np.ndarray, denominators: np.ndarray, seed: int, resamples: int = RESAMPLES) -> Estimate:
     """Σ numerators / Σ denominators over dialogues, with its 95% percentile bootstrap interval.
 
     Dialogues are drawn, not tokens or replies: those of one dialogue are not independent (Efron and Tibshirani 1993,
-    "An Introduction to the Bootstrap", chapter 13).
+    "An Introduction to the Bootstrap", chapter 13). Draws whose denominators are all 0 have no ratio and don't count.
 
     Args:
         numerators, denominators: (dialogues,) each, as the summed loss of a dialogue's tokens and their number.
     """
     value = float(numerators.sum() / denominators.sum())
-    sums = [(numerators[drawn].sum(), denominators[drawn].sum()) for drawn in resample(len(numerators), seed)]
+    draws = resample(len(numerators), seed, resamples)
+    sums = [(numerators[drawn].sum(), denominators[drawn].sum()) for drawn in draws]
     return Estimate(value, middle([above / below for above, below in sums if below]))
 
 
-def resample(size: int, seed: int) -> Iterator[np.ndarray]:
+def resample(size: int, seed: int, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
     """Draws of `size` dialogues of as many, with replacement; none where there are too few to say anything by it."""
     random = np.random.default_rng(seed)
-    for _ in range(RESAMPLES if size >= FEWEST_FOR_INTERVAL else 0):
+    for _ in range(resamples if size >= FEWEST_FOR_INTERVAL else 0):
         yield random.integers(size, size=size)
 
 
@@ -69,7 +76,12 @@ def ranks(losses: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def words(text: str) -> list[str]:
-    return [match[0].lower() for match in WORD.finditer(text)]
+    return [spell(match) for match in WORD.finditer(text)]
+
+
+def spell(match: re.Match[str]) -> str:
+    """A word in the one form in which it is compared, however its accents and its apostrophe were typed."""
+    return unicodedata.normalize("NFC", match[0].lower()).replace("’", "'")
 
 
 def ngrams(tokens: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
@@ -115,8 +127,9 @@ def self_bleu(replies: Sequence[str]) -> float | None:
 
 
 def repetition(reply: Sequence[str]) -> tuple[int, int]:
-    """How many of a reply's 4-grams stood in it before, and how many it has; summed and divided they are seq-rep-4
-    (Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training", section 6.2)."""
+    """How many of a reply's 4-grams stood in it before, and how many it has; divided they are seq-rep-4 (Welleck et al.
+    2020, "Neural Text Generation with Unlikelihood Training", section 6.2). Over replies both are summed first, so that
+    short ones don't weigh as much as long ones; theirs are all equally long."""
     found = list(ngrams(reply, REPEATED_WORDS))
     return len(found) - len(set(found)), len(found)
 
@@ -179,7 +192,7 @@ def find_copies(texts: Sequence[str], training: Iterable[Sequence[str]]) -> list
     Args:
         training: the turns of each dialogue.
     """
-    found = [[(match[0].lower(), *match.span()) for match in WORD.finditer(text)] for text in texts]
+    found = [[(spell(match), *match.span()) for match in WORD.finditer(text)] for text in texts]
     said = [[word for word, _, _ in text] for text in found]
     places: dict[tuple[str, ...], list[tuple[int, int]]] = {}
     for text, spoken in enumerate(said):

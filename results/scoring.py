@@ -49,8 +49,13 @@ class Scorer(NamedTuple):
     def continuation_losses(
         self, contexts: Sequence[list[int]], continuations: Sequence[Sequence[list[int]]], what: str
     ) -> list[list[np.ndarray]]:
-        """The losses of the tokens of each of the continuations of each context, which is computed once for all."""
+        """The losses of the tokens of each of the continuations of each context, which is computed once for all.
+
+        A context has at least one token; with a continuation it may be one longer than there are positions.
+        """
         self.model.eval()
+        for context, branches in zip(contexts, continuations, strict=True):
+            assert len(context) + max(map(len, branches)) <= self.model.config.n_positions + 1
         losses: list[list[np.ndarray]] = [[np.zeros(0)] * len(branches) for branches in continuations]
         with progress(what, len(contexts)) as bar:
             for numbers in evaluation_batches(list(map(len, contexts))):
@@ -78,7 +83,7 @@ class Scorer(NamedTuple):
         examples = [Example(np.array(branch), np.arange(len(branch)) > 0) for branch in branches]
         inputs, targets = self.pad(*collate(examples, self.padding_id))
         with self.autocast():
-            x = self.model.hidden_states(inputs, BranchedCache(cache, rows))
+            x = self.model.hidden_states(inputs, BranchedCache(cache, rows, self.model.config.n_positions))
             return split_rows(self.model.loss(x, targets, reduction="none"), targets)
 
     @property
@@ -99,12 +104,17 @@ class BranchedCache(KVCache):
     Args:
         cache: of the contexts, aligned at their ends.
         rows: (B,) which of them each row goes on from.
+        n_positions: of the model. Padding behind a row may lie past them; any position does for it.
     """
 
-    def __init__(self, cache: KVCache, rows: Sequence[int]) -> None:
-        self.rows = torch.tensor(rows, device=cache.padding.device)
+    def __init__(self, cache: KVCache, rows: Sequence[int], n_positions: int) -> None:
+        self.rows, self.n_positions = torch.tensor(rows, device=cache.padding.device), n_positions
         self.keys, self.values = cache.keys, cache.values
         self.padding, self.length = cache.padding[self.rows], cache.length
+
+    def positions(self, T: int) -> Tensor:
+        """(B, T) positions of the next T tokens."""
+        return super().positions(T).clamp(max=self.n_positions - 1)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """(B, H, T, D) keys and values behind those of their contexts, (B, H, S, D). Copied for one layer at a time."""
@@ -156,8 +166,8 @@ def choose_replies(conversations: Conversations, dialogues: np.ndarray, most: in
     each, replies = max(1, most // len(dialogues)), []
     for dialogue in dialogues.tolist():
         texts = conversations.texts_of(dialogue)
-        turns = np.flatnonzero(texts[:, 0] < texts[:, 1])
-        turns = turns[turns > 0]
+        said = conversations[dialogue].turns  # decoded: a text's space has a token even where there is no text
+        turns = np.array([turn for turn, (_, text) in enumerate(said) if turn and text], int)
         if conversations.renderer.name == "alpaca":
             turns = turns[turns == len(texts) - 1]
         elif conversations.learn not in ("all", "replies"):
@@ -210,7 +220,8 @@ class Histories(NamedTuple):
     def sums(self, losses: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """(replies,) of each history the summed loss of each reply, from those of the examples; `tokens` their tokens.
 
-        By the names of `HISTORIES`; and `other`: the beginning of another dialogue, of as many turns as its own.
+        By the names of `HISTORIES`; and `other`: the beginning of another dialogue, of as many turns as its own (or
+        all but the last, where that one is shorter).
         """
         totals, sizes = np.array([part.sum() for part in losses]), np.array([len(part) for part in losses])
         return {name: totals[found] for name, found in self.places.items()} | {"tokens": sizes[self.places["all"]]}

@@ -24,7 +24,15 @@ from settings import GenerationSettings
 QUICK = ("--epochs", 2, "--max-new-tokens", 12, "--precision", "fp32")
 METRICS = {
     *("loss", "perplexity", "bits_per_byte", "loss_by_part", "loss_by_speaker", "loss_by_turn", "loss_change"),
-    *("context_use", "context_use_by_turns", "context_use_of_other_history", "hits_at_1", "mrr", "chance_hits_at_1"),
+    *(
+        "context_use",
+        "context_use_by_turns",
+        "context_use_of_other_history",
+        "context_use_beyond_other",
+        "hits_at_1",
+        "mrr",
+        "chance_hits_at_1",
+    ),
     *("distinct_1", "distinct_2", "expectation_adjusted_distinct", "self_bleu", "repetition", "words_per_reply"),
     *("empty_replies", "chrf", "bleu", "word_f1", "copied_5grams", "longest_copied_span", "intervals", "too_small"),
 }
@@ -248,7 +256,7 @@ def test_empty_replies_are_counted_and_break_nothing(tmp_path, capsys):
     assert found["empty_replies"] == len(silent)
     assert (found["distinct_1"], found["self_bleu"], found["repetition"], found["word_f1"]) == (None, None, None, 0)
     assert set(found["too_small"]) >= {"distinct_1", "distinct_2", "self_bleu", "repetition"}
-    assert f"{len(silent)} of its replies hold no word" in capsys.readouterr().out
+    assert f"{len(silent)} of its replies are empty" in capsys.readouterr().out
     assert (tmp_path / "report.html").exists()
 
 
@@ -286,6 +294,9 @@ def test_the_training_dialogues_are_read_from_the_run_folder(template, tmp_path)
         assert any(text.strip().endswith(dialogue.turns[1].text) for text in texts)
 
 
+BEYOND = {"context_use_beyond_other": [0.2, 0.4]}
+
+
 class TestFindings:
     def losses(self, *values: float, train: tuple[float, float] = (3.0, 1.0)) -> Losses:
         val = [Point(10 * place, float(place), value) for place, value in enumerate(values)]
@@ -296,6 +307,7 @@ class TestFindings:
         model = {
             "loss": 2.0,
             "context_use": 0.5,
+            "context_use_beyond_other": 0.3,
             "hits_at_1": 0.4,
             "chance_hits_at_1": 0.05,
             "empty_replies": 0.0,
@@ -305,7 +317,7 @@ class TestFindings:
             "loss_change": -0.5,
             "longest_copied_span": {"words": 12, "text": "", "dialogue": 4},
             "context_use_by_turns": {"1": 0.4},
-            "intervals": {"context_use": [0.4, 0.6], "hits_at_1": [0.3, 0.5], "loss_change": [-0.6, -0.4]},
+            "intervals": {"context_use": [0.4, 0.6], "hits_at_1": [0.3, 0.5], "loss_change": [-0.6, -0.4]} | BEYOND,
             **changes,
         }
         true = {"repetition": 0.0, "distinct_2": 0.95, "copied_5grams": 0.02}
@@ -325,7 +337,7 @@ class TestFindings:
             " the training conversations alone",
             "fine-tuning lowered the loss on held-out conversations from 2.500 to 2.000: by 0.500 [0.400, 0.600]",
             "what was said before is worth 0.500 nats a token to a reply [0.400, 0.600], 80% of it by the last turn"
-            " alone",
+            " alone; 0.300 [0.200, 0.400] more than another dialogue's history",
             "it finds the true reply among others in 40% of the cases [30%, 50%], chance 5%",
             "31% of the generated 5-grams stand in the training data (of the true replies' 2%); the longest copy has 12"
             " words, from training dialogue 4",
@@ -338,7 +350,7 @@ class TestFindings:
         assert "which may be chance: -0.500 [-0.600, 0.100]" in found[0]
         assert found[1].startswith("whether it uses what was said before can't be told")
         assert found[2].endswith("which is not for certain better")
-        assert found[3] == "1 of its replies hold no word"
+        assert found[3] == "1 of its replies are empty"
         assert found[4].startswith("it repeats itself: 30%")
 
     def test_the_evaluation_that_was_kept_is_the_last(self):

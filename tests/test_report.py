@@ -345,7 +345,7 @@ def test_an_evaluation_of_another_version_is_shown_as_far_as_known(run, no_plots
     assert "version 7, this program knows 1" in capsys.readouterr().out
     assert "Not in this evaluation: chrF." in page.text
     assert "There is no base model to compare with in this evaluation." in page.text
-    assert "Metric Fine-tuned True replies" in page.text
+    assert "Metric The model True replies" in page.text
 
 
 def nodes(value: Any, path: tuple = ()) -> Iterator[tuple]:

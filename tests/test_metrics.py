@@ -1,0 +1,462 @@
+"""Each metric by hand, in a slow and plain way, or by who wrote it first; and those of the bundled model."""
+
+import itertools
+import math
+import unicodedata
+
+import numpy as np
+import pytest
+import sacrebleu
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GPT2LMHeadModel
+
+from conftest import CPU, bundled_dialogues
+from dialogues.batches import DialogueDataset
+from dialogues.conversations import Conversations
+from dialogues.dialogue import Dialogue, Turn
+from dialogues.template import Renderer
+from find_model import BUNDLED
+from gpt_model import GPTModel
+from load_gpt2_weights import load_model
+from results import metrics
+from results.evaluation import measure_replies
+from results.likelihood import Metrics, Subject, Sums, add_context_use, measure_likelihood
+from results.metrics import COPIED_WORDS, Copied
+from results.scoring import Reply, Scorer, choose_replies, make_histories
+from settings import GenerationSettings
+from training.loop import evaluate
+
+
+def interval_of(estimate: metrics.Estimate | None) -> list[float]:
+    assert estimate
+    assert estimate.interval
+    return estimate.interval
+
+
+class TestRatio:
+    def test_the_value_is_the_sums_divided(self):
+        """Not the mean of the dialogues' means, 1.5."""
+        assert metrics.ratio(np.array([1.0, 20.0]), np.array([1.0, 10.0]), seed=0).value == 21 / 11
+
+    @pytest.mark.parametrize("dialogues", [3, 4, 5])
+    def test_the_interval_is_that_of_every_possible_draw(self, dialogues):
+        """Of so few dialogues all the draws can be written down: the bootstrap's own distribution, without chance."""
+        random = np.random.default_rng(dialogues)
+        losses, tokens = random.uniform(10, 90, dialogues), random.integers(5, 40, dialogues).astype(float)
+        draws = itertools.product(range(dialogues), repeat=dialogues)
+        exact = [sum(losses[n] for n in draw) / sum(tokens[n] for n in draw) for draw in draws]
+        found = metrics.ratio(losses, tokens, seed=1, resamples=20_000).interval
+        for quantile, value in zip((0.025, 0.975), found, strict=True):
+            low, high = np.quantile(
+                exact, [quantile - 0.006, quantile + 0.006], method="inverted_cdf"
+            )  # five standard errors of 20,000
+            assert low <= value <= high
+
+    def test_of_many_dialogues_it_is_the_normal_one(self):
+        """500 dialogues; the variance of a ratio of means (Cochran 1977, "Sampling Techniques", section 2.11)."""
+        random = np.random.default_rng(2)
+        tokens = random.integers(5, 80, 500).astype(float)
+        losses = tokens * random.normal(3, 0.5, 500)
+        value, interval = metrics.ratio(losses, tokens, seed=3, resamples=8000)
+        error = np.sqrt(((losses - value * tokens) ** 2).sum()) / tokens.sum()
+        assert interval == pytest.approx([value - 1.96 * error, value + 1.96 * error], abs=0.15 * error)
+
+    def test_fewer_than_three_dialogues_have_none(self):
+        for size, has in ((1, False), (2, False), (3, True)):
+            assert (metrics.ratio(np.ones(size), np.ones(size), seed=0).interval is not None) == has
+
+    def test_the_seed_decides(self):
+        numbers = np.random.default_rng(4).uniform(1, 5, 20)
+        found = [metrics.ratio(numbers, np.ones(20), seed).interval for seed in (5, 5, 6)]
+        assert found[0] == found[1] != found[2]
+
+    def test_draws_without_a_denominator_do_not_count(self):
+        """One draw in three has only the dialogues of which nothing is counted: 0/0 is not 0, nor is it large."""
+        found = metrics.ratio(np.array([0, 0, 0, 4.0]), np.array([0, 0, 0, 2.0]), seed=0)
+        assert found == (2, [2, 2])
+        low, high = interval_of(metrics.ratio(np.array([1, 0, 0, 4.0]), np.array([0, 0, 0, 2.0]), seed=0))
+        assert 2 <= low < high <= 6  # at most four of the first beside one of the last, 3 + 4 of 2: 3.5; or less
+
+    def test_the_tokens_of_a_dialogue_stay_together(self):
+        """20 dialogues of 50 tokens, whose losses are all but equal within each: 20 things were seen, not 1000."""
+        random = np.random.default_rng(7)
+        dialogues = np.repeat(np.arange(20), 50)
+        losses = random.normal(3, 1, 20)[dialogues] + random.normal(0, 0.01, 1000)
+        order = random.permutation(1000)  # whose token is whose does not depend on where it stands
+        together = Sums(dialogues[order] + 300, 0).ratio(losses[order], np.ones(1000))
+        apart = metrics.ratio(losses, np.ones(1000), 0)
+        assert together.value == pytest.approx(apart.value)
+        assert np.ptp(interval_of(together)) > 4 * np.ptp(interval_of(apart))
+        whole = metrics.ratio(np.bincount(dialogues, losses), np.full(20, 50.0), 0)
+        assert interval_of(together) == pytest.approx(interval_of(whole))
+
+    def test_sums_where(self):
+        """Only some of the things: a dialogue that has none of them is not drawn, one that counts for 0 is."""
+        sums = Sums(np.array([0, 0, 1, 2]), 0)
+        found = sums.ratio(np.array([1.0, 2, 3, 4]), np.array([1.0, 1, 0, 1]), np.array([True, False, True, False]))
+        assert found == (4, None)  # (1 + 3) / (1 + 0)
+
+    def test_map(self):
+        estimate = metrics.Estimate(0.0, [-1.0, 1.0]).map(math.exp)
+        assert estimate == (1, [math.exp(-1), math.e])
+        assert metrics.Estimate(1.0, None).map(math.exp) == (math.e, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Don't! Stop, O’Neill's dog-house…", ["don't", "stop", "o'neill's", "dog", "house"]),
+        ("Über 3,5 Äpfel", ["über", "3", "5", "äpfel"]),
+        (unicodedata.normalize("NFD", "Für Ändré"), ["für", "ändré"]),
+        ("'quoted' snake_case", ["quoted", "snake", "case"]),
+        ("我们走吧。", ["我", "们", "走", "吧"]),
+        ("今日はTokyoへ", ["今", "日", "は", "tokyo", "へ"]),
+        ("สวัสดี", list("สวัสดี")),
+        ("안녕하세요 여러분", ["안녕하세요", "여러분"]),
+        ("हिन्दी में बात।", ["हिन्दी", "में", "बात"]),
+        ("שָׁלוֹם עולם", ["שָׁלוֹם", "עולם"]),
+        ("مَرحَبًا", ["مَرحَبًا"]),
+        ("Привет, ёж", ["привет", "ёж"]),
+        ("😀 👍🏽 ❤️ 👩‍👩‍👧", []),
+        (" … — !", []),
+        ("", []),
+    ],
+)
+def test_words(text, expected):
+    same = [unicodedata.normalize("NFC", word) for word in expected]
+    assert metrics.words(text) == same
+
+
+def test_ranks():
+    """1 for the likeliest, 3 behind two likelier ones, last where all are alike; alone first."""
+    losses = [[1.0, 2, 3], [3.0, 1, 2, 4], [2.0, 2, 2, 2], [2.0, 2, 1], [5.0]]
+    assert metrics.ranks(map(np.array, losses)).tolist() == [1, 3, 4, 3, 1]
+
+
+class TestDiversity:
+    def test_distinct(self):
+        replies = [["a", "b", "a"], ["b"], []]
+        assert metrics.distinct(replies, 1) == 2 / 4
+        assert metrics.distinct(replies, 2) == 2 / 2  # (a b) and (b a); none goes from one reply into the next
+        assert metrics.distinct([["a", "b"], ["a", "b"]], 2) == 1 / 2
+        assert metrics.distinct([["a"], ["b"]], 2) is None
+        assert metrics.distinct([], 1) is None
+
+    @pytest.mark.parametrize(("vocabulary", "tokens"), [(50, 20), (50, 400), (1000, 300)])
+    def test_expectation_adjusted_distinct_is_1_for_what_is_drawn_at_random(self, vocabulary, tokens):
+        random = np.random.default_rng(8)
+        draws = random.integers(vocabulary, size=(400, tokens))
+        found = [metrics.expectation_adjusted_distinct(np.array_split(draw, 3), vocabulary) for draw in draws.tolist()]
+        assert np.mean(np.array(found)) == pytest.approx(1, abs=0.01)
+
+    def test_expectation_adjusted_distinct_by_hand(self):
+        """4 different of 5; of 10 tokens five draws are expected to give 10 (1 - 0.9⁵) = 4.0951."""
+        assert metrics.expectation_adjusted_distinct([[1, 2, 3], [3, 4]], 10) == pytest.approx(4 / 4.0951)
+        assert metrics.expectation_adjusted_distinct([[], []], 10) is None
+
+    def test_repetition(self):
+        assert metrics.repetition(["a", "b", "c", "d"]) == (0, 1)
+        assert metrics.repetition(["a", "b", "c", "d", "a", "b", "c", "d"]) == (1, 5)
+        assert metrics.repetition(["no", "no", "no", "no", "no", "no"]) == (2, 3)
+        assert metrics.repetition(["a", "b", "c"]) == (0, 0)
+
+    def test_self_bleu(self):
+        replies = ["I am fine, thank you.", "Yes.", "I am fine, and you?", "You are late!", "We go to the zoo. "]
+        scores = [
+            sacrebleu.sentence_bleu(reply, [other for other in replies if other != reply], use_effective_order=True)
+            for reply in replies
+        ]
+        expected = np.mean([score.score for score in scores])
+        assert 5 < expected < 60
+        assert metrics.self_bleu(replies) == pytest.approx(expected)
+        assert metrics.self_bleu(["The very same one."] * 3) == pytest.approx(100)
+        assert metrics.self_bleu(["", "…", "One is not enough.", "🙂"]) is None
+        assert metrics.self_bleu(["...", *replies, ""]) == metrics.self_bleu(replies)
+
+    def test_self_bleu_of_many_takes_a_hundred_of_all_places(self):
+        replies = [f"{'same old' if number % 3 else 'new'} text {number}" for number in range(300)]
+        assert metrics.self_bleu(replies) == metrics.self_bleu(replies[::3])
+        assert metrics.self_bleu(replies[:101]) == metrics.self_bleu(replies[:101:2])
+
+
+class TestLikeness:
+    def test_word_f1(self):
+        """The words in common, each as often as both have it."""
+        assert metrics.word_f1(["a", "a", "b"], ["a", "b", "b", "c"]) == pytest.approx(2 * (2 / 3) * (2 / 4) / (7 / 6))
+        assert metrics.word_f1(["a"], ["a"]) == 1
+        assert metrics.word_f1(["a"], ["b"]) == metrics.word_f1([], ["b"]) == metrics.word_f1(["a"], []) == 0
+        assert metrics.word_f1([], []) == 1
+
+    def test_bleu_and_chrf_are_sacrebleus(self):
+        random = np.random.default_rng(9)
+        true = [" ".join(random.choice(list("abcdefgh"), 12)) for _ in range(30)]
+        replies = [" ".join(word if random.random() < 0.7 else "x" for word in text.split()) for text in true]
+        estimates, signatures = metrics.likeness(replies, true, seed=10)
+        for name, score in (("bleu", sacrebleu.corpus_bleu), ("chrf", sacrebleu.corpus_chrf)):
+            value, (low, high) = estimates[name].value, interval_of(estimates[name])
+            assert value == score(replies, [true]).score
+            assert low < value < high
+            # Its own bootstrap, of replies with their references, a draw at a time.
+            draws = [random.integers(30, size=30) for _ in range(300)]
+            scores = [score([replies[n] for n in draw], [[true[n] for n in draw]]).score for draw in draws]
+            assert high - low == pytest.approx(np.ptp(np.quantile(scores, [0.025, 0.975])), rel=0.25)
+            assert f"version:{sacrebleu.__version__}" in signatures[name]
+        assert metrics.likeness(replies, true, seed=10)[0] == estimates
+        assert metrics.likeness(replies, true, seed=11)[0] != estimates
+
+    def test_two_replies_have_no_interval(self):
+        estimates, _ = metrics.likeness(["a b c d", "e"], ["a b c d", "f"], seed=0)
+        assert all(estimate.interval is None for estimate in estimates.values())
+
+
+# Pieces of one alphabet behind each other: texts that have runs of many lengths in common, side by side too.
+piece = st.tuples(st.integers(0, 6), st.integers(4, 9)).map(
+    lambda piece: list("abcdefghijklmno"[piece[0] :][: piece[1]])
+)
+said = st.lists(piece, max_size=3).map(lambda pieces: list(itertools.chain(*pieces)))
+punctuated = st.tuples(said, st.lists(st.sampled_from([" ", ", ", "! ", "\n"]), min_size=27, max_size=27))
+
+
+def write(text: tuple[list[str], list[str]]) -> str:
+    words, gaps = text
+    return "".join(itertools.chain(*zip([word.upper() if word == "b" else word for word in words], gaps, strict=False)))
+
+
+class TestCopies:
+    @settings(max_examples=200, deadline=None)
+    @given(texts=st.lists(punctuated, max_size=3), training=st.lists(st.lists(said, max_size=3), max_size=3))
+    def test_equals_a_search_for_every_run(self, texts, training):
+        found = metrics.find_copies(list(map(write, texts)), [[" ".join(turn) for turn in each] for each in training])
+        for (words, _), copied, text in zip(texts, found, map(write, texts), strict=True):
+            turns = [(number, turn) for number, turns in enumerate(training, 1) for turn in turns]
+
+            def holders(run, turns=turns):
+                n = len(run)
+                return [d for d, turn in turns if any(turn[at : at + n] == run for at in range(len(turn) - n + 1))]
+
+            runs = [
+                (start, end)
+                for start in range(len(words))
+                for end in range(start + COPIED_WORDS, len(words) + 1)
+                if holders(words[start:end])
+            ]
+            fives = [start for start, end in runs if end - start == COPIED_WORDS]
+            covered = {place for start in fives for place in range(start, start + COPIED_WORDS)}
+            places = [place for place, letter in enumerate(text) if letter.isalpha()]  # a word is a letter here
+            marked = [place for place, at in enumerate(places) if any(a <= at < b for a, b in copied.marks)]
+            assert copied.ngrams == max(0, len(words) - COPIED_WORDS + 1)
+            assert copied.copied == len(fives)
+            assert set(marked) == covered
+            assert len(copied.marks) == sum(place - 1 not in covered for place in covered)
+            assert all(text[a].isalpha() and text[b - 1].isalpha() for a, b in copied.marks)
+            longest = max((end - start for start, end in runs), default=0)
+            assert (copied.longest is not None) == bool(longest)
+            if copied.longest:
+                start, end, size, dialogue = copied.longest
+                run = metrics.words(text[start:end])
+                assert size == len(run) == longest
+                same = [holders(words[start:end]) for start, end in runs if end - start == longest]
+                assert dialogue in holders(run)
+                assert dialogue == min(itertools.chain(*same))
+
+    def test_not_across_the_end_of_a_turn(self):
+        text = ["one two three four five"]
+        assert metrics.find_copies(text, [["one two three", "four five"], ["four five one two three"]])[0].copied == 0
+        assert metrics.find_copies(text, [["zero one two three four five six"]])[0] == Copied(
+            1, 1, [(0, 23)], metrics.Span(0, 23, 5, 1)
+        )
+
+    def test_case_and_punctuation_do_not_matter(self):
+        text = "Well — I DON’T know, what to say?!"
+        (found,) = metrics.find_copies([text], [["Hm."], ["No", "i don't know what... to say"]])
+        assert found.copied == 2
+        assert [text[a:b] for a, b in found.marks] == ["I DON’T know, what to say"]
+        assert found.longest == (7, 32, 6, 2)
+
+    def test_two_runs_with_a_word_between_are_two_marks(self):
+        text = "a b c d e X f g h i j"
+        (found,) = metrics.find_copies([text], [["f g h i j"], ["a b c d e"]])
+        assert [text[a:b] for a, b in found.marks] == ["a b c d e", "f g h i j"]
+        assert found.longest == (12, 21, 5, 1)  # the first of two that are as long
+
+    def test_chinese(self):
+        (found,) = metrics.find_copies(["他说我们明天走。"], [["我们明天走吧"]])
+        assert (found.ngrams, found.copied, found.marks) == (3, 1, [(2, 7)])
+
+
+def test_the_turns_of_a_reply_are_counted_together():
+    """What a model has copied in one dialogue is one thing that was seen, in however many turns."""
+    turns = [Copied(10, 10, [], None)] * 8, [Copied(10, 0, [], None)] * 8, [Copied(10, 5, [], None)] * 8
+    renderer = Renderer(load_model(BUNDLED)[1])
+    subject = make_subject(Conversations.of(renderer, bundled_dialogues()), range(3))
+    found = measure_replies(["Yes."] * 3, subject, turns)
+    assert found.values["copied_5grams"] == 0.5
+    assert found.intervals["copied_5grams"] == [0, 1]  # with 24 turns drawn one by one: 0.33 to 0.67
+    assert found.values["distinct_1"] == 1 / 3
+    assert found.values["words_per_reply"] == 1
+    assert found.too_small == {
+        "distinct_2": "needs more words than the replies have",
+        "repetition": "needs more words than the replies have",
+    }
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    model, tokenizer = load_model(BUNDLED)
+    return model.eval(), Conversations.of(Renderer(tokenizer), bundled_dialogues())
+
+
+def make_subject(conversations: Conversations, numbers, replies: list[Reply] | None = None, max_length=512) -> Subject:
+    numbers = np.array(list(numbers))
+    parts = {"train": np.setdiff1d(np.arange(len(conversations)), numbers), "val": numbers}
+    datasets = {name: DialogueDataset(conversations, part, max_length) for name, part in parts.items() if len(part)}
+    return Subject(
+        conversations=conversations,
+        datasets=datasets,
+        part="val",
+        replies=choose_replies(conversations, numbers, 100, 0) if replies is None else replies,
+        answered=[],
+        training=None,
+        generation=GenerationSettings(),
+        reply_tokens=64,
+        seed=0,
+        autocast=CPU.autocast,
+    )
+
+
+def measure(model: GPTModel, subject: Subject) -> Metrics:
+    return measure_likelihood(Scorer(model, CPU.autocast, subject.tokenizer.eot_token), subject)[0]
+
+
+def bootstrap(above: list[float], below: list[float]) -> list[float]:
+    random, samples = np.random.default_rng(99), []
+    for _ in range(4000):
+        drawn = random.integers(len(above), size=len(above)).tolist()
+        samples.append(sum(above[n] for n in drawn) / sum(below[n] for n in drawn))
+    return np.quantile(samples, [0.025, 0.975]).tolist()
+
+
+class TestLikelihood:
+    def test_the_loss_is_that_of_the_training_loop(self, bundled):
+        model, conversations = bundled
+        subject = make_subject(conversations, [7, 8, 9])
+        found = measure(model, subject)
+        for name, dataset in subject.datasets.items():
+            expected = evaluate(model, dataset, subject.tokenizer.eot_token, CPU)
+            assert found.values["loss_by_part"][name]["loss"] == pytest.approx(expected, rel=1e-6)
+        assert found.values["loss"] == found.values["loss_by_part"]["val"]["loss"]
+        assert found.values["perplexity"] == pytest.approx(math.exp(found.values["loss"]))
+        assert found.intervals["perplexity"] == pytest.approx(np.exp(found.intervals["loss"]).tolist())
+        assert found.values["hits_at_1"] is found.values["mrr"] is found.values["chance_hits_at_1"] is None
+        assert found.too_small["mrr"] == "needs 9 turns of other dialogues to choose from, there are 4"
+        assert set(found.values["loss_by_part"]["val"]["intervals"]) == {"loss", "perplexity", "bits_per_byte"}
+
+    @pytest.mark.parametrize("learn", ["all", "Bob"])
+    def test_bits_per_byte_from_the_bytes_of_the_text(self, learn, bundled):
+        """By transformers; of a dialogue's first token there is no loss, nor its bytes. Bob's texts end in a mark."""
+        model, _ = bundled
+        reference, dialogues = GPT2LMHeadModel.from_pretrained(BUNDLED, dtype=torch.float32), bundled_dialogues()
+        dialogues[0] = Dialogue((Turn("Alex", "Größe?"), Turn("Bob", "Übergröße 🙂, 大")))  # bytes are not letters
+        conversations = Conversations.of(Renderer(bundled[1].renderer.tokenizer), dialogues, learn)
+        found = measure(model, make_subject(conversations, range(10)))
+        bits, sizes = [], []
+        for number, dialogue in enumerate(dialogues):
+            ids = torch.tensor(conversations.tokens_of(number).astype(np.int64))
+            with torch.inference_mode():
+                log_probabilities = reference(ids[None]).logits[0, :-1].log_softmax(dim=-1)
+            learned = torch.from_numpy(conversations.learned[conversations.starts[number] :][: len(ids)])[1:]
+            nats = -log_probabilities[torch.arange(len(ids) - 1), ids[1:]][learned]
+            bits.append(nats.sum().item() / math.log(2))
+            if learn == "all":
+                text = conversations.render(number).removesuffix("<|endoftext|>").removeprefix("The")
+                sizes.append(len(text.encode()))
+            else:
+                stops = ["\n\n###"] * (len(dialogue.turns) - 1) + [""]  # the end of text has no bytes
+                turns = zip(dialogue.turns, stops, strict=True)
+                sizes.append(sum(len((text + stop).encode()) for (name, text), stop in turns if name == "Bob"))
+        assert found.values["bits_per_byte"] == pytest.approx(sum(bits) / sum(sizes), rel=1e-5)
+        assert found.intervals["bits_per_byte"] == pytest.approx(bootstrap(bits, sizes), rel=0.02)
+
+    def test_speakers_and_turns_weighted_by_their_tokens_give_all(self, bundled):
+        model, _ = bundled
+        renderer, dialogues = bundled[1].renderer, bundled_dialogues()
+        long = Dialogue(tuple(turn for dialogue in dialogues for turn in dialogue.turns))
+        conversations = Conversations.of(renderer, [*dialogues[:5], long])
+        subject = make_subject(conversations, range(6), replies=[])
+        found = measure(model, subject).values
+        tokens, encode = {"Alex": 0, "Bob": 0}, renderer.tokenizer.encode_ordinary
+        by_turn = dict.fromkeys([*map(str, range(1, 21)), "21+"], 0)
+        for dialogue in [*dialogues[:5], long]:
+            for place, (speaker, text) in enumerate(dialogue.turns):
+                ending = 1 if place == len(dialogue.turns) - 1 else len(encode("\n\n###"))
+                size = len(encode(text)) + ending
+                tokens[speaker] += size
+                by_turn[str(place + 1) if place < 20 else "21+"] += size
+        # The same tokens as those learned by a model of the same weights, if only texts are learned.
+        conversations.learned = np.zeros(len(conversations.tokens), bool)
+        for start, end in zip(*conversations.turn_spans(), strict=True):
+            conversations.learned[start:end] = True
+        expected = evaluate(model, DialogueDataset(conversations, np.arange(6), 512), 4095, CPU)
+        for name, sizes in (("loss_by_speaker", tokens), ("loss_by_turn", by_turn)):
+            assert list(found[name]) == list(sizes)
+            total = sum(found[name][key] * size for key, size in sizes.items())
+            assert total / sum(sizes.values()) == pytest.approx(expected, rel=1e-5)
+        assert found["loss_by_speaker"]["Alex"] != pytest.approx(found["loss_by_speaker"]["Bob"], rel=1e-3)
+
+    def test_context_use_by_hand(self, bundled):
+        """Of one dialogue: the losses of its two replies without and with what was said before, by transformers."""
+        model, conversations = bundled
+        found = measure(model, make_subject(conversations, [3]))
+        reference = GPT2LMHeadModel.from_pretrained(BUNDLED, dtype=torch.float32)
+        renderer, turns = conversations.renderer, conversations[3].turns
+        stop, sums, count = renderer.tokenizer.encode_ordinary("\n\n###"), {"none": 0.0, "1": 0.0, "all": 0.0}, 0
+        for turn in (1, 2):
+            for name, first in (("none", turn), ("1", turn - 1), ("all", 0)):
+                context = renderer.encode_prompt(Dialogue(turns[first:]), turn - first)
+                text = renderer.tokenizer.encode_ordinary(turns[turn].text) + (stop if turn == 1 else [4095])
+                ids = torch.tensor([context + text])
+                labels = ids.clone()
+                labels[:, : len(context)] = -100
+                with torch.inference_mode():
+                    sums[name] += reference(ids, labels=labels).loss.item() * len(text)
+            count += len(text)
+        assert found.values["context_use"] == pytest.approx((sums["none"] - sums["all"]) / count, abs=1e-4)
+        worth = found.values["context_use_by_turns"]
+        assert worth["1"] == pytest.approx((sums["none"] - sums["1"]) / count, abs=1e-4)
+        assert worth["2"] == worth["4"] == worth["all"] == found.values["context_use"]
+        assert found.values["context_use_of_other_history"] is None
+        assert found.too_small["context_use_of_other_history"] == "needs two dialogues, there is one"
+        assert not found.intervals.get("context_use"), "one dialogue says nothing about others"
+
+    def test_nothing_that_answers(self, bundled):
+        """Learned is only what opens the dialogues."""
+        model, _ = bundled
+        pairs = [Dialogue(dialogue.turns[:2]) for dialogue in bundled_dialogues()]
+        conversations = Conversations.of(bundled[1].renderer, pairs, learn="Alex")
+        found = measure(model, make_subject(conversations, range(10)))
+        assert found.values["loss"] > 0
+        for name in ("context_use", "context_use_of_other_history", "hits_at_1", "mrr"):
+            assert found.values[name] is None
+            assert "needs a turn that answers something" in found.too_small[name]
+
+    def test_what_was_learned_from_conversations_shows(self, bundled):
+        """The bundled model gains by what was said before, most by what was said in the very dialogue; random weights
+        gain nothing. (Of 95% intervals some miss: two of three must do.)"""
+        model, conversations = bundled
+        subject = make_subject(conversations, range(10))
+        trained = measure(model, subject)
+        assert trained.intervals["context_use"][0] > 0
+        assert trained.values["context_use"] > trained.values["context_use_of_other_history"]
+        by_chance = sum(1 / rank for rank in range(1, 20)) / 19  # 18 other turns, of other dialogues
+        assert trained.values["chance_hits_at_1"] == pytest.approx(1 / 19)
+        assert trained.values["mrr"] > 1.3 * by_chance
+        histories, intervals = make_histories(conversations, subject.replies, 512, 0), []
+        for seed in range(3):
+            torch.manual_seed(seed)
+            scorer, random = Scorer(GPTModel(model.config), CPU.autocast, 4095), Metrics()
+            add_context_use(random, histories.sums(scorer.token_losses(histories.examples, "test")), subject)
+            assert random.values["context_use"] == pytest.approx(0, abs=0.05)
+            intervals.append(random.intervals["context_use"])
+        assert sum(low <= 0 <= high for low, high in intervals) >= 2
