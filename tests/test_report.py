@@ -59,6 +59,7 @@ def metrics(loss: float) -> dict[str, Any]:
         context_use=0.19,
         context_use_by_turns={"1": 0.12, "2": 0.17, "all": 0.19},
         context_use_of_other_history=-0.004,
+        context_use_beyond_other=0.19,
         hits_at_1=None,
         mrr=0.67,
         chance_hits_at_1=0.2,
