@@ -5,9 +5,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dialogues.template import TEMPLATES
 from files import UserError, read_json_object, run_command
 from find_model import find_model_folder, weights_checksum
-from prepare import Data, fingerprint, open_data, read_conversations, read_data
+from prepare import Data, choose_length, fingerprint, open_data, read_conversations, read_data
 from run_folder import find_run, lock_run_folder, make_report_folder, read_fingerprints, read_settings
 from settings import ConversationSettings, EvaluateSettings, FinetuneSettings, MachineSettings, parse_command_line
 
@@ -41,10 +42,11 @@ def evaluate(arguments: list[str] | None) -> None:
     settings, own = complete_options(measured, arguments)
     data = read_held_out(measured, settings, own)
     folder = settings.evaluation.report_dir or (measured.run if own else None)
-    lock = lock_run_folder(measured.run) if measured.run and folder == measured.run else None
+    folder = folder and make_report_folder(folder, measured.run or measured.folder)  # before the work, not after it
+    lock = lock_run_folder(folder) if folder and measured.run and folder.samefile(measured.run) else None
 
     from load_gpt2_weights import read_config
-    from measure_model import choose_subject, load_for, write_evaluation
+    from measure_model import REPLIES, choose_subject, leave_out_trained, load_for, write_evaluation
     from results.evaluation import measure_column
     from training.device import choose_machine, keep_freed_memory
 
@@ -53,19 +55,20 @@ def evaluate(arguments: list[str] | None) -> None:
     check_speakers(data.conversations, measured, config.vocab_size)
     machine = choose_machine(settings.machine.device, settings.machine.precision)
     base = find_base(measured, settings, data.conversations)
-    most = (settings.evaluation.dialogues, settings.evaluation.dialogues, settings.evaluation.dialogues)
-    lengths = (settings.data.max_length, config.n_positions)
-    subject = choose_subject(
-        data, measured.run, lengths, settings.generation, machine.autocast, settings.machine.seed, most
-    )
     print_plan(measured.folder, base, data, own, machine)
+    if measured.run and not own:
+        data = leave_out_trained(data, measured.run)
+    asked, seed = settings.evaluation.dialogues, settings.machine.seed
+    most = (asked, min(asked, max(REPLIES, len(data.held_out))), asked)
+    length = choose_length(settings.data.max_length, config.n_positions)
+    subject = choose_subject(data, measured.run, length, settings.generation, machine.autocast, seed, most)
 
     columns = {"model": measure_column(load_for(tokenizer, measured.folder, machine.device), subject, whole=True)}
     if base:
         columns["base"] = measure_column(load_for(tokenizer, base, machine.device), subject)
-    folder = make_report_folder(folder, measured.run or measured.folder)
+    folder = folder or make_report_folder(None, measured.run or measured.folder)
     names = {"model": str(measured.folder), "base_model": base and str(base)}
-    page = write_evaluation(columns, names, data, subject, folder, machine)
+    page = write_evaluation(columns, names, data, subject, folder, measured.run if own else None, machine)
     del lock  # until here nobody else may work there
     print(f"\nwritten: {folder / 'evaluation.json'}; the report: {page}; {time.perf_counter() - started:.0f} s in all")
 
@@ -80,6 +83,11 @@ def find_measured(typed: EvaluateSettings) -> Measured:
     folder = find_model_folder(str(run or typed.model.name), typed.model.model_path)
     described = folder / "dialogue.json"
     dialogue = read_json_object(described, "put it back, or remove it") if described.exists() else {}
+    names = dialogue.get("speakers", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in [*names, dialogue.get("learn", "")]):
+        raise UserError(f"{described} is damaged; put it back, or remove it")
+    if dialogue.get("template", "auto") not in ("auto", *TEMPLATES):
+        raise UserError(f"{described}: the template {dialogue['template']} is not known; put it back, or remove it")
     return Measured(folder, dialogue, run, read_settings(run) if run else None)
 
 
@@ -94,7 +102,7 @@ def complete_options(measured: Measured, arguments: list[str] | None) -> tuple[E
         machine = MachineSettings(precision=recorded.training.precision, seed=recorded.training.seed)
         default = EvaluateSettings(data=ConversationSettings(**known), generation=recorded.generation, machine=machine)
         settings = parse_command_line(EvaluateSettings, arguments, default=default)
-        if settings.data.locate().absolute() == recorded.data.path:
+        if settings.data.locate().resolve() == recorded.data.path.resolve():
             return settings, True
     known = {name: measured.dialogue[name] for name in ("template", "learn") if name in measured.dialogue}
     default = EvaluateSettings(data=ConversationSettings(**known))
@@ -154,7 +162,9 @@ def find_base(measured: Measured, settings: EvaluateSettings, conversations: "Co
         return None
     if asked:
         base = find_model_folder(asked, settings.model.model_path)
-        if load_tokenizer(base)._mergeable_ranks != conversations.renderer.tokenizer._mergeable_ranks:
+        theirs, ours = load_tokenizer(base), conversations.renderer.tokenizer
+        specials = theirs._special_tokens.items() <= ours._special_tokens.items()
+        if not specials or theirs._mergeable_ranks != ours._mergeable_ranks:
             raise UserError(
                 f"--base {asked}: its vocabulary is another than that of {measured.folder}; measure it by itself, and"
                 " compare bits per byte"

@@ -14,10 +14,10 @@ import torch
 from dialogues.batches import DialogueDataset
 from dialogues.template import Renderer
 from dialogues.tokenizer import END_OF_TEXT
-from files import read_json_object, write_json
+from files import UserError, read_json_object, write_json
 from gpt_model import GPTModel
 from load_gpt2_weights import add_embeddings, load_model
-from prepare import Data
+from prepare import Data, choose_length
 from results.evaluation import REPLY_TOKENS, VERSION, Column, compare, measure_column
 from results.findings import find_out, measure_overfitting, short_table
 from results.generation import Case, choose_turn
@@ -31,9 +31,11 @@ from train_model import OpenRun
 from training.device import Machine
 from training.loop import TRAIN_SAMPLE
 
+TRAINING = "train_data.txt"
 BASE = "base_evaluation.json"  # what was measured before the training
 MOST_DIALOGUES = 1000  # of a part, at the end of a training
 FEWEST_REPLIES = 5
+REPLIES = 100  # that evaluate.py scores of few dialogues; of many it scores one each
 TRAINED_FOR_EACH_REPLY = 30  # examples; so scoring stays a small part of a training's time
 
 
@@ -45,7 +47,7 @@ def replies_after(training_examples: int) -> int:
 def choose_subject(
     data: Data,
     run: Path | None,
-    lengths: tuple[int, int],
+    length: int,
     generation: GenerationSettings,
     autocast: Callable[[], contextlib.AbstractContextManager[object]],
     seed: int,
@@ -55,7 +57,7 @@ def choose_subject(
 
     Args:
         run: the folder of the run in which the model was trained, if there is one.
-        lengths: `--max-length`, and the positions of the model.
+        length: the most tokens that a model sees at a time.
         most: dialogues whose loss is measured, replies that are scored, and dialogues in which one is generated.
     """
     dialogues, replies, answers = most
@@ -64,15 +66,16 @@ def choose_subject(
     def draw(numbers: np.ndarray, size: int) -> np.ndarray:
         return numbers if len(numbers) <= size else np.sort(random.choice(numbers, size, replace=False))
 
-    length = lengths[0] or lengths[1]
     parts = {name: draw(numbers, dialogues) for name, numbers in data.parts.items()}
     if "train" in parts:
-        parts["train"] = data.parts["train"][:TRAIN_SAMPLE]  # what the training has measured itself by
+        parts["train"] = data.parts["train"][:TRAIN_SAMPLE]
     datasets = {name: DialogueDataset(data.conversations, numbers, length) for name, numbers in parts.items()}
+    if "train" in parts:  # what the training has measured itself by
+        datasets["train"].spans = datasets["train"].spans[:TRAIN_SAMPLE]
     shown, others = data.held_out[: generation.cases], data.held_out[generation.cases :]
     answered = np.concatenate([shown, draw(others, max(0, answers - len(shown)))]).tolist()
     renderer, speakers = data.conversations.renderer, data.conversations.speakers
-    rendered = run / "train_data.txt" if run else None
+    rendered = run / TRAINING if run else None
     return Subject(
         conversations=data.conversations,
         datasets=datasets,
@@ -80,23 +83,47 @@ def choose_subject(
         replies=choose_replies(data.conversations, data.held_out, replies, seed),
         answered=answered,
         reply_tokens=min(REPLY_TOKENS, longest_reply(data, answered)),
-        training=(lambda: read_rendered(rendered, renderer, speakers)) if rendered and rendered.exists() else None,
+        training=(lambda: read_turns(rendered, renderer, speakers)) if rendered and rendered.exists() else None,
         generation=generation,
         seed=seed,
         autocast=autocast,
     )
 
 
-def read_rendered(path: Path, renderer: Renderer, speakers: Sequence[str]) -> Iterator[list[str]]:
-    """The texts of each dialogue of a `train_data.txt`; the first has the instruction with it."""
+def read_rendered(path: Path) -> Iterator[str]:
+    """Each dialogue of a `train_data.txt`, as the model saw it."""
     lines: list[str] = []
     with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
         for line in file:
             lines.append(line)
             if line.endswith(END_OF_TEXT + "\n"):
-                text = "".join(lines).removesuffix(END_OF_TEXT + "\n")
-                yield [turn.text for turn in renderer.parse_turns(text, "", speakers)]
+                yield "".join(lines).removesuffix("\n")
                 lines = []
+
+
+def read_turns(path: Path, renderer: Renderer, speakers: Sequence[str]) -> Iterator[list[str]]:
+    """The texts of each dialogue of a `train_data.txt`; the first has the instruction with it."""
+    for text in read_rendered(path):
+        yield [turn.text for turn in renderer.parse_turns(text.removesuffix(END_OF_TEXT), "", speakers)]
+
+
+def leave_out_trained(data: Data, run: Path) -> Data:
+    """`data` without the dialogues that the model of `run` was trained on.
+
+    Raises:
+        UserError: none is left.
+    """
+    if not (run / TRAINING).exists():
+        print(f"there is no {run / TRAINING}: whether the model was trained on some of these is not known")
+        return data
+    trained = set(map(hash, read_rendered(run / TRAINING)))
+    new = [number for number in data.held_out.tolist() if hash(data.conversations.render(number)) not in trained]
+    seen = len(data.held_out) - len(new)
+    if not new:
+        raise UserError(f"{data.source.path}: {run} was trained on all of these conversations; name others with --data")
+    if seen:
+        print(f"{seen:,} of {len(data.held_out):,} dialogues are left out: the model was trained on them")
+    return data._replace(parts={"all": np.array(new)})
 
 
 def longest_reply(data: Data, dialogues: Sequence[int]) -> int:
@@ -112,8 +139,8 @@ def subject_of_run(run: OpenRun, data: Data, settings: FinetuneSettings, machine
     training = settings.training
     examples = (training.epochs or 1) * len(data.parts["train"])
     most = (MOST_DIALOGUES, replies_after(examples), 0)
-    lengths = (settings.data.max_length, run.model.config.n_positions)
-    return choose_subject(data, run.folder, lengths, settings.generation, machine.autocast, training.seed, most)
+    length = choose_length(settings.data.max_length, run.model.config.n_positions)
+    return choose_subject(data, run.folder, length, settings.generation, machine.autocast, training.seed, most)
 
 
 def measure_base(run: OpenRun, subject: Subject, settings: FinetuneSettings, machine: Machine) -> Column | None:
@@ -122,14 +149,24 @@ def measure_base(run: OpenRun, subject: Subject, settings: FinetuneSettings, mac
     Now, while it is in memory. Of several processes one is enough. A model that is divided among them can't be
     measured, and of a run whose training is over without that the first model is not there any more: then none.
     """
-    path, key = run.folder / BASE, json.loads(json.dumps([subject.answered, asdict(subject.generation)]))
-    if path.exists():
-        known = read_json_object(path, "delete it")
-        if known.get("subject") == key:
-            return Column.from_json(known)
-    if run.trained or not machine.primary or (settings.training.shard and machine.processes > 1):
+    if not machine.primary:
         return None
-    column = measure_column(run.model, subject, whole=False)
+    path = run.folder / BASE
+    measured = [VERSION, subject.seed, subject.replies, subject.answered, asdict(subject.generation)]
+    key = json.loads(json.dumps(measured))
+    # One that is damaged, or that was made for other options, is made anew.
+    with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
+        known = read_json_object(path)
+        if known["subject"] == key:
+            return Column.from_json(known)
+    if run.trained:
+        why = f"{path} {'is of other options' if path.exists() else 'is not there'}"
+        print(f"base model: left out ({why}); python evaluate.py {run.folder} measures both")
+        return None
+    if settings.training.shard and machine.processes > 1:
+        print(f"base model: left out (it is divided); python evaluate.py {run.folder} measures both")
+        return None
+    column = measure_column(run.model, subject)
     write_json(path, {"subject": key, **column.as_json()})
     return column
 
@@ -140,6 +177,7 @@ def write_evaluation(
     data: Data,
     subject: Subject,
     folder: Path,
+    trained: Path | None,
     machine: Machine,
 ) -> Path:
     """Write `evaluation.json` and the report into `folder`, print the main numbers and the findings; where it stands.
@@ -147,13 +185,14 @@ def write_evaluation(
     Args:
         columns: what was measured of each model: "model", and "base" for the one that it began as.
         names: the folders of `model` and `base_model`, to be recorded.
+        trained: the folder of the run to whose validation part this belongs, if there is one.
 
     Raises:
         UserError: nothing can be written there.
     """
     found = compare(columns, subject)
-    logs = folder / "metrics.jsonl"
-    losses = read_losses(read_lines(logs, []) if logs.exists() else [])
+    logs = trained and trained / "metrics.jsonl"
+    losses = read_losses(read_lines(logs, []) if logs and logs.exists() else [])
     signatures, conversations = found.pop("signatures"), data.conversations
     evaluation: dict[str, Any] = {
         "version": VERSION,
@@ -183,7 +222,9 @@ def write_evaluation(
     }
     evaluation["findings"] = find_out(evaluation, losses)
     write_json(folder / "evaluation.json", evaluation)
-    print(*short_table(evaluation["metrics"]), "", *evaluation["findings"], sep="\n")
+    if subject.training is None and trained:
+        print(f"memorisation: not measured (there is no {trained / TRAINING})")
+    print(*short_table(evaluation), "", *evaluation["findings"], sep="\n")
     return write_report(folder)
 
 
@@ -199,7 +240,7 @@ def measure_run(
     """Measure the trained `model` of a run, that has written `cases`, beside its `base`; see `write_evaluation`."""
     columns = {"model": measure_column(model, subject, cases)} | ({"base": base} if base else {})
     names = {"model": str(run.folder / "model"), "base_model": str(run.source)}
-    return write_evaluation(columns, names, data, subject, run.folder, machine)
+    return write_evaluation(columns, names, data, subject, run.folder, run.folder, machine)
 
 
 def load_for(tokenizer: tiktoken.Encoding, folder: Path, device: torch.device) -> GPTModel:

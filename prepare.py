@@ -106,14 +106,23 @@ def make_datasets(data: Data, max_length: int, n_positions: int) -> "dict[str, D
     """
     from dialogues.batches import DialogueDataset
 
-    if max_length > n_positions:
-        raise UserError(f"--max-length {max_length}: the model has {n_positions} positions")
-    length = max_length or n_positions
+    length = choose_length(max_length, n_positions)
     datasets = {name: DialogueDataset(data.conversations, numbers, length) for name, numbers in data.parts.items()}
     for name, dataset in datasets.items():
         if not len(dataset):
             raise UserError(f"nothing to learn is left of {name} in examples of {length} tokens; raise --max-length")
     return datasets
+
+
+def choose_length(max_length: int, n_positions: int) -> int:
+    """The longest example: `--max-length`, or for 0 as many tokens as the model has positions.
+
+    Raises:
+        UserError: more than the model has positions.
+    """
+    if max_length > n_positions:
+        raise UserError(f"--max-length {max_length}: the model has {n_positions} positions")
+    return max_length or n_positions
 
 
 def show_data(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from filelock import FileLock, Timeout
 
@@ -88,6 +88,8 @@ def find_run(name: str | None) -> Path | None:
             raise UserError("there is no finished run in runs/; name a model, or train one: python finetune.py")
         return max(finished, key=lambda folder: (folder / OUTPUT).stat().st_mtime_ns)
     folder = Path(name)
+    if folder.name == "model" and (folder.parent / SETTINGS).exists():
+        folder = folder.parent
     if not (folder / SETTINGS).exists():
         return None
     if not (folder / OUTPUT).exists():
@@ -96,11 +98,13 @@ def find_run(name: str | None) -> Path | None:
 
 
 def make_report_folder(folder: Path | None, model: Path) -> Path:
-    """Make `folder`, or for none the next free `runs/<model>-evaluation-<n>`.
+    """Make `folder`, or for none the next free `runs/<model>-evaluation-<n>`, for what is measured of a `model` or run.
 
     Raises:
-        UserError: nothing can be written there.
+        UserError: nothing can be written there, or it is the folder of another run.
     """
+    if folder and (folder / SETTINGS).exists() and folder.resolve() != model.resolve():
+        raise UserError(f"--report-dir {folder} is the folder of another run; name a new one")
     try:
         if folder is None:
             name = model.resolve().parent.name if model.name == "model" else model.resolve().name
@@ -237,6 +241,8 @@ def from_json(kind: Any, values: dict[str, Any]) -> Any:
                 raise ValueError(f"{field.name} is missing")
             continue
         value, type_ = values[field.name], types[field.name]
+        if not fits(value, type_):
+            raise ValueError(f"{field.name} is {value!r}")
         if is_dataclass(type_):
             made[field.name] = from_json(type_, value)
         elif value is not None and (type_ is Path or Path in get_args(type_)):
@@ -244,6 +250,21 @@ def from_json(kind: Any, values: dict[str, Any]) -> Any:
         else:
             made[field.name] = tuple(value) if isinstance(value, list) else value
     return kind(**made)
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value from JSON can be that of a setting of this type."""
+    choices = get_args(kind)
+    if is_dataclass(kind):
+        return isinstance(value, dict)
+    if get_origin(kind) is Literal:
+        return value in choices
+    if get_origin(kind) is tuple:
+        return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+    if choices:  # of a union
+        return any(fits(value, choice) for choice in choices)
+    allowed = {float: (int, float), Path: (str,)}.get(kind, (kind,))
+    return isinstance(value, allowed) and not (isinstance(value, bool) and kind is not bool)
 
 
 def changed_options(recorded: FinetuneSettings, settings: FinetuneSettings) -> list[str]:

@@ -18,11 +18,11 @@ VERSION = 1
 REPLY_TOKENS = 64  # of a reply that are measured, at most
 
 
-def measure_replies(replies: Sequence[str], subject: Subject, copies: Sequence[Sequence[Copied]] | None) -> Metrics:
+def measure_replies(replies: Sequence[str], subject: Subject, copies: Sequence[Copied] | None) -> Metrics:
     """Diversity, repetition and memorisation of one reply for each dialogue.
 
     Args:
-        copies: of each turn that was written in each dialogue, what stands in the training dialogues.
+        copies: what of each stands in the training dialogues.
     """
     found = Metrics()
     spoken, few = [metrics.words(reply) for reply in replies], "needs more words than the replies have"
@@ -36,8 +36,7 @@ def measure_replies(replies: Sequence[str], subject: Subject, copies: Sequence[S
     found.add("words_per_reply", share([(len(reply), 1) for reply in spoken], subject.seed))
     found.add("empty_replies", float(sum(not reply.strip() for reply in replies)))
     if copies is not None:
-        counts = [(sum(each.copied for each in turns), sum(each.ngrams for each in turns)) for turns in copies]
-        found.add("copied_5grams", share(counts, subject.seed), few)
+        found.add("copied_5grams", share([(each.copied, each.ngrams) for each in copies], subject.seed), few)
     return found
 
 
@@ -107,23 +106,24 @@ def compare(columns: dict[str, Column], subject: Subject) -> dict[str, Any]:
     cases = columns["model"].written
     said = {name: [case.written for case in column.written] for name, column in columns.items()}
     said["true_replies"] = [case.true for case in cases]
-    copies = find_copies(said, subject)
-    true, signatures, found = first_texts(cases, subject, true=True), {}, {}
+    true = first_texts(cases, subject, true=True)
+    replies = {name: first_texts(columns[name].written, subject) if name in columns else true for name in said}
+    copied_replies, copied_turns = find_copies(replies, said, subject) or (None, None)
+    signatures, found = {}, {}
     for name in ("base", "model", "true_replies"):
         if name not in said:
             continue
-        texts = first_texts(columns[name].written, subject) if name in columns else true
-        measured = measure_replies(texts, subject, copies[name] if copies else None)
-        if copies:
-            measured.values["longest_copied_span"] = longest_span(said[name], copies[name])
+        measured = measure_replies(replies[name], subject, copied_replies[name] if copied_replies else None)
+        if copied_turns:
+            measured.values["longest_copied_span"] = longest_span(said[name], copied_turns[name])
         if name in columns:
-            signatures = add_likeness(measured, texts, true, subject)
+            signatures = add_likeness(measured, replies[name], true, subject)
             if name == "model" and "base" in columns:
                 tokens, change = columns[name].losses[:, 1], columns[name].losses[:, 0] - columns["base"].losses[:, 0]
                 measured.add("loss_change", metrics.ratio(change, tokens, subject.seed))
             measured = columns[name].metrics.joined(measured)
         found[name] = measured.as_json()
-    return {"metrics": found, "cases": show_cases(said, cases, copies, subject), "signatures": signatures}
+    return {"metrics": found, "cases": show_cases(said, cases, copied_turns, subject), "signatures": signatures}
 
 
 def add_likeness(found: Metrics, texts: Sequence[str], true: Sequence[str], subject: Subject) -> dict[str, str]:
@@ -136,13 +136,17 @@ def add_likeness(found: Metrics, texts: Sequence[str], true: Sequence[str], subj
     return signatures
 
 
-def find_copies(said: dict[str, list[tuple[Turn, ...]]], subject: Subject) -> dict[str, list[list[Copied]]] | None:
-    """What each turn that was said has from the training dialogues, in one reading of these."""
+def find_copies(
+    replies: dict[str, list[str]], said: dict[str, list[tuple[Turn, ...]]], subject: Subject
+) -> tuple[dict[str, list[Copied]], dict[str, list[list[Copied]]]] | None:
+    """What the replies, and all turns that were said, have from the training dialogues, in one reading of these."""
     if subject.training is None:
         return None
-    texts = [turn.text for columns in said.values() for turns in columns for turn in turns]
+    texts = [text for column in replies.values() for text in column]
+    texts += [turn.text for column in said.values() for turns in column for turn in turns]
     found = iter(metrics.find_copies(texts, subject.training()))
-    return {name: [[next(found) for _ in turns] for turns in column] for name, column in said.items()}
+    of_replies = {name: [next(found) for _ in column] for name, column in replies.items()}
+    return of_replies, {name: [[next(found) for _ in turns] for turns in column] for name, column in said.items()}
 
 
 def longest_span(said: Sequence[Sequence[Turn]], copies: Sequence[Sequence[Copied]]) -> dict[str, Any] | None:

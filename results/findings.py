@@ -11,8 +11,10 @@ SHORT_TABLE = (
 )
 LARGE_GAP = 0.3  # growth, in nats, that is worth a sentence
 REPETITIVE = 0.05  # more of a reply that stood in it before than in the true ones
+UNIFORM = 0.05  # less of their pairs of words are new than in the true ones
 ENOUGH_REPLIES = 10  # to compare their diversity
 FEW_DIALOGUES = 30  # the fewer, the wider the intervals
+FEWEST_TO_TELL = 8  # from their intervals whether there is an effect: of fewer they miss the truth too often
 
 
 def measure_overfitting(losses: Losses) -> dict[str, float | None] | None:
@@ -34,19 +36,21 @@ def measure_overfitting(losses: Losses) -> dict[str, float | None] | None:
 
 def find_out(evaluation: dict[str, Any], losses: Losses) -> list[str]:
     """A sentence for each thing that the numbers support, and for what they leave open."""
-    columns, dialogues = evaluation["metrics"], evaluation["data"]["dialogues"][evaluation["data"]["part"]]
-    model, base = columns["model"], columns.get("base")
+    columns, data = evaluation["metrics"], evaluation["data"]
+    model, base, dialogues = columns["model"], columns.get("base"), data["dialogues"][data["part"]]
+    # Intervals over so few are shown, but nothing is read from them.
+    certain = {} if dialogues < FEWEST_TO_TELL else model["intervals"]
     found = [
         *about_losses(losses, evaluation.get("overfitting")),
-        *(about_training(model, base["loss"]) if base else ()),
-        *about_context(model),
-        *about_coherence(model),
-        *about_replies(model, columns["true_replies"], len(evaluation["cases"])),
+        *(about_training(model, base["loss"], certain) if base else ()),
+        *about_context(model, certain),
+        *about_coherence(model, certain),
+        *about_replies(model, columns["true_replies"], data["answers"]),
         *about_copies(model, columns["true_replies"]),
     ]
     if dialogues < FEW_DIALOGUES:
         one = "1 dialogue is" if dialogues == 1 else f"{dialogues} dialogues are"
-        found.append(f"{one} few to measure on: the numbers would differ on others, by more than such intervals say")
+        found.append(f"{one} few to measure on: with others the numbers may well differ")
     return found
 
 
@@ -85,22 +89,22 @@ def shorten(best: Point) -> str:
     return f"{f'--epochs {best.epoch:.0f}' if whole else f'--max-steps {best.step}'} or --early-stopping 2 keeps"
 
 
-def about_training(model: dict[str, Any], before: float) -> list[str]:
-    """Whether what was held out has become likelier; compared dialogue by dialogue."""
+def about_training(model: dict[str, Any], before: float, certain: dict[str, Any]) -> list[str]:
+    """Whether what was measured on has become likelier; compared dialogue by dialogue."""
     change, interval = model["loss_change"], model["intervals"].get("loss_change")
-    what = f"the loss on held-out conversations from {before:.3f} to {model['loss']:.3f}"
-    if interval is None or interval[0] <= 0 <= interval[1]:
+    what = f"the loss on these conversations from {before:.3f} to {model['loss']:.3f}"
+    if not excludes(0, certain.get("loss_change")):
         return [f"fine-tuning changed {what}, which may be chance: {change:.3f}{within(interval)}"]
     verb, ends = ("raised", interval) if change > 0 else ("lowered", [-interval[1], -interval[0]])
     return [f"fine-tuning {verb} {what}: by {abs(change):.3f}{within(ends)}"]
 
 
-def about_context(model: dict[str, Any]) -> list[str]:
+def about_context(model: dict[str, Any], certain: dict[str, Any]) -> list[str]:
     """What the history is worth, and how much of that comes from what was said in it."""
     worth, interval = model["context_use"], model["intervals"].get("context_use")
     if worth is None:
         return []
-    if interval is None or interval[0] <= 0 <= interval[1]:
+    if not excludes(0, certain.get("context_use")):
         return [f"whether it uses what was said before can't be told: {worth:.3f} nats a token{within(interval)}"]
     if worth < 0:
         return [f"what was said before misleads it: {worth:.3f} nats a token{within(interval)}"]
@@ -114,12 +118,12 @@ def about_context(model: dict[str, Any]) -> list[str]:
     return [f"{found}; {beyond:.3f}{within(interval)} more than another dialogue's history{unsure}"]
 
 
-def about_coherence(model: dict[str, Any]) -> list[str]:
+def about_coherence(model: dict[str, Any], certain: dict[str, Any]) -> list[str]:
     hits, interval = model["hits_at_1"], model["intervals"].get("hits_at_1")
     if hits is None:
         return []
     chance = model["chance_hits_at_1"]
-    verdict = "" if interval and interval[0] > chance else ", which is not for certain better"
+    verdict = "" if excludes(chance, certain.get("hits_at_1")) else ", which is not for certain another"
     low_high = f" [{interval[0]:.0%}, {interval[1]:.0%}]" if interval else ""
     return [f"it finds the true reply among others in {hits:.0%} of the cases{low_high}, chance {chance:.0%}{verdict}"]
 
@@ -134,11 +138,9 @@ def about_replies(model: dict[str, Any], true: dict[str, Any], replies: int) -> 
         found.append(
             f"it repeats itself: {repeated:.0%} of the 4-grams of a reply stood in it before (true: {usual:.0%})"
         )
-    if replies >= ENOUGH_REPLIES and None not in (model["distinct_2"], true["distinct_2"]):
-        found.append(
-            f"its replies are {'less' if model['distinct_2'] < true['distinct_2'] else 'as'} varied than"
-            f" the true ones: distinct-2 {model['distinct_2']:.2f} against {true['distinct_2']:.2f}"
-        )
+    varied, usual = model["distinct_2"], true["distinct_2"]
+    if replies >= ENOUGH_REPLIES and varied is not None and usual is not None and varied < usual - UNIFORM:
+        found.append(f"its replies are less varied than the true ones: distinct-2 {varied:.2f} against {usual:.2f}")
     return found
 
 
@@ -155,12 +157,19 @@ def about_copies(model: dict[str, Any], true: dict[str, Any]) -> list[str]:
     ]
 
 
+def excludes(value: float, interval: list[float] | None) -> bool:
+    return interval is not None and not interval[0] <= value <= interval[1]
+
+
 def within(interval: list[float] | None) -> str:
     return f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
 
 
-def short_table(columns: dict[str, Any]) -> list[str]:
-    """The main metrics beside each other, a line each, with their intervals."""
+def short_table(evaluation: dict[str, Any]) -> list[str]:
+    """On what it was measured, and the main metrics beside each other, a line each, with their intervals."""
+    columns, data = evaluation["metrics"], evaluation["data"]
+    size = f"{data['dialogues'][data['part']]:,} dialogues"
+    size += f"; {data['replies']:,} replies scored, {data['answers']:,} written"
     titles = columns_of(columns)
     known = {metric.key: metric for group in GROUPS.values() for metric in group}
     rows = [["", *(title.lower() for title in titles.values())]]
@@ -173,4 +182,4 @@ def short_table(columns: dict[str, Any]) -> list[str]:
             rows.append([known[key].name, *shown])
     widths = [max(len(row[column]) for row in rows) for column in range(len(titles) + 1)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return ["", *lines]
+    return ["", f"measured on {data['part']}: {size}", *lines]

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from dialogues.dialogue import Dialogue, Turn
 from dialogues.template import Renderer
@@ -55,7 +56,8 @@ def complete_dialogues(
     prompts = [renderer.encode_prompt(dialogue, turn) for dialogue, turn in zip(dialogues, turns, strict=True)]
     end_of_text = renderer.tokenizer.eot_token
     replies: list[list[int]] = []
-    for start in range(0, len(prompts), BATCH):
+    starts = range(0, len(prompts), BATCH)
+    for start in tqdm(starts, desc="writing", unit="batch", delay=2, leave=False, disable=None):
         batch = prompts[start : start + BATCH]
         replies += generate(model, batch, end_of_text, settings, seed + start, renderer.newest_turns, stop)
     cases = []

@@ -12,13 +12,13 @@ from dialogues.batches import DialogueDataset
 from dialogues.conversations import Conversations
 from results import metrics
 from results.metrics import Estimate
-from results.scoring import HISTORIES, Reply, Scorer, TokenLosses, make_histories, score_candidates, score_tokens
+from results.scoring import HISTORIES, Reply, Scorer, TokenLosses, make_candidates, make_histories, score_tokens
 from settings import GenerationSettings
 
 FEWEST_OTHERS = 9  # turns that a reply is ranked among
 CONTEXT = ("context_use", "context_use_beyond_other", "context_use_of_other_history")
 COHERENCE = ("hits_at_1", "mrr", "chance_hits_at_1")
-MOST_SPEAKERS = 10
+MOST_SPEAKERS = 50
 MOST_TURNS = 20  # positions in a dialogue; what comes later is measured together
 
 
@@ -45,6 +45,11 @@ class Subject(NamedTuple):
     reply_tokens: int
     seed: int
     autocast: Callable[[], contextlib.AbstractContextManager[object]]
+
+    @property
+    def length(self) -> int:
+        """The most tokens that a model sees at a time."""
+        return self.datasets[self.part].max_length
 
     @property
     def tokenizer(self) -> tiktoken.Encoding:
@@ -117,8 +122,7 @@ def measure_likelihood(scorer: Scorer, subject: Subject) -> tuple[Metrics, np.nd
             add_loss_by_turn(found, losses, subject)
     found.values["loss_by_part"] = parts
     if subject.replies:
-        positions = scorer.model.config.n_positions
-        histories = make_histories(subject.conversations, subject.replies, positions, subject.seed)
+        histories = make_histories(subject.conversations, subject.replies, subject.length, subject.seed)
         add_context_use(found, histories.sums(scorer.token_losses(histories.examples, "context")), subject)
         add_coherence(found, scorer, subject)
     else:
@@ -210,12 +214,16 @@ def add_coherence(found: Metrics, scorer: Scorer, subject: Subject) -> None:
     language model's likelihood does the ranking.
     """
     dialogues = np.array([dialogue for dialogue, _ in subject.replies])
-    others = len(dialogues) - np.bincount(dialogues).max()
+    contexts, candidates = make_candidates(subject.conversations, subject.replies, subject.length, subject.seed)
+    others = min(map(len, candidates)) - 1
     if others < FEWEST_OTHERS:
         for name in COHERENCE:
-            found.add(name, None, f"needs {FEWEST_OTHERS} turns of other dialogues to choose from, there are {others}")
+            found.add(name, None, f"needs {FEWEST_OTHERS} other replies to choose from, there are {others}")
         return
-    losses = score_candidates(scorer, subject.conversations, subject.replies, subject.seed)
+    losses = [
+        np.array([part.mean() for part in parts])
+        for parts in scorer.continuation_losses(contexts, candidates, "coherence")
+    ]
     ranks, sums, ones = metrics.ranks(losses), Sums(dialogues, subject.seed), np.ones(len(dialogues))
     found.add("hits_at_1", sums.ratio((ranks == 1).astype(float), ones))
     found.add("mrr", sums.ratio(1 / ranks, ones))

@@ -8,6 +8,7 @@ The page runs no script and loads nothing; what people said in the conversations
 """
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -216,7 +217,8 @@ def turn_series(metrics: dict[str, Any], key: str) -> tuple[list[Series], list[s
     """The values by turns of the base and of the fine-tuned model, and the places that they are for, in order."""
     found = {column: mapping(mapping(metrics.get(column)).get(key)) for column in ("base", "model")}
     keys = {name for values in found.values() for name in values}
-    places = sorted((name for name in keys if name.isascii() and name.isdecimal() and len(name) < 7), key=int)
+    numbered = re.compile(r"[0-9]{1,6}\+?")  # the last one may stand for all that come later: 21+
+    places = sorted(filter(numbered.fullmatch, keys), key=lambda name: int(name.rstrip("+")))
     places += ["all"] if "all" in keys else []
     series = []
     for column, values in found.items():

@@ -257,18 +257,18 @@ def exchange(dialogues: Sequence[int], seed: int) -> dict[int, int]:
     return dict(zip(order, [*order[1:], order[0]], strict=True))
 
 
-def score_candidates(
-    scorer: Scorer, conversations: Conversations, replies: Sequence[Reply], seed: int
-) -> list[np.ndarray]:
-    """For each reply the mean loss of a token of its text, and behind it those of up to 19 other texts in its place.
+def make_candidates(
+    conversations: Conversations, replies: Sequence[Reply], positions: int, seed: int
+) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """For each reply what comes before it; and its text, and behind it up to 19 other texts that could stand there.
 
-    These are drawn by `seed` from the replies of other dialogues; none says the same as another.
+    These are drawn by `seed` from the replies of other dialogues; none says the same as another. Both are cut so that
+    they fit into so many `positions` of a model.
     """
-    random, positions = np.random.default_rng(seed), scorer.model.config.n_positions
+    random, room = np.random.default_rng(seed), positions // 2
     pieces = {dialogue: Pieces(conversations, dialogue) for dialogue, _ in replies}
-    room = positions // 2
     texts = [text_tokens(conversations, reply)[:room] for reply in replies]
-    contexts, branches = [], []
+    contexts, candidates = [], []
     for place, (dialogue, turn) in enumerate(replies):
         own, others = pieces[dialogue], {tuple(texts[place])}
         for other in random.permutation(len(replies)).tolist():
@@ -278,9 +278,8 @@ def score_candidates(
                 others.add(tuple(texts[other]))
         contexts.append(own.context(turn, own.history(turn), positions - room))
         others.discard(tuple(texts[place]))
-        branches.append([texts[place], *map(list, sorted(others))])
-    losses = scorer.continuation_losses(contexts, branches, "coherence")
-    return [np.array([part.mean() for part in parts]) for parts in losses]
+        candidates.append([texts[place], *map(list, sorted(others))])
+    return contexts, candidates
 
 
 def text_tokens(conversations: Conversations, reply: Reply) -> list[int]:

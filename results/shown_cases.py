@@ -9,10 +9,10 @@ MOST_CASES = 100  # on one page
 
 
 class Piece(NamedTuple):
-    """A part of a turn's text, and how many words of it were copied in a row (0: none)."""
+    """A part of a turn's text, and whether it was copied."""
 
     text: str
-    copied: int
+    copied: bool
 
 
 class Bubble(NamedTuple):
@@ -90,7 +90,6 @@ def split_copied(text: str, spans: Any) -> list[Piece]:
     start = 0
     for end in range(1, len(text) + 1):
         if end == len(text) or marked[end] != marked[start]:
-            piece = text[start:end]
-            pieces.append(Piece(piece, len(piece.split()) if marked[start] else 0))
+            pieces.append(Piece(text[start:end], marked[start]))
             start = end
     return pieces

@@ -14,7 +14,7 @@ from dialogues.reading import open_source
 from dialogues.template import Renderer, render
 from find_model import BUNDLED
 from load_gpt2_weights import load_model
-from measure_model import choose_subject, read_rendered, write_evaluation
+from measure_model import choose_subject, read_turns, write_evaluation
 from prepare import Data
 from results.evaluation import Column, compare, measure_column
 from results.findings import find_out, measure_overfitting, short_table
@@ -244,14 +244,14 @@ def make_subject(dialogues: list[Dialogue], template: str = "prompt"):
         open_source(BUNDLED.parent.parent / "llm_train_text.json"), conversations, {"all": np.arange(len(dialogues))}
     )
     generation = GenerationSettings(max_new_tokens=10)
-    return model, data, choose_subject(data, None, (0, 512), generation, CPU.autocast, 1, (100, 100, 3))
+    return model, data, choose_subject(data, None, 512, generation, CPU.autocast, 1, (100, 100, 3))
 
 
 def test_empty_replies_are_counted_and_break_nothing(tmp_path, capsys):
     model, data, subject = make_subject(bundled_dialogues()[:4])
     column = measure_column(model, subject, whole=True)
     silent = [case._replace(written=(Turn("Bob", ""),)) for case in column.written]
-    write_evaluation({"model": column._replace(written=silent)}, {}, data, subject, tmp_path, CPU)
+    write_evaluation({"model": column._replace(written=silent)}, {}, data, subject, tmp_path, None, CPU)
     found = evaluation(tmp_path)["metrics"]["model"]
     assert found["empty_replies"] == len(silent)
     assert (found["distinct_1"], found["self_bleu"], found["repetition"], found["word_f1"]) == (None, None, None, 0)
@@ -262,11 +262,11 @@ def test_empty_replies_are_counted_and_break_nothing(tmp_path, capsys):
 
 def test_one_dialogue_says_what_is_too_few(tmp_path):
     model, data, subject = make_subject(bundled_dialogues()[:1])
-    write_evaluation({"model": measure_column(model, subject)}, {}, data, subject, tmp_path, CPU)
+    write_evaluation({"model": measure_column(model, subject)}, {}, data, subject, tmp_path, None, CPU)
     found = evaluation(tmp_path)["metrics"]["model"]
     assert found["context_use_of_other_history"] is None
     assert found["hits_at_1"] is None
-    assert "needs 9 turns of other dialogues to choose from, there are 0" in found["too_small"]["hits_at_1"]
+    assert "needs 9 other replies to choose from, there are 0" in found["too_small"]["hits_at_1"]
     assert "loss" not in found["intervals"]
     assert found["loss"] > 0
 
@@ -286,7 +286,7 @@ def test_the_training_dialogues_are_read_from_the_run_folder(template, tmp_path)
     renderer = Conversations.of(Renderer(tokenizer, template), dialogues).renderer
     path = tmp_path / "train_data.txt"
     path.write_text("".join(render(dialogue, template) + "\n" for dialogue in dialogues), encoding="utf-8")
-    found = list(read_rendered(path, renderer, ["Alex", "Bob", "Ann", "Bo"]))
+    found = list(read_turns(path, renderer, ["Alex", "Bob", "Ann", "Bo"]))
     assert len(found) == len(dialogues)
     for texts, dialogue in zip(found, dialogues, strict=True):
         read = " ".join(texts)
@@ -322,7 +322,7 @@ class TestFindings:
         }
         true = {"repetition": 0.0, "distinct_2": 0.95, "copied_5grams": 0.02}
         return {
-            "data": {"part": "val", "dialogues": {"val": 300}},
+            "data": {"part": "val", "dialogues": {"val": 300}, "answers": 3},
             "metrics": {"model": model, "base": {"loss": 2.5}, "true_replies": true},
             "cases": [{}] * 3,
             "overfitting": measure_overfitting(losses),
@@ -335,7 +335,7 @@ class TestFindings:
             " --early-stopping 2 keeps better weights",
             "the gap between training and validation loss grew from -0.500 to 1.000: some of what it learned holds for"
             " the training conversations alone",
-            "fine-tuning lowered the loss on held-out conversations from 2.500 to 2.000: by 0.500 [0.400, 0.600]",
+            "fine-tuning lowered the loss on these conversations from 2.500 to 2.000: by 0.500 [0.400, 0.600]",
             "what was said before is worth 0.500 nats a token to a reply [0.400, 0.600], 80% of it by the last turn"
             " alone; 0.300 [0.200, 0.400] more than another dialogue's history",
             "it finds the true reply among others in 40% of the cases [30%, 50%], chance 5%",
@@ -349,7 +349,7 @@ class TestFindings:
         found = find_out(self.evaluation(losses, intervals=intervals, empty_replies=1.0, repetition=0.3), losses)
         assert "which may be chance: -0.500 [-0.600, 0.100]" in found[0]
         assert found[1].startswith("whether it uses what was said before can't be told")
-        assert found[2].endswith("which is not for certain better")
+        assert found[2].endswith("which is not for certain another")
         assert found[3] == "1 of its replies are empty"
         assert found[4].startswith("it repeats itself: 30%")
 
@@ -367,9 +367,15 @@ class TestFindings:
         assert find_out(self.evaluation(losses), losses)[0].startswith("fine-tuning")
 
     def test_the_short_table(self):
-        table = short_table({"model": {"loss": 2.0, "intervals": {"loss": [1.5, 2.5]}}, "true_replies": {}})
+        table = short_table(
+            {
+                "metrics": {"model": {"loss": 2.0, "intervals": {"loss": [1.5, 2.5]}}, "true_replies": {}},
+                "data": {"part": "val", "dialogues": {"val": 3}, "replies": 4, "answers": 2},
+            }
+        )
         assert table[0] == ""
-        assert table[1].split() == ["the", "model"]
-        assert table[2].startswith("Loss ")
-        assert "2.000 (1.500 to 2.500)" in table[2]
-        assert len(table) == 3  # of the others there is nothing to show
+        assert table[1] == "measured on val: 3 dialogues; 4 replies scored, 2 written"
+        assert table[2].split() == ["the", "model"]
+        assert table[3].startswith("Loss ")
+        assert "2.000 (1.500 to 2.500)" in table[3]
+        assert len(table) == 4  # of the others there is nothing to show

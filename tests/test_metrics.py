@@ -3,6 +3,7 @@
 import itertools
 import math
 import unicodedata
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -21,7 +22,6 @@ from find_model import BUNDLED
 from gpt_model import GPTModel
 from load_gpt2_weights import load_model
 from results import metrics
-from results.evaluation import measure_replies
 from results.likelihood import Metrics, Subject, Sums, add_context_use, measure_likelihood
 from results.metrics import COPIED_WORDS, Copied
 from results.scoring import Reply, Scorer, choose_replies, make_histories
@@ -33,6 +33,12 @@ def interval_of(estimate: metrics.Estimate | None) -> list[float]:
     assert estimate
     assert estimate.interval
     return estimate.interval
+
+
+def tail(dialogues: int) -> float:
+    """What is left out at each end: less than 2.5% of few (Hesterberg 2015); t as in the tables."""
+    t = {3: 4.3027, 4: 3.1824, 5: 2.7764, 10: 2.2622}[dialogues]
+    return NormalDist().cdf(-math.sqrt(dialogues / (dialogues - 1)) * t)
 
 
 class TestRatio:
@@ -48,11 +54,22 @@ class TestRatio:
         draws = itertools.product(range(dialogues), repeat=dialogues)
         exact = [sum(losses[n] for n in draw) / sum(tokens[n] for n in draw) for draw in draws]
         found = metrics.ratio(losses, tokens, seed=1, resamples=20_000).interval
-        for quantile, value in zip((0.025, 0.975), found, strict=True):
-            low, high = np.quantile(
-                exact, [quantile - 0.006, quantile + 0.006], method="inverted_cdf"
-            )  # five standard errors of 20,000
+        for quantile, value in zip((tail(dialogues), 1 - tail(dialogues)), found, strict=True):
+            around = np.clip([quantile - 0.006, quantile + 0.006], 0, 1)  # five standard errors of 20,000
+            low, high = np.quantile(exact, around, method="inverted_cdf")
             assert low <= value <= high
+
+    def test_students_t_is_that_of_the_tables(self):
+        for freedom, t in ((1, 12.706), (2, 4.303), (3, 3.182), (9, 2.262), (29, 2.045), (999, 1.962)):
+            assert metrics.t_quantile(freedom) == pytest.approx(t, abs=6e-4)
+
+    @pytest.mark.parametrize(("size", "least"), [(5, 0.86), (10, 0.92), (30, 0.92)])
+    def test_an_interval_holds_the_truth_about_as_often_as_it_says(self, size, least):
+        """Of 400 samples of a normal distribution; the ends of the middle 95% alone would hold it in 84%, 89%, 92%."""
+        random = np.random.default_rng(size)
+        samples = random.normal(1, 1, (400, size))
+        intervals = [interval_of(metrics.ratio(sample, np.ones(size), seed=7, resamples=300)) for sample in samples]
+        assert np.mean([low <= 1 <= high for low, high in intervals]) >= least
 
     def test_of_many_dialogues_it_is_the_normal_one(self):
         """500 dialogues; the variance of a ratio of means (Cochran 1977, "Sampling Techniques", section 2.11)."""
@@ -249,7 +266,8 @@ class TestCopies:
             assert copied.ngrams == max(0, len(words) - COPIED_WORDS + 1)
             assert copied.copied == len(fives)
             assert set(marked) == covered
-            assert len(copied.marks) == sum(place - 1 not in covered for place in covered)
+            # Runs that only touch are two: nobody said them in one.
+            assert len(copied.marks) == sum(not {start - n for n in range(1, 5)} & set(fives) for start in fives)
             assert all(text[a].isalpha() and text[b - 1].isalpha() for a, b in copied.marks)
             longest = max((end - start for start, end in runs), default=0)
             assert (copied.longest is not None) == bool(longest)
@@ -286,22 +304,6 @@ class TestCopies:
         assert (found.ngrams, found.copied, found.marks) == (3, 1, [(2, 7)])
 
 
-def test_the_turns_of_a_reply_are_counted_together():
-    """What a model has copied in one dialogue is one thing that was seen, in however many turns."""
-    turns = [Copied(10, 10, [], None)] * 8, [Copied(10, 0, [], None)] * 8, [Copied(10, 5, [], None)] * 8
-    renderer = Renderer(load_model(BUNDLED)[1])
-    subject = make_subject(Conversations.of(renderer, bundled_dialogues()), range(3))
-    found = measure_replies(["Yes."] * 3, subject, turns)
-    assert found.values["copied_5grams"] == 0.5
-    assert found.intervals["copied_5grams"] == [0, 1]  # with 24 turns drawn one by one: 0.33 to 0.67
-    assert found.values["distinct_1"] == 1 / 3
-    assert found.values["words_per_reply"] == 1
-    assert found.too_small == {
-        "distinct_2": "needs more words than the replies have",
-        "repetition": "needs more words than the replies have",
-    }
-
-
 @pytest.fixture(scope="module")
 def bundled():
     model, tokenizer = load_model(BUNDLED)
@@ -335,7 +337,7 @@ def bootstrap(above: list[float], below: list[float]) -> list[float]:
     for _ in range(4000):
         drawn = random.integers(len(above), size=len(above)).tolist()
         samples.append(sum(above[n] for n in drawn) / sum(below[n] for n in drawn))
-    return np.quantile(samples, [0.025, 0.975]).tolist()
+    return np.quantile(samples, [tail(len(above)), 1 - tail(len(above))]).tolist()
 
 
 class TestLikelihood:
@@ -350,7 +352,7 @@ class TestLikelihood:
         assert found.values["perplexity"] == pytest.approx(math.exp(found.values["loss"]))
         assert found.intervals["perplexity"] == pytest.approx(np.exp(found.intervals["loss"]).tolist())
         assert found.values["hits_at_1"] is found.values["mrr"] is found.values["chance_hits_at_1"] is None
-        assert found.too_small["mrr"] == "needs 9 turns of other dialogues to choose from, there are 4"
+        assert found.too_small["mrr"] == "needs 9 other replies to choose from, there are 4"
         assert set(found.values["loss_by_part"]["val"]["intervals"]) == {"loss", "perplexity", "bits_per_byte"}
 
     @pytest.mark.parametrize("learn", ["all", "Bob"])

@@ -186,7 +186,7 @@ def test_a_report_shows_what_the_folder_holds(run, capsys):
         "step 4 Bob: It goes well. 0 step 8 to 12 Bob: It goes well. 1",
         "Case 1 dialogue 8 of the file Alex How is the new job? As it was said Bob It goes well.",
         "As the model writes it Bob It goes w ell.",
-        "As the base model writes it Bob It goes well.",
+        "The next turn as the base model writes it Bob It goes well.",
         "training / learning_rate 0.00012",
         "chrf nc:6",
     ):
@@ -447,11 +447,11 @@ def test_turns_are_found_by_their_speakers():
 
 
 def test_copied_spans_are_cut_out():
-    assert split_copied("one two three", [[4, 7]]) == [Piece("one ", 0), Piece("two", 1), Piece(" three", 0)]
-    assert split_copied("one two three", [[0, 5], [4, 7]]) == [Piece("one two", 2), Piece(" three", 0)]
-    assert split_copied("one", [[-9, 99]]) == [Piece("one", 1)]
+    assert split_copied("one two three", [[4, 7]]) == [Piece("one ", False), Piece("two", True), Piece(" three", False)]
+    assert split_copied("one two three", [[0, 5], [4, 7]]) == [Piece("one two", True), Piece(" three", False)]
+    assert split_copied("one", [[-9, 99]]) == [Piece("one", True)]
     for odd in (None, "x", [[2, 1]], [[9, 12]], [[0, -2]], [[None, 2]], [[1]], [7]):
-        assert split_copied("one", odd) == [Piece("one", 0)]
+        assert split_copied("one", odd) == [Piece("one", False)]
     assert split_copied("", [[0, 1]]) == []
 
 

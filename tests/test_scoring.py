@@ -24,8 +24,8 @@ from results.scoring import (
     Reply,
     Scorer,
     choose_replies,
+    make_candidates,
     make_histories,
-    score_candidates,
     score_tokens,
 )
 from training.loop import evaluate
@@ -33,6 +33,12 @@ from training.loop import evaluate
 NAMES = (*HISTORIES, "other")
 ANIMALS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "jay", "koi", "owl", "pig", "rat", "seal", "wasp"]
 COLOURS = ["red", "blue", "green", "black", "white", "pink", "grey", "brown", "gold", "teal"]
+
+
+def score_candidates(scorer, conversations, replies, seed) -> list[np.ndarray]:
+    """For each reply the mean loss of a token of its text, and behind it those of the others in its place."""
+    contexts, candidates = make_candidates(conversations, replies, scorer.model.config.n_positions, seed)
+    return [np.array([part.mean() for part in parts]) for parts in scorer.continuation_losses(contexts, candidates, "")]
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from files import UserError
 
+WAITING = timedelta(hours=2)  # of a process for the others
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -141,7 +143,8 @@ def join_processes(device: str) -> tuple[int, int, torch.device]:
         torch.cuda.set_device(place)
     elif device == "mps":
         raise UserError("several processes can't share an Apple GPU; start without torchrun, or with --device cpu")
-    distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    # The others wait while one measures what the model was before.
+    distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=WAITING)
     if rank:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     return processes, rank, place
