@@ -139,8 +139,9 @@ def summarise(runs: Sequence[Path]) -> dict[str, Any]:
     metrics, too_small = {}, {}
     for column in ("base", "model"):
         found = [with_part_losses(mapping(mapping(each.get("metrics")).get(column))) for each in evaluations]
-        values = {name: [number(each.get(name)) for each in found] for name in found[0]}
-        metrics[column] = {name: estimate(row) for name, row in values.items() if None not in row}
+        rows = {name: [number(each.get(name)) for each in found] for name in found[0]}
+        whole = {name: [value for value in row if value is not None] for name, row in rows.items()}
+        metrics[column] = {name: estimate(values) for name, values in whole.items() if len(values) == len(runs)}
         too_small[column] = sorted({name for each in found for name in mapping(each.get("too_small"))})
     losses = [read_losses(read_lines(run / "metrics.jsonl", [])) for run in runs]
     best = [each.best.epoch for each in losses if each.best and each.best.epoch is not None]
