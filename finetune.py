@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cross_validation import cross_validate
 from files import check_output_path, printable, run_command, write_json
 from find_model import BUNDLED, find_model_folder
 from prepare import Data, make_datasets, model_size, open_data, read_data, show_data
@@ -22,7 +23,11 @@ far better: python finetune.py --model gpt2-medium"""
 
 
 def main() -> None:
-    finetune(parse_finetune_settings())
+    settings = parse_finetune_settings()
+    if settings.data.folds and not settings.data.fold:
+        cross_validate(settings, finetune)
+    else:
+        finetune(settings)
 
 
 def finetune(settings: FinetuneSettings) -> None:
@@ -81,7 +86,7 @@ def finetune(settings: FinetuneSettings) -> None:
         run.checkpoints.remove()
     seconds = time.perf_counter() - started
     print(f"\n{written}; the model: {run.folder / 'model'}; the report: {report}; {seconds:.0f} s in all")
-    if folder.resolve() == BUNDLED:
+    if folder.resolve() == BUNDLED and not settings.data.fold:
         print(NEXT_STEP)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dialogues.conversations import Conversations
-from dialogues.dialogue import split_dialogues
+from dialogues.dialogue import hold_out_fold, split_dialogues
 from dialogues.encoding import encode_source
 from dialogues.reading import Source, open_source
 from files import UserError, atomic_path, check_output_path, writing
@@ -50,7 +50,7 @@ def open_data(settings: ConversationSettings) -> tuple[Source, str]:
 
 
 def read_data(source: Source, template: str, vocabulary: Path, settings: DataSettings, seed: int) -> Data:
-    """Read the whole file, with the vocabulary of a model folder, and split it.
+    """Read the whole file, with the vocabulary of a model folder, and split it, or hold out one fold of it.
 
     Raises:
         UserError: as `read_conversations`, or too few dialogues.
@@ -60,7 +60,10 @@ def read_data(source: Source, template: str, vocabulary: Path, settings: DataSet
     if settings.shuffle:
         numbers = np.random.default_rng(seed).permutation(numbers)
     try:
-        parts = split_dialogues(numbers, settings.percents)
+        if settings.fold:
+            parts = hold_out_fold(numbers, settings.folds, settings.fold)
+        else:
+            parts = split_dialogues(numbers, settings.percents)
     except UserError as error:
         cut = ", or cut the chat at shorter pauses with --pause-hours" if source.format == "chat-export" else ""
         raise UserError(f"{source.path}: {error}{cut}") from None
@@ -146,8 +149,10 @@ def show_data(
     print(*ledger_lines(ledger), sep="\n")
     default = " (the default)" if settings.data.template == "auto" else ""
     order = f"shuffled by seed {training.seed}" if settings.data.shuffle else "in file order"
+    fold, folds = settings.data.fold, settings.data.folds
+    split = f"held out: fold {fold} of {folds}" if fold else f"split {settings.data.split}"
     template = data.conversations.renderer.name
-    print(f"template: {template}{default}; learned: {settings.data.learn}; split {settings.data.split}, {order}")
+    print(f"template: {template}{default}; learned: {settings.data.learn}; {split}, {order}")
     return ledger
 
 

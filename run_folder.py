@@ -27,6 +27,7 @@ from settings import FinetuneSettings, parse_command_line
 
 SETTINGS = "settings.json"
 OUTPUT = "generated_conversations.json"  # the last file that a run writes
+FOLDS = "folds.json"  # the last file of a cross-validation, whose folder holds a run for each fold
 RECORD = ("machine", "fingerprints")  # what stands in settings.json beside the options
 # What a resumed run may be told anew, besides where its model is (fingerprints tell whether it is the same), when it is
 # saved, and what happens after the training.
@@ -92,6 +93,8 @@ def find_run(name: str | None) -> Path | None:
         folder = folder.parent
     if not (folder / SETTINGS).exists():
         return None
+    if (folder / FOLDS).exists():
+        raise UserError(f"{folder} holds the runs of a cross-validation; name one of them, such as {folder / 'fold-1'}")
     if not (folder / OUTPUT).exists():
         raise UserError(f"{folder} has not finished; go on with it: python finetune.py --resume {shlex.quote(name)}")
     return folder
@@ -142,12 +145,13 @@ def lock_run_folder(folder: Path) -> FileLock | None:
 
 @contextlib.contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Let a Ctrl-C say how the run in `folder` goes on."""
+    """Let a Ctrl-C say how the run in `folder` goes on; of a run inside another job, how that job does."""
     try:
         yield
     except KeyboardInterrupt as stop:
         command = f"python {Path(sys.argv[0]).name} --resume {shlex.quote(str(folder))}"
-        raise KeyboardInterrupt(f"{stop}; go on with: {command}") from None
+        where = str(stop).partition("; go on with: ")[0]
+        raise KeyboardInterrupt(f"{where}; go on with: {command}") from None
 
 
 def write_settings(folder: Path, settings: FinetuneSettings, source: Path, record: dict[str, Any]) -> None:
@@ -269,15 +273,17 @@ def fits(value: Any, kind: Any) -> bool:
 
 def changed_options(recorded: FinetuneSettings, settings: FinetuneSettings) -> list[str]:
     """What in `settings` would make another run of the one `recorded`, a sentence each."""
-    found = []
-    for before, now in ((recorded.data, settings.data), (recorded.training, settings.training)):
+    found, groups = [], [(recorded.data, settings.data), (recorded.training, settings.training)]
+    if recorded.data.folds:  # all folds are trained and measured alike
+        groups.append((recorded.generation, settings.generation))
+    for before, now in groups:
         for field in fields(before):
             old, new = getattr(before, field.name), getattr(now, field.name)
             option = f"--{field.name.replace('_', '-')} {new}"
             if old == new or field.name in FREE:
                 continue
-            if field.name not in EXTENDED:
-                found.append(f"{option}: the run has {old}")
+            if field.name not in EXTENDED or recorded.data.folds:
+                found.append(f"{option}: the run has {'the default' if old is None else old}")
             elif (new or math.inf) < (old or math.inf):
                 found.append(f"{option}: the run has {old or 'no limit'}, and can only be made longer")
     return found

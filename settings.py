@@ -78,6 +78,11 @@ class DataSettings(ConversationSettings):
     """train/validation or train/validation/test, in percent, in file order"""
     shuffle: bool = False
     """shuffle the dialogues (by --seed) before the split"""
+    folds: int = 0
+    """train this many times, each time holding out another part of the conversations, and average what was measured; 0:
+    train once"""
+    fold: Annotated[int, tyro.conf.Suppress] = 0
+    """the part that is held out in this one of the trainings, counted from 1; 0: none of them"""
 
     @property
     def percents(self) -> list[int]:
@@ -91,6 +96,9 @@ class DataSettings(ConversationSettings):
             found.append(f"--split {self.split}: two or three whole percentages are needed, as in 70/30 or 80/10/10")
         elif sum(self.percents) != 100:
             found.append(f"--split {self.split}: the parts sum to {sum(self.percents)}, not to 100")
+        elif self.folds and self.split != DataSettings.split:
+            found.append(f"--split {self.split}: --folds {self.folds} divides the conversations itself; leave one out")
+        found += out_of_range(self, "2 to 100, or 0,", lambda value: value == 0 or 2 <= value <= 100, "folds")
         return found
 
 
@@ -275,9 +283,11 @@ class FinetuneSettings:
 
     def problems(self) -> list[str]:
         """What is wrong between the groups, a sentence each."""
-        return ["--watch needs the whole model, and --shard divides it: leave one out"] * bool(
-            self.run.watch and self.training.shard
-        )
+        return [
+            *["--watch needs the whole model, and --shard divides it: leave one out"]
+            * bool(self.run.watch and self.training.shard),
+            *["--preview shows one run: leave out --folds"] * bool(self.preview and self.data.folds),
+        ]
 
 
 @dataclass(frozen=True)

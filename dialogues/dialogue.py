@@ -1,4 +1,4 @@
-"""A conversation between people, and the split of many of them into training and validation."""
+"""A conversation between people, and the division of many of them into training and validation."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -47,3 +47,17 @@ def split_dialogues(dialogues: np.ndarray, percents: Sequence[int]) -> list[np.n
             f" (it would give {sizes}); add dialogues or change --split"
         )
     return parts
+
+
+def hold_out_fold(dialogues: np.ndarray, folds: int, fold: int) -> list[np.ndarray]:
+    """Cut `dialogues`, as they stand, into `folds` parts; return all others together, and number `fold`, from 1.
+
+    The cuts are those of `split_dialogues`: whole-number arithmetic, each rounded down.
+
+    Raises:
+        UserError: a part would be empty.
+    """
+    if len(dialogues) < folds:
+        raise UserError(f"{len(dialogues)} dialogues are too few for --folds {folds}; add dialogues or lower --folds")
+    start, end = len(dialogues) * (fold - 1) // folds, len(dialogues) * fold // folds
+    return [np.concatenate([dialogues[:start], dialogues[end:]]), dialogues[start:end]]

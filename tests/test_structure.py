@@ -17,6 +17,7 @@ ROOMS = (
     "run_folder",
     "train_model",
     "measure_model",
+    "cross_validation",
     "training",
     "results",
 )
@@ -38,6 +39,10 @@ MAY_SEE = {
     "measure_model": {
         *("files", "settings", "gpt_model", "dialogues", "load_gpt2_weights", "prepare"),
         *("train_model", "training", "results"),
+    },
+    "cross_validation": {
+        *("files", "settings", "gpt_model", "find_model", "load_gpt2_weights"),
+        *("prepare", "run_folder", "training", "results"),
     },
     "training": {"files", "settings", "gpt_model", "dialogues"},
     "results": {"files", "settings", "gpt_model", "dialogues"},

@@ -1,0 +1,218 @@
+"""K-fold cross-validation: a run for each fold of the conversations, and what all of them say together."""
+
+import gc
+import math
+import os
+import shutil
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from files import UserError, read_json_object, write_json, writing
+from find_model import find_model_folder, weights_checksum
+from prepare import fingerprint, open_data, read_data
+from results.findings import about_training, short_table
+from results.metric_table import with_part_losses
+from results.run_files import mapping, number, read_lines, read_losses
+from run_folder import (
+    FOLDS,
+    OUTPUT,
+    SETTINGS,
+    changed_options,
+    check_record,
+    create_run_folder,
+    lock_run_folder,
+    read_settings,
+    resumable,
+    write_settings,
+)
+from settings import FinetuneSettings
+
+CONFIDENCE = 0.95
+VERSION = 1
+
+
+def cross_validate(settings: FinetuneSettings, finetune: Callable[[FinetuneSettings], None]) -> None:
+    """Train and measure once for each fold, or go on where that was stopped; write `folds.json`, and print the means.
+
+    Each fold is an ordinary run, in `fold-<n>/` of the job's folder; its `--output` lies there too.
+
+    Args:
+        finetune: the job of one run.
+
+    Raises:
+        UserError: something that the user can mend.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("--folds: its runs are made by one process; start it without torchrun")
+    begun = find_job(settings)
+    folder, lock = open_job(settings, begun)
+    runs = [folder / f"fold-{fold}" for fold in range(1, settings.data.folds + 1)]
+    try:
+        with resumable(folder):
+            for fold, run in enumerate(runs, 1):
+                print(f"\nfold {fold} of {len(runs)}")
+                run_fold(settings, fold, run, finetune)
+                gc.collect()  # a model must be gone before the next one is loaded
+    except UserError:
+        if (
+            not begun and not (runs[0] / SETTINGS).exists()
+        ):  # an option that the first run refuses leaves nothing behind
+            del lock
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    summary = summarise(runs)
+    write_json(folder / FOLDS, summary)
+    print(*show_summary(summary), f"\nwritten: {folder / FOLDS}", sep="\n")
+
+
+def find_job(settings: FinetuneSettings) -> Path | None:
+    """The folder of the cross-validation to go on with: of `--resume`, or a `--run-dir` in which it has begun.
+
+    Raises:
+        UserError: it was begun with other options.
+    """
+    folder = settings.run.resume or settings.run.run_dir
+    if folder is None or not (folder / SETTINGS).exists():
+        return None
+    if problems := changed_options(read_settings(folder), settings):
+        raise UserError(f"{folder} can't go on like this: {'; '.join(problems)}; or name a new folder")
+    return folder
+
+
+def open_job(settings: FinetuneSettings, begun: Path | None) -> tuple[Path, FileLock | None]:
+    """Make the folder of a cross-validation and record in it what it depends on, or compare that of one `begun`.
+
+    Raises:
+        UserError: as of a run: what can be wrong with files and folders is found before the training.
+    """
+    lock = lock_run_folder(begun) if begun else None
+    source, template = open_data(settings.data)
+    model = find_model_folder(settings.model.name, settings.model.model_path, weights=False)
+    data = read_data(source, template, model, replace(settings.data, fold=1), settings.training.seed)
+
+    from gpt_model import count_parameters
+    from load_gpt2_weights import read_config
+    from training.device import choose_machine
+
+    machine = choose_machine(settings.training.device, settings.training.precision)
+    model = find_model_folder(settings.model.name, settings.model.model_path)
+    fingerprints = {"conversations": fingerprint(data), "model": weights_checksum(model)}
+    record = {"machine": machine.record(), "fingerprints": fingerprints}
+    if begun:
+        folder = begun
+        if note := check_record(folder, record, settings.run.resume_inexactly):
+            print(note)
+    else:
+        needed = 4 * count_parameters(read_config(model / "config.json")) * settings.data.folds
+        name = Path(settings.model.name).resolve().name
+        folder = create_run_folder(settings.run.run_dir, f"{name}-folds", needed)
+        lock = lock_run_folder(folder)
+    write_settings(folder, settings, model, record)
+    print(f"cross-validation of {len(data.conversations)} dialogues in {settings.data.folds} folds: {folder}")
+    return folder, lock
+
+
+def run_fold(settings: FinetuneSettings, fold: int, folder: Path, finetune: Callable[[FinetuneSettings], None]) -> None:
+    """Make the run of one fold in `folder`, or go on with it; a finished one is left as it is."""
+    if (folder / OUTPUT).exists():
+        print(f"finished before: {folder}")
+        return
+    begun = (folder / SETTINGS).exists()
+    if not begun:
+        with writing(folder):
+            if folder.exists():  # killed before there was a run
+                shutil.rmtree(folder)
+            folder.mkdir()
+    run = replace(settings.run, run_dir=None if begun else folder, resume=folder if begun else None)
+    finetune(replace(settings, data=replace(settings.data, fold=fold), run=run, output=folder / OUTPUT))
+
+
+def summarise(runs: Sequence[Path]) -> dict[str, Any]:
+    """The content of `folds.json`: each metric that every one of the finished `runs` could measure, those for which one
+    had too little, and how many epochs were best in each."""
+    evaluations = [read_json_object(run / "evaluation.json", "make it again: evaluate.py") for run in runs]
+    metrics, too_small = {}, {}
+    for column in ("base", "model"):
+        found = [with_part_losses(mapping(mapping(each.get("metrics")).get(column))) for each in evaluations]
+        rows = {name: [number(each.get(name)) for each in found] for name in found[0]}
+        whole = {name: [value for value in row if value is not None] for name, row in rows.items()}
+        metrics[column] = {name: estimate(values) for name, values in whole.items() if len(values) == len(runs)}
+        too_small[column] = sorted({name for each in found for name in mapping(each.get("too_small"))})
+    losses = [read_losses(read_lines(run / "metrics.jsonl", [])) for run in runs]
+    best = [each.best.epoch for each in losses if each.best and each.best.epoch is not None]
+    return {
+        "version": VERSION,
+        "folds": len(runs),
+        "confidence": CONFIDENCE,
+        "metrics": metrics,
+        "too_small": too_small,
+        "best_epochs": best,
+        "median_best_epoch": statistics.median_low(best),
+        "last_epoch": max(each.val[-1].epoch or 0 for each in losses),
+    }
+
+
+def estimate(values: Sequence[float]) -> dict[str, Any]:
+    """The mean of a metric over folds, its standard deviation, and a 95% interval by Student's t.
+
+    Folds train on much the same conversations, so their values are not independent, and no estimate of the variance of
+    their mean is unbiased (Bengio and Grandvalet 2004, No Unbiased Estimator of the Variance of K-Fold
+    Cross-Validation): the interval is approximate, and rather too narrow.
+    """
+    mean, deviation = statistics.fmean(values), statistics.stdev(values)
+    reach = t_quantile(len(values) - 1) * deviation / math.sqrt(len(values))
+    return {
+        "values": list(values),
+        "mean": mean,
+        "standard_deviation": deviation,
+        "interval": [mean - reach, mean + reach],
+    }
+
+
+def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
+    """The t within ± which lies `confidence` of Student's distribution of so many degrees of freedom.
+
+    Its share within ±t is a finite sum in the angle arctan(t / √freedom) (Abramowitz and Stegun 1964, 26.7.3 and
+    26.7.4), and grows with it: bisection finds it.
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):  # halvings: beyond the precision of a float
+        angle = (low + high) / 2
+        sine, cosine, odd = math.sin(angle), math.cos(angle), freedom % 2
+        total, term = 0.0, cosine if odd else 1.0
+        for power in range(odd, freedom - 1, 2):
+            total += term
+            term *= (power + 1) / (power + 2) * cosine**2
+        share = 2 / math.pi * (angle + sine * total) if odd else sine * total
+        low, high = (angle, high) if share < confidence else (low, angle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def show_summary(summary: dict[str, Any]) -> list[str]:
+    """The main metrics with their intervals, and what they say about the number of epochs."""
+    columns = {
+        name: {
+            **{metric: found["mean"] for metric, found in estimates.items()},
+            "intervals": {metric: found["interval"] for metric, found in estimates.items()},
+            "too_small": dict.fromkeys(summary["too_small"][name], "needs more in each fold"),
+        }
+        for name, estimates in summary["metrics"].items()
+        if estimates
+    }
+    lines = [f"\nmeans of {summary['folds']} folds, with approximate 95% intervals", *short_table(columns), ""]
+    if "base" in columns:
+        lines += about_training(columns["model"], columns["base"]["loss"])
+    best, median = summary["best_epochs"], summary["median_best_epoch"]
+    if median < 0.5:
+        advice = "a lower --learning-rate may find better weights"
+    elif median >= summary["last_epoch"]:
+        advice = "more --epochs may lower it further"
+    else:
+        advice = f"--epochs {max(1, round(median))} for a run on all of it"
+    numbers = ", ".join(f"{epoch:g}" for epoch in best)
+    return [*lines, f"validation loss was lowest after epoch {numbers}, in the median {median:g}: {advice}"]

@@ -1,0 +1,265 @@
+"""Folds: each is an ordinary run, every dialogue is held out once, and a job that was stopped goes on."""
+
+import gc
+import json
+import subprocess
+import sys
+import time
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import PROJECT, run_in, tiny_reference, write_layout
+from cross_validation import cross_validate, estimate, show_summary, t_quantile
+from dialogues.dialogue import hold_out_fold
+from files import UserError
+from finetune import finetune
+from gpt_model import GPTModel
+from load_gpt2_weights import load_model
+from run_folder import find_run, parse_finetune_settings, resumable
+from settings import FinetuneSettings
+
+EPOCHS = 8
+QUICK = ("--max-new-tokens", 2, "--checkpoint-minutes", 0)
+RESULTS = ("model/model.safetensors", "metrics.jsonl", "generated_conversations.json", "val_data.txt", "train_data.txt")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, vocabulary) -> Path:
+    return write_layout(tiny_reference(), vocabulary, tmp_path_factory.mktemp("models") / "small", "bare")
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory, model) -> Path:
+    """The folder of a cross-validation in three folds that nothing has disturbed."""
+    work = tmp_path_factory.mktemp("job")
+    done = run_in(work, "finetune.py", "--model", model, "--folds", 3, "--epochs", EPOCHS, *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert "means of 3 folds" in done.stdout
+    assert not (work / "generated_conversations.json").exists()
+    return work / "runs" / "small-folds-1"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def parse(model: Path, *options: object) -> FinetuneSettings:
+    return parse_finetune_settings(["--model", str(model), *map(str, options)])
+
+
+def record_and_stop(settings: FinetuneSettings) -> None:
+    """In place of the job of a run: it is stopped after its first step."""
+    with resumable(settings.run.resume or settings.run.run_dir):
+        raise KeyboardInterrupt(" after step 1 of 9")
+
+
+@pytest.mark.parametrize(("dialogues", "folds"), [(10, 5), (10, 3), (7, 7), (100, 57), (2, 2)])
+def test_every_dialogue_is_held_out_once(dialogues, folds):
+    numbers = np.random.default_rng(0).permutation(dialogues)
+    parts = [hold_out_fold(numbers, folds, fold) for fold in range(1, folds + 1)]
+    assert np.concatenate([held_out for _, held_out in parts]).tolist() == numbers.tolist()
+    for train, held_out in parts:
+        assert train.tolist() == [number for number in numbers if number not in held_out]
+        assert dialogues // folds <= len(held_out) <= -(-dialogues // folds)
+
+
+def test_the_folds_of_a_job_are_a_partition_of_its_file(job):
+    held_out = "".join((job / f"fold-{fold}" / "val_data.txt").read_text(encoding="utf-8") for fold in (1, 2, 3))
+    train, val = ((job / "fold-3" / f"{part}_data.txt").read_text(encoding="utf-8") for part in ("train", "val"))
+    assert held_out == train + val  # in file order
+    assert held_out.count("<|endoftext|>\n") == 10
+
+
+def test_a_fold_is_an_ordinary_run(job, model, here):
+    """The last of three folds is what an ordinary run holds out with --split 60/40."""
+    finetune(parse(model, "--split", "60/40", "--epochs", EPOCHS, *QUICK))
+    for name in RESULTS:
+        assert (here / "runs/small-1" / name).read_bytes() == (job / "fold-3" / name).read_bytes(), name
+        differs = name != "generated_conversations.json"  # of two tokens each
+        assert not differs or (job / "fold-1" / name).read_bytes() != (job / "fold-3" / name).read_bytes(), name
+
+
+def test_what_the_folds_say_together(job):
+    summary = json.loads((job / "folds.json").read_text())
+    runs = [json.loads((job / f"fold-{fold}" / "evaluation.json").read_text()) for fold in (1, 2, 3)]
+    for column in ("base", "model"):
+        loss, values = summary["metrics"][column]["loss"], [run["metrics"][column]["loss"] for run in runs]
+        assert loss["values"] == values
+        assert loss["mean"] == pytest.approx(np.mean(values))
+        assert loss["standard_deviation"] == pytest.approx(np.std(values, ddof=1))
+        reach = 4.302653 * np.std(values, ddof=1) / np.sqrt(3)
+        assert loss["interval"] == pytest.approx([np.mean(values) - reach, np.mean(values) + reach])
+    assert summary["best_epochs"] == [run["overfitting"]["best_epoch"] for run in runs]
+    assert summary["median_best_epoch"] == sorted(summary["best_epochs"])[1]
+    for column, estimates in summary["metrics"].items():
+        assert all(len(each["values"]) == 3 for each in estimates.values())
+        assert not set(summary["too_small"][column]) & set(estimates)
+    assert "hits_at_1" in summary["too_small"]["model"]
+
+
+def test_an_interval_by_hand():
+    assert estimate([1.0, 2.0, 3.0, 6.0]) == {
+        "values": [1.0, 2.0, 3.0, 6.0],
+        "mean": 3.0,
+        "standard_deviation": pytest.approx((14 / 3) ** 0.5),
+        "interval": pytest.approx([3 - 3.182446 * (14 / 3 / 4) ** 0.5, 3 + 3.182446 * (14 / 3 / 4) ** 0.5]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("freedom", "expected"),  # scipy.stats.t.ppf(0.975, freedom), as in any printed table
+    [(1, 12.7062047), (2, 4.3026527), (3, 3.1824463), (4, 2.7764451), (9, 2.2621572), (30, 2.0422725), (99, 1.9842170)],
+)
+def test_quantiles_of_student(freedom, expected):
+    assert t_quantile(freedom) == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("best", "advice"),
+    [([2.0, 3.0, 2.0], "median 2: --epochs 2 for"), ([0.0, 0.0, 1.0], "a lower"), ([4.0, 3.0, 4.0], "more --epochs")],
+)
+def test_what_is_said_of_the_epochs(best, advice):
+    columns = {name: {"loss": estimate([1.0, 2.0]), "loss_change": estimate([1.0, 2.0])} for name in ("base", "model")}
+    summary = {"folds": 3, "metrics": columns, "too_small": {"base": [], "model": ["mrr"]}, "last_epoch": 4.0}
+    lines = show_summary({**summary, "best_epochs": best, "median_best_epoch": sorted(best)[1]})
+    assert advice in lines[-1]
+
+
+def test_killed_in_the_second_fold_and_gone_on_with(job, model, here, capsys):
+    """The finished fold stays, the killed one goes on from its checkpoint, and all of it equals an unbroken job."""
+    folder = here / "broken"
+    options = list(map(str, ["--model", model, "--folds", 3, "--epochs", EPOCHS, *QUICK, "--run-dir", folder]))
+    process = subprocess.Popen([sys.executable, PROJECT / "finetune.py", *options], stdout=subprocess.DEVNULL)
+    while not list(folder.glob("fold-2/checkpoint/step-*.safetensors")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not (folder / "folds.json").exists()
+    finished = (folder / "fold-1" / "report.html").stat().st_mtime_ns
+    cross_validate(parse_finetune_settings(options), finetune)  # the same command
+    shown = capsys.readouterr().out
+    assert f"finished before: {folder / 'fold-1'}" in shown
+    assert "going on after step" in shown
+    assert (folder / "fold-1" / "report.html").stat().st_mtime_ns == finished
+    assert (folder / "folds.json").read_bytes() == (job / "folds.json").read_bytes()
+    for fold in ("fold-1", "fold-2", "fold-3"):
+        for name in RESULTS:
+            assert (folder / fold / name).read_bytes() == (job / fold / name).read_bytes(), (fold, name)
+
+
+def test_a_finished_job_is_only_added_up_again(job, capsys):
+    def never(settings: FinetuneSettings) -> None:
+        raise AssertionError(settings)
+
+    before = (job / "folds.json").read_bytes()
+    (job / "folds.json").unlink()
+    cross_validate(parse_finetune_settings(["--resume", str(job)]), never)
+    assert (job / "folds.json").read_bytes() == before
+    assert capsys.readouterr().out.count("finished before: ") == 3
+    with pytest.raises(UserError, match="name one of them, such as .*fold-1"):
+        find_run(str(job))
+
+
+def test_no_model_outlives_its_fold(here, model):
+    """Nor what PyTorch keeps in a ring with it, as it does when it makes the first optimizer of a process."""
+    kept: list[weakref.ref[GPTModel]] = []
+
+    def keep_in_a_ring(settings: FinetuneSettings) -> None:
+        assert not [reference for reference in kept if reference()]
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+        loaded = load_model(model)[0]
+        loaded.ring = [loaded]
+        kept.append(weakref.ref(loaded))
+
+    gc.disable()  # or it might happen to run in between
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cross_validate(parse(model, "--folds", 3), keep_in_a_ring)
+    finally:
+        gc.enable()
+    assert len(kept) == 2
+
+
+def test_a_stopped_job_says_how_all_of_it_goes_on(here, model):
+    settings = parse(model, "--folds", 2)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        cross_validate(settings, record_and_stop)
+    assert str(stop.value).startswith(" after step 1 of 9; go on with: python ")
+    assert str(stop.value).endswith(f" --resume {Path('runs/small-folds-1')}")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--epochs", 2], "--epochs 2: the run has the default"),
+        (["--temperature", 1], "--temperature 1.0: the run has 0.0"),
+        (["--folds", 3], "--folds 3: the run has 2"),
+    ],
+)
+def test_a_job_goes_on_with_its_own_options_only(here, model, options, problem):
+    with pytest.raises(KeyboardInterrupt):
+        cross_validate(parse(model, "--folds", 2, "--run-dir", "job"), record_and_stop)
+    with pytest.raises(UserError, match=problem):
+        parse(model, "--resume", "job", *options)
+    folds = [] if "--folds" in options else ["--folds", 2]
+    with pytest.raises(UserError, match=problem):
+        cross_validate(parse(model, *folds, "--run-dir", "job", *options), finetune)
+
+
+def test_other_conversations_are_refused(here, model):
+    path = here / "data.json"
+    path.write_text(json.dumps([{"A": f"one {number}", "B": "two"} for number in range(4)]))
+    settings = parse(model, "--folds", 2, "--run-dir", "job", "--data", path)
+    with pytest.raises(KeyboardInterrupt):
+        cross_validate(settings, record_and_stop)
+    path.write_text(json.dumps([{"A": f"one {number}", "B": "three"} for number in range(4)]))
+    with pytest.raises(UserError, match="since it began, the conversations have changed"):
+        cross_validate(settings, finetune)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--folds", 1], "--folds 1: 2 to 100, or 0, is needed"),
+        (["--folds", 101], "--folds 101: 2 to 100"),
+        (["--folds", 5, "--split", "80/20"], "--split 80/20: --folds 5 divides the conversations itself"),
+        (["--folds", 5, "--preview"], "--preview shows one run: leave out --folds"),
+        (["--folds", 11], "10 dialogues are too few for --folds 11; add dialogues or lower --folds"),
+        (["--folds", 2, "--max-length", 999], "--max-length 999: the model has 128 positions"),  # seen by the first run
+    ],
+)
+def test_refusals_leave_nothing_behind(here, model, options, problem):
+    with pytest.raises(UserError, match=problem):
+        cross_validate(parse(model, *options, "--run-dir", "job"), finetune)
+    assert list(here.iterdir()) == []
+
+
+def test_several_processes_are_refused(here, model, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="without torchrun"):
+        cross_validate(parse(model, "--folds", 2), finetune)
+
+
+def test_a_fold_that_was_killed_before_it_began_is_made_anew(here, model):
+    """Between its folder and its settings."""
+    settings = parse(model, "--folds", 2, "--run-dir", "job")
+    with pytest.raises(KeyboardInterrupt):
+        cross_validate(settings, record_and_stop)
+    (here / "job" / "fold-1" / ".lock").touch()
+    asked = []
+
+    def stop(settings: FinetuneSettings) -> None:
+        asked.append(settings)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cross_validate(settings, stop)
+    assert asked[0].run.run_dir == Path("job/fold-1")
+    assert list((here / "job" / "fold-1").iterdir()) == []
