@@ -17,6 +17,7 @@ from find_model import find_model_folder, weights_checksum
 from prepare import fingerprint, open_data, read_data
 from results.findings import about_training, short_table
 from results.metric_table import with_part_losses
+from results.metrics import CONFIDENCE, t_quantile
 from results.run_files import mapping, number, read_lines, read_losses
 from run_folder import (
     FOLDS,
@@ -32,7 +33,6 @@ from run_folder import (
 )
 from settings import FinetuneSettings
 
-CONFIDENCE = 0.95
 VERSION = 1
 
 
@@ -59,9 +59,8 @@ def cross_validate(settings: FinetuneSettings, finetune: Callable[[FinetuneSetti
                 run_fold(settings, fold, run, finetune)
                 gc.collect()  # a model must be gone before the next one is loaded
     except UserError:
-        if (
-            not begun and not (runs[0] / SETTINGS).exists()
-        ):  # an option that the first run refuses leaves nothing behind
+        # An option that the first run refuses leaves nothing behind.
+        if not begun and not (runs[0] / SETTINGS).exists():
             del lock
             shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -174,25 +173,6 @@ def estimate(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
-    """The t within ± which lies `confidence` of Student's distribution of so many degrees of freedom.
-
-    Its share within ±t is a finite sum in the angle arctan(t / √freedom) (Abramowitz and Stegun 1964, 26.7.3 and
-    26.7.4), and grows with it: bisection finds it.
-    """
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):  # halvings: beyond the precision of a float
-        angle = (low + high) / 2
-        sine, cosine, odd = math.sin(angle), math.cos(angle), freedom % 2
-        total, term = 0.0, cosine if odd else 1.0
-        for power in range(odd, freedom - 1, 2):
-            total += term
-            term *= (power + 1) / (power + 2) * cosine**2
-        share = 2 / math.pi * (angle + sine * total) if odd else sine * total
-        low, high = (angle, high) if share < confidence else (low, angle)
-    return math.sqrt(freedom) * math.tan(low)
-
-
 def show_summary(summary: dict[str, Any]) -> list[str]:
     """The main metrics with their intervals, and what they say about the number of epochs."""
     columns = {
@@ -206,7 +186,8 @@ def show_summary(summary: dict[str, Any]) -> list[str]:
     }
     lines = [f"\nmeans of {summary['folds']} folds, with approximate 95% intervals", *short_table(columns), ""]
     if "base" in columns:
-        lines += about_training(columns["model"], columns["base"]["loss"])
+        model = columns["model"]
+        lines += about_training(model, columns["base"]["loss"], model["intervals"])
     best, median = summary["best_epochs"], summary["median_best_epoch"]
     if median < 0.5:
         advice = "a lower --learning-rate may find better weights"

@@ -19,7 +19,7 @@ from gpt_model import GPTModel
 from load_gpt2_weights import add_embeddings, load_model
 from prepare import Data, choose_length
 from results.evaluation import REPLY_TOKENS, VERSION, Column, compare, measure_column
-from results.findings import find_out, measure_overfitting, short_table
+from results.findings import describe_size, find_out, measure_overfitting, short_table
 from results.generation import Case, choose_turn
 from results.likelihood import Subject
 from results.metrics import CONFIDENCE, RESAMPLES
@@ -224,7 +224,8 @@ def write_evaluation(
     write_json(folder / "evaluation.json", evaluation)
     if subject.training is None and trained:
         print(f"memorisation: not measured (there is no {trained / TRAINING})")
-    print(*short_table(evaluation), "", *evaluation["findings"], sep="\n")
+    print("", describe_size(evaluation["data"]), sep="\n")
+    print(*short_table(evaluation["metrics"]), "", *evaluation["findings"], sep="\n")
     return write_report(folder)
 
 

@@ -165,11 +165,14 @@ def within(interval: list[float] | None) -> str:
     return f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
 
 
-def short_table(evaluation: dict[str, Any]) -> list[str]:
-    """On what it was measured, and the main metrics beside each other, a line each, with their intervals."""
-    columns, data = evaluation["metrics"], evaluation["data"]
-    size = f"{data['dialogues'][data['part']]:,} dialogues"
-    size += f"; {data['replies']:,} replies scored, {data['answers']:,} written"
+def describe_size(data: dict[str, Any]) -> str:
+    """What was measured on."""
+    dialogues = f"{data['dialogues'][data['part']]:,} dialogues"
+    return f"measured on {data['part']}: {dialogues}; {data['replies']:,} replies scored, {data['answers']:,} written"
+
+
+def short_table(columns: dict[str, Any]) -> list[str]:
+    """The main metrics beside each other, a line each, with their intervals."""
     titles = columns_of(columns)
     known = {metric.key: metric for group in GROUPS.values() for metric in group}
     rows = [["", *(title.lower() for title in titles.values())]]
@@ -182,4 +185,4 @@ def short_table(evaluation: dict[str, Any]) -> list[str]:
             rows.append([known[key].name, *shown])
     widths = [max(len(row[column]) for row in rows) for column in range(len(titles) + 1)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return ["", f"measured on {data['part']}: {size}", *lines]
+    return ["", *lines]

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from conftest import PROJECT, run_in, tiny_reference, write_layout
-from cross_validation import cross_validate, estimate, show_summary, t_quantile
+from cross_validation import cross_validate, estimate, show_summary
 from dialogues.dialogue import hold_out_fold
 from files import UserError
 from finetune import finetune
 from gpt_model import GPTModel
 from load_gpt2_weights import load_model
+from results.metrics import t_quantile
 from run_folder import find_run, parse_finetune_settings, resumable
 from settings import FinetuneSettings
 

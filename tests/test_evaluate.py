@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import CPU, bundled_dialogues, logged, refused, run_in, tiny_reference, write_layout, written
+from conftest import CPU, PROJECT, bundled_dialogues, logged, refused, run_in, tiny_reference, write_layout, written
 from dialogues.conversations import Conversations
 from dialogues.dialogue import Dialogue, Turn
 from dialogues.reading import open_source
@@ -116,6 +116,18 @@ class TestTheEndOfARun:
         assert page == (work / "again" / "run" / "report.html").read_text(encoding="utf-8").replace("again/run", "run")
         assert {**found, "model": ""} == {**evaluation(work / "again" / "run"), "model": ""}
 
+    def test_gone_on_with_a_damaged_base_is_measured_anew(self, command, work, model_folder):
+        options = ("--model", model_folder, *QUICK, "--keep-checkpoint", "--run-dir", "run")
+        assert command("finetune.py", *options).returncode == 0
+        base = evaluation(work / "run")["metrics"]["base"]
+        for epochs, content in ((3, "{"), (4, json.dumps({"subject": [], "losses": 1}))):
+            (work / "run" / "base_evaluation.json").write_text(content)
+            done = command("finetune.py", "--resume", "run", "--epochs", epochs)
+            assert done.returncode == 0, done.stderr
+            found = evaluation(work / "run")["metrics"]
+            assert found["base"] == base
+            assert found["model"]["loss"] == pytest.approx(logged(work / "run", "val_loss")[-1], rel=1e-6)
+
     def test_adapters_speaker_tokens_and_a_test_part(self, command, work, model_folder):
         options = ("--lora-rank", 2, "--template", "tokens", "--split", "50/20/30", "--learn", "Bob")
         done = command("finetune.py", "--model", model_folder, *QUICK, *options, "--run-dir", "run")
@@ -212,12 +224,45 @@ class TestEvaluate:
             (["runs/first", "--dialogues", "0"], "--dialogues 0: at least 1"),
             (["runs/first", "--report-dir", "others.json"], "cannot write into others.json"),
             (["runs/first", "--data", "others.json", "--learn", "Zoe"], "--learn Zoe"),
+            (["base", "--data", "others.json", "--report-dir", "runs/first"], "is the folder of another run"),
+            (["runs/first", "--max-length", "5000"], "--max-length 5000: the model has 128 positions"),
         ],
     )
     def test_mistakes(self, command, work_in, arguments, message):
         before = written(work_in)
         assert message in refused(command("evaluate.py", *arguments))
         assert written(work_in) == before
+
+    def test_conversations_that_it_was_trained_on_are_left_out(self, command, work_in):
+        """A copy of the run's own file, and its model's folder by name."""
+        shutil.copy(PROJECT / "llm_train_text.json", work_in / "copy.json")
+        done = command("evaluate.py", "runs/first/model", "--data", "copy.json", "--base", "none")
+        assert done.returncode == 0, done.stderr
+        assert "7 of 10 dialogues are left out: the model was trained on them" in done.stdout
+        again = evaluation(work_in / "runs" / "first-evaluation-1")
+        held_out = evaluation(work_in / "runs" / "first")["metrics"]["model"]["loss"]
+        assert again["metrics"]["model"]["loss"] == pytest.approx(held_out, rel=1e-5)
+        trained = json.loads((work_in / "copy.json").read_text(encoding="utf-8"), object_pairs_hook=list)[:7]
+        turns = [{"turns": [{"speaker": name, "text": text} for name, text in each]} for each in trained]
+        (work_in / "copy.json").write_text(json.dumps(turns), encoding="utf-8")
+        assert "was trained on all of these" in refused(command("evaluate.py", "runs/first", "--data", "copy.json"))
+
+    def test_a_damaged_folder_is_named(self, command, work_in):
+        run = work_in / "runs" / "first"
+        dialogue = json.loads((run / "model" / "dialogue.json").read_text())
+        for change in ({"template": "bogus"}, {"template": 5}, {"speakers": 5}, {"speakers": [1]}, {"learn": None}):
+            (run / "model" / "dialogue.json").write_text(json.dumps({**dialogue, **change}))
+            assert "dialogue.json" in refused(command("evaluate.py", "runs/first", "--data", "others.json"))
+        (run / "model" / "dialogue.json").write_text(json.dumps(dialogue))
+        settings = json.loads((run / "settings.json").read_text())
+        for group, name, value in (
+            ("generation", "cases", "3"),
+            ("training", "precision", "fp99"),
+            ("data", "rename", 1),
+        ):
+            changed = {**settings, group: {**settings[group], name: value}}
+            (run / "settings.json").write_text(json.dumps(changed))
+            assert f"({name} is {value!r})" in refused(command("evaluate.py"))
 
     def test_runs_that_are_none_or_not_finished_or_of_other_data(self, command, work_in):
         run = work_in / "runs" / "first"
@@ -367,15 +412,9 @@ class TestFindings:
         assert find_out(self.evaluation(losses), losses)[0].startswith("fine-tuning")
 
     def test_the_short_table(self):
-        table = short_table(
-            {
-                "metrics": {"model": {"loss": 2.0, "intervals": {"loss": [1.5, 2.5]}}, "true_replies": {}},
-                "data": {"part": "val", "dialogues": {"val": 3}, "replies": 4, "answers": 2},
-            }
-        )
+        table = short_table({"model": {"loss": 2.0, "intervals": {"loss": [1.5, 2.5]}}, "true_replies": {}})
         assert table[0] == ""
-        assert table[1] == "measured on val: 3 dialogues; 4 replies scored, 2 written"
-        assert table[2].split() == ["the", "model"]
-        assert table[3].startswith("Loss ")
-        assert "2.000 (1.500 to 2.500)" in table[3]
-        assert len(table) == 4  # of the others there is nothing to show
+        assert table[1].split() == ["the", "model"]
+        assert table[2].startswith("Loss ")
+        assert "2.000 (1.500 to 2.500)" in table[2]
+        assert len(table) == 3  # of the others there is nothing to show
