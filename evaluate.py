@@ -96,16 +96,17 @@ def complete_options(measured: Measured, arguments: list[str] | None) -> tuple[E
 
     Of other conversations only the template is the model's, and what is learned in them: they may have another form.
     """
-    recorded = measured.recorded
+    recorded, options = measured.recorded, {}
     if recorded:
-        known = {field.name: getattr(recorded.data, field.name) for field in fields(ConversationSettings)}
         machine = MachineSettings(precision=recorded.training.precision, seed=recorded.training.seed)
-        default = EvaluateSettings(data=ConversationSettings(**known), generation=recorded.generation, machine=machine)
+        options = {"generation": recorded.generation, "machine": machine}
+        known = {field.name: getattr(recorded.data, field.name) for field in fields(ConversationSettings)}
+        default = EvaluateSettings(data=ConversationSettings(**known), **options)
         settings = parse_command_line(EvaluateSettings, arguments, default=default)
         if settings.data.locate().resolve() == recorded.data.path.resolve():
             return settings, True
     known = {name: measured.dialogue[name] for name in ("template", "learn") if name in measured.dialogue}
-    default = EvaluateSettings(data=ConversationSettings(**known))
+    default = EvaluateSettings(data=ConversationSettings(**known), **options)
     return parse_command_line(EvaluateSettings, arguments, default=default), False
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
+DRAWN_TOGETHER = 1_000_000  # dialogues, of many draws
 FEWEST_FOR_INTERVAL = 3  # dialogues; two give three different samples
 COPIED_WORDS = 5
 REPEATED_WORDS = 4
@@ -50,16 +51,23 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray, seed: int, resamples
         numerators, denominators: (dialogues,) each, as the summed loss of a dialogue's tokens and their number.
     """
     value = float(numerators.sum() / denominators.sum())
-    draws = resample(len(numerators), seed, resamples)
-    sums = [(numerators[drawn].sum(), denominators[drawn].sum()) for drawn in draws]
-    return Estimate(value, middle([above / below for above, below in sums if below], len(numerators)))
+    samples: list[float] = []
+    for drawn in resample(len(numerators), seed, resamples):
+        above, below = numerators[drawn].sum(axis=1), denominators[drawn].sum(axis=1)
+        samples += (above[below > 0] / below[below > 0]).tolist()
+    return Estimate(value, middle(samples, len(numerators)))
 
 
 def resample(size: int, seed: int, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
-    """Draws of `size` dialogues of as many, with replacement; none where there are too few to say anything by it."""
-    random = np.random.default_rng(seed)
-    for _ in range(resamples if size >= FEWEST_FOR_INTERVAL else 0):
-        yield random.integers(size, size=size)
+    """Draws of `size` dialogues of as many, with replacement, as rows of (draws, size), some at a time.
+
+    None where there are too few to say anything by it.
+    """
+    random, left = np.random.default_rng(seed), resamples if size >= FEWEST_FOR_INTERVAL else 0
+    while left:
+        rows = min(left, max(1, DRAWN_TOGETHER // size))
+        left -= rows
+        yield random.integers(size, size=(rows, size))
 
 
 def middle(values: Sequence[float], size: int) -> list[float] | None:
@@ -187,7 +195,8 @@ def likeness(replies: Sequence[str], true: Sequence[str], seed: int) -> tuple[di
         statistics = np.array(metric._extract_corpus_statistics(replies, [list(true)]))
         scores = [
             metric._compute_score_from_stats(statistics[drawn].sum(axis=0).tolist()).score
-            for drawn in resample(len(replies), seed)
+            for rows in resample(len(replies), seed)
+            for drawn in rows
         ]
         estimates[name] = Estimate(score, middle(scores, len(replies)))
         signatures[name] = str(metric.get_signature())

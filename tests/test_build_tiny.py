@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 
+import pytest
 import torch
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
 
@@ -57,6 +58,7 @@ def build(tmp_path) -> str:
     return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True, encoding="utf-8").stdout
 
 
+@pytest.mark.slow
 def test_a_small_build_makes_a_working_folder(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl", 300)
     output = build(tmp_path)

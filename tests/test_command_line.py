@@ -29,10 +29,15 @@ class TestTheWholeJob:
         run = work / "runs" / "tiny-random-1"
         assert sorted(path.name for path in run.iterdir()) == [
             ".lock",
+            "base_evaluation.json",
+            "context_use.png",
+            "evaluation.json",
             "generated_conversations.json",
             "ledger.json",
+            "loss.png",
             "metrics.jsonl",
             "model",
+            "report.html",
             "settings.json",
             "timing.jsonl",
             "train_data.txt",

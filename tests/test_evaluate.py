@@ -120,13 +120,12 @@ class TestTheEndOfARun:
         options = ("--model", model_folder, *QUICK, "--keep-checkpoint", "--run-dir", "run")
         assert command("finetune.py", *options).returncode == 0
         base = evaluation(work / "run")["metrics"]["base"]
-        for epochs, content in ((3, "{"), (4, json.dumps({"subject": [], "losses": 1}))):
-            (work / "run" / "base_evaluation.json").write_text(content)
-            done = command("finetune.py", "--resume", "run", "--epochs", epochs)
-            assert done.returncode == 0, done.stderr
-            found = evaluation(work / "run")["metrics"]
-            assert found["base"] == base
-            assert found["model"]["loss"] == pytest.approx(logged(work / "run", "val_loss")[-1], rel=1e-6)
+        (work / "run" / "base_evaluation.json").write_text("{")
+        done = command("finetune.py", "--resume", "run", "--epochs", 3)
+        assert done.returncode == 0, done.stderr
+        found = evaluation(work / "run")["metrics"]
+        assert found["base"] == base
+        assert found["model"]["loss"] == pytest.approx(logged(work / "run", "val_loss")[-1], rel=1e-6)
 
     def test_adapters_speaker_tokens_and_a_test_part(self, command, work, model_folder):
         options = ("--lora-rank", 2, "--template", "tokens", "--split", "50/20/30", "--learn", "Bob")

@@ -56,6 +56,7 @@ def test_two_processes_are_one_with_twice_the_batch(work, command, model_folder)
     assert len(logged(work / "two", "watched")) == len(logged(work / "two", "val_loss")) == 5
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_with_any_number_of_processes(work, command, model_folder):
     """With as many to the last bit, with another number up to rounding: the batches of a step are divided anew.
 
