@@ -187,7 +187,7 @@ def show_summary(summary: dict[str, Any]) -> list[str]:
     lines = [f"\nmeans of {summary['folds']} folds, with approximate 95% intervals", *short_table(columns), ""]
     if "base" in columns:
         model = columns["model"]
-        lines += about_training(model, columns["base"]["loss"], model["intervals"])
+        lines += about_training(model, columns["base"]["loss"])
     best, median = summary["best_epochs"], summary["median_best_epoch"]
     if median < 0.5:
         advice = "a lower --learning-rate may find better weights"

@@ -1,5 +1,6 @@
 """A model, the one it began as, and the true replies, measured on held-out conversations."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -33,17 +34,17 @@ def measure_replies(replies: Sequence[str], subject: Subject, copies: Sequence[C
     found.add("expectation_adjusted_distinct", adjusted, few)
     found.add("self_bleu", metrics.self_bleu(replies), "needs two replies with words")
     found.add("repetition", share([metrics.repetition(reply) for reply in spoken], subject.seed), few)
-    found.add("words_per_reply", share([(len(reply), 1) for reply in spoken], subject.seed))
+    found.add("words_per_reply", share([(len(reply), 1) for reply in spoken], subject.seed, most=math.inf))
     found.add("empty_replies", float(sum(not reply.strip() for reply in replies)))
     if copies is not None:
         found.add("copied_5grams", share([(each.copied, each.ngrams) for each in copies], subject.seed), few)
     return found
 
 
-def share(counts: Sequence[tuple[int, int]], seed: int) -> Estimate | None:
+def share(counts: Sequence[tuple[int, int]], seed: int, most: float = 1) -> Estimate | None:
     """Σ firsts / Σ seconds over dialogues; none where there is nothing to divide by."""
     above, below = np.array(counts, float).reshape(-1, 2).T
-    return metrics.ratio(above[below > 0], below[below > 0], seed) if below.any() else None
+    return metrics.ratio(above[below > 0], below[below > 0], seed, (0, most)) if below.any() else None
 
 
 def first_texts(cases: Sequence[Case], subject: Subject, true: bool = False) -> list[str]:
@@ -131,7 +132,10 @@ def add_likeness(found: Metrics, texts: Sequence[str], true: Sequence[str], subj
     estimates, signatures = metrics.likeness(texts, true, subject.seed)
     pairs = zip(map(metrics.words, texts), map(metrics.words, true), strict=True)
     f1 = np.array([metrics.word_f1(*pair) for pair in pairs])
-    for name, estimate in {**estimates, "word_f1": metrics.ratio(f1, np.ones(len(f1)), subject.seed)}.items():
+    for name, estimate in {
+        **estimates,
+        "word_f1": metrics.ratio(f1, np.ones(len(f1)), subject.seed, metrics.SHARE),
+    }.items():
         found.add(name, estimate)
     return signatures
 

@@ -14,7 +14,6 @@ REPETITIVE = 0.05  # more of a reply that stood in it before than in the true on
 UNIFORM = 0.05  # less of their pairs of words are new than in the true ones
 ENOUGH_REPLIES = 10  # to compare their diversity
 FEW_DIALOGUES = 30  # the fewer, the wider the intervals
-FEWEST_TO_TELL = 8  # from their intervals whether there is an effect: of fewer they miss the truth too often
 
 
 def measure_overfitting(losses: Losses) -> dict[str, float | None] | None:
@@ -38,13 +37,11 @@ def find_out(evaluation: dict[str, Any], losses: Losses) -> list[str]:
     """A sentence for each thing that the numbers support, and for what they leave open."""
     columns, data = evaluation["metrics"], evaluation["data"]
     model, base, dialogues = columns["model"], columns.get("base"), data["dialogues"][data["part"]]
-    # Intervals over so few are shown, but nothing is read from them.
-    certain = {} if dialogues < FEWEST_TO_TELL else model["intervals"]
     found = [
         *about_losses(losses, evaluation.get("overfitting")),
-        *(about_training(model, base["loss"], certain) if base else ()),
-        *about_context(model, certain),
-        *about_coherence(model, certain),
+        *(about_training(model, base["loss"]) if base else ()),
+        *about_context(model),
+        *about_coherence(model),
         *about_replies(model, columns["true_replies"], data["answers"]),
         *about_copies(model, columns["true_replies"]),
     ]
@@ -89,22 +86,22 @@ def shorten(best: Point) -> str:
     return f"{f'--epochs {best.epoch:.0f}' if whole else f'--max-steps {best.step}'} or --early-stopping 2 keeps"
 
 
-def about_training(model: dict[str, Any], before: float, certain: dict[str, Any]) -> list[str]:
+def about_training(model: dict[str, Any], before: float) -> list[str]:
     """Whether what was measured on has become likelier; compared dialogue by dialogue."""
     change, interval = model["loss_change"], model["intervals"].get("loss_change")
     what = f"the loss on these conversations from {before:.3f} to {model['loss']:.3f}"
-    if not excludes(0, certain.get("loss_change")):
+    if not excludes(0, interval):
         return [f"fine-tuning changed {what}, which may be chance: {change:.3f}{within(interval)}"]
     verb, ends = ("raised", interval) if change > 0 else ("lowered", [-interval[1], -interval[0]])
     return [f"fine-tuning {verb} {what}: by {abs(change):.3f}{within(ends)}"]
 
 
-def about_context(model: dict[str, Any], certain: dict[str, Any]) -> list[str]:
+def about_context(model: dict[str, Any]) -> list[str]:
     """What the history is worth, and how much of that comes from what was said in it."""
     worth, interval = model["context_use"], model["intervals"].get("context_use")
     if worth is None:
         return []
-    if not excludes(0, certain.get("context_use")):
+    if not excludes(0, interval):
         return [f"whether it uses what was said before can't be told: {worth:.3f} nats a token{within(interval)}"]
     if worth < 0:
         return [f"what was said before misleads it: {worth:.3f} nats a token{within(interval)}"]
@@ -118,12 +115,12 @@ def about_context(model: dict[str, Any], certain: dict[str, Any]) -> list[str]:
     return [f"{found}; {beyond:.3f}{within(interval)} more than another dialogue's history{unsure}"]
 
 
-def about_coherence(model: dict[str, Any], certain: dict[str, Any]) -> list[str]:
+def about_coherence(model: dict[str, Any]) -> list[str]:
     hits, interval = model["hits_at_1"], model["intervals"].get("hits_at_1")
     if hits is None:
         return []
     chance = model["chance_hits_at_1"]
-    verdict = "" if excludes(chance, certain.get("hits_at_1")) else ", which is not for certain another"
+    verdict = "" if excludes(chance, interval) else ", which is not for certain another"
     low_high = f" [{interval[0]:.0%}, {interval[1]:.0%}]" if interval else ""
     return [f"it finds the true reply among others in {hits:.0%} of the cases{low_high}, chance {chance:.0%}{verdict}"]
 

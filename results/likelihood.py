@@ -97,13 +97,19 @@ class Sums:
         self.seed = seed
         self.places = np.unique(dialogues, return_inverse=True)[1]
 
-    def ratio(self, numerators: np.ndarray, denominators: np.ndarray, where: np.ndarray | None = None) -> Estimate:
+    def ratio(
+        self,
+        numerators: np.ndarray,
+        denominators: np.ndarray,
+        where: np.ndarray | None = None,
+        bounds: tuple[float, float] = (-math.inf, math.inf),
+    ) -> Estimate:
         """Σ numerators / Σ denominators of the things `where` it is true; those of a dialogue stay together."""
         chosen = np.ones(len(self.places), bool) if where is None else where
         size = self.places.max() + 1
         above, below = (np.bincount(self.places[chosen], values[chosen], size) for values in (numerators, denominators))
         there = np.bincount(self.places[chosen], minlength=size) > 0
-        return metrics.ratio(above[there], below[there], self.seed)
+        return metrics.ratio(above[there], below[there], self.seed, bounds)
 
 
 def measure_likelihood(scorer: Scorer, subject: Subject) -> tuple[Metrics, np.ndarray]:
@@ -143,11 +149,11 @@ def loss_metrics(losses: TokenLosses, subject: Subject) -> Metrics:
     """
     found, conversations = Metrics(), subject.conversations
     sums = Sums(dialogues_of(losses, subject), subject.seed)
-    loss = sums.ratio(losses.nats, np.ones(len(losses.nats)))
+    loss = sums.ratio(losses.nats, np.ones(len(losses.nats)), bounds=(0, math.inf))
     found.add("loss", loss)
     found.add("perplexity", loss.map(lambda nats: math.exp(min(nats, 700))))  # e ** 710 is no float
     sizes = byte_lengths(subject.tokenizer)[conversations.tokens[losses.places]]
-    found.add("bits_per_byte", sums.ratio(losses.nats / math.log(2), sizes))
+    found.add("bits_per_byte", sums.ratio(losses.nats / math.log(2), sizes, bounds=(0, math.inf)))
     return found
 
 
@@ -225,6 +231,6 @@ def add_coherence(found: Metrics, scorer: Scorer, subject: Subject) -> None:
         for parts in scorer.continuation_losses(contexts, candidates, "coherence")
     ]
     ranks, sums, ones = metrics.ranks(losses), Sums(dialogues, subject.seed), np.ones(len(dialogues))
-    found.add("hits_at_1", sums.ratio((ranks == 1).astype(float), ones))
-    found.add("mrr", sums.ratio(1 / ranks, ones))
+    found.add("hits_at_1", sums.ratio((ranks == 1).astype(float), ones, bounds=metrics.SHARE))
+    found.add("mrr", sums.ratio(1 / ranks, ones, bounds=metrics.SHARE))
     found.add("chance_hits_at_1", float(np.mean([1 / len(each) for each in losses])))

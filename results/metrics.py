@@ -17,8 +17,10 @@ import numpy as np
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
+SHARE = (0.0, 1.0)  # the bounds of one
 DRAWN_TOGETHER = 1_000_000  # dialogues, of many draws
-FEWEST_FOR_INTERVAL = 3  # dialogues; two give three different samples
+FEWEST_FOR_INTERVAL = 3  # dialogues
+FEWEST_TO_DRAW = 8  # from; three give ten different draws
 COPIED_WORDS = 5
 REPEATED_WORDS = 4
 SELF_BLEU_REPLIES = 100
@@ -41,21 +43,38 @@ class Estimate(NamedTuple):
         return Estimate(function(self.value), self.interval and list(map(function, self.interval)))
 
 
-def ratio(numerators: np.ndarray, denominators: np.ndarray, seed: int, resamples: int = RESAMPLES) -> Estimate:
-    """Σ numerators / Σ denominators over dialogues, with its 95% bootstrap interval.
+def ratio(
+    numerators: np.ndarray,
+    denominators: np.ndarray,
+    seed: int,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """Σ numerators / Σ denominators over dialogues, with its 95% interval.
 
-    Dialogues are drawn, not tokens or replies: those of one dialogue are not independent (Efron and Tibshirani 1993,
-    "An Introduction to the Bootstrap", chapter 13). Draws whose denominators are all 0 have no ratio and don't count.
+    Dialogues are drawn for it, not tokens or replies: those of one dialogue are not independent (Efron and Tibshirani
+    1993, "An Introduction to the Bootstrap", chapter 13). Draws whose denominators are all 0 have no ratio and don't
+    count. Of fewer than eight dialogues there are too few different draws: theirs is Student's.
 
     Args:
         numerators, denominators: (dialogues,) each, as the summed loss of a dialogue's tokens and their number.
+        bounds: between which the ratio lies whatever the dialogues, as that of a share between 0 and 1.
     """
     value = float(numerators.sum() / denominators.sum())
+    if FEWEST_FOR_INTERVAL <= len(numerators) < FEWEST_TO_DRAW:
+        return Estimate(value, np.clip(student_interval(numerators, denominators), *bounds).tolist())
     samples: list[float] = []
     for drawn in resample(len(numerators), seed, resamples):
         above, below = numerators[drawn].sum(axis=1), denominators[drawn].sum(axis=1)
         samples += (above[below > 0] / below[below > 0]).tolist()
     return Estimate(value, middle(samples, len(numerators)))
+
+
+def student_interval(numerators: np.ndarray, denominators: np.ndarray) -> list[float]:
+    """A ratio's interval by Student's t, from its linearised error (Cochran 1977, "Sampling Techniques", 2.11)."""
+    n, value = len(numerators), numerators.sum() / denominators.sum()
+    error = math.sqrt(n / (n - 1) * ((numerators - value * denominators) ** 2).sum()) / denominators.sum()
+    return [float(value - t_quantile(n - 1) * error), float(value + t_quantile(n - 1) * error)]
 
 
 def resample(size: int, seed: int, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
@@ -74,7 +93,7 @@ def middle(values: Sequence[float], size: int) -> list[float] | None:
     """An interval from what resamples of `size` dialogues gave; None without values.
 
     The ends of the middle 95% are too narrow for few dialogues. So it takes as much of the middle as makes up for that
-    when a mean is estimated: more than 99.99% for three, 98% for ten (the expanded percentile interval; Hesterberg
+    when a mean is estimated: 98% for ten (the expanded percentile interval; Hesterberg
     2015, "What Teachers Should Know About the Bootstrap", section 3.3).
     """
     if not len(values):
