@@ -195,7 +195,7 @@ def add_loss_by_turn(found: Metrics, losses: TokenLosses, subject: Subject) -> N
 def add_context_use(found: Metrics, sums: dict[str, np.ndarray], subject: Subject) -> None:
     """Nats a token that a history is worth to a reply: its loss without any, minus its loss with that history.
 
-    Fernandes et al. 2021, "Measuring and Increasing Context Usage in Context-Aware Machine Translation", section 3, for
+    Fernandes et al. 2021, "Measuring and Increasing Context Usage in Context-Aware Machine Translation", for
     dialogues and by sums over tokens. `context_use` is that of the own history. Another dialogue's is worth something
     too, since a reply is unlike an opening whatever was said: only what the own is worth beyond that comes from what
     was said.
@@ -216,7 +216,7 @@ def add_context_use(found: Metrics, sums: dict[str, np.ndarray], subject: Subjec
 def add_coherence(found: Metrics, scorer: Scorer, subject: Subject) -> None:
     """Hits@1 and MRR of the true reply among up to 19 others, by the mean loss of a token of its text.
 
-    The task of Dinan et al. 2019, "The Second Conversational Intelligence Challenge (ConvAI2)", section 2.2, where a
+    The task of Dinan et al. 2019, "The Second Conversational Intelligence Challenge (ConvAI2)", where a
     language model's likelihood does the ranking.
     """
     dialogues = np.array([dialogue for dialogue, _ in subject.replies])

@@ -94,7 +94,7 @@ def middle(values: Sequence[float], size: int) -> list[float] | None:
 
     The ends of the middle 95% are too narrow for few dialogues. So it takes as much of the middle as makes up for that
     when a mean is estimated: 98% for ten (the expanded percentile interval; Hesterberg
-    2015, "What Teachers Should Know About the Bootstrap", section 3.3).
+    2015, "What Teachers Should Know About the Bootstrap").
     """
     if not len(values):
         return None
@@ -155,7 +155,7 @@ def distinct(replies: Sequence[Sequence[str]], n: int) -> float | None:
 
 
 def expectation_adjusted_distinct(replies: Sequence[Sequence[int]], n_vocab: int) -> float | None:
-    """EAD (Liu et al. 2022, "Rethinking and Refining the Distinct Metric", equation 3): different tokens among as many
+    """EAD (Liu et al. 2022, "Rethinking and Refining the Distinct Metric"): different tokens among as many
     as C draws from a vocabulary of V would give, V (1 - ((V - 1) / V) ** C). Longer replies don't lower it.
 
     Args:
@@ -168,7 +168,7 @@ def expectation_adjusted_distinct(replies: Sequence[Sequence[int]], n_vocab: int
 
 
 def self_bleu(replies: Sequence[str]) -> float | None:
-    """Self-BLEU (Zhu et al. 2018, "Texygen", section 3.3): the BLEU of a reply with all others as its references, mean
+    """Self-BLEU (Zhu et al. 2018, "Texygen"): the BLEU of a reply with all others as its references, mean
     over at most 100 replies, from 0 to 100. High where all replies sound the same. None for fewer than two."""
     from sacrebleu.metrics.bleu import BLEU
 
@@ -184,14 +184,14 @@ def self_bleu(replies: Sequence[str]) -> float | None:
 
 def repetition(reply: Sequence[str]) -> tuple[int, int]:
     """How many of a reply's 4-grams stood in it before, and how many it has; divided they are seq-rep-4 (Welleck et al.
-    2020, "Neural Text Generation with Unlikelihood Training", section 6.2). Over replies both are summed first, so that
+    2020, "Neural Text Generation with Unlikelihood Training"). Over replies both are summed first, so that
     short ones don't weigh as much as long ones; theirs are all equally long."""
     found = list(ngrams(reply, REPEATED_WORDS))
     return len(found) - len(set(found)), len(found)
 
 
 def word_f1(reply: Sequence[str], true: Sequence[str]) -> float:
-    """F1 of the words in common (Rajpurkar et al. 2016, "SQuAD", section 6.1; articles are kept here)."""
+    """F1 of the words in common (Rajpurkar et al. 2016, "SQuAD"; articles are kept here)."""
     common = sum((Counter(reply) & Counter(true)).values())
     if not common:
         return float(not reply and not true)

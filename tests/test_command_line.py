@@ -74,28 +74,27 @@ class TestTheWholeJob:
     def test_watching_shows_the_first_case_and_changes_nothing_else(self, command, work, model_folder):
         options = ("--model", model_folder, "--epochs", 2, "--max-new-tokens", 30, "--dropout", 0.1)
         assert command("finetune.py", *options, "--run-dir", "plain", "--lora-rank", 2).returncode == 0
-        for split, first in (("70/30", 7), ("60/20/20", 8)):  # of validation, and of the test part
-            adapters = ("--lora-rank", 2) if first == 7 else ()
-            done = command("finetune.py", *options, *adapters, "--split", split, "--watch", "--run-dir", split[:2])
-            assert done.returncode == 0, done.stderr
-            run = work / split[:2]
-            metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-            watched = [line["watched"] for line in metrics if "watched" in line]
-            assert len(watched) == 3
-            written = json.loads((run / "generated_conversations.json").read_text())[0]["model_response"]
-            assert watched[-1].startswith("Bob: ")
-            assert written.startswith(watched[-1])  # greedy: the same words, of which the next turn is shown
-            bundled = json.loads((PROJECT / "llm_train_text.json").read_text(), object_pairs_hook=list)[first]
-            opening, reply = (" ".join(f"{speaker}: {text}".split())[:90] for speaker, text in bundled[:2])
-            shown = done.stdout[: done.stdout.index("case 1")]
-            assert shown.count(f"  input      {opening}") == 1
-            assert shown.count(f"  true       {reply}") == 3
-            assert shown.count("  generated  Bob: ") == 3
-        plain, same = ((work / run / "model" / "model.safetensors").read_bytes() for run in ("plain", "70"))
+        done = command("finetune.py", *options, "--lora-rank", 2, "--watch", "--run-dir", "watched")
+        assert done.returncode == 0, done.stderr
+        run = work / "watched"
+        metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        watched = [line["watched"] for line in metrics if "watched" in line]
+        assert len(watched) == 3
+        written = json.loads((run / "generated_conversations.json").read_text())[0]["model_response"]
+        assert watched[-1].startswith("Bob: ")
+        assert written.startswith(watched[-1])  # greedy: the same words, of which the next turn is shown
+        bundled = json.loads((PROJECT / "llm_train_text.json").read_text(), object_pairs_hook=list)[7]
+        opening, reply = (" ".join(f"{speaker}: {text}".split())[:90] for speaker, text in bundled[:2])
+        shown = done.stdout[: done.stdout.index("case 1")]
+        assert shown.count(f"  input      {opening}") == 1
+        assert shown.count(f"  true       {reply}") == 3
+        assert shown.count("  generated  Bob: ") == 3
+        plain, same = ((work / run / "model" / "model.safetensors").read_bytes() for run in ("plain", "watched"))
         assert plain == same
-        lines = [(work / run / "metrics.jsonl").read_text().splitlines() for run in ("plain", "70")]
+        lines = [(work / run / "metrics.jsonl").read_text().splitlines() for run in ("plain", "watched")]
         assert lines[0] == [line for line in lines[1] if '"watched"' not in line]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("options", "shown"),
         [
