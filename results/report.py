@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from files import UserError, printable, run_command, write_text, writing
 from results.metric_table import columns_of, interval_of, metric_groups, show
+from results.metrics import FEWEST_TO_DRAW
 from results.plots import (
     BASE,
     HALF,
@@ -262,7 +263,10 @@ def metric_section(run: RunFiles, metrics: dict[str, Any]) -> dict[str, Any]:
     measured += f", {replies:,.0f} replies." if replies is not None else "."
     if confidence is not None:
         measured += f" Below each value its {confidence:.0%} interval, over dialogues"
-        measured += f" ({resamples:,.0f} resamples)." if resamples is not None else "."
+        if dialogues is not None and dialogues < FEWEST_TO_DRAW:
+            measured += " (Student's: too few to resample)."
+        else:
+            measured += f" ({resamples:,.0f} resamples)." if resamples is not None else "."
     return {
         "groups": groups,
         "columns": list(columns_of(metrics).items()),
