@@ -174,6 +174,7 @@ def train_model(
         save(run.folder / "model")
         if machine.primary:
             run.checkpoints.mark_trained(state)
+        del training_run  # now: a signal that meets the end of its progress bar would be lost
     return state
 
 
