@@ -68,6 +68,9 @@ class TestTheWholeJob:
         first, second = work / "runs" / "tiny-random-1", work / "runs" / "tiny-random-2"
         for name in ("model/model.safetensors", "metrics.jsonl", "generated_conversations.json", "val_data.txt"):
             assert (first / name).read_bytes() == (second / name).read_bytes(), name
+        for name in ("evaluation.json", "report.html"):
+            texts = [(run / name).read_text(encoding="utf-8").replace(run.name, "RUN") for run in (first, second)]
+            assert texts[0] == texts[1], name
         done = command("finetune.py", "--model", model_folder, *QUICK, "--dropout", 0.1, "--seed", 5)
         assert (first / "metrics.jsonl").read_bytes() != (first.parent / "tiny-random-3/metrics.jsonl").read_bytes()
 
@@ -427,6 +430,7 @@ class TestPlacesThatCannotBeWritten:
         settings = json.loads((work / name / "settings.json").read_text())
         assert settings["output"].endswith(f"{name}.json")
 
+    @pytest.mark.slow
     def test_the_source_may_go_away_during_the_run(self, work, model_folder, tmp_path):
         """What the result needs of the source folder is copied before the training."""
         shutil.copytree(model_folder, work / "gone")

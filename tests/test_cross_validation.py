@@ -131,6 +131,7 @@ def test_what_is_said_of_the_epochs(best, advice):
     assert advice in lines[-1]
 
 
+@pytest.mark.slow
 def test_killed_in_the_second_fold_and_gone_on_with(job, model, here, capsys):
     """The finished fold stays, the killed one goes on from its checkpoint, and all of it equals an unbroken job."""
     folder = here / "broken"
