@@ -2,7 +2,6 @@
 
 import gc
 import math
-import os
 import shutil
 import statistics
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from files import UserError, read_json_object, write_json, writing
+from files import UserError, check_one_process, read_json_object, write_json, writing
 from find_model import find_model_folder, weights_checksum
 from prepare import fingerprint, open_data, read_data
 from results.findings import about_training, short_table
@@ -47,8 +46,7 @@ def cross_validate(settings: FinetuneSettings, finetune: Callable[[FinetuneSetti
     Raises:
         UserError: something that the user can mend.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("--folds: its runs are made by one process; start it without torchrun")
+    check_one_process("--folds")
     begun = find_job(settings)
     folder, lock = open_job(settings, begun)
     runs = [folder / f"fold-{fold}" for fold in range(1, settings.data.folds + 1)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dialogues.template import TEMPLATES
-from files import UserError, read_json_object, run_command
+from files import UserError, check_one_process, read_json_object, run_command
 from find_model import find_model_folder, weights_checksum
 from prepare import Data, choose_length, fingerprint, open_data, read_conversations, read_data
 from run_folder import find_run, lock_run_folder, make_report_folder, read_fingerprints, read_settings
@@ -27,19 +27,15 @@ class Measured(NamedTuple):
 
 
 def main() -> None:
-    evaluate(None)
-
-
-def evaluate(arguments: list[str] | None) -> None:
     """The whole job.
 
     Raises:
         UserError: something that the user can mend.
     """
     started = time.perf_counter()
-    typed = parse_command_line(EvaluateSettings, arguments)
-    measured = find_measured(typed)
-    settings, own = complete_options(measured, arguments)
+    measured = find_measured(parse_command_line(EvaluateSettings))
+    check_one_process("an evaluation")
+    settings, own = complete_options(measured)
     data = read_held_out(measured, settings, own)
     folder = settings.evaluation.report_dir or (measured.run if own else None)
     folder = folder and make_report_folder(folder, measured.run or measured.folder)  # before the work, not after it
@@ -91,10 +87,10 @@ def find_measured(typed: EvaluateSettings) -> Measured:
     return Measured(folder, dialogue, run, read_settings(run) if run else None)
 
 
-def complete_options(measured: Measured, arguments: list[str] | None) -> tuple[EvaluateSettings, bool]:
+def complete_options(measured: Measured) -> tuple[EvaluateSettings, bool]:
     """The options, those that were left open as the model was trained; and whether the data is that of its own run.
 
-    Of other conversations only the template is the model's, and what is learned in them: they may have another form.
+    Other conversations may have another form: how they are read is not taken over from the run's.
     """
     recorded, options = measured.recorded, {}
     if recorded:
@@ -102,12 +98,12 @@ def complete_options(measured: Measured, arguments: list[str] | None) -> tuple[E
         options = {"generation": recorded.generation, "machine": machine}
         known = {field.name: getattr(recorded.data, field.name) for field in fields(ConversationSettings)}
         default = EvaluateSettings(data=ConversationSettings(**known), **options)
-        settings = parse_command_line(EvaluateSettings, arguments, default=default)
+        settings = parse_command_line(EvaluateSettings, default=default)
         if settings.data.locate().resolve() == recorded.data.path.resolve():
             return settings, True
     known = {name: measured.dialogue[name] for name in ("template", "learn") if name in measured.dialogue}
     default = EvaluateSettings(data=ConversationSettings(**known), **options)
-    return parse_command_line(EvaluateSettings, arguments, default=default), False
+    return parse_command_line(EvaluateSettings, default=default), False
 
 
 def read_held_out(measured: Measured, settings: EvaluateSettings, own: bool) -> Data:
@@ -140,12 +136,14 @@ def check_speakers(conversations: "Conversations", measured: Measured, vocab_siz
     Raises:
         UserError: it knows people by tokens of their own, and has none for these.
     """
-    known = list(measured.dialogue.get("speakers", []))
+    known = measured.dialogue.get("speakers", [])
     strangers = [name for name in conversations.speakers if name not in known]
     pairs = " ".join(f"{new}={old}" for new, old in zip(strangers, known, strict=False))
     text = f"{', '.join(strangers[:4])} speak, and the model was trained with {', '.join(known[:4])}"
     if conversations.renderer.tokenizer.n_vocab > vocab_size:
-        raise UserError(f"{text or 'speakers'}: they have no token in it; give them names it knows: --rename {pairs}")
+        if measured.dialogue.get("template") != "tokens":
+            raise UserError("--template tokens: the model has no tokens for speakers; leave it out")
+        raise UserError(f"{text}: they have no token in it; give them names it knows: --rename {pairs}")
     if known and strangers:
         print(f"speakers: {text}; --rename {pairs} measures them as these")
 

@@ -60,6 +60,12 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def check_one_process(job: str) -> None:
+    """Raise `UserError` under torchrun, for a job that one process does."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError(f"{job} is done by one process; start it without torchrun")
+
+
 def reason(error: OSError) -> str:
     """The operating system's own words for `error`, without the path and the number."""
     return error.strerror or str(error)
@@ -118,13 +124,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json_object(path: Path, advice: str = "delete it and fetch it again") -> dict[str, Any]:
-    """Read a JSON file that holds one object.
+    """Read a JSON file that holds one object; see `read_json`."""
+    return read_json(path, dict, advice)
+
+
+def read_json(path: Path, kind: type, advice: str) -> Any:
+    """Read a JSON file that holds an object (`kind` is dict) or a list.
 
     Args:
         advice: what to do about a damaged one.
 
     Raises:
-        UserError: unreadable, not JSON, or not an object.
+        UserError: unreadable, not JSON, or of another kind.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -132,8 +143,8 @@ def read_json_object(path: Path, advice: str = "delete it and fetch it again") -
         raise UserError(f"cannot read {path}: {reason(error)}") from error
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or brackets without end
         raise UserError(f"{path} is not valid JSON ({error}); {advice}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object; {advice}")
+    if not isinstance(value, kind):
+        raise UserError(f"{path} does not hold a JSON {'object' if kind is dict else 'list'}; {advice}")
     return value
 
 

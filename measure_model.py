@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,26 +12,23 @@ import tiktoken
 import torch
 
 from dialogues.batches import DialogueDataset
-from dialogues.template import Renderer
-from dialogues.tokenizer import END_OF_TEXT
 from files import UserError, read_json_object, write_json
 from gpt_model import GPTModel
 from load_gpt2_weights import add_embeddings, load_model
-from prepare import Data, choose_length
-from results.evaluation import REPLY_TOKENS, VERSION, Column, compare, measure_column
+from prepare import Data, choose_length, read_rendered, read_turns, rendered_path
+from results.evaluation import REPLY_TOKENS, Column, compare, measure_column
 from results.findings import describe_size, find_out, measure_overfitting, short_table
 from results.generation import Case, choose_turn
 from results.likelihood import Subject
 from results.metrics import CONFIDENCE, RESAMPLES
 from results.report import write_report
-from results.run_files import read_lines, read_losses
+from results.run_files import EVALUATION_VERSION, read_lines, read_losses
 from results.scoring import choose_replies
 from settings import FinetuneSettings, GenerationSettings
 from train_model import OpenRun
 from training.device import Machine
 from training.loop import TRAIN_SAMPLE
 
-TRAINING = "train_data.txt"
 BASE = "base_evaluation.json"  # what was measured before the training
 MOST_DIALOGUES = 1000  # of a part, at the end of a training
 FEWEST_REPLIES = 5
@@ -75,7 +72,7 @@ def choose_subject(
     shown, others = data.held_out[: generation.cases], data.held_out[generation.cases :]
     answered = np.concatenate([shown, draw(others, max(0, answers - len(shown)))]).tolist()
     renderer, speakers = data.conversations.renderer, data.conversations.speakers
-    rendered = run / TRAINING if run else None
+    rendered = rendered_path(run, "train") if run else None
     return Subject(
         conversations=data.conversations,
         datasets=datasets,
@@ -90,33 +87,17 @@ def choose_subject(
     )
 
 
-def read_rendered(path: Path) -> Iterator[str]:
-    """Each dialogue of a `train_data.txt`, as the model saw it."""
-    lines: list[str] = []
-    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
-        for line in file:
-            lines.append(line)
-            if line.endswith(END_OF_TEXT + "\n"):
-                yield "".join(lines).removesuffix("\n")
-                lines = []
-
-
-def read_turns(path: Path, renderer: Renderer, speakers: Sequence[str]) -> Iterator[list[str]]:
-    """The texts of each dialogue of a `train_data.txt`; the first has the instruction with it."""
-    for text in read_rendered(path):
-        yield [turn.text for turn in renderer.parse_turns(text.removesuffix(END_OF_TEXT), "", speakers)]
-
-
 def leave_out_trained(data: Data, run: Path) -> Data:
     """`data` without the dialogues that the model of `run` was trained on.
 
     Raises:
         UserError: none is left.
     """
-    if not (run / TRAINING).exists():
-        print(f"there is no {run / TRAINING}: whether the model was trained on some of these is not known")
+    rendered = rendered_path(run, "train")
+    if not rendered.exists():
+        print(f"there is no {rendered}: whether the model was trained on some of these is not known")
         return data
-    trained = set(map(hash, read_rendered(run / TRAINING)))
+    trained = set(map(hash, read_rendered(rendered)))
     new = [number for number in data.held_out.tolist() if hash(data.conversations.render(number)) not in trained]
     seen = len(data.held_out) - len(new)
     if not new:
@@ -152,7 +133,7 @@ def measure_base(run: OpenRun, subject: Subject, settings: FinetuneSettings, mac
     if not machine.primary:
         return None
     path = run.folder / BASE
-    measured = [VERSION, subject.seed, subject.replies, subject.answered, asdict(subject.generation)]
+    measured = [EVALUATION_VERSION, subject.seed, subject.replies, subject.answered, asdict(subject.generation)]
     key = json.loads(json.dumps(measured))
     # One that is damaged, or that was made for other options, is made anew.
     with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
@@ -195,7 +176,7 @@ def write_evaluation(
     losses = read_losses(read_lines(logs, []) if logs and logs.exists() else [])
     signatures, conversations = found.pop("signatures"), data.conversations
     evaluation: dict[str, Any] = {
-        "version": VERSION,
+        "version": EVALUATION_VERSION,
         **names,
         "data": {
             "file": str(data.source.path),
@@ -208,7 +189,7 @@ def write_evaluation(
             "seed": subject.seed,
             "template": conversations.renderer.name,
             "learn": conversations.learn,
-            "max_length": subject.datasets[subject.part].max_length,
+            "max_length": subject.length,
             "reply_tokens": subject.reply_tokens,
             "resamples": RESAMPLES,
             "confidence": CONFIDENCE,
@@ -223,7 +204,7 @@ def write_evaluation(
     evaluation["findings"] = find_out(evaluation, losses)
     write_json(folder / "evaluation.json", evaluation)
     if subject.training is None and trained:
-        print(f"memorisation: not measured (there is no {trained / TRAINING})")
+        print(f"memorisation: not measured (there is no {rendered_path(trained, 'train')})")
     print("", describe_size(evaluation["data"]), sep="\n")
     print(*short_table(evaluation["metrics"]), "", *evaluation["findings"], sep="\n")
     return write_report(folder)

@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +12,8 @@ from dialogues.conversations import Conversations
 from dialogues.dialogue import hold_out_fold, split_dialogues
 from dialogues.encoding import encode_source
 from dialogues.reading import Source, open_source
+from dialogues.template import Renderer
+from dialogues.tokenizer import END_OF_TEXT
 from files import UserError, atomic_path, check_output_path, writing
 from settings import ConversationSettings, DataSettings, FinetuneSettings, TrainingSettings
 
@@ -203,8 +206,12 @@ def model_size(config: "GPTConfig", dataset: "DialogueDataset") -> "Size":
     return Size(count_parameters(config), config.n_layer, config.n_embd, config.vocab_size, longest, len(dataset))
 
 
+def rendered_path(folder: Path, part: str) -> Path:
+    return folder / f"{part}_data.txt"
+
+
 def rendered_paths(folder: Path, data: Data) -> list[Path]:
-    return [folder / f"{name}_data.txt" for name in data.parts]
+    return [rendered_path(folder, part) for part in data.parts]
 
 
 def write_rendered(folder: Path, data: Data) -> None:
@@ -213,3 +220,20 @@ def write_rendered(folder: Path, data: Data) -> None:
         with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
             for number in numbers:
                 file.write(data.conversations.render(number) + "\n")
+
+
+def read_rendered(path: Path) -> Iterator[str]:
+    """Each dialogue of a file that `write_rendered` has written, as the model saw it."""
+    lines: list[str] = []
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+        for line in file:
+            lines.append(line)
+            if line.endswith(END_OF_TEXT + "\n"):
+                yield "".join(lines).removesuffix("\n")
+                lines = []
+
+
+def read_turns(path: Path, renderer: Renderer, speakers: Sequence[str]) -> Iterator[list[str]]:
+    """The texts of each dialogue of such a file; the first has the instruction with it."""
+    for text in read_rendered(path):
+        yield [turn.text for turn in renderer.parse_turns(text.removesuffix(END_OF_TEXT), "", speakers)]

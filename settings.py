@@ -293,9 +293,9 @@ class FinetuneSettings:
 @dataclass(frozen=True)
 class EvaluationSettings:
     base: str | None = None
-    """a model to compare with; default: of a run, the one that it began as"""
+    """a model to compare with, or none; default: of a run, the one that it began as"""
     dialogues: int = 1000
-    """at most so many conversations of each part are measured, drawn by --seed"""
+    """at most so many conversations are measured, drawn by --seed (of the training part the first 100)"""
     report_dir: Path | None = None
     """folder for evaluation.json and report.html; default: the run's own, or of other conversations the next free
     runs/<model>-evaluation-<n>"""

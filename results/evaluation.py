@@ -15,7 +15,6 @@ from results.likelihood import Metrics, Subject, measure_likelihood
 from results.metrics import Copied, Estimate
 from results.scoring import Scorer
 
-VERSION = 1
 REPLY_TOKENS = 64  # of a reply that are measured, at most
 
 
@@ -132,10 +131,8 @@ def add_likeness(found: Metrics, texts: Sequence[str], true: Sequence[str], subj
     estimates, signatures = metrics.likeness(texts, true, subject.seed)
     pairs = zip(map(metrics.words, texts), map(metrics.words, true), strict=True)
     f1 = np.array([metrics.word_f1(*pair) for pair in pairs])
-    for name, estimate in {
-        **estimates,
-        "word_f1": metrics.ratio(f1, np.ones(len(f1)), subject.seed, metrics.SHARE),
-    }.items():
+    estimates["word_f1"] = metrics.ratio(f1, np.ones(len(f1)), subject.seed, metrics.SHARE)
+    for name, estimate in estimates.items():
         found.add(name, estimate)
     return signatures
 
@@ -179,9 +176,7 @@ def show_cases(
             "input": [turn._asdict() for turn in case.asked],
             "response": [turn._asdict() for turn in case.true],
         }
-        for name in ("model", "base"):
-            if name not in said:
-                continue
+        for name in ("model", "base") if "base" in said else ("model",):
             turns = [turn._asdict() for turn in said[name][place]]
             for turn, copied in zip(turns, copies[name][place] if copies else (), strict=copies is not None):
                 turn["copied"] = copied.marks

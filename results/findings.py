@@ -120,7 +120,7 @@ def about_coherence(model: dict[str, Any]) -> list[str]:
     if hits is None:
         return []
     chance = model["chance_hits_at_1"]
-    verdict = "" if excludes(chance, interval) else ", which is not for certain another"
+    verdict = "" if excludes(chance, interval) else ", which may be chance"
     low_high = f" [{interval[0]:.0%}, {interval[1]:.0%}]" if interval else ""
     return [f"it finds the true reply among others in {hits:.0%} of the cases{low_high}, chance {chance:.0%}{verdict}"]
 
@@ -164,8 +164,9 @@ def within(interval: list[float] | None) -> str:
 
 def describe_size(data: dict[str, Any]) -> str:
     """What was measured on."""
-    dialogues = f"{data['dialogues'][data['part']]:,} dialogues"
-    return f"measured on {data['part']}: {dialogues}; {data['replies']:,} replies scored, {data['answers']:,} written"
+    dialogues = data["dialogues"][data["part"]]
+    size = f"{dialogues:,} dialogue{'s' * (dialogues != 1)}"
+    return f"measured on {data['part']}: {size}; {data['replies']:,} replies scored, {data['answers']:,} written"
 
 
 def short_table(columns: dict[str, Any]) -> list[str]:

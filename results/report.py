@@ -264,7 +264,7 @@ def metric_section(run: RunFiles, metrics: dict[str, Any]) -> dict[str, Any]:
     if confidence is not None:
         measured += f" Below each value its {confidence:.0%} interval, over dialogues"
         if dialogues is not None and dialogues < FEWEST_TO_DRAW:
-            measured += " (Student's: too few to resample)."
+            measured += " (Student's, but chrF's and BLEU's: too few to resample)."
         else:
             measured += f" ({resamples:,.0f} resamples)." if resamples is not None else "."
     return {

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from files import UserError, read_json_object, reason
+from files import UserError, read_json, reason
 
-KNOWN_EVALUATION = 1  # the version of evaluation.json that the report was written for
+EVALUATION_VERSION = 1  # of evaluation.json
 READ = ("settings.json", "ledger.json", "metrics.jsonl", "evaluation.json", "generated_conversations.json")
 LEFT_OUT = "it is left out of the report"
 NAMED_LINES = 5  # broken lines that a note names
@@ -112,56 +112,35 @@ def read_run(folder: Path) -> RunFiles:
             f"{folder} holds no run (none of {', '.join(READ)}); name a folder of a run, such as runs/tiny-1"
         )
     run = RunFiles(folder)
-    run.settings = read_file(run, "settings.json", {}, read_object)
-    run.ledger = read_file(run, "ledger.json", {}, read_object)
-    run.metrics = read_file(run, "metrics.jsonl", [], lambda path: read_lines(path, run.notes))
-    run.evaluation = read_file(run, "evaluation.json", {}, read_object)
-    run.generated = read_file(run, "generated_conversations.json", [], read_json_list)
+    run.settings = read_file(run, "settings.json", dict)
+    run.ledger = read_file(run, "ledger.json", dict)
+    run.metrics = read_file(run, "metrics.jsonl", list, lambda path: read_lines(path, run.notes))
+    run.evaluation = read_file(run, "evaluation.json", dict)
+    run.generated = read_file(run, "generated_conversations.json", list)
     if (folder / "model" / "dialogue.json").is_file():
-        run.dialogue = read_file(run, "model/dialogue.json", {}, read_object)
+        run.dialogue = read_file(run, "model/dialogue.json", dict)
     run.parameters = count_parameters(folder / "model" / "model.safetensors")
-    version = run.evaluation.get("version", KNOWN_EVALUATION)
-    if version != KNOWN_EVALUATION:
+    version = run.evaluation.get("version", EVALUATION_VERSION)
+    if version != EVALUATION_VERSION:
         run.notes.append(
-            f"evaluation.json has version {str(version)[:20]}, this program knows {KNOWN_EVALUATION}: what it does not"
-            " know is not shown"
+            f"evaluation.json has version {str(version)[:20]}, this program knows {EVALUATION_VERSION}: what it does"
+            " not know is not shown"
         )
     return run
 
 
-def read_file(run: RunFiles, name: str, empty: Any, read: Callable[[Path], Any]) -> Any:
-    """The content of a file of the run, or `empty` with a sentence on what is wrong with it."""
+def read_file(run: RunFiles, name: str, kind: type, read: Callable[[Path], Any] | None = None) -> Any:
+    """The content of a file of the run, by `read` or as JSON of that `kind`; or an empty one, and a sentence on why."""
     path = run.folder / name
     if not path.is_file():
         run.missing[name] = f"There is no {name} in this folder."
-        return empty
+        return kind()
     try:
-        return read(path)
+        return read(path) if read else read_json(path, kind, LEFT_OUT)
     except UserError as error:
         run.missing[name] = f"{name} could not be read."
         run.notes.append(str(error))
-        return empty
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    return read_json_object(path, LEFT_OUT)
-
-
-def read_json_list(path: Path) -> list[Any]:
-    """Read a JSON file that holds a list.
-
-    Raises:
-        UserError: unreadable, not JSON, or not a list.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {reason(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); {LEFT_OUT}") from error
-    if not isinstance(value, list):
-        raise UserError(f"{path} does not hold a JSON list; {LEFT_OUT}")
-    return value
+        return kind()
 
 
 def read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:

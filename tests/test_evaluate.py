@@ -14,8 +14,8 @@ from dialogues.reading import open_source
 from dialogues.template import Renderer, render
 from find_model import BUNDLED
 from load_gpt2_weights import load_model
-from measure_model import choose_subject, read_turns, write_evaluation
-from prepare import Data
+from measure_model import choose_subject, write_evaluation
+from prepare import Data, read_turns
 from results.evaluation import Column, compare, measure_column
 from results.findings import find_out, measure_overfitting, short_table
 from results.run_files import Losses, Point, read_losses
@@ -219,6 +219,10 @@ class TestEvaluate:
             (["runs/first", "--report-dir", "others.json"], "cannot write into others.json"),
             (["runs/first", "--data", "others.json", "--learn", "Zoe"], "--learn Zoe"),
             (["base", "--data", "others.json", "--report-dir", "runs/first"], "is the folder of another run"),
+            (
+                ["runs/first", "--template", "tokens", "--report-dir", "runs/first"],
+                "the model has no tokens for speakers",
+            ),
             (["runs/first", "--max-length", "5000"], "--max-length 5000: the model has 128 positions"),
         ],
     )
@@ -240,6 +244,9 @@ class TestEvaluate:
         turns = [{"turns": [{"speaker": name, "text": text} for name, text in each]} for each in trained]
         (work_in / "copy.json").write_text(json.dumps(turns), encoding="utf-8")
         assert "was trained on all of these" in refused(command("evaluate.py", "runs/first", "--data", "copy.json"))
+
+    def test_several_processes_are_refused(self, command, work_in):
+        assert "start it without torchrun" in refused(command("evaluate.py", WORLD_SIZE="2"))
 
     def test_a_damaged_folder_is_named(self, command, work_in):
         run = work_in / "runs" / "first"
@@ -388,7 +395,7 @@ class TestFindings:
         found = find_out(self.evaluation(losses, intervals=intervals, empty_replies=1.0, repetition=0.3), losses)
         assert "which may be chance: -0.500 [-0.600, 0.100]" in found[0]
         assert found[1].startswith("whether it uses what was said before can't be told")
-        assert found[2].endswith("which is not for certain another")
+        assert found[2].endswith("which may be chance")
         assert found[3] == "1 of its replies are empty"
         assert found[4].startswith("it repeats itself: 30%")
 
