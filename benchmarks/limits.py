@@ -1,6 +1,6 @@
 """What the machine can do at most: matrix products, reading memory, reading a file. `limits.py TASK JSON`.
 
-Only PyTorch's own operations, in the shapes of the model.
+PyTorch's own operations, in the shapes of the model.
 """
 
 import sys
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from measure import run_task
+from training.device import has_fast_bf16
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LEAST_SECONDS = 1.0  # that a rate is measured for
@@ -78,6 +79,7 @@ def describe(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "amx": torch.cpu._is_amx_tile_supported(),
+        "bf16": has_fast_bf16(device),
     }
     return described | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
 

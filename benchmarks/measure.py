@@ -9,7 +9,6 @@ another one into the peak of that other one.
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import tempfile
@@ -85,6 +84,8 @@ def run_process(
     """Run a command in `folder` to its end; its peak is that of the largest process in it, measured by the system."""
 
     def limit_memory() -> None:
+        import resource  # not on Windows, where the rest of this file can be imported
+
         resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
 
     offline = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(PROJECT)}

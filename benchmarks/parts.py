@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from material import BUNDLED_DATA, SIDES
 from measure import PROJECT, Case, Contestant, Sample, run_contestant, run_process
+from table import FIRST_RUN
 
 HERE = Path(__file__).resolve().parent
 TRANSFORMERS, TRAINER, PEFT = ("transformers",), ("transformers", "accelerate"), ("transformers", "peft")
@@ -21,7 +22,6 @@ NOMINAL = {"short": 73, "long": 450}  # about how many tokens such dialogues hav
 GROUPED_STEPS = 60  # of a file of real lengths, of which some are measured: enough to group lengths in
 LORA_RANK = 8
 PROMPT_LENGTHS = (12, 20)  # tokens, at least and at most
-PRECISIONS = ("fp32", "bf16")
 THEIR_IMPORTS = "from transformers import GPT2LMHeadModel, Trainer"
 
 
@@ -38,6 +38,7 @@ class Plan(NamedTuple):
     prompts: tuple[int, ...]
     new_tokens: int
     dialogues: int  # that are read
+    precisions: tuple[str, ...]  # that the hardware computes in
 
 
 def script(source: str, task: str, /, **values: Any) -> tuple[str, ...]:
@@ -49,10 +50,11 @@ def python(*words: str) -> tuple[str, ...]:
     return (sys.executable, *words)
 
 
-def make(*words: str) -> None:
-    """Run a script that makes something. What it needs much memory for is gone with it."""
-    made = run_contestant(Contestant("material", words))
+def make(*words: str) -> Sample:
+    """Run a script that is not measured, and return what it tells. What it needs much memory for is gone with it."""
+    made = run_contestant(Contestant("", words))
     assert not made["exit_code"], made["says"]
+    return made
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -82,6 +84,7 @@ def look_at_run(plan: Plan, folder: Path, started: float, first: bool) -> Sample
         return {"phases": phases}
     values = {"data": BUNDLED_DATA, "new_tokens": plan.new_tokens, "device": plan.device}
     counted = run_process(script("ours.py", "count_written", folder="run/model", **values), folder)
+    assert not counted["exit_code"], counted["says"]
     return {"phases": phases, "tokens_written": counted["tokens_written"]}
 
 
@@ -108,17 +111,17 @@ def main_contestants(plan: Plan, precisions: Sequence[str], environment: dict[st
 def main_job(plan: Plan) -> Iterator[Case]:
     look = partial(look_at_run, plan)
     shipped = Contestant(OURS, finetune(plan), look=look)
-    others = [one for one in main_contestants(plan, PRECISIONS, {}) if one.who != f"{OURS}, bf16"]
+    others = [one for one in main_contestants(plan, plan.precisions, {}) if one.who != f"{OURS}, bf16"]
     yield Case("main", plan.model.name, [shipped, *others])
 
 
 def bundled(plan: Plan) -> Iterator[Case]:
     words = python(str(PROJECT / "finetune.py"), "--device", plan.device)
-    yield Case("bundled", "first run, all defaults", [Contestant(OURS, words)])
+    yield Case("bundled", FIRST_RUN, [Contestant(OURS, words)])
 
 
 def step_contestants(plan: Plan, job: dict[str, Any], needs: tuple[str, ...]) -> list[Contestant]:
-    """Training steps of `job`: ours and a plain loop with transformers, each in fp32 and bf16."""
+    """Training steps of `job`: ours and a plain loop with transformers, in each precision."""
     names = {"ours.py": OURS, "peers.py": "transformers with peft" if needs == PEFT else "transformers loop"}
     return [
         Contestant(
@@ -126,7 +129,7 @@ def step_contestants(plan: Plan, job: dict[str, Any], needs: tuple[str, ...]) ->
             script(source, "training", **job, steps=plan.steps, device=plan.device, precision=precision),
             needs=needs if source == "peers.py" else (),
         )
-        for precision in PRECISIONS
+        for precision in plan.precisions
         for source, who in names.items()
     ]
 
@@ -139,7 +142,7 @@ def throughput(plan: Plan) -> Iterator[Case]:
             data = make_data(plan, folder, kind, batch, length)
             job = {"folder": folder, "data": data, "batch_size": batch, "lora_rank": 0}
             size = {"rows": batch * length, "width": config["n_embd"], "device": plan.device}
-            products = {one: script("limits.py", "products", **size, precision=one) for one in PRECISIONS}
+            products = {one: script("limits.py", "products", **size, precision=one) for one in plan.precisions}
             limits = [Contestant(f"limit: products, {one}", words) for one, words in products.items()]
             name = f"{batch} × {length}" if kind == "fixed" else f"{batch} × {kind} dialogues"
             facts = {"config": config}
@@ -178,7 +181,7 @@ def generation(plan: Plan) -> Iterator[Case]:
                 script("peers.py", "generation", **job, precision=precision),
                 needs=TRANSFORMERS,
             )
-            for precision in PRECISIONS
+            for precision in plan.precisions
         ]
         limit = Contestant("limit: reading memory", script("limits.py", "memory", device=plan.device))
         ours = Contestant(OURS, script("ours.py", "generation", **job))

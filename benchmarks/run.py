@@ -14,12 +14,13 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from material import make_vocabulary
-from measure import PROJECT, Contestant, measure_case, run_contestant
+from measure import PROJECT, measure_case
 from parts import PARTS, Plan, make, script
 from table import block, render_markdown
 
@@ -31,7 +32,8 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 def main() -> None:
     options = parse_options()
-    plan = make_plan(options)
+    machine = describe_machine(options.device)
+    plan = make_plan(options, ("fp32", "bf16") if machine["bf16"] else ("fp32",))
     results: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "command": f"python benchmarks/run.py {' '.join(sys.argv[1:])}".strip(),
@@ -39,12 +41,12 @@ def main() -> None:
         "device": plan.device,
         "repeats": options.repeats,
         "new_tokens": plan.new_tokens,
-        "machine": describe_machine(plan.device),
+        "machine": machine,
         "versions": versions(),
         "left_out": [],
         "records": [],
     }
-    path = free_path(options.output, f"{results['date']}-{hardware(results['machine'])}")
+    path = free_path(options.output, f"{results['date']}-{hardware(machine)}")
     for part in options.parts or (ON_GPU if plan.device == "cuda" else PARTS):
         for case in PARTS[part](plan):
             able = [one for one in case.contestants if not lacking(one.needs)]
@@ -58,7 +60,7 @@ def main() -> None:
     print(f"written: {path}.json and {path}.md")
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure this program and its peers side by side.")
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="which parts; default: all that run on the device")
     parser.add_argument("--model", default="gpt2-medium", help="a published name (default: gpt2-medium)")
@@ -68,11 +70,14 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a model of no size and a few steps: shows that it works")
     parser.add_argument("--cache", type=Path, default=PROJECT / "runs" / "benchmarks", help="for what is made")
     parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks", help="folder of the results")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def make_plan(options: argparse.Namespace) -> Plan:
-    """What the options ask for. Model and vocabulary are made, unless an earlier run has made them."""
+def make_plan(options: argparse.Namespace, precisions: tuple[str, ...]) -> Plan:
+    """What the options ask for, in the precisions that the hardware computes in.
+
+    Model and vocabulary are made, unless an earlier run has made them.
+    """
     name = "quick" if options.quick else options.model
     vocabulary = options.vocabulary or options.cache / "vocabulary"
     if not (vocabulary / "merges.txt").exists():
@@ -91,6 +96,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         prompts=(1, 3, 16),
         new_tokens=128,
         dialogues=20_000,
+        precisions=precisions,
     )
     quick = {"small": model, "shapes": SHAPES[:1], "steps": 2, "epochs": 1, "prompts": (3,), "new_tokens": 8}
     return plan._replace(**quick, dialogues=200) if options.quick else plan
@@ -104,14 +110,14 @@ def describe_machine(device: str) -> dict[str, Any]:
     """Processor, memory, and what PyTorch sees of them."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", info.read_text(encoding="utf-8")) if info.exists() else []
-    seen = run_contestant(Contestant("machine", script("limits.py", "describe", device=device)))
+    seen = make(*script("limits.py", "describe", device=device))
     return {
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": f"{platform.system()} {platform.release()}",
         "environment": {name: os.environ[name] for name in THREADS if name in os.environ},
-        **{name: seen[name] for name in ("threads", "instructions", "amx", "gpu") if name in seen},
+        **{name: seen[name] for name in ("threads", "instructions", "amx", "bf16", "gpu") if name in seen},
     }
 
 

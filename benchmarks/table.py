@@ -1,11 +1,13 @@
 """The results as tables: on the screen while they come, and as Markdown; each goal beside its measured figure."""
 
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from statistics import median
 from typing import Any, NamedTuple
 
 from measure import figure
 
+FIRST_RUN = "first run, all defaults"
 Results = dict[str, Any]
 Record = dict[str, Any]
 
@@ -51,8 +53,8 @@ PARTS = {
         "tokens_per_second",
         TRAINING,
         "Batch × length. Tokens that are padding do not count. A token costs 6 N + 12 L T C operations (N weights"
-        " without the positions, L layers, T tokens of a dialogue, C channels; Chowdhery et al. 2022, appendix B); the limit is"
-        " the rate of the model's own matrix products in that precision.",
+        " without the positions, L layers, T tokens of a dialogue, C channels; Chowdhery et al. 2022, appendix B);"
+        " the limit is the rate of the model's own matrix products in that precision.",
     ),
     "lora": Part("Training adapters of rank 8", "tokens_per_second", TRAINING),
     "generation": Part(
@@ -121,25 +123,33 @@ def shown(value: tuple[float, float, float] | None, column: Column) -> str:
 def rows(results: Results, part: str, case: str) -> Iterator[list[str]]:
     """A case as a table, its titles first."""
     records, about = records_of(results, part, case), PARTS[part]
-    columns = [name for name in about.columns if any(value(record, name, records) for record in records)]
+    shown_somewhere = [name for name in about.columns if any(value(record, name, records) for record in records)]
+    columns = shown_somewhere or [about.headline]  # where all have failed
     yield [case, *(COLUMNS[name].title for name in columns), "ours against it"]
-    ours = next((figure(record, about.headline) for record in records if record["who"].startswith("ours")), None)
     for record in records:
         cells = [shown(value(record, name, records), COLUMNS[name]) for name in columns]
         failed = next((sample for sample in record["samples"] if sample["exit_code"]), None)
         if failed:
             cells[0] = f"exit code {failed['exit_code']}: {failed['says']}"
-        theirs = None if record["who"].startswith(("ours", "limit")) else figure(record, about.headline)
-        yield [record["who"], *cells, times(advantage(ours, theirs, about.headline)) if ours and theirs else ""]
+        alike = [one for one in of_ours(records) if one["who"][-6:] == record["who"][-6:]]  # of the same precision
+        ratio = None if record["who"].startswith(("ours", "limit")) else advantage(alike or of_ours(records), record)
+        yield [record["who"], *cells, f"{ratio:.2f} ×" if ratio else ""]
 
 
-def advantage(ours: tuple[float, ...], theirs: tuple[float, ...], headline: str) -> float:
-    """How many times as fast ours is, by the medians: of times the inverse counts."""
-    return theirs[0] / ours[0] if headline == "seconds" else ours[0] / theirs[0]
+def of_ours(records: list[Record]) -> list[Record]:
+    """Our records of a case: our program as it is shipped, or where that is not measured, all precisions."""
+    shipped = [record for record in records if record["who"] == "ours"]
+    return shipped or [record for record in records if record["who"].startswith("ours")]
 
 
-def times(ratio: float) -> str:
-    return f"{ratio:.2f} ×"
+def advantage(ours: list[Record], rival: Record) -> float | None:
+    """How many times as fast the fastest of ours is as a rival, by the medians; of times the inverse counts."""
+    headline = PARTS[rival["part"]].headline
+    theirs = figure(rival, headline)
+    best = [found[0] for found in (figure(record, headline) for record in ours) if found]
+    if theirs is None or not best:
+        return None
+    return theirs[0] / min(best) if headline == "seconds" else max(best) / theirs[0]
 
 
 def notes(results: Results, part: str, case: str) -> Iterator[str]:
@@ -180,6 +190,8 @@ def render_markdown(results: Results) -> str:
         f" the model is {results['model']}, with random weights; {results['new_tokens']} tokens are written for each"
         " prompt.",
     ]
+    if not machine["bf16"]:
+        lines += ["", "This processor has no fast bf16: everything is in fp32."]
     if results["left_out"]:
         lines += ["", "Left out, since the packages are not installed: " + "; ".join(results["left_out"]) + "."]
     lines += ["", "## Goals", "", markdown_row(["what", "goal", "measured", ""]), "|---|--:|--:|---|"]
@@ -198,9 +210,9 @@ def render_markdown(results: Results) -> str:
 class Goal(NamedTuple):
     what: str
     wanted: float
-    at_most: bool
     unit: str
     measured: Callable[[Results], float | None]
+    at_most: bool = False
 
 
 def goal_rows(results: Results) -> Iterator[list[str]]:
@@ -215,56 +227,53 @@ def goal_rows(results: Results) -> Iterator[list[str]]:
             yield [goal.what, wanted, f"{measured:.2f} {goal.unit}", "met" if met else "not met"]
 
 
-def against(part: str, case: str, rivals: str, ours: str = "ours") -> Callable[[Results], float | None]:
-    """How many times as fast `ours` is as the fastest of the contestants whose names begin with `rivals`."""
+def against(part: str, case: str, rivals: str) -> Callable[[Results], float | None]:
+    """How many times as fast ours is as the fastest of the contestants whose names begin with `rivals`."""
 
     def measured(results: Results) -> float | None:
-        headline, records = PARTS[part].headline, records_of(results, part, case)
-        best = next((figure(record, headline) for record in records if record["who"] == ours), None)
-        theirs = [figure(record, headline) for record in records if record["who"].startswith(rivals)]
-        ratios = [advantage(best, one, headline) for one in theirs if best and one]
-        return min(ratios, default=None)
+        records = records_of(results, part, case)
+        ratios = [advantage(of_ours(records), record) for record in records if record["who"].startswith(rivals)]
+        return min((ratio for ratio in ratios if ratio), default=None)
 
     return measured
 
 
-def shows(part: str, case: str, who: str, name: str) -> Callable[[Results], float | None]:
-    """What a table shows of a contestant in one of its columns."""
+def shows(part: str, case: str, name: str) -> Callable[[Results], float | None]:
+    """What a table shows in one of its columns, of ours; of several precisions, the fastest."""
 
     def measured(results: Results) -> float | None:
-        records = records_of(results, part, case)
-        found = next((value(record, name, records) for record in records if record["who"] == who), None)
+        records, headline = records_of(results, part, case), PARTS[part].headline
+        sign = -1 if headline == "seconds" else 1
+        rated = [(sign * rate[0], record) for record in of_ours(records) if (rate := figure(record, headline))]
+        found = value(max(rated, key=itemgetter(0))[1], name, records) if rated else None
         return found[0] * COLUMNS[name].scale if found else None
 
     return measured
 
 
 def goals(results: Results) -> list[Goal]:
-    """The goals of the device."""
+    """The goals for the device of the results."""
     model = results["model"]
     if results["device"] == "cuda":
         rows, prompts, dialogues = f"{model}, 4 × 1024", f"{model}, 16 prompts", f"{model}, 8 × short dialogues"
         return [
-            Goal("rows of 1024 tokens, share of the matrix-product rate", 55, False, "%",
-                 shows("throughput", rows, "ours, bf16", "share")),
-            Goal("short dialogues, against transformers", 3, False, "×",
-                 against("throughput", dialogues, "transformers", "ours, bf16")),
-            Goal("16 prompts, against transformers at its best", 5, False, "×",
+            Goal("training at 4 × 1024, share of the matrix-product rate", 55, "%", shows("throughput", rows, "share")),
+            Goal("training on short dialogues, against transformers at its best", 3, "×",
+                 against("throughput", dialogues, "transformers")),
+            Goal("generation for 16 prompts, against transformers at its best", 5, "×",
                  against("generation", prompts, "transformers")),
         ]  # fmt: skip
-    middle, short = f"{model}, 8 × 200", f"{model}, 2 × 45"
+    middle, short, prompts = f"{model}, 8 × 200", f"{model}, 2 × 45", f"{model}, 3 prompts"
     return [
-        Goal("main job, against the plain recipe", 10, False, "×", against("main", model, "plain recipe")),
-        Goal("main job, against transformers at its best", 2.5, False, "×", against("main", model, "transformers")),
-        Goal("peak memory of the main job", 6.4, True, "GB", shows("main", model, "ours", "peak_bytes")),
-        Goal("training at 8 × 200, against a transformers bf16 loop", 3, False, "×",
-             against("throughput", middle, "transformers loop, bf16", "ours, bf16")),
-        Goal("training at 8 × 200, share of the matrix-product rate", 60, False, "%",
-             shows("throughput", middle, "ours, bf16", "share")),
-        Goal("LoRA rank 8 at 2 × 45, against transformers with peft at its best", 2, False, "×",
-             against("lora", short, "transformers", "ours, bf16")),
-        Goal("generation for 3 prompts, against transformers at its best", 2.5, False, "×",
-             against("generation", f"{model}, 3 prompts", "transformers")),
-        Goal("the bundled model's whole first run", 12, True, "seconds",
-             shows("bundled", "first run, all defaults", "ours", "seconds")),
+        Goal("main job, against the plain recipe", 10, "×", against("main", model, "plain recipe")),
+        Goal("main job, against transformers at its best", 2.5, "×", against("main", model, "transformers")),
+        Goal("peak memory of the main job", 6.4, "GB", shows("main", model, "peak_bytes"), at_most=True),
+        Goal("training at 8 × 200, against a transformers loop at its best", 3, "×",
+             against("throughput", middle, "transformers")),
+        Goal("training at 8 × 200, share of the matrix-product rate", 60, "%", shows("throughput", middle, "share")),
+        Goal("LoRA rank 8 at 2 × 45, against transformers with peft at its best", 2, "×",
+             against("lora", short, "transformers")),
+        Goal("generation for 3 prompts, against transformers at its best", 2.5, "×",
+             against("generation", prompts, "transformers")),
+        Goal("the bundled model's whole first run", 12, "s", shows("bundled", FIRST_RUN, "seconds"), at_most=True),
     ]  # fmt: skip

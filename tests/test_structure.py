@@ -20,8 +20,10 @@ ROOMS = (
     "cross_validation",
     "training",
     "results",
+    "benchmarks",
 )
 COMMANDS = ("finetune", "evaluate")
+BENCHMARKS = {path.stem for path in (PROJECT / "benchmarks").glob("*.py")}  # they import each other by these names
 MAY_SEE = {
     "files": set(),
     "settings": {"files"},
@@ -46,6 +48,7 @@ MAY_SEE = {
     },
     "training": {"files", "settings", "gpt_model", "dialogues"},
     "results": {"files", "settings", "gpt_model", "dialogues"},
+    "benchmarks": {*ROOMS},
 }
 
 
@@ -76,6 +79,7 @@ def test_imports_point_one_way():
         room = room_of(path)
         ours = imports(path) & {*ROOMS, *COMMANDS}
         assert not ours & set(COMMANDS), f"{path} imports a command"
+        assert room == "benchmarks" or not imports(path) & {*BENCHMARKS, "benchmarks"}, f"{path} imports a benchmark"
         if room not in COMMANDS:
             assert ours - {room} <= MAY_SEE[room], f"{path} imports {ours - {room} - MAY_SEE[room]}"
             found += len(ours)
