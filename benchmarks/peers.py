@@ -14,7 +14,7 @@ from transformers import GPT2LMHeadModel, GPT2Tokenizer, Trainer, TrainingArgume
 
 from material import BUNDLED_DATA, SIDES, opening, read_dialogues, render
 from measure import run_task
-from ours import WARM_UP, generation_figures, step_figures
+from ours import WARM_UP, generation_figures, loading_figures, step_figures
 
 SCALE = 2  # alpha / rank, as ours
 CASES = 3
@@ -164,9 +164,7 @@ def generation(folder: str, prompts: list[list[int]], new_tokens: int, device: s
 
 def loading(folder: str) -> dict[str, Any]:
     """A model folder into memory, after the imports."""
-    started = time.perf_counter()
-    load(folder)
-    return {"load_seconds": time.perf_counter() - started}
+    return loading_figures(lambda: load(folder)[0])
 
 
 def reading(folder: str, data: str) -> dict[str, Any]:
