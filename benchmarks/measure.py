@@ -99,7 +99,11 @@ def run_process(
             stderr=stderr,
             preexec_fn=limit_memory if memory_limit else None,
         )
-        _, status, usage = os.wait4(process.pid, 0)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except KeyboardInterrupt:
+            process.kill()
+            raise
         seconds = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)  # Popen has not seen its process end
     sample: Sample = {

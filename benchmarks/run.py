@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 def main() -> None:
     options = parse_options()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is a Ctrl-C: folders are removed
     machine = describe_machine(options.device)
     plan = make_plan(options, ("fp32", "bf16") if machine["bf16"] else ("fp32",))
     results: dict[str, Any] = {
