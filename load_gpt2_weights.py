@@ -81,6 +81,15 @@ def load_model(
     return model, tokenizer
 
 
+def load_for(
+    tokenizer: tiktoken.Encoding, folder: Path, device: torch.device, dtype: torch.dtype = torch.float32
+) -> GPTModel:
+    """The model of `folder` on a device, with room for the tokens of `tokenizer`; see `load_model` for the rest."""
+    model = load_model(folder, dtype=dtype)[0]
+    add_embeddings(model, tokenizer.n_vocab)
+    return model.to(device)
+
+
 def read_weights(folder: Path, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor]]:
     """The parameters of a model folder, each with its name, one at a time; see `load_model` for their types.
 

@@ -10,9 +10,10 @@ import pytest
 import tyro
 
 import settings
+from command_line import parse_command_line
 from conftest import PROJECT, dialogues_of
 from dialogues.reading import open_source
-from settings import EvaluateSettings, FinetuneSettings, parse_command_line
+from settings import EvaluateSettings, FinetuneSettings
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 COMMANDS = {"finetune.py": FinetuneSettings, "evaluate.py": EvaluateSettings}
