@@ -1,6 +1,7 @@
 """Talk to a model: find → load → talk, in the terminal or on a page."""
 
 import secrets
+import signal
 import sys
 from functools import cache, partial
 from pathlib import Path
@@ -50,14 +51,13 @@ def main() -> None:
         base, why = find_base(found, settings.page.base, settings.model.model_path)
         if why:
             print(f"base model: left out ({why}); --base names another", file=sys.stderr)
-        title = f"{people.you}, as {found.folder} writes"
-        serve(
-            partial(start, found.folder), partial(start, base) if base else None, title, settings.answer, settings.page
-        )
-        return
-    conversation = start(found.folder)
-    print(f"you are {people.me}, the model is {people.you}; /help lists what else there is", file=sys.stderr)
-    Terminal(conversation, settings.answer).run()
+        title, beside = f"{people.you}, as {found.folder} writes", partial(start, base) if base else None
+        serve(partial(start, found.folder), beside, title, settings.answer, settings.page)
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # Ctrl-C stops an answer, and a kill all of it
+        conversation = start(found.folder)
+        print(f"you are {people.me}, the model is {people.you}; /help lists what else there is", file=sys.stderr)
+        Terminal(conversation, settings.answer).run()
 
 
 if __name__ == "__main__":

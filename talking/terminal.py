@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
-from files import UserError, printable, temporary_path, write_json, writing
+from files import UserError, printable, write_json, writing
 from settings import AnswerSettings
 from talking.conversation import Conversation
 
@@ -114,7 +114,7 @@ class Terminal:
         with writing(path):
             if path.exists():
                 raise UserError(f"/save {name}: it exists already; name a new file")
-            temporary_path(path).parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, self.conversation.as_json())
         self.tell(f"(written: {path})")
 
