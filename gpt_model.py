@@ -141,6 +141,11 @@ class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
         """Nothing: GPTModel initialises all of its parameters, or takes loaded ones."""
 
+    def forward(self, input: Tensor) -> Tensor:
+        # A sparse gradient: a few rows that autograd adds in place to the output head's dense one, where a dense one
+        # would be as large as the whole embedding again, and zeros almost everywhere.
+        return F.embedding(input, self.weight, sparse=True)
+
     def logits(self, x: Tensor) -> Tensor:
         """x (..., C) → (..., V): the token embedding read backwards (Press and Wolf 2017).
 
@@ -221,7 +226,7 @@ class GPTModel(nn.Module):
         self.dropout = dropout
         self.gradient_checkpointing = False  # training computes the inside of blocks twice rather than keep it
         self.wte = Embedding(config.vocab_size, config.n_embd)
-        self.wpe = Embedding(config.n_positions, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config, layer, dropout) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         for name, parameter in self.named_parameters():
