@@ -91,27 +91,28 @@ class CastLinear(torch.autograd.Function):
         x = x.to(dtype)
         # x is half of what training remembers, and only the weight's gradient asks for it: not where that is frozen.
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        y = x.new_empty(*x.shape[:-1], len(weight))
         with torch.autocast(x.device.type, enabled=False):
-            for rows in row_blocks(weight):
-                y[..., rows] = F.linear(x, weight[rows].to(dtype), None if bias is None else bias[rows].to(dtype))
-        return y
+            parts = [
+                F.linear(x, weight[rows].to(dtype), None if bias is None else bias[rows].to(dtype))
+                for rows in row_blocks(weight)
+            ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         flat_y = grad_y.flatten(0, -2)  # (B * T, out)
-        grad_x = weight.new_zeros(len(flat_y), weight.size(1)) if needs_x else None  # (B * T, in)
-        grad_weight = torch.empty_like(weight) if needs_weight else None
-        for rows in row_blocks(weight):
-            if grad_x is not None:
-                grad_x += flat_y[:, rows] @ weight[rows].to(grad_y.dtype)
-            if grad_weight is not None:
+        grad_x = grad_weight = None
+        if needs_x:
+            parts = [grad_y[..., rows] @ weight[rows].to(grad_y.dtype) for rows in row_blocks(weight)]
+            # The sum of bf16 is made in fp32 and rounded once.
+            grad_x = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)  # (..., in)
+        if needs_weight:
+            grad_weight = torch.empty_like(weight)
+            for rows in row_blocks(weight):
                 grad_weight[rows] = flat_y[:, rows].t() @ x.flatten(0, -2)
         grad_bias = flat_y.sum(0, dtype=weight.dtype) if needs_bias else None
-        if grad_x is not None:
-            grad_x = grad_x.to(grad_y.dtype).view(*grad_y.shape[:-1], weight.size(1))
         return grad_x, grad_weight, grad_bias
 
 
