@@ -59,9 +59,9 @@ def main() -> None:
     length = choose_length(settings.data.max_length, config.n_positions)
     subject = choose_subject(data, measured.run, length, settings.generation, machine.autocast, seed, most)
 
-    columns = {"model": measure_column(load_for(tokenizer, measured.folder, machine.device), subject, whole=True)}
+    columns = {"model": measure_column(load_for(tokenizer, measured.folder, machine), subject, whole=True)}
     if base:
-        columns["base"] = measure_column(load_for(tokenizer, base, machine.device), subject)
+        columns["base"] = measure_column(load_for(tokenizer, base, machine), subject)
     folder = folder or make_report_folder(None, measured.run or measured.folder)
     names = {"model": str(measured.folder), "base_model": base and str(base)}
     page = write_evaluation(columns, names, data, subject, folder, measured.run if own else None, machine)

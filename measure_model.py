@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import tiktoken
-import torch
 
 from dialogues.batches import DialogueDataset
 from files import UserError, read_json_object, write_json
@@ -25,7 +24,7 @@ from results.report import write_report
 from results.run_files import EVALUATION_VERSION, read_lines, read_losses
 from results.scoring import choose_replies
 from settings import FinetuneSettings, GenerationSettings
-from train_model import OpenRun
+from train_model import OpenRun, in_precision
 from training.device import Machine
 from training.loop import TRAIN_SAMPLE
 
@@ -147,7 +146,7 @@ def measure_base(run: OpenRun, subject: Subject, settings: FinetuneSettings, mac
     if settings.training.shard and machine.processes > 1:
         print(f"base model: left out (it is divided); python evaluate.py {run.folder} measures both")
         return None
-    column = measure_column(run.model, subject)
+    column = measure_column(in_precision(run.model, machine), subject)
     write_json(path, {"subject": key, **column.as_json()})
     return column
 
@@ -225,8 +224,8 @@ def measure_run(
     return write_evaluation(columns, names, data, subject, run.folder, run.folder, machine)
 
 
-def load_for(tokenizer: tiktoken.Encoding, folder: Path, device: torch.device) -> GPTModel:
+def load_for(tokenizer: tiktoken.Encoding, folder: Path, machine: Machine) -> GPTModel:
     """The model of `folder`, with room for the tokens of `tokenizer`."""
     model = load_model(folder)[0]
     add_embeddings(model, tokenizer.n_vocab)
-    return model.to(device)
+    return in_precision(model.to(machine.device), machine)
