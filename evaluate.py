@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,9 +53,10 @@ def main() -> None:
     length = choose_length(settings.data.max_length, config.n_positions)
     subject = choose_subject(data, measured.run, length, settings.generation, machine.autocast, seed, most)
 
-    columns = {"model": measure_column(load_for(tokenizer, measured.folder, machine.device), subject, whole=True)}
+    load = partial(load_for, tokenizer, device=machine.device, dtype=machine.inference_dtype)
+    columns = {"model": measure_column(load(measured.folder), subject, whole=True)}
     if base:
-        columns["base"] = measure_column(load_for(tokenizer, base, machine.device), subject)
+        columns["base"] = measure_column(load(base), subject)
     folder = folder or make_report_folder(None, measured.run or measured.folder)
     names = {"model": str(measured.folder), "base_model": base and str(base)}
     page = write_evaluation(columns, names, data, subject, folder, measured.run if own else None, machine)

@@ -22,7 +22,7 @@ from results.report import write_report
 from results.run_files import EVALUATION_VERSION, read_lines, read_losses
 from results.scoring import choose_replies
 from settings import FinetuneSettings, GenerationSettings
-from train_model import OpenRun
+from train_model import OpenRun, in_precision
 from training.device import Machine
 from training.loop import TRAIN_SAMPLE
 
@@ -144,7 +144,7 @@ def measure_base(run: OpenRun, subject: Subject, settings: FinetuneSettings, mac
     if settings.training.shard and machine.processes > 1:
         print(f"base model: left out (it is divided); python evaluate.py {run.folder} measures both")
         return None
-    column = measure_column(run.model, subject)
+    column = measure_column(in_precision(run.model, machine), subject)
     write_json(path, {"subject": key, **column.as_json()})
     return column
 
