@@ -23,8 +23,10 @@ ROOMS = (
     "talking",
     "command_line",
     "finished_model",
+    "benchmarks",
 )
 COMMANDS = ("finetune", "evaluate", "chat")
+BENCHMARKS = {path.stem for path in (PROJECT / "benchmarks").glob("*.py")}  # they import each other by these names
 MAY_SEE = {
     "files": set(),
     "settings": {"files"},
@@ -52,6 +54,7 @@ MAY_SEE = {
     "training": {"files", "settings", "gpt_model", "dialogues"},
     "results": {"files", "settings", "gpt_model", "dialogues"},
     "talking": {"files", "settings", "gpt_model", "dialogues", "results"},
+    "benchmarks": {*ROOMS},
 }
 
 
@@ -82,6 +85,7 @@ def test_imports_point_one_way():
         room = room_of(path)
         ours = imports(path) & {*ROOMS, *COMMANDS}
         assert not ours & set(COMMANDS), f"{path} imports a command"
+        assert room == "benchmarks" or not imports(path) & {*BENCHMARKS, "benchmarks"}, f"{path} imports a benchmark"
         if room not in COMMANDS:
             assert ours - {room} <= MAY_SEE[room], f"{path} imports {ours - {room} - MAY_SEE[room]}"
             found += len(ours)

@@ -1,0 +1,88 @@
+"""What the machine can do at most: matrix products, reading memory, reading a file. `limits.py TASK JSON`.
+
+PyTorch's own operations, in the shapes of the model.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from measure import run_task
+from training.device import has_fast_bf16
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LEAST_SECONDS = 1.0  # that a rate is measured for
+READ_BYTES = 1 << 30  # far more than any cache holds
+
+
+def products(rows: int, width: int, device: str, precision: str) -> dict[str, Any]:
+    """The rate at which the products of a block run: `rows` tokens of `width` channels times its four matrices.
+
+    Each matrix is as in a linear layer, (out, in), and is read from memory: one block after another, of a few.
+    """
+    dtype, blocks = DTYPES[precision], 4
+    shapes = [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width)]
+    inputs = {size: torch.randn(rows, size, device=device, dtype=dtype) for size in (width, 4 * width)}
+    weights = [torch.randn(shape, device=device, dtype=dtype) for _ in range(blocks) for shape in shapes]
+    flops = 2 * rows * sum(weight.numel() for weight in weights)
+
+    def multiply() -> None:
+        for weight in weights:
+            torch.nn.functional.linear(inputs[weight.size(1)], weight)
+
+    return {"flops_per_second": flops / fastest(multiply, device)}
+
+
+def memory(device: str) -> dict[str, Any]:
+    """The rate at which memory is read, by the faster of a sum and a product of a matrix with a vector."""
+    buffer = torch.ones(READ_BYTES // 4 // 1024, 1024, device=device)
+    vector = torch.ones(1024, device=device)
+    seconds = min(fastest(buffer.sum, device), fastest(lambda: buffer @ vector, device))
+    return {"bytes_per_second": READ_BYTES / seconds}
+
+
+def file(path: str) -> dict[str, Any]:
+    """The rate at which a file that the system has in memory is read into memory that has been used before."""
+    size = Path(path).stat().st_size
+    buffer = memoryview(bytearray(size))
+    buffer[::4096] = bytes(len(buffer[::4096]))  # every page is touched
+
+    def read() -> None:
+        with open(path, "rb", buffering=0) as stream:
+            done = 0
+            while done < size:  # Linux hands out 2 GB at a time
+                done += stream.readinto(buffer[done:]) or 0
+
+    seconds = fastest(read, "cpu")
+    return {"load_seconds": seconds, "bytes_per_second": size / seconds}
+
+
+def fastest(work: Any, device: str) -> float:
+    """Seconds of the fastest of many calls, the first of which do not count."""
+    taken, ended = [], 0.0
+    while len(taken) < 5 or ended - taken[0][0] < LEAST_SECONDS:
+        started = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        ended = time.perf_counter()
+        taken.append((started, ended - started))
+    return min(seconds for _, seconds in taken[2:])
+
+
+def describe(device: str) -> dict[str, Any]:
+    """What PyTorch says of the machine."""
+    described: dict[str, Any] = {
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "amx": torch.cpu._is_amx_tile_supported(),
+        "bf16": has_fast_bf16(device),
+    }
+    return described | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
+
+
+if __name__ == "__main__":
+    run_task({task.__name__: task for task in (products, memory, file, describe)}, sys.argv[1:])

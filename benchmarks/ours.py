@@ -1,0 +1,157 @@
+"""What is measured of this program from inside: a step, a completion, loading, reading. Each task runs in a process of
+its own: `ours.py TASK JSON`.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from measure import run_task
+
+WARM_UP = 2  # steps that are not counted: kernels are made, memory is touched
+
+
+def training(
+    folder: str, data: str, batch_size: int, steps: int, device: str, precision: str, lora_rank: int
+) -> dict[str, Any]:
+    """Steps of the training loop as a run does them, over the first half of the dialogues in `data`.
+
+    Returns:
+        tokens (padding is none), seconds and examples of the measured steps.
+    """
+    from dialogues.batches import epoch_steps
+    from prepare import make_datasets, open_data, read_data
+    from settings import DataSettings, RunSettings, TrainingSettings
+    from train_model import make_model
+    from training.checkpoint import Checkpoints
+    from training.device import choose_machine, keep_freed_memory
+    from training.loop import Examples, Run
+    from training.optimizer import make_optimizer
+
+    keep_freed_memory()
+    machine = choose_machine(device, precision)
+    settings = TrainingSettings(batch_size=batch_size, lora_rank=lora_rank).with_defaults(parameters=1 << 30)[0]
+    read = read_data(*open_data(DataSettings(Path(data))), Path(folder), DataSettings(split="50/50"), settings.seed)
+    tokenizer = read.conversations.renderer.tokenizer
+    model = make_model(Path(folder), settings, tokenizer, machine.precision).to(machine.device)
+    datasets = make_datasets(read, 0, model.config.n_positions)
+    examples = Examples(datasets["train"], datasets["val"], tokenizer.eot_token)
+    checkpoints = Checkpoints(Path("checkpoint").resolve(), {})
+    run = Run(model, make_optimizer(model, settings), examples, settings, machine, checkpoints, RunSettings())
+    lengths = [length - 1 for length in examples.train.lengths()]  # the last token is only ever a target
+    seconds, numbers = [], []
+    for step in islice(epoch_steps(lengths, batch_size, 1, settings.seed, 0), WARM_UP + steps):
+        started = time.perf_counter()
+        run.step(step)
+        seconds.append(time.perf_counter() - started)
+        numbers.append([number for batch in step for number in batch])
+    measured = [number for step in numbers[WARM_UP:] for number in step]
+    return step_figures(seconds[WARM_UP:], [lengths[number] for number in measured], device)
+
+
+def step_figures(seconds: list[float], lengths: list[int], device: str) -> dict[str, Any]:
+    """What is told of measured training steps, by ours and by the peers.
+
+    Args:
+        lengths: input tokens of every example, without padding.
+    """
+    tokens = sum(lengths)
+    return {
+        "tokens_per_second": tokens / sum(seconds),
+        "mean_length": tokens / len(lengths),
+        "step_seconds": seconds,
+        **gpu_memory(device),
+    }
+
+
+def gpu_memory(device: str) -> dict[str, Any]:
+    """The most memory that tensors took on the GPU; nothing on a CPU, where the system measures it."""
+    if device != "cuda":
+        return {}
+    import torch
+
+    return {"gpu_peak_bytes": torch.cuda.max_memory_allocated()}
+
+
+def generation(folder: str, prompts: list[list[int]], new_tokens: int, device: str) -> dict[str, Any]:
+    """Completions as a run writes them, greedy and never ended."""
+    from load_gpt2_weights import load_model
+    from results.generation import generate
+    from settings import GenerationSettings
+    from training.device import keep_freed_memory
+
+    keep_freed_memory()
+    model = load_model(Path(folder))[0].to(device)
+
+    def complete(count: int) -> list[list[int]]:
+        settings = GenerationSettings(max_new_tokens=count)
+        return generate(model, prompts, -1, settings, 0, lambda tokens, limit: tokens[-limit:])
+
+    return generation_figures(complete, new_tokens, device)
+
+
+def generation_figures(complete: Callable[[int], list[list[int]]], new_tokens: int, device: str) -> dict[str, Any]:
+    """Time `complete(n)`, which returns n new tokens for each prompt, after a first call that does not count."""
+    complete(2)
+    started = time.perf_counter()
+    complete(1)
+    first = time.perf_counter() - started
+    started = time.perf_counter()
+    replies = complete(new_tokens)
+    seconds = time.perf_counter() - started
+    written = sum(map(len, replies))
+    assert written == new_tokens * len(replies), f"{written} tokens were written for {len(replies)} prompts"
+    return {"first_token_seconds": first, "tokens_per_second": written / seconds, **gpu_memory(device)}
+
+
+def count_written(folder: str, data: str, new_tokens: int, device: str) -> dict[str, Any]:
+    """How many tokens the model of a finished run wrote for its three cases: greedy, it writes the same again."""
+    from load_gpt2_weights import load_model
+    from prepare import open_data, read_data
+    from results.generation import choose_turn, generate
+    from settings import DataSettings, GenerationSettings
+
+    model, tokenizer = load_model(Path(folder))
+    settings = GenerationSettings(max_new_tokens=new_tokens)
+    read = read_data(*open_data(DataSettings(Path(data))), Path(folder), DataSettings(), 0)
+    renderer = read.conversations.renderer
+    dialogues = [read.conversations[number] for number in read.held_out[: settings.cases]]
+    prompts = [renderer.encode_prompt(dialogue, choose_turn(renderer, dialogue, "all")) for dialogue in dialogues]
+    replies = generate(model.to(device), prompts, tokenizer.eot_token, settings, 0, renderer.newest_turns)
+    return {"tokens_written": [len(reply) for reply in replies]}
+
+
+def loading(folder: str) -> dict[str, Any]:
+    """A model folder into memory, after the imports."""
+    from load_gpt2_weights import load_model
+    from training.device import keep_freed_memory
+
+    keep_freed_memory()
+    return loading_figures(lambda: load_model(Path(folder))[0])
+
+
+def loading_figures(load: Callable[[], Any]) -> dict[str, Any]:
+    """Time `load()`, which returns a model, and one look at every weight: some only map the file until then."""
+    started = time.perf_counter()
+    for parameter in load().parameters():
+        parameter.sum().item()
+    return {"load_seconds": time.perf_counter() - started}
+
+
+def reading(folder: str, data: str) -> dict[str, Any]:
+    """A file of dialogues to tokens, split."""
+    from prepare import open_data, read_data
+    from settings import DataSettings
+
+    started = time.perf_counter()
+    read = read_data(*open_data(DataSettings(Path(data))), Path(folder), DataSettings(), 0)
+    seconds = time.perf_counter() - started
+    return {"dialogues_per_second": len(read.conversations) / seconds, "tokens": len(read.conversations.tokens)}
+
+
+if __name__ == "__main__":
+    tasks = (training, generation, count_written, loading, reading)
+    run_task({task.__name__: task for task in tasks}, sys.argv[1:])

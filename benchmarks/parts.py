@@ -1,0 +1,244 @@
+"""What is measured: for each part of the benchmark its cases, and for each case who does it, and how it is started."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from material import BUNDLED_DATA, SIDES
+from measure import PROJECT, Case, Contestant, Sample, run_contestant, run_process
+from table import FIRST_RUN
+
+HERE = Path(__file__).resolve().parent
+TRANSFORMERS, TRAINER, PEFT = ("transformers",), ("transformers", "accelerate"), ("transformers", "peft")
+OURS, PLAIN = "ours", "plain recipe"
+# A laptop without matrix units or AVX-512: PyTorch has its kernels from oneDNN, MKL and ATen.
+AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+ALLOWED = 8_000_000_000  # bytes of memory, in the last part
+NOMINAL = {"short": 73, "long": 450}  # about how many tokens such dialogues have
+GROUPED_STEPS = 60  # of a file of real lengths, of which some are measured: enough to group lengths in
+LORA_RANK = 8
+PROMPT_LENGTHS = (12, 20)  # tokens, at least and at most
+THEIR_IMPORTS = "from transformers import GPT2LMHeadModel, Trainer"
+
+
+class Plan(NamedTuple):
+    """What a run of the benchmark measures, and how much of it."""
+
+    model: Path  # folder of the model that the main job trains
+    small: Path  # folder of a model that is measured in training throughput too
+    cache: Path  # folder of what the benchmark has made for itself
+    device: str
+    shapes: tuple[tuple[str, int, int], ...]  # kind of data, batch size, and length of the dialogues
+    steps: int  # measured in each run
+    epochs: int
+    prompts: tuple[int, ...]
+    new_tokens: int
+    dialogues: int  # that are read
+    precisions: tuple[str, ...]  # that the hardware computes in
+
+
+def script(source: str, task: str, /, **values: Any) -> tuple[str, ...]:
+    """The command that runs a task of one of the scripts beside this one."""
+    return (sys.executable, str(HERE / source), task, json.dumps(values, default=str))
+
+
+def python(*words: str) -> tuple[str, ...]:
+    return (sys.executable, *words)
+
+
+def make(*words: str) -> Sample:
+    """Run a script that is not measured, and return what it tells. What it needs much memory for is gone with it."""
+    made = run_contestant(Contestant("", words))
+    assert not made["exit_code"], made["says"]
+    return made
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def finetune(plan: Plan, *options: str) -> tuple[str, ...]:
+    """Our command as it is shipped, for the main job."""
+    sizes = ("--epochs", str(plan.epochs), "--max-new-tokens", str(plan.new_tokens))
+    names = ("--model", str(plan.model), "--device", plan.device, "--run-dir", "run", "--output", "output.json")
+    return python(str(PROJECT / "finetune.py"), *names, *sizes, *options)
+
+
+def look_at_run(plan: Plan, folder: Path, started: float, first: bool) -> Sample:
+    """How long the phases of our run took, by the times of its files; and once, how many tokens it wrote."""
+    run = folder / "run"
+    marks = {
+        "loading": "ledger.json",
+        "measuring the base model": "base_evaluation.json",
+        "training, with its evaluations": "metrics.jsonl",
+        "saving": "model/model.safetensors",
+        "writing three cases, measuring the tuned model, and the report": "report.html",
+    }
+    times = [started, *((run / name).stat().st_mtime for name in marks.values())]
+    phases = {name: end - start for name, start, end in zip(marks, times, times[1:], strict=False)}
+    if not first:
+        return {"phases": phases}
+    values = {"data": BUNDLED_DATA, "new_tokens": plan.new_tokens, "device": plan.device}
+    counted = run_process(script("ours.py", "count_written", folder="run/model", **values), folder)
+    assert not counted["exit_code"], counted["says"]
+    return {"phases": phases, "tokens_written": counted["tokens_written"]}
+
+
+def main_contestants(plan: Plan, precisions: Sequence[str], environment: dict[str, str]) -> list[Contestant]:
+    """The main job in each of `precisions`, ours, transformers' and, in fp32, the plain recipe's."""
+    job = {"folder": plan.model, "epochs": plan.epochs, "new_tokens": plan.new_tokens, "device": plan.device}
+    look = partial(look_at_run, plan)
+    ours = [
+        Contestant(f"{OURS}, {precision}", finetune(plan, "--precision", precision), environment, look=look)
+        for precision in precisions
+    ]
+    theirs = [
+        Contestant(
+            f"transformers Trainer, {precision}",
+            script("peers.py", "main_job", **job, precision=precision),
+            environment,
+            TRAINER,
+        )
+        for precision in precisions
+    ]
+    return [*ours, *theirs, Contestant(PLAIN, script("textbook.py", "main_job", **job), environment)]
+
+
+def main_job(plan: Plan) -> Iterator[Case]:
+    look = partial(look_at_run, plan)
+    shipped = Contestant(OURS, finetune(plan), look=look)
+    others = [one for one in main_contestants(plan, plan.precisions, {}) if one.who != f"{OURS}, bf16"]
+    yield Case("main", plan.model.name, [shipped, *others])
+
+
+def bundled(plan: Plan) -> Iterator[Case]:
+    words = python(str(PROJECT / "finetune.py"), "--device", plan.device)
+    yield Case("bundled", FIRST_RUN, [Contestant(OURS, words)])
+
+
+def step_contestants(plan: Plan, job: dict[str, Any], needs: tuple[str, ...]) -> list[Contestant]:
+    """Training steps of `job`: ours and a plain loop with transformers, in each precision."""
+    names = {"ours.py": OURS, "peers.py": "transformers with peft" if needs == PEFT else "transformers loop"}
+    return [
+        Contestant(
+            f"{who}, {precision}",
+            script(source, "training", **job, steps=plan.steps, device=plan.device, precision=precision),
+            needs=needs if source == "peers.py" else (),
+        )
+        for precision in plan.precisions
+        for source, who in names.items()
+    ]
+
+
+def throughput(plan: Plan) -> Iterator[Case]:
+    for folder in dict.fromkeys((plan.model, plan.small)):
+        config = read_config(folder)
+        for kind, batch, wanted in plan.shapes:
+            length = min(wanted, config["n_positions"])
+            data = make_data(plan, folder, kind, batch, length)
+            job = {"folder": folder, "data": data, "batch_size": batch, "lora_rank": 0}
+            size = {"rows": batch * length, "width": config["n_embd"], "device": plan.device}
+            products = {one: script("limits.py", "products", **size, precision=one) for one in plan.precisions}
+            limits = [Contestant(f"limit: products, {one}", words) for one, words in products.items()]
+            name = f"{batch} × {length}" if kind == "fixed" else f"{batch} × {kind} dialogues"
+            facts = {"config": config}
+            yield Case(
+                "throughput", f"{folder.name}, {name}", [*step_contestants(plan, job, TRANSFORMERS), *limits], facts
+            )
+
+
+def lora(plan: Plan) -> Iterator[Case]:
+    batch, length = 2, 45
+    data = make_data(plan, plan.model, "fixed", batch, length)
+    job = {"folder": plan.model, "data": data, "batch_size": batch, "lora_rank": LORA_RANK}
+    yield Case("lora", f"{plan.model.name}, {batch} × {length}", step_contestants(plan, job, PEFT))
+
+
+def make_data(plan: Plan, folder: Path, kind: str, batch: int, length: int) -> Path:
+    """A file of dialogues for training steps; see `material.make_dialogues`."""
+    path = plan.cache / f"{folder.name}-{kind}-{batch}-{length}.jsonl"
+    steps = max(plan.steps, GROUPED_STEPS) if kind != "fixed" else plan.steps
+    count = SIDES * batch * (steps + 2)  # two steps are no part of what is measured
+    make(*script("material.py", "data", kind=kind, count=count, folder=folder, length=length, path=path))
+    return path
+
+
+def generation(plan: Plan) -> Iterator[Case]:
+    config = read_config(plan.model)
+    longest, shortest = max(PROMPT_LENGTHS), min(PROMPT_LENGTHS)
+    for count in plan.prompts:
+        lengths = [longest - number % (longest - shortest + 1) for number in range(count)]
+        # Ids of whole words, spread over the vocabulary.
+        prompts = [[(997 * (row + 1) * (place + 1)) % 40_000 for place in range(T)] for row, T in enumerate(lengths)]
+        job = {"folder": plan.model, "prompts": prompts, "new_tokens": plan.new_tokens, "device": plan.device}
+        theirs = [
+            Contestant(
+                f"transformers generate, {precision}",
+                script("peers.py", "generation", **job, precision=precision),
+                needs=TRANSFORMERS,
+            )
+            for precision in plan.precisions
+        ]
+        limit = Contestant("limit: reading memory", script("limits.py", "memory", device=plan.device))
+        ours = Contestant(OURS, script("ours.py", "generation", **job))
+        facts = {"config": config, "prompts": count, "mean_prompt": fmean(lengths)}
+        yield Case("generation", f"{plan.model.name}, {count} prompts", [ours, *theirs, limit], facts)
+
+
+def start(plan: Plan) -> Iterator[Case]:
+    yield Case("start", "--help", [Contestant(OURS, python(str(PROJECT / "finetune.py"), "--help"))])
+    yield Case(
+        "start",
+        "imports",
+        [
+            Contestant(OURS, python("-c", "import train_model, measure_model")),
+            Contestant("transformers", python("-c", THEIR_IMPORTS), needs=TRAINER),
+            Contestant("limit: import torch", python("-c", "import torch")),
+        ],
+    )
+    yield Case(
+        "start",
+        f"loading {plan.model.name}",
+        [
+            Contestant(OURS, script("ours.py", "loading", folder=plan.model)),
+            Contestant("transformers", script("peers.py", "loading", folder=plan.model), needs=TRANSFORMERS),
+            Contestant("limit: reading the file", script("limits.py", "file", path=plan.model / "model.safetensors")),
+        ],
+    )
+
+
+def reading(plan: Plan) -> Iterator[Case]:
+    path = plan.cache / f"read-{plan.dialogues}.jsonl"
+    values = {"kind": "short", "count": plan.dialogues, "folder": plan.model, "length": 0, "path": path}
+    make(*script("material.py", "data", **values))
+    job = {"folder": plan.model, "data": path}
+    yield Case(
+        "reading",
+        f"{plan.dialogues:,} dialogues, {path.stat().st_size / 1e6:.1f} MB",
+        [
+            Contestant(OURS, script("ours.py", "reading", **job)),
+            Contestant("transformers' tokenizer", script("peers.py", "reading", **job), needs=TRANSFORMERS),
+        ],
+    )
+
+
+def constrained(plan: Plan) -> Iterator[Case]:
+    yield Case("constrained", f"{plan.model.name}, AVX2, fp32", main_contestants(plan, ["fp32"], AVX2))
+    ours = Contestant(OURS, finetune(plan), memory_limit=ALLOWED)
+    yield Case("constrained", f"{plan.model.name}, {ALLOWED / 1e9:.0f} GB of memory allowed", [ours])
+
+
+PARTS: dict[str, Callable[[Plan], Iterator[Case]]] = {
+    "main": main_job,
+    "bundled": bundled,
+    "throughput": throughput,
+    "lora": lora,
+    "generation": generation,
+    "start": start,
+    "reading": reading,
+    "constrained": constrained,
+}

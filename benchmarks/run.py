@@ -1,0 +1,154 @@
+"""Measure this program and its peers side by side: python benchmarks/run.py
+
+Everything is measured in one run and under the same conditions, the peers in turns with ours. A table appears on the
+screen as it goes; all samples are in a JSON file, and the table made of them lies beside it as Markdown. Linux and
+macOS only.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from material import make_vocabulary
+from measure import PROJECT, measure_case
+from parts import PARTS, Plan, make, script
+from table import block, render_markdown
+
+SHAPES = (("fixed", 2, 45), ("fixed", 8, 200), ("fixed", 4, 1024), ("short", 8, 73), ("long", 4, 450))
+ON_GPU = ("main", "bundled", "throughput", "lora", "generation")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "tiktoken", "numpy", "safetensors")
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def main() -> None:
+    options = parse_options()
+    machine = describe_machine(options.device)
+    plan = make_plan(options, ("fp32", "bf16") if machine["bf16"] else ("fp32",))
+    results: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d"),
+        "command": f"python benchmarks/run.py {' '.join(sys.argv[1:])}".strip(),
+        "model": plan.model.name,
+        "device": plan.device,
+        "repeats": options.repeats,
+        "new_tokens": plan.new_tokens,
+        "machine": machine,
+        "versions": versions(),
+        "left_out": [],
+        "records": [],
+    }
+    path = free_path(options.output, f"{results['date']}-{hardware(machine)}")
+    for part in options.parts or (ON_GPU if plan.device == "cuda" else PARTS):
+        for case in PARTS[part](plan):
+            able = [one for one in case.contestants if not lacking(one.needs)]
+            gone = [f"{case.part}, {case.name}: {one.who}" for one in case.contestants if lacking(one.needs)]
+            results["left_out"] += gone
+            records = measure_case(case._replace(contestants=able), options.repeats, show_progress)
+            results["records"] += records
+            show_progress("")
+            print(block(results, case.part, case.name), flush=True)
+            write_results(results, path)  # what has been measured is kept, whatever comes
+    print(f"written: {path}.json and {path}.md")
+
+
+def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure this program and its peers side by side.")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="which parts; default: all that run on the device")
+    parser.add_argument("--model", default="gpt2-medium", help="a published name (default: gpt2-medium)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each contestant (default: 3)")
+    parser.add_argument("--vocabulary", type=Path, help="folder of the published vocab.json and merges.txt, if at hand")
+    parser.add_argument("--quick", action="store_true", help="a model of no size and a few steps: shows that it works")
+    parser.add_argument("--cache", type=Path, default=PROJECT / "runs" / "benchmarks", help="for what is made")
+    parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks", help="folder of the results")
+    return parser.parse_args(arguments)
+
+
+def make_plan(options: argparse.Namespace, precisions: tuple[str, ...]) -> Plan:
+    """What the options ask for, in the precisions that the hardware computes in.
+
+    Model and vocabulary are made, unless an earlier run has made them.
+    """
+    name = "quick" if options.quick else options.model
+    vocabulary = options.vocabulary or options.cache / "vocabulary"
+    if not (vocabulary / "merges.txt").exists():
+        make_vocabulary(vocabulary)
+    model = options.cache.resolve() / ("published" if options.vocabulary else "made") / name
+    if not (model / "model.safetensors").exists():
+        make(*script("material.py", "model", name=name, vocabulary=vocabulary.resolve(), folder=model))
+    plan = Plan(
+        model=model,
+        small=PROJECT / "models" / "tiny",
+        cache=model.parent,
+        device=options.device,
+        shapes=SHAPES,
+        steps=8,
+        epochs=10,
+        prompts=(1, 3, 16),
+        new_tokens=128,
+        dialogues=20_000,
+        precisions=precisions,
+    )
+    quick = {"small": model, "shapes": SHAPES[:1], "steps": 2, "epochs": 1, "prompts": (3,), "new_tokens": 8}
+    return plan._replace(**quick, dialogues=200) if options.quick else plan
+
+
+def lacking(packages: tuple[str, ...]) -> bool:
+    return any(importlib.util.find_spec(package) is None for package in packages)
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """Processor, memory, and what PyTorch sees of them."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text(encoding="utf-8")) if info.exists() else []
+    seen = make(*script("limits.py", "describe", device=device))
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "environment": {name: os.environ[name] for name in THREADS if name in os.environ},
+        **{name: seen[name] for name in ("threads", "instructions", "amx", "bf16", "gpu") if name in seen},
+    }
+
+
+def versions() -> dict[str, str]:
+    installed = {package: importlib.metadata.version(package) for package in PACKAGES if not lacking((package,))}
+    return {"python": platform.python_version(), **installed}
+
+
+def hardware(machine: dict[str, Any]) -> str:
+    """The machine as part of a file's name."""
+    name = machine.get("gpu") or f"{machine['cores']}-cores-{machine['processor']}"
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(.*?\)|@.*|cpu|processor", "", name.lower())).strip("-")
+
+
+def free_path(folder: Path, name: str) -> Path:
+    """`folder/name`, or with a number behind it where there are results of that name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = (folder / (name if number == 1 else f"{name}-{number}") for number in count(1))
+    return next(path for path in names if not Path(f"{path}.json").exists())
+
+
+def write_results(results: dict[str, Any], path: Path) -> None:
+    Path(f"{path}.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    Path(f"{path}.md").write_text(render_markdown(results), encoding="utf-8")
+
+
+def show_progress(line: str) -> None:
+    """What is being measured, in one line of the screen that the next one replaces."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
