@@ -54,6 +54,16 @@ def test_a_pipe_gets_an_answer_for_each_line(work):
     assert open_source(work / "talks" / "talk.json").format == "turns"
 
 
+def test_bytes_that_are_no_text_and_a_closed_input(work):
+    command = [sys.executable, str(PROJECT / "chat.py"), *AS, "--max-new-tokens", "5"]
+    done = subprocess.run(command, cwd=work, input=b"Caf\xe9?\n/save t.json\n", capture_output=True, check=True)
+    assert done.stdout.count(b"Bo: ") == 1
+    assert json.loads((work / "t.json").read_text(encoding="utf-8"))["turns"][0]["text"] == "Caf\ufffd?"
+    if os.name == "posix":
+        closed = subprocess.run(["sh", "-c", f"{shlex.join(command)} <&-"], cwd=work, capture_output=True, check=True)
+        assert closed.stdout == b""
+
+
 class Typed:
     """A terminal without a process: what it shows for each line."""
 
