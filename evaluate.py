@@ -2,28 +2,20 @@
 
 import time
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from dialogues.template import TEMPLATES
-from files import UserError, check_one_process, read_json_object, run_command
-from find_model import find_model_folder, weights_checksum
+from command_line import parse_command_line
+from files import UserError, check_one_process, run_command
+from finished_model import FinishedModel, find_base, find_finished_model
 from prepare import Data, choose_length, fingerprint, open_data, read_conversations, read_data
-from run_folder import find_run, lock_run_folder, make_report_folder, read_fingerprints, read_settings
-from settings import ConversationSettings, EvaluateSettings, FinetuneSettings, MachineSettings, parse_command_line
+from run_folder import lock_run_folder, make_report_folder, read_fingerprints
+from settings import ConversationSettings, EvaluateSettings, MachineSettings
 
 if TYPE_CHECKING:
     from dialogues.conversations import Conversations
     from training.device import Machine
-
-
-class Measured(NamedTuple):
-    """A model to be measured: its folder, what its `dialogue.json` says, and the run that it comes from, if any."""
-
-    folder: Path
-    dialogue: dict[str, Any]
-    run: Path | None
-    recorded: FinetuneSettings | None  # of the run
 
 
 def main() -> None:
@@ -33,7 +25,7 @@ def main() -> None:
         UserError: something that the user can mend.
     """
     started = time.perf_counter()
-    measured = find_measured(parse_command_line(EvaluateSettings))
+    measured = find_finished_model(parse_command_line(EvaluateSettings).model)
     check_one_process("an evaluation")
     settings, own = complete_options(measured)
     data = read_held_out(measured, settings, own)
@@ -41,8 +33,8 @@ def main() -> None:
     folder = folder and make_report_folder(folder, measured.run or measured.folder)  # before the work, not after it
     lock = lock_run_folder(folder) if folder and measured.run and folder.samefile(measured.run) else None
 
-    from load_gpt2_weights import read_config
-    from measure_model import REPLIES, choose_subject, leave_out_trained, load_for, write_evaluation
+    from load_gpt2_weights import load_for, read_config
+    from measure_model import REPLIES, choose_subject, leave_out_trained, write_evaluation
     from results.evaluation import measure_column
     from training.device import choose_machine, keep_freed_memory
 
@@ -50,7 +42,9 @@ def main() -> None:
     config, tokenizer = read_config(measured.folder / "config.json"), data.conversations.renderer.tokenizer
     check_speakers(data.conversations, measured, config.vocab_size)
     machine = choose_machine(settings.machine.device, settings.machine.precision)
-    base = find_base(measured, settings, data.conversations)
+    base, why = find_base(measured, settings.evaluation.base, settings.model.model_path)
+    if why:
+        print(f"base model: left out ({why}); --base names another")
     print_plan(measured.folder, base, data, own, machine)
     if measured.run and not own:
         data = leave_out_trained(data, measured.run)
@@ -59,9 +53,10 @@ def main() -> None:
     length = choose_length(settings.data.max_length, config.n_positions)
     subject = choose_subject(data, measured.run, length, settings.generation, machine.autocast, seed, most)
 
-    columns = {"model": measure_column(load_for(tokenizer, measured.folder, machine.device), subject, whole=True)}
+    load = partial(load_for, tokenizer, device=machine.device, dtype=machine.inference_dtype)
+    columns = {"model": measure_column(load(measured.folder), subject, whole=True)}
     if base:
-        columns["base"] = measure_column(load_for(tokenizer, base, machine.device), subject)
+        columns["base"] = measure_column(load(base), subject)
     folder = folder or make_report_folder(None, measured.run or measured.folder)
     names = {"model": str(measured.folder), "base_model": base and str(base)}
     page = write_evaluation(columns, names, data, subject, folder, measured.run if own else None, machine)
@@ -69,25 +64,7 @@ def main() -> None:
     print(f"\nwritten: {folder / 'evaluation.json'}; the report: {page}; {time.perf_counter() - started:.0f} s in all")
 
 
-def find_measured(typed: EvaluateSettings) -> Measured:
-    """The model that the command line names.
-
-    Raises:
-        UserError: there is no such model, or its run has not finished.
-    """
-    run = find_run(typed.model.name)
-    folder = find_model_folder(str(run or typed.model.name), typed.model.model_path)
-    described = folder / "dialogue.json"
-    dialogue = read_json_object(described, "put it back, or remove it") if described.exists() else {}
-    names = dialogue.get("speakers", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in [*names, dialogue.get("learn", "")]):
-        raise UserError(f"{described} is damaged; put it back, or remove it")
-    if dialogue.get("template", "auto") not in ("auto", *TEMPLATES):
-        raise UserError(f"{described}: the template {dialogue['template']} is not known; put it back, or remove it")
-    return Measured(folder, dialogue, run, read_settings(run) if run else None)
-
-
-def complete_options(measured: Measured) -> tuple[EvaluateSettings, bool]:
+def complete_options(measured: FinishedModel) -> tuple[EvaluateSettings, bool]:
     """The options, those that were left open as the model was trained; and whether the data is that of its own run.
 
     Other conversations may have another form: how they are read is not taken over from the run's.
@@ -106,7 +83,7 @@ def complete_options(measured: Measured) -> tuple[EvaluateSettings, bool]:
     return parse_command_line(EvaluateSettings, default=default), False
 
 
-def read_held_out(measured: Measured, settings: EvaluateSettings, own: bool) -> Data:
+def read_held_out(measured: FinishedModel, settings: EvaluateSettings, own: bool) -> Data:
     """The conversations: all of a file, or those of the model's own run, divided as they were for it.
 
     Raises:
@@ -130,7 +107,7 @@ def read_held_out(measured: Measured, settings: EvaluateSettings, own: bool) -> 
     return read_data(source, template, measured.folder, replace(recorded.data, **chosen), recorded.training.seed)
 
 
-def check_speakers(conversations: "Conversations", measured: Measured, vocab_size: int) -> None:
+def check_speakers(conversations: "Conversations", measured: FinishedModel, vocab_size: int) -> None:
     """Say when other people speak than those that the model knows.
 
     Raises:
@@ -146,41 +123,6 @@ def check_speakers(conversations: "Conversations", measured: Measured, vocab_siz
         raise UserError(f"{text}: they have no token in it; give them names it knows: --rename {pairs}")
     if known and strangers:
         print(f"speakers: {text}; --rename {pairs} measures them as these")
-
-
-def find_base(measured: Measured, settings: EvaluateSettings, conversations: "Conversations") -> Path | None:
-    """The folder of the model to compare with, if there is one.
-
-    Raises:
-        UserError: the one that was asked for can't be found, or has another vocabulary.
-    """
-    from dialogues.tokenizer import load_tokenizer
-
-    asked, recorded = settings.evaluation.base, measured.recorded
-    if asked == "none" or not (asked or recorded):
-        return None
-    if asked:
-        base = find_model_folder(asked, settings.model.model_path)
-        theirs, ours = load_tokenizer(base), conversations.renderer.tokenizer
-        specials = theirs._special_tokens.items() <= ours._special_tokens.items()
-        if not specials or theirs._mergeable_ranks != ours._mergeable_ranks:
-            raise UserError(
-                f"--base {asked}: its vocabulary is another than that of {measured.folder}; measure it by itself, and"
-                " compare bits per byte"
-            )
-        return base
-    assert recorded
-    assert measured.run
-    try:
-        base = find_model_folder(recorded.model.name, recorded.model.model_path)
-        changed = weights_checksum(base) != read_fingerprints(measured.run).get("model")
-        why = f"{base} has changed since" if changed else ""
-    except UserError as error:
-        base, why = None, str(error)
-    if why:
-        print(f"base model: left out ({why}); --base names another")
-        return None
-    return base
 
 
 def print_plan(folder: Path, base: Path | None, data: Data, own: bool, machine: "Machine") -> None:

@@ -1,6 +1,7 @@
 """What every room shares about files: the user's errors, atomic writes."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -152,6 +153,17 @@ def printable(text: str) -> str:
     """`text` without the control characters by which it could take over a terminal."""
     control = (symbol for symbol in set(text) if unicodedata.category(symbol) == "Cc" and symbol not in "\n\t")
     return text.translate({ord(symbol): f"\\x{ord(symbol):02x}" for symbol in control})
+
+
+def check_extra(package: str, option: str, requirement: str) -> None:
+    """Find out before the work, not after it, whether a package can be loaded that only `option` needs.
+
+    Raises:
+        UserError: it is not installed, with the line that installs it.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:  # a mere folder has no origin: wandb leaves one of its name behind
+        raise UserError(f'{option}: the package {package} is not installed; pip install "{requirement}"')
 
 
 def check_output_path(path: Path, inputs: Sequence[Path]) -> None:

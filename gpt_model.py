@@ -6,6 +6,7 @@ S keys and values to look back on, V words of the vocabulary, L layers.
 Parameters are named as in the published files, so that loading one is a look-up by name.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ PUBLISHED = {
 }
 
 LOSS_ROWS = 128  # whose logits are computed at a time where nothing is trained
+SHORT = 256  # tokens, up to which attention keeps its T * T weights in bf16 on a CPU
 HEAD_ROWS = 512  # of a bf16 embedding, multiplied at a time where they have to be cast to fp32
 
 
@@ -91,27 +93,28 @@ class CastLinear(torch.autograd.Function):
         x = x.to(dtype)
         # x is half of what training remembers, and only the weight's gradient asks for it: not where that is frozen.
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        y = x.new_empty(*x.shape[:-1], len(weight))
         with torch.autocast(x.device.type, enabled=False):
-            for rows in row_blocks(weight):
-                y[..., rows] = F.linear(x, weight[rows].to(dtype), None if bias is None else bias[rows].to(dtype))
-        return y
+            parts = [
+                F.linear(x, weight[rows].to(dtype), None if bias is None else bias[rows].to(dtype))
+                for rows in row_blocks(weight)
+            ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         flat_y = grad_y.flatten(0, -2)  # (B * T, out)
-        grad_x = weight.new_zeros(len(flat_y), weight.size(1)) if needs_x else None  # (B * T, in)
-        grad_weight = torch.empty_like(weight) if needs_weight else None
-        for rows in row_blocks(weight):
-            if grad_x is not None:
-                grad_x += flat_y[:, rows] @ weight[rows].to(grad_y.dtype)
-            if grad_weight is not None:
+        grad_x = grad_weight = None
+        if needs_x:
+            parts = [grad_y[..., rows] @ weight[rows].to(grad_y.dtype) for rows in row_blocks(weight)]
+            # The sum of bf16 is made in fp32 and rounded once.
+            grad_x = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)  # (..., in)
+        if needs_weight:
+            grad_weight = torch.empty_like(weight)
+            for rows in row_blocks(weight):
                 grad_weight[rows] = flat_y[:, rows].t() @ x.flatten(0, -2)
         grad_bias = flat_y.sum(0, dtype=weight.dtype) if needs_bias else None
-        if grad_x is not None:
-            grad_x = grad_x.to(grad_y.dtype).view(*grad_y.shape[:-1], weight.size(1))
         return grad_x, grad_weight, grad_bias
 
 
@@ -141,6 +144,11 @@ class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
         """Nothing: GPTModel initialises all of its parameters, or takes loaded ones."""
 
+    def forward(self, input: Tensor) -> Tensor:
+        # A sparse gradient: a few rows that autograd adds in place to the output head's dense one, where a dense one
+        # would be as large as the whole embedding again, and zeros almost everywhere.
+        return F.embedding(input, self.weight, sparse=True)
+
     def logits(self, x: Tensor) -> Tensor:
         """x (..., C) → (..., V): the token embedding read backwards (Press and Wolf 2017).
 
@@ -161,6 +169,18 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
+def short_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """Causal attention (B, H, T, D) after the formula (Vaswani et al. 2017, section 3.2.1); its T * T weights are kept.
+
+    In bf16 on a CPU PyTorch's own spares that memory and takes twice to four times as long, most of it backwards.
+    """
+    B, H, T, D = q.shape
+    q, k, v = (x.reshape(B * H, T, D) for x in (q, k, v))
+    hidden = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
+    weights = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=1 / math.sqrt(D)).softmax(dim=-1)  # (B * H, T, T)
+    return torch.bmm(F.dropout(weights, dropout), v).view(B, H, T, D)
+
+
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int, dropout: float) -> None:
         super().__init__()
@@ -179,7 +199,10 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
+        if mask is None and q.is_cpu and q.dtype == torch.bfloat16 and T <= SHORT:
+            y = short_attention(q, k, v, dropout)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
         y = y.transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
@@ -221,7 +244,7 @@ class GPTModel(nn.Module):
         self.dropout = dropout
         self.gradient_checkpointing = False  # training computes the inside of blocks twice rather than keep it
         self.wte = Embedding(config.vocab_size, config.n_embd)
-        self.wpe = Embedding(config.n_positions, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config, layer, dropout) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         for name, parameter in self.named_parameters():
@@ -285,6 +308,22 @@ def count_parameters(config: GPTConfig) -> int:
     """The number of weights of a model of that shape; it is not made."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in GPTModel(config).parameters())
+
+
+def in_bf16(model: GPTModel) -> GPTModel:
+    """A copy of `model` for decoding, with its matrices in bf16; all else it shares with `model`.
+
+    A new token costs a reading of all the weights and little else: half the bytes are half the time. What autocast
+    rounds at each use is rounded once. Positions, biases, norms and adapters stay fp32, and so does what the layers add
+    up.
+    """
+    rounded = {
+        id(parameter): nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=False)
+        for name, parameter in model.named_parameters()
+        if parameter.dim() == 2 and name.endswith(".weight") and name != "wpe.weight"
+    }
+    shared = {id(parameter): parameter for parameter in model.parameters()}
+    return copy.deepcopy(model, shared | rounded)
 
 
 def initialise(name: str, parameter: nn.Parameter, n_layer: int) -> None:

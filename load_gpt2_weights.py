@@ -17,7 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dialogues.chat_template import chat_template
+from dialogues.chat_template import chat_template, response_template
+from dialogues.template import Renderer
 from dialogues.tokenizer import END_OF_TEXT, load_tokenizer
 from download_model import WEIGHT_FILES
 from files import UserError, atomic_path, read_json_object, reason, write_json
@@ -79,6 +80,15 @@ def load_model(
         model = GPTModel(config, dropout)
     model.load_state_dict(dict(read_weights(folder, dtype)), assign=True)
     return model, tokenizer
+
+
+def load_for(
+    tokenizer: tiktoken.Encoding, folder: Path, device: torch.device, dtype: torch.dtype = torch.float32
+) -> GPTModel:
+    """The model of `folder` on a device, with room for the tokens of `tokenizer`; see `load_model` for the rest."""
+    model = load_model(folder, dtype=dtype)[0]
+    add_embeddings(model, tokenizer.n_vocab)
+    return model.to(device)
 
 
 def read_weights(folder: Path, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor]]:
@@ -224,7 +234,8 @@ def save_model(
 ) -> None:
     """Write `model` into `folder`, which has its vocabulary already, as a model folder that transformers loads.
 
-    The weights come last, so that a folder with weights is a whole one.
+    The weights come last, so that a folder with weights is a whole one. Programs that serve a model stop it at single
+    tokens: a turn ends for them at the last token of the stop between two turns, or at the end of text.
 
     Args:
         dialogue: goes into `dialogue.json`: how this model was taught to see a conversation.
@@ -233,7 +244,8 @@ def save_model(
     Raises:
         UserError: the folder can't be written.
     """
-    end_of_text = read_json_object(folder / "vocab.json")[END_OF_TEXT]
+    tokenizer = load_tokenizer(folder)
+    end_of_text, end_of_turn = tokenizer.eot_token, Renderer(tokenizer, dialogue["template"]).stop[-1]
     added = folder / "added_tokens.json"
     added_tokens = read_json_object(added) if added.exists() else {}
     config = {
@@ -241,11 +253,12 @@ def save_model(
         "model_type": "gpt2",
         "activation_function": "gelu_new",
         **asdict(model.config),
+        "n_ctx": model.config.n_positions,  # llama.cpp's converter looks for the old name
         "attn_pdrop": model.dropout,
         "embd_pdrop": model.dropout,
         "resid_pdrop": model.dropout,
         "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
+        "eos_token_id": end_of_turn,  # llama.cpp takes one; it knows <|endoftext|> by its text
         "dtype": str(dtype).removeprefix("torch."),
     }
     tokenizer_config = {
@@ -257,10 +270,12 @@ def save_model(
             for token, number in added_tokens.items()
         },
         "chat_template": chat_template(dialogue),
+        "response_template": response_template(dialogue, tokenizer.decode([end_of_turn])),
     }
+    generation_config = {"bos_token_id": end_of_text, "eos_token_id": [end_of_text, end_of_turn]}
     write_json(folder / "config.json", config)
     write_json(folder / "tokenizer_config.json", tokenizer_config)
-    write_json(folder / "generation_config.json", dict.fromkeys(("bos_token_id", "eos_token_id"), end_of_text))
+    write_json(folder / "generation_config.json", generation_config)
     write_json(folder / "dialogue.json", dialogue)
     shapes = parameter_shapes(model.config)
     tensors = (as_stored(name, parameter) for name, parameter in parameters or model.named_parameters())

@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tiktoken
-import torch
 
 from dialogues.batches import DialogueDataset
 from files import UserError, read_json_object, write_json
 from gpt_model import GPTModel
-from load_gpt2_weights import add_embeddings, load_model
 from prepare import Data, choose_length, read_rendered, read_turns, rendered_path
 from results.evaluation import REPLY_TOKENS, Column, compare, measure_column
 from results.findings import describe_size, find_out, measure_overfitting, short_table
@@ -25,7 +22,7 @@ from results.report import write_report
 from results.run_files import EVALUATION_VERSION, read_lines, read_losses
 from results.scoring import choose_replies
 from settings import FinetuneSettings, GenerationSettings
-from train_model import OpenRun
+from train_model import OpenRun, in_precision
 from training.device import Machine
 from training.loop import TRAIN_SAMPLE
 
@@ -147,7 +144,7 @@ def measure_base(run: OpenRun, subject: Subject, settings: FinetuneSettings, mac
     if settings.training.shard and machine.processes > 1:
         print(f"base model: left out (it is divided); python evaluate.py {run.folder} measures both")
         return None
-    column = measure_column(run.model, subject)
+    column = measure_column(in_precision(run.model, machine), subject)
     write_json(path, {"subject": key, **column.as_json()})
     return column
 
@@ -223,10 +220,3 @@ def measure_run(
     columns = {"model": measure_column(model, subject, cases)} | ({"base": base} if base else {})
     names = {"model": str(run.folder / "model"), "base_model": str(run.source)}
     return write_evaluation(columns, names, data, subject, run.folder, run.folder, machine)
-
-
-def load_for(tokenizer: tiktoken.Encoding, folder: Path, device: torch.device) -> GPTModel:
-    """The model of `folder`, with room for the tokens of `tokenizer`."""
-    model = load_model(folder)[0]
-    add_embeddings(model, tokenizer.n_vocab)
-    return model.to(device)

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from filelock import FileLock, Timeout
 
+from command_line import parse_command_line
 from files import (
     UserError,
     check_free_space,
@@ -23,7 +24,7 @@ from files import (
     write_json,
     writing,
 )
-from settings import FinetuneSettings, parse_command_line
+from settings import FinetuneSettings
 
 SETTINGS = "settings.json"
 OUTPUT = "generated_conversations.json"  # the last file that a run writes

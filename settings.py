@@ -4,19 +4,15 @@ The field is the option, its default the default, the text under it the help. No
 `--help` answers at once.
 """
 
-import contextlib
-import io
 import re
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import arg
 
-from files import PROJECT, UserError
+from files import PROJECT
 
 BUNDLED_DATA = Path("llm_train_text.json")
 SMALL = 30_000_000  # parameters below which a model is trained with the defaults of the bundled one
@@ -103,11 +99,15 @@ class DataSettings(ConversationSettings):
 
 
 @dataclass(frozen=True)
-class MachineSettings:
+class DeviceSettings:
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """where to compute; auto: a GPU if there is one"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """number format of the matrix products; the weights stay fp32; auto: bf16 where the hardware has it"""
+
+
+@dataclass(frozen=True)
+class MachineSettings(DeviceSettings):
     seed: int = 123
     """fixes every random choice"""
 
@@ -210,9 +210,7 @@ class TrainingSettings(MachineSettings):
 
 
 @dataclass(frozen=True)
-class GenerationSettings:
-    cases: int = 3
-    """how many conversations of the test part (or of validation, where there is no test part) the model completes"""
+class SamplingSettings:
     max_new_tokens: int = 128
     """longest completion in tokens"""
     temperature: float = 0.0
@@ -226,13 +224,23 @@ class GenerationSettings:
 
     def problems(self) -> list[str]:
         """What is wrong with the values, a sentence each."""
-        found = [
-            *out_of_range(self, "at least 1", lambda value: value >= 1, "cases", "max_new_tokens"),
+        return [
+            *out_of_range(self, "at least 1", lambda value: value >= 1, "max_new_tokens"),
             *out_of_range(self, "0, or 0.01 to 100", lambda value: value == 0 or 0.01 <= value <= 100, "temperature"),
             *out_of_range(self, "0 or more", lambda value: value >= 0, "top_k"),
             *out_of_range(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "top_p"),
             *out_of_range(self, "from 0.1 to 10", lambda value: 0.1 <= value <= 10, "repetition_penalty"),
         ]
+
+
+@dataclass(frozen=True)
+class GenerationSettings(SamplingSettings):
+    cases: int = 3
+    """how many conversations of the test part (or of validation, where there is no test part) the model completes"""
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, a sentence each."""
+        found = [*out_of_range(self, "at least 1", lambda value: value >= 1, "cases"), *super().problems()]
         if self.temperature == 0 and (self.top_k or self.top_p < 1):
             found.append("--top-k and --top-p choose among drawn tokens: give --temperature too, as in 0.7")
         return found
@@ -324,6 +332,61 @@ class EvaluateSettings:
     generation: GenerationSettings = field(default_factory=GenerationSettings)
 
 
+@dataclass(frozen=True)
+class PeopleSettings:
+    me: str | None = None
+    """who you are; default: of the two people that the model knows the first"""
+    you: str | None = None
+    """who the model is; default: the other one"""
+
+
+@dataclass(frozen=True)
+class AnswerSettings(SamplingSettings):
+    """Sampling that suits small models: the likeliest words alone make them repeat themselves, and rare ones ramble."""
+
+    max_new_tokens: int = 200
+    """longest answer in tokens"""
+    temperature: float = 0.7
+    """how freely words are drawn; 1: the model's own distribution; 0: always the likeliest"""
+    top_p: float = 0.9
+    """draw among the likeliest tokens that together reach this probability; 1: all"""
+    repetition_penalty: float = 1.1
+    """above 1: what it has just said, in this answer or its last one, becomes less likely"""
+
+
+@dataclass(frozen=True)
+class PageSettings:
+    web: bool = False
+    """talk on a page in the browser rather than in the terminal (an extra: requirements-extra.txt)"""
+    host: str = "127.0.0.1"
+    """address at which the page is served; 0.0.0.0: to every computer that reaches this one"""
+    port: int = 7860
+    """port at which the page is served"""
+    base: str | None = None
+    """model to talk to beside it on the page, or none; default: of a run, the one that it began as"""
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, a sentence each."""
+        return out_of_range(self, "1 to 65535", lambda value: 1 <= value <= 65535, "port")
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """Talk to a model: you write as one of the two people, it answers as the other."""
+
+    model: FinishedModelSettings = field(default_factory=FinishedModelSettings)
+    people: PeopleSettings = field(default_factory=PeopleSettings)
+    answer: AnswerSettings = field(default_factory=AnswerSettings)
+    seed: int | None = None
+    """fixes what is drawn, so that the same messages get the same answers; default: another talk each time"""
+    machine: DeviceSettings = field(default_factory=DeviceSettings)
+    page: PageSettings = field(default_factory=PageSettings)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, a sentence each."""
+        return out_of_range(self, "from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63, "seed")
+
+
 def out_of_range(settings: object, needed: str, allowed, *names: str) -> list[str]:
     """A sentence for each of the fields `names` whose value `allowed` refuses; None is a value left open."""
     values = {name: getattr(settings, name) for name in names}
@@ -332,38 +395,3 @@ def out_of_range(settings: object, needed: str, allowed, *names: str) -> list[st
         for name, value in values.items()
         if value is not None and not allowed(value)
     ]
-
-
-Settings = TypeVar("Settings")
-
-
-def parse_command_line(
-    command: type[Settings], arguments: Sequence[str] | None = None, default: Any = None
-) -> Settings:
-    """The settings that `arguments` (none: the process's own) describe; what they leave open is as in `default`.
-
-    Raises:
-        UserError: an option that doesn't exist, a value of the wrong kind, or values out of range: all of them at once.
-        SystemExit: after `--help`.
-    """
-    complaint = io.StringIO()
-    try:
-        # tyro draws its errors as boxes; their words become our one line.
-        with contextlib.redirect_stderr(complaint):
-            settings = tyro.cli(
-                command,
-                args=arguments,
-                default=default,
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-            )
-    except SystemExit as stop:
-        if stop.code == 0:
-            raise
-        lines = [line.strip("│| ") for line in complaint.getvalue().splitlines() if line[:1] not in "╭╰+"]
-        inside = re.split(r"Argument helptext:|For full helptext", " ".join(lines))[0]
-        words = re.sub(r"\s*(─{2,}|-{3,})", ";", inside).strip(" ;")
-        raise UserError(f"{words} (python {Path(sys.argv[0]).name} --help lists the options)") from None
-    groups = [settings, *vars(settings).values()]
-    if problems := [problem for group in groups if hasattr(group, "problems") for problem in group.problems()]:
-        raise UserError("; ".join(problems))
-    return settings

@@ -13,7 +13,7 @@ from dialogues.batches import DialogueDataset
 from dialogues.tokenizer import copy_vocabulary
 from files import UserError
 from find_model import HUB_IDS, weights_checksum
-from gpt_model import GPTModel, count_parameters
+from gpt_model import GPTModel, count_parameters, in_bf16
 from load_gpt2_weights import add_embeddings, load_model, read_weights, save_model
 from prepare import Data, fingerprint, write_rendered
 from results.generation import complete_dialogues
@@ -198,4 +198,10 @@ def base_name(settings: FinetuneSettings, source: Path) -> str:
 def finished_model(run: OpenRun, settings: FinetuneSettings, machine: Machine) -> GPTModel:
     """The trained model of a run, to write with; one that is divided among processes is read from what they saved."""
     divided = settings.training.shard and machine.processes > 1 and not run.trained
-    return load_model(run.folder / "model")[0].to(machine.device) if divided else run.model
+    model = load_model(run.folder / "model")[0].to(machine.device) if divided else run.model
+    return in_precision(model, machine)
+
+
+def in_precision(model: GPTModel, machine: Machine) -> GPTModel:
+    """`model`, to write and measure with; a copy in bf16 where that is what the machine computes in."""
+    return in_bf16(model) if machine.precision == "bf16" else model

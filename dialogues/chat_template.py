@@ -1,6 +1,7 @@
-"""The template of a trained model as Jinja, for `tokenizer.apply_chat_template` of transformers and its relatives."""
+"""How a trained model is talked to, for transformers and its relatives: its template as Jinja, and its turns' end."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,7 +53,7 @@ def chat_template(dialogue: Mapping[str, Any]) -> str:
     """
     name, learn = dialogue["template"], dialogue["learn"]
     template = TEMPLATES[name]
-    first, second = [*dialogue["speakers"], USER, ASSISTANT][:2] if name != "alpaca" else ALPACA_SPEAKERS[::2]
+    first, second = user_and_assistant(dialogue)
     instruction = literal(dialogue["instruction"])
     replies = "not loop.first"
     if name == "alpaca":
@@ -85,6 +86,24 @@ def chat_template(dialogue: Mapping[str, Any]) -> str:
             some_off=OFF if learn != "all" else "",
         )
     )
+
+
+def user_and_assistant(dialogue: Mapping[str, Any]) -> tuple[str, str]:
+    """The speakers that others call by these names."""
+    if dialogue["template"] == "alpaca":
+        return ALPACA_SPEAKERS[0], ALPACA_SPEAKERS[-1]
+    first, second = [*dialogue["speakers"], USER, ASSISTANT][:2]
+    return first, second
+
+
+def response_template(dialogue: Mapping[str, Any], end_of_turn: str) -> dict[str, Any]:
+    """What transformers needs to know to take `end_of_turn`, which the model writes, out of the message it returns."""
+    _, second = user_and_assistant(dialogue)
+    return {
+        "defaults": {"role": "assistant", "content": ""},
+        "start_anchor": TEMPLATES[dialogue["template"]].label.format(second),
+        "fields": {"content": {"close_pattern": rf"(?:{re.escape(end_of_turn)}|{re.escape(END_OF_TEXT)})\Z"}},
+    }
 
 
 def literal(value: Any) -> str:

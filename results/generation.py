@@ -10,7 +10,7 @@ from tqdm import tqdm
 from dialogues.dialogue import Dialogue, Turn
 from dialogues.template import Renderer
 from gpt_model import GPTModel, KVCache
-from settings import GenerationSettings
+from settings import GenerationSettings, SamplingSettings
 
 BATCH = 16  # prompts at a time: their keys and values take memory
 
@@ -82,7 +82,7 @@ def generate(
     model: GPTModel,
     prompts: Sequence[list[int]],
     end_id: int,
-    settings: GenerationSettings,
+    settings: SamplingSettings,
     seed: int,
     shorten: Callable[[list[int], int], list[int]],
     stop: Sequence[int] = (),
@@ -145,11 +145,11 @@ def penalize_repetition(logits: Tensor, texts: Sequence[list[int]], penalty: flo
     if penalty == 1:
         return
     for row, text in zip(logits, texts, strict=True):
-        used = torch.tensor(sorted(set(text)), device=logits.device)
+        used = torch.tensor(sorted(set(text)), dtype=torch.long, device=logits.device)
         row[used] = torch.where(row[used] > 0, row[used] / penalty, row[used] * penalty)
 
 
-def draw(logits: Tensor, settings: GenerationSettings, generator: torch.Generator) -> Tensor:
+def draw(logits: Tensor, settings: SamplingSettings, generator: torch.Generator) -> Tensor:
     """(B, V) logits → (B, 1) tokens: the likeliest at temperature 0, else drawn from what top-k and top-p leave.
 
     Top-p keeps the smallest set of tokens whose probabilities reach p (Holtzman et al. 2020, "The Curious Case of

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # two tests run side by side
 os.environ["HF_HUB_OFFLINE"] = "1"  # the reference library must not look for anything either
@@ -179,6 +181,21 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
     return lines[0]
+
+
+def find_browser() -> str | None:
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def launch_browser(playwright: Any) -> Any:
+    """The browser that was found; a sandbox of its own it can't have as root."""
+    as_root = hasattr(os, "geteuid") and not os.geteuid()
+    return playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"] if as_root else [])
+
+
+needs_browser = pytest.mark.skipif(
+    find_browser() is None, reason="no browser found: chromium, chromium-browser or google-chrome"
+)
 
 
 def written(work: Path) -> list[str]:

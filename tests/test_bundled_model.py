@@ -62,7 +62,7 @@ def test_it_loads_in_transformers_as_it_stands(bundled):
         with torch.inference_mode():
             ours, transformers = model(torch.tensor([ids])), reference(torch.tensor([ids])).logits
         torch.testing.assert_close(ours, transformers, atol=1e-4, rtol=0)
-    assert theirs.eos_token_id == reference.config.eos_token_id == tokenizer.eot_token
+    assert theirs.eos_token_id == reference.config.bos_token_id == tokenizer.eot_token
 
 
 def test_it_knows_small_talk(bundled):

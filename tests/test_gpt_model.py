@@ -1,9 +1,12 @@
 """The model against itself: sizes, cache, padding, loss."""
 
+from functools import partial
+
 import pytest
 import torch
+from torch.nn import functional as F
 
-from gpt_model import PUBLISHED, CastLinear, GPTConfig, GPTModel, KVCache
+from gpt_model import PUBLISHED, CastLinear, GPTConfig, GPTModel, KVCache, in_bf16, short_attention
 
 PARAMETERS = {
     "distilgpt2": 81_912_576,
@@ -92,13 +95,45 @@ def test_dropout_only_in_training():
     assert torch.equal(model.eval()(ids), model.eval()(ids))
 
 
+def test_a_copy_in_bf16_rounds_the_matrices_and_shares_the_rest(model):
+    copied, ids = in_bf16(model), random_ids(2, 30)
+    for (name, parameter), (_, rounded) in zip(model.named_parameters(), copied.named_parameters(), strict=True):
+        assert parameter.dtype == torch.float32
+        if parameter.dim() == 2 and name != "wpe.weight":
+            torch.testing.assert_close(rounded, parameter.bfloat16())
+        else:
+            assert rounded is parameter
+    with torch.inference_mode():
+        expected, got = model(ids), copied(ids)
+        assert got.dtype == torch.float32
+        assert 0 < (got - expected).norm() < 0.03 * expected.norm()
+
+
+def test_short_attention_equals_pytorchs():
+    """Forward and backward in bf16, as near to fp32 as PyTorch's own."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, gradient = (torch.randn(2, 3, 20, 16, generator=generator) for _ in range(4))
+    results = []
+    for dtype, function in (
+        (torch.float32, partial(F.scaled_dot_product_attention, is_causal=True)),
+        (torch.bfloat16, partial(F.scaled_dot_product_attention, is_causal=True)),
+        (torch.bfloat16, partial(short_attention, dropout=0.0)),
+    ):
+        inputs = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (q, k, v)]
+        y = function(*inputs)
+        y.backward(gradient.to(dtype))
+        results.append([y, *(tensor.grad for tensor in inputs)])
+    for exact, theirs, ours in zip(*results, strict=True):
+        assert (ours - exact).norm() < max(0.01 * exact.norm(), 1.5 * (theirs - exact).norm())
+
+
 def test_cast_linear_in_blocks_equals_linear():
     """A weight of several blocks (more than 8M numbers), forward and backward, in bf16 against fp32."""
     torch.manual_seed(0)
     x, weight, bias = torch.randn(3, 5, 512), torch.randn(17_000, 512), torch.randn(17_000)
     gradient = torch.randn(3, 5, 17_000)
     results = []
-    for function in (torch.nn.functional.linear, CastLinear.apply):
+    for function in (F.linear, CastLinear.apply):
         inputs = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             y = function(*inputs)

@@ -137,7 +137,7 @@ def test_what_is_saved_loads_in_transformers(layout, vocabulary, tmp_path):
         torch.testing.assert_close(theirs.eval()(ids).logits, reference(ids).logits, atol=1e-5, rtol=0)
     text = "Did you end up adopting that dog? 🐕 Yes,  I did!\n\nWow."
     assert GPT2Tokenizer.from_pretrained(tmp_path / "saved")(text)["input_ids"] == tokenizer.encode_ordinary(text)
-    assert theirs.generation_config.eos_token_id == 399
+    assert theirs.generation_config.eos_token_id[0] == 399
 
 
 def test_what_transformers_saves_loads_here(vocabulary, tmp_path):

@@ -10,13 +10,14 @@ import pytest
 import tyro
 
 import settings
+from command_line import parse_command_line
 from conftest import PROJECT, dialogues_of
 from dialogues.reading import open_source
 from run import parse_options
-from settings import EvaluateSettings, FinetuneSettings, parse_command_line
+from settings import ChatSettings, EvaluateSettings, FinetuneSettings
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
-COMMANDS = {"finetune.py": FinetuneSettings, "evaluate.py": EvaluateSettings}
+COMMANDS = {"finetune.py": FinetuneSettings, "evaluate.py": EvaluateSettings, "chat.py": ChatSettings}
 
 
 def field_docstrings() -> dict[tuple[str, str], str]:
@@ -30,7 +31,7 @@ def field_docstrings() -> dict[tuple[str, str], str]:
                     found[node.name, ast.unparse(statement.target)] = " ".join(text.split())
             for base in node.bases:
                 inherited = {field: text for (name, field), text in found.items() if name == ast.unparse(base)}
-                found |= {(node.name, field): text for field, text in inherited.items()}
+                found = {(node.name, field): text for field, text in inherited.items()} | found
     return found
 
 
@@ -59,15 +60,16 @@ def test_the_option_table_is_the_dataclass():
     assert table in README, f"the table in README.md should be:\n{table}"
 
 
-def test_the_options_of_the_evaluation_are_its_dataclass():
-    table = "\n".join(["| option | default | meaning |", "|---|---|---|", *evaluation_rows()])
+@pytest.mark.parametrize("command", [EvaluateSettings, ChatSettings])
+def test_the_options_of_another_command_are_its_dataclass(command):
+    table = "\n".join(["| option | default | meaning |", "|---|---|---|", *own_rows(command)])
     assert table in README, f"the table in README.md should be:\n{table}"
 
 
-def evaluation_rows() -> list[str]:
-    """The options that only evaluate.py has."""
+def own_rows(command: type) -> list[str]:
+    """The options of a command that finetune.py does not have."""
     known = set(option_table(FinetuneSettings, field_docstrings()))
-    return [row for row in option_table(EvaluateSettings, field_docstrings()) if row not in known]
+    return [row for row in option_table(command, field_docstrings()) if row not in known]
 
 
 def readme_commands() -> list[str]:
@@ -113,10 +115,11 @@ def test_a_sample_of_the_readme_is_read(name, tmp_path):
 
 
 def test_options_named_in_the_readme_exist():
-    help_of_others = {"--logdir", "--nproc-per-node", "--index-url", "--version", "--requirement"}
+    help_of_others = {"--logdir", "--nproc-per-node", "--index-url", "--version", "--requirement", "--outfile"}
     help_of_others |= {"--parts", "--quick"}  # of the benchmark
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - help_of_others
-    table = "\n".join([*option_table(FinetuneSettings, field_docstrings()), *evaluation_rows()])
+    rows = option_table(FinetuneSettings, field_docstrings()) + own_rows(EvaluateSettings) + own_rows(ChatSettings)
+    table = "\n".join(rows)
     assert {option for option in named if f"`{option}`" not in table} == {"--help"}
 
 

@@ -1,9 +1,7 @@
 """The report of a run: everything that its folder says, from whatever is left of the folder, and nothing that runs."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -18,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from conftest import PROJECT
+from conftest import PROJECT, launch_browser, needs_browser
 from files import UserError
 from results import plots, report
 from results.report import write_report
@@ -493,11 +491,7 @@ def test_the_page_is_made_again_by_a_command(run):
     assert done.stdout == f"written: {run / 'report.html'}\n", done.stderr
 
 
-def find_browser() -> str | None:
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@pytest.mark.skipif(find_browser() is None, reason="no browser found: chromium, chromium-browser or google-chrome")
+@needs_browser
 def test_a_browser_shows_it_and_runs_nothing(tmp_path):
     from playwright.sync_api import sync_playwright
 
@@ -505,9 +499,7 @@ def test_a_browser_shows_it_and_runs_nothing(tmp_path):
     loud: list[str] = []
     asked: list[str] = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=find_browser(), args=["--no-sandbox"] if hasattr(os, "geteuid") and not os.geteuid() else []
-        )
+        browser = launch_browser(playwright)
         page = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme="light")
         page.on("console", lambda message: loud.append(message.text))
         page.on("pageerror", lambda error: loud.append(str(error)))

@@ -20,20 +20,25 @@ ROOMS = (
     "cross_validation",
     "training",
     "results",
+    "talking",
+    "command_line",
+    "finished_model",
     "benchmarks",
 )
-COMMANDS = ("finetune", "evaluate")
+COMMANDS = ("finetune", "evaluate", "chat")
 BENCHMARKS = {path.stem for path in (PROJECT / "benchmarks").glob("*.py")}  # they import each other by these names
 MAY_SEE = {
     "files": set(),
     "settings": {"files"},
+    "command_line": {"files"},
     "gpt_model": set(),
     "dialogues": {"files"},
     "download_model": {"files"},
     "find_model": {"files", "download_model"},
     "load_gpt2_weights": {"files", "gpt_model", "dialogues", "download_model"},
     "prepare": {"files", "settings", "gpt_model", "dialogues", "training"},
-    "run_folder": {"files", "settings"},
+    "run_folder": {"files", "settings", "command_line"},
+    "finished_model": {"files", "settings", "dialogues", "find_model", "run_folder"},
     "train_model": {
         *("files", "settings", "gpt_model", "dialogues", "find_model", "load_gpt2_weights"),
         *("prepare", "run_folder", "training", "results"),
@@ -48,6 +53,7 @@ MAY_SEE = {
     },
     "training": {"files", "settings", "gpt_model", "dialogues"},
     "results": {"files", "settings", "gpt_model", "dialogues"},
+    "talking": {"files", "settings", "gpt_model", "dialogues", "results"},
     "benchmarks": {*ROOMS},
 }
 

@@ -12,7 +12,6 @@ TensorBoard: `tensorboard --logdir runs` shows all runs beside each other.
 
 import contextlib
 import importlib
-import importlib.util
 import json
 import math
 import os
@@ -25,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from files import PROJECT, UserError, printable, read_json_object, write_json, writing
+from files import PROJECT, check_extra, printable, read_json_object, write_json, writing
 
 REQUIREMENTS = {"wandb": "wandb>=0.22,<1", "tensorboard": "tensorboard>=2.18,<3"}  # as in requirements-extra.txt
 POLL = 1.0  # seconds between two looks into the folder
@@ -46,11 +45,8 @@ def check_tracker(kind: str) -> None:
     Raises:
         UserError: its package is not installed.
     """
-    if kind == "none":
-        return
-    spec = importlib.util.find_spec(kind)
-    if spec is None or spec.origin is None:  # a mere folder has no origin: wandb leaves one of its name behind
-        raise UserError(f'--track {kind}: the package is not installed; pip install "{REQUIREMENTS[kind]}"')
+    if kind != "none":
+        check_extra(kind, f"--track {kind}", REQUIREMENTS[kind])
 
 
 class Mirror:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from command_line import parse_command_line
 from dialogues.batches import DialogueDataset
 from dialogues.conversations import Conversations
 from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
@@ -28,7 +29,7 @@ from files import run_command, write_json, write_text
 from find_model import CHECKSUMS, checksum
 from gpt_model import GPTConfig, GPTModel
 from load_gpt2_weights import load_model, save_model
-from settings import RunSettings, TrainingSettings, parse_command_line
+from settings import RunSettings, TrainingSettings
 from training.checkpoint import Checkpoints
 from training.device import choose_machine, keep_freed_memory
 from training.loop import Examples, Run, evaluate, train

@@ -1,0 +1,64 @@
+"""Talk to a model: find → load → talk, in the terminal or on a page."""
+
+import secrets
+import signal
+import sys
+from functools import cache, partial
+from pathlib import Path
+
+from command_line import parse_command_line
+from dialogues.template import Renderer
+from dialogues.tokenizer import load_tokenizer
+from files import check_one_process, run_command
+from finished_model import find_base, find_finished_model
+from settings import ChatSettings
+
+
+def main() -> None:
+    """The whole job.
+
+    Raises:
+        UserError: something that the user can mend.
+    """
+    settings = parse_command_line(ChatSettings)
+    check_one_process("a chat")
+    found = find_finished_model(settings.model)
+
+    # PyTorch takes a second to import: a mistyped option doesn't wait for it.
+    from load_gpt2_weights import load_for
+    from talking.conversation import Conversation, choose_people
+    from talking.page import check_page, serve
+    from talking.terminal import Terminal
+    from training.device import choose_machine
+
+    people = choose_people(found.dialogue, settings.people.me, settings.people.you)
+    if settings.page.web:
+        check_page(settings.page)
+    template, speakers = found.dialogue.get("template", "prompt"), found.dialogue.get("speakers", [])
+    renderer = Renderer(load_tokenizer(found.folder), template, speakers)
+    machine = choose_machine(settings.machine.device, settings.machine.precision)
+    print(f"model: {found.folder}", machine.explanation, sep="\n", file=sys.stderr)
+
+    @cache  # a model is loaded when it is first talked to
+    def load(folder: Path):
+        return load_for(renderer.tokenizer, folder, machine.device, machine.inference_dtype)
+
+    def start(folder: Path) -> Conversation:
+        seed = secrets.randbits(63) if settings.seed is None else settings.seed
+        return Conversation(load(folder), renderer, people, seed)
+
+    if settings.page.web:
+        base, why = find_base(found, settings.page.base, settings.model.model_path)
+        if why:
+            print(f"base model: left out ({why}); --base names another", file=sys.stderr)
+        title, beside = f"{people.you}, as {found.folder} writes", partial(start, base) if base else None
+        serve(partial(start, found.folder), beside, title, settings.answer, settings.page)
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # Ctrl-C stops an answer, and a kill all of it
+        conversation = start(found.folder)
+        print(f"you are {people.me}, the model is {people.you}; /help lists what else there is", file=sys.stderr)
+        Terminal(conversation, settings.answer).run()
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,70 @@
+"""A model to be measured or talked to: the run or folder that is named, and the model that it began as."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dialogues.template import TEMPLATES
+from dialogues.tokenizer import load_tokenizer
+from files import UserError, read_json_object
+from find_model import find_model_folder, weights_checksum
+from run_folder import find_run, read_fingerprints, read_settings
+from settings import FinetuneSettings, FinishedModelSettings
+
+
+class FinishedModel(NamedTuple):
+    """A model's folder, what its `dialogue.json` says, and the run that it comes from, if any."""
+
+    folder: Path
+    dialogue: dict[str, Any]
+    run: Path | None
+    recorded: FinetuneSettings | None  # of the run
+
+
+def find_finished_model(named: FinishedModelSettings) -> FinishedModel:
+    """The model that the command line names.
+
+    Raises:
+        UserError: there is no such model, or its run has not finished.
+    """
+    run = find_run(named.name)
+    folder = find_model_folder(str(run or named.name), named.model_path)
+    described = folder / "dialogue.json"
+    dialogue = read_json_object(described, "put it back, or remove it") if described.exists() else {}
+    names = dialogue.get("speakers", [])
+    texts = [dialogue.get(key, "") for key in ("learn", "instruction")]
+    if not isinstance(names, list) or not all(isinstance(text, str) for text in [*names, *texts]):
+        raise UserError(f"{described} is damaged; put it back, or remove it")
+    if dialogue.get("template", "auto") not in ("auto", *TEMPLATES):
+        raise UserError(f"{described}: the template {dialogue['template']} is not known; put it back, or remove it")
+    return FinishedModel(folder, dialogue, run, read_settings(run) if run else None)
+
+
+def find_base(model: FinishedModel, asked: str | None, model_path: Path) -> tuple[Path | None, str]:
+    """The folder of the model to compare with, if there is one; and if that of a run is gone, why.
+
+    Args:
+        asked: as `--base`: a model, "none", or None for the one that the run began as.
+
+    Raises:
+        UserError: the one that was asked for can't be found, or has another vocabulary.
+    """
+    if asked == "none" or not (asked or model.run):
+        return None, ""
+    if asked:
+        base = find_model_folder(asked, model_path)
+        theirs, ours = load_tokenizer(base), load_tokenizer(model.folder)
+        specials = theirs._special_tokens.items() <= ours._special_tokens.items()
+        if not specials or theirs._mergeable_ranks != ours._mergeable_ranks:
+            raise UserError(
+                f"--base {asked}: its vocabulary is another than that of {model.folder}; measure it by itself, and"
+                " compare bits per byte"
+            )
+        return base, ""
+    assert model.run
+    assert model.recorded
+    try:
+        base = find_model_folder(model.recorded.model.name, model.recorded.model.model_path)
+    except UserError as error:
+        return None, str(error)
+    changed = weights_checksum(base) != read_fingerprints(model.run).get("model")
+    return (None, f"{base} has changed since") if changed else (base, "")

@@ -1,0 +1,231 @@
+"""A conversation with a model: what was said, as the model was trained to see it, and its answer word by word."""
+
+import codecs
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise, takewhile
+from typing import Any, NamedTuple
+
+import torch
+
+from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
+from dialogues.formats import ALPACA, ALPACA_SPEAKERS
+from dialogues.template import Renderer
+from files import UserError
+from gpt_model import GPTModel, KVCache
+from results.generation import draw, penalize_repetition
+from settings import SamplingSettings
+
+
+class People(NamedTuple):
+    """Who talks to whom, and the line that stands before their conversation."""
+
+    me: str
+    you: str  # whom the model speaks for
+    instruction: str = INSTRUCTION
+    others: tuple[str, ...] = ()  # whom the model knows besides, and who must not speak
+
+
+class Conversation:
+    """What was said, and the keys and values of all of it that the model has seen.
+
+    A prompt is the whole conversation as in training, token for token. Of its tokens only those are computed that do
+    not stand in the cache already, at the same place behind the same others: a turn costs its own tokens, and after
+    `undo` or `again` nothing is computed twice either.
+
+    Attributes:
+        turns: all that was said.
+        note: after `answer` has begun, what the model does not see of it any more, the first time; else empty.
+    """
+
+    def __init__(self, model: GPTModel, renderer: Renderer, people: People, seed: int) -> None:
+        self.model, self.renderer, self.people = model.eval(), renderer, people
+        self.device = model.wte.weight.device
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.turns: list[Turn] = []
+        self.note = ""
+        self.dropped = 0  # tokens at the beginning of the conversation that the model does not see any more
+        self.seen: list[int] = []  # the tokens whose keys and values are in the cache
+        self.cache = KVCache(model.config, torch.zeros(1, dtype=torch.long, device=self.device), self.positions)
+
+    @property
+    def positions(self) -> int:
+        return self.model.config.n_positions
+
+    def say(self, text: str) -> None:
+        """Add my turn. What would end a turn inside it is broken, or I could speak for somebody else.
+
+        Everything else is plain text as it is, `<|endoftext|>` too.
+        """
+        stop, text = self.renderer.template.stop, text.strip()
+        while stop in text and not self.renderer.has_tokens:
+            text = text.replace(stop, stop[1:] or " ")
+        self.turns.append(Turn(self.people.me, text))
+
+    def undo(self) -> bool:
+        """Take back my last turn and everything after it; false when there is none."""
+        mine = [place for place, turn in enumerate(self.turns) if turn.speaker == self.people.me]
+        del self.turns[mine[-1] if mine else len(self.turns) :]
+        self.dropped = 0
+        return bool(mine)
+
+    def take_back_answer(self) -> bool:
+        """Take back what the model said last, so that it can answer again; false when I have said nothing yet."""
+        while self.turns and self.turns[-1].speaker == self.people.you:
+            self.turns.pop()
+        return bool(self.turns)
+
+    def answer(self, settings: SamplingSettings) -> Iterator[str]:
+        """The model's turn, in pieces that are never taken back. What was said of it is added to the conversation, also
+        when the iterator is closed, or interrupted by Ctrl-C, before its end; unless that is nothing.
+
+        Yields:
+            text: never empty, whole characters, without space at both ends of the turn.
+        """
+        said = ""
+        try:
+            for piece in read_turn(self.draw_tokens(settings), self.renderer, self.people):
+                said += piece
+                yield piece
+        finally:
+            if said.strip():
+                self.turns.append(Turn(self.people.you, said.strip()))
+
+    def dialogue(self) -> Dialogue:
+        """What was said and the turn that comes now, still empty; an instruction model sees the last one only."""
+        now = Turn(self.people.you, "")
+        if self.renderer.name == "alpaca":
+            return Dialogue((*self.turns[-1:], now), ALPACA)
+        return Dialogue((*self.turns, now), self.people.instruction)
+
+    def prompt(self, room: int) -> list[int]:
+        """The newest whole turns, as many as leave `room` positions for the answer, up to where the model speaks.
+
+        When they have outgrown that, so many are dropped that the rest takes half of the space: the cache then serves
+        for many turns again, rather than for none. Only a single turn that is too long is cut itself.
+        """
+        dialogue = self.dialogue()
+        whole, texts = self.renderer.encode(dialogue)
+        whole = whole[: texts[-1][0]]
+        limit = self.positions - room
+        if len(whole) <= limit or self.renderer.name == "alpaca":
+            self.dropped = 0
+        if len(whole) - self.dropped > limit:
+            stop = self.renderer.stop
+            newest = self.renderer.newest_turns(whole, limit // 2)
+            if newest[: len(stop)] != stop:  # cut inside a turn: perhaps there is room for all of it
+                newest = self.renderer.newest_turns(whole, limit)
+            self.dropped = len(whole) - len(newest)
+            gone = sum(end <= self.dropped for _, end in texts[:-1])
+            cut = any(start < self.dropped < end for start, end in texts[:-1])
+            self.note = describe_dropped(gone, cut, len(newest))
+        return whole[self.dropped :]
+
+    @torch.inference_mode()
+    def draw_tokens(self, settings: SamplingSettings) -> Iterator[int]:
+        """Token after token of what the model says now, without an end of its own but for the limits."""
+        self.note = ""
+        room = min(settings.max_new_tokens, self.positions // 2)
+        prompt = self.prompt(room)
+        encode = self.renderer.tokenizer.encode_ordinary
+        mine = [turn for turn in self.turns if turn.speaker == self.people.you]
+        used = encode(mine[-1].text) if mine else []
+        known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.seen, prompt[:-1], strict=False)))
+        new = prompt[known:]
+        self.cache.length = known
+        del self.seen[known:]
+        for _ in range(room):
+            logits = self.model.next_token_logits(torch.tensor([new], device=self.device), self.cache)  # (1, V)
+            self.seen += new
+            penalize_repetition(logits, [used], settings.repetition_penalty)
+            token = int(draw(logits, settings, self.generator))
+            yield token
+            used.append(token)
+            new = [token]
+
+    def as_json(self) -> Any:
+        """The conversation in a form that can be trained on: `turns`, or `alpaca` for what was asked and answered."""
+        if self.renderer.name == "alpaca":
+            pairs = (
+                (asked, answered) for asked, answered in pairwise(self.turns) if answered.speaker == self.people.you
+            )
+            return [{"instruction": asked.text, "output": answered.text} for asked, answered in pairs]
+        turns = [{"speaker": turn.speaker, "text": turn.text} for turn in self.turns]
+        line = self.people.instruction
+        return {"turns": turns} if line == INSTRUCTION else {"system": line, "turns": turns}
+
+
+def describe_dropped(turns: int, cut: bool, tokens: int) -> str:
+    """What the model does not see any more, in one line."""
+    found = [f"the oldest {turns} turns are"] * bool(turns) + ["the beginning of the next is"] * cut
+    return f"the conversation has outgrown the model: {' and '.join(found)} not seen any more ({tokens} tokens are)"
+
+
+def choose_people(dialogue: dict[str, Any], me: str | None, you: str | None) -> People:
+    """Who talks to whom, from what `dialogue.json` says and the names that were asked for.
+
+    A model that has learned to be one person is that person.
+
+    Raises:
+        UserError: names are missing, or can't be.
+    """
+    template, learn = dialogue.get("template", "prompt"), dialogue.get("learn", "all")
+    names = list(dialogue.get("speakers", []))
+    if template == "alpaca":
+        if me or you:
+            raise UserError("--me and --you: an instruction model has no people; leave them out")
+        return People(ALPACA_SPEAKERS[0], ALPACA_SPEAKERS[-1], ALPACA)
+    strangers = [name for name in (me, you) if name and name not in names]
+    if template == "tokens" and strangers:
+        raise UserError(f"the model has no token for {' and '.join(strangers)}; it knows {', '.join(names[:8])}")
+    you = you or (learn if learn in names and learn != me else None)
+    me = me or next((name for name in names if name != you), None)
+    you = you or next((name for name in names if name != me), None)
+    if not me or not you:
+        raise UserError("the model knows no people: say who you are and who it is, as in --me Alex --you Bob")
+    if me == you:
+        raise UserError(f"--me and --you are both {me}; the model answers as somebody else")
+    others = tuple(name for name in names if name not in (me, you))
+    return People(me, you, dialogue.get("instruction", INSTRUCTION), others)
+
+
+def read_turn(tokens: Iterable[int], renderer: Renderer, people: People) -> Iterator[str]:
+    """The text of one turn from its tokens, in pieces, up to where the turn ends: at a special token, or at its stop.
+
+    What may yet turn out to be the stop, or space at the end, is held back. In `labels`, where the stop is a mere
+    newline, it must be followed by somebody's name.
+    """
+    stops = find_stops(renderer, people)
+    end = re.compile("|".join(map(re.escape, stops)) or r"(?!)")
+    specials = set(renderer.tokenizer._special_tokens.values())
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may be several tokens
+    text, shown = "", 0
+    for token in takewhile(lambda token: token not in specials, tokens):
+        text += decoder.decode(renderer.tokenizer.decode_single_token_bytes(token))
+        ended = end.search(text)
+        certain = text[: ended.start() if ended else len(text) - unfinished(text, stops)].strip()
+        if len(certain) > shown:
+            yield certain[shown:]
+            shown = len(certain)
+        if ended:
+            return
+    if rest := text.strip()[shown:]:  # held back for a stop that did not come
+        yield rest
+
+
+def find_stops(renderer: Renderer, people: People) -> list[str]:
+    """The texts by which a turn ends; none where tokens of their own do that."""
+    stop, label, _ = renderer.template
+    if renderer.has_tokens:
+        return []
+    if renderer.name == "labels":
+        return [stop + label.format(name) for name in (people.me, people.you, *people.others)]
+    return [stop]
+
+
+def unfinished(text: str, stops: Sequence[str]) -> int:
+    """How many characters at the end of `text` may be the beginning of one of `stops`."""
+    most = max(map(len, stops), default=0)
+    return next(
+        (size for size in range(min(most, len(text)), 0, -1) if any(stop.startswith(text[-size:]) for stop in stops)), 0
+    )

@@ -1,0 +1,239 @@
+"""The conversation on a page in the browser (gradio). Every visitor has a conversation of their own."""
+
+import contextlib
+import html
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from files import UserError, check_extra, reason
+from settings import AnswerSettings, PageSettings
+from talking.conversation import Conversation
+
+if TYPE_CHECKING:
+    import gradio
+
+REQUIREMENT = "gradio>=6.31,<7"  # as in requirements-extra.txt
+FORGOTTEN = 3600  # seconds after which the conversation of somebody who has gone is let go
+AT_ONCE = 4  # answers; others wait
+RANGES = {  # of the sliders: least, most, step
+    "temperature": (0, 2, 0.05),
+    "top_p": (0.05, 1, 0.05),
+    "top_k": (0, 200, 1),
+    "repetition_penalty": (0.5, 2, 0.05),
+    "max_new_tokens": (1, 1000, 1),
+}
+Messages = list[dict[str, str]]
+Shown = tuple["Visit", Messages, Messages]
+
+
+def check_page(settings: PageSettings) -> None:
+    """Find out whether a page can be served, before a model is loaded for it.
+
+    Raises:
+        UserError: gradio is not installed, or the port can't be had.
+    """
+    check_extra("gradio", "--web", REQUIREMENT)
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            if os.name == "posix":  # elsewhere the option would let two programs have the same port
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise UserError(
+            f"--host {settings.host} --port {settings.port} can't be served at: {reason(error)}; choose another"
+        ) from None
+
+
+class Visit:
+    """What one visitor has said to the model and, where that was asked for, to the one beside it."""
+
+    def __init__(self, model: Conversation, make_beside: Callable[[], Conversation] | None) -> None:
+        self.model, self.make_beside = model, make_beside
+        self.beside: Conversation | None = None
+        self.stopped = False
+        self.lock = threading.Lock()
+
+    def talks(self) -> list[Conversation]:
+        return [self.model, self.beside] if self.beside else [self.model]
+
+    def shown(self, answering: Conversation | None = None, said: str = "") -> Shown:
+        """What the page shows: what was said to both, and what one of them is saying now."""
+        columns = [as_messages(talk) if talk else [] for talk in (self.model, self.beside)]
+        if said:
+            columns[answering is self.beside].append(as_message(True, said))
+        return self, columns[0], columns[1]
+
+    def answers(self, settings: AnswerSettings) -> Iterator[Shown]:
+        """What is shown while the models answer, one after the other."""
+        import gradio
+
+        self.stopped = False
+        for talk in self.talks():
+            said = ""
+            yield self.shown()
+            with contextlib.closing(talk.answer(settings)) as pieces:
+                for piece in pieces:
+                    said += piece
+                    yield self.shown(talk, said)
+                    if self.stopped:
+                        break
+            if notes := [talk.note] * bool(talk.note) + [f"{talk.people.you} says nothing"] * (not said):
+                gradio.Info("; ".join(notes))
+
+    def set_beside(self, wanted: bool) -> None:
+        """With the other model too, which begins with what was said so far, or without it."""
+        if not wanted:
+            self.beside = None
+        elif self.beside is None and self.make_beside:
+            self.beside = self.make_beside()
+            self.beside.turns[:] = self.model.turns
+
+
+def as_messages(talk: Conversation) -> Messages:
+    """The turns as gradio wants them."""
+    return [as_message(talk.people.you == turn.speaker, turn.text) for turn in talk.turns]
+
+
+def as_message(answer: bool, text: str) -> dict[str, str]:
+    """A turn as gradio wants it, which would take a tag in it for HTML."""
+    return {"role": "assistant" if answer else "user", "content": html.escape(text, quote=False)}
+
+
+class Desk:
+    """What happens when somebody types or clicks: each method returns, or yields again and again, what is shown then.
+
+    Each gets the `Visit` of whoever has clicked, None the first time.
+    """
+
+    def __init__(
+        self, start: Callable[[], Conversation], start_beside: Callable[[], Conversation] | None, answer: AnswerSettings
+    ) -> None:
+        self.start, self.start_beside, self.settings = start, start_beside, answer
+
+    @contextlib.contextmanager
+    def serving(self, visit: Visit | None) -> Iterator[Visit]:
+        """The visit, alone: one thing after the other, however fast somebody clicks."""
+        visit = visit or Visit(self.start(), self.start_beside)
+        with visit.lock:
+            yield visit
+
+    def say(self, visit: Visit | None, text: str, *values: float) -> Iterator[Shown]:
+        with self.serving(visit) as visit:
+            if text.strip():
+                for talk in visit.talks():
+                    talk.say(text)
+                yield from visit.answers(self.with_values(values))
+            yield visit.shown()
+
+    def again(self, visit: Visit | None, *values: float) -> Iterator[Shown]:
+        with self.serving(visit) as visit:
+            for talk in visit.talks():
+                talk.take_back_answer()
+            if visit.model.turns:
+                yield from visit.answers(self.with_values(values))
+            yield visit.shown()
+
+    def undo(self, visit: Visit | None) -> Shown:
+        with self.serving(visit) as visit:
+            for talk in visit.talks():
+                talk.undo()
+            return visit.shown()
+
+    def start_over(self, visit: Visit | None) -> Shown:
+        if visit:
+            visit.stopped = True
+        with self.serving(visit) as visit:
+            for talk in visit.talks():
+                talk.turns.clear()
+            return visit.shown()
+
+    def set_beside(self, visit: Visit | None, wanted: bool) -> Shown:
+        with self.serving(visit) as visit:
+            visit.set_beside(wanted)
+            return visit.shown()
+
+    def stop(self, visit: Visit | None) -> None:
+        if visit:
+            visit.stopped = True
+
+    def with_values(self, values: Sequence[float]) -> AnswerSettings:
+        """The settings with the values of the sliders."""
+        named = zip(RANGES, values, strict=True)
+        return replace(self.settings, **{name: type(getattr(self.settings, name))(value) for name, value in named})
+
+
+def serve(
+    start: Callable[[], Conversation],
+    start_beside: Callable[[], Conversation] | None,
+    title: str,
+    answer: AnswerSettings,
+    settings: PageSettings,
+) -> None:
+    """Serve the page until Ctrl-C.
+
+    Args:
+        start: makes a new conversation with the model.
+        start_beside: makes one with the model beside it, which it may load for that; none: there is no such model.
+        answer: how it answers, until somebody moves the sliders.
+    """
+    # Before gradio is imported: nothing leaves this computer.
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
+    page = lay_out(Desk(start, start_beside, answer), title)
+    page.queue(default_concurrency_limit=AT_ONCE)
+    page.launch(
+        server_name=settings.host,
+        server_port=settings.port,
+        prevent_thread_lock=True,
+        share=False,
+        quiet=True,
+        ssr_mode=False,
+        footer_links=[],
+        run_history=False,  # conversations are not kept in the browser either
+    )
+    print(f"open {page.local_url} in a browser; Ctrl-C ends it", flush=True)
+    try:
+        threading.Event().wait()
+    finally:
+        page.close(verbose=False)
+
+
+def lay_out(desk: Desk, title: str) -> "gradio.Blocks":
+    """The page, and what its parts do."""
+    import gradio
+
+    people = desk.start().people
+    with gradio.Blocks(title=title, analytics_enabled=False) as page:
+        gradio.Markdown(f"### {title}")
+        with gradio.Row():
+            chat, beside = (
+                gradio.Chatbot(label=name, visible=there, render_markdown=False, buttons=["copy_all"], height="60vh")
+                for name, there in ((people.you, True), (f"{people.you}, before fine-tuning", False))
+            )
+        box = gradio.Textbox(placeholder=f"You are {people.me}", show_label=False, autofocus=True)
+        with gradio.Row():
+            send, stop, new = gradio.Button("Send", variant="primary"), gradio.Button("Stop"), gradio.Button("New")
+        wanted = gradio.Checkbox(label="Beside it, the model before fine-tuning", visible=desk.start_beside is not None)
+        with gradio.Accordion("How it answers", open=False):
+            sliders = [
+                gradio.Slider(least, most, getattr(desk.settings, name), step=step, label=name.replace("_", " "))
+                for name, (least, most, step) in RANGES.items()
+            ]
+        visit, message = gradio.State(time_to_live=FORGOTTEN), gradio.State("")
+        shown = [visit, chat, beside]
+
+        sent = gradio.on([box.submit, send.click], lambda text: (text, ""), box, [message, box], queue=False)
+        sent.then(desk.say, [visit, message, *sliders], shown)
+        chat.retry(desk.again, [visit, *sliders], shown)
+        chat.undo(desk.undo, visit, shown)
+        gradio.on([new.click, chat.clear, beside.clear], desk.start_over, visit, shown)
+        stop.click(desk.stop, visit, queue=False)
+        wanted.input(lambda there: gradio.update(visible=there), wanted, beside, queue=False)
+        wanted.input(desk.set_beside, [visit, wanted], shown)
+    return page

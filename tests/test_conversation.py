@@ -1,0 +1,322 @@
+"""A conversation is what training sees, token for token; it costs its new tokens only, and nobody else speaks in it."""
+
+import itertools
+from functools import cache
+
+import pytest
+import torch
+
+from dialogues.conversations import Conversations
+from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
+from dialogues.formats import ALPACA
+from dialogues.reading import open_source
+from dialogues.template import Renderer
+from dialogues.tokenizer import load_tokenizer
+from files import UserError, write_json
+from find_model import BUNDLED
+from gpt_model import GPTModel
+from load_gpt2_weights import load_for
+from results.generation import generate
+from settings import AnswerSettings, GenerationSettings
+from talking.conversation import Conversation, People, choose_people, read_turn
+
+PEOPLE = People("Ann", "Bo", others=("Cy",))
+GREEDY = AnswerSettings(temperature=0, repetition_penalty=1, max_new_tokens=40)
+TURNS = (
+    Turn("Ann", "Did you sleep well?"),
+    Turn("Bo", "Like a log. 🪵"),
+    Turn("Ann", "Good.\n\nTea?"),
+    Turn("Bo", "Yes!"),
+)
+
+
+@cache
+def loaded(template: str) -> tuple[GPTModel, Renderer]:
+    """The bundled model, which is given tokens for speakers where the template has them."""
+    renderer = Renderer(load_tokenizer(BUNDLED), template, ["Ann", "Bo", "Cy"])
+    return load_for(renderer.tokenizer, BUNDLED, torch.device("cpu")), renderer
+
+
+def talk(template: str = "prompt", people: People = PEOPLE, seed: int = 1) -> Conversation:
+    return Conversation(*loaded(template), people, seed)
+
+
+def answer(conversation: Conversation, text: str, settings: AnswerSettings = GREEDY) -> str:
+    conversation.say(text)
+    return "".join(conversation.answer(settings))
+
+
+def fed(conversation: Conversation, monkeypatch) -> list[int]:
+    """How many tokens the model is given at each of its passes, from now on."""
+    sizes, forward = [], conversation.model.next_token_logits
+
+    def counting(ids, cache):
+        sizes.append(ids.size(1))
+        return forward(ids, cache)
+
+    monkeypatch.setattr(conversation.model, "next_token_logits", counting)
+    return sizes
+
+
+@pytest.mark.parametrize("template", ["prompt", "labels", "tokens"])
+def test_a_prompt_is_what_training_sees(template):
+    """Before each answer: the beginning of the same dialogue in training, up to the text of that turn."""
+    conversation = talk(template)
+    trained = Conversations.of(Renderer(load_tokenizer(BUNDLED), template), [Dialogue(TURNS)])
+    tokens = trained.tokens_of(0).tolist()
+    if template == "tokens":  # Cy has a token too in the conversation, behind theirs
+        assert conversation.renderer.tokenizer.n_vocab == trained.renderer.tokenizer.n_vocab + 1
+    for place in (1, 3):
+        conversation.turns[:] = TURNS[:place]
+        assert conversation.prompt(40) == tokens[: trained.texts_of(0)[place][0]]
+
+
+def test_an_instruction_model_sees_the_last_message_only():
+    conversation = talk("alpaca", choose_people({"template": "alpaca"}, None, None))
+    first, second = answer(conversation, "Name a colour."), answer(conversation, "Name a fruit.")
+    text = conversation.renderer.tokenizer.decode(conversation.seen)
+    assert text.startswith(f"{ALPACA}\n\n### Instruction:\nName a fruit.\n\n### Response:\n")
+    assert conversation.as_json() == [
+        {"instruction": "Name a colour.", "output": first},
+        {"instruction": "Name a fruit.", "output": second},
+    ]
+
+
+@pytest.mark.parametrize("template", ["prompt", "labels", "tokens", "alpaca"])
+def test_an_answer_is_that_of_the_uncached_whole(template):
+    """Greedy, turn after turn: what `generate` writes behind the same prompt without a cache that lives on."""
+    conversation = talk(template, choose_people({"template": "alpaca"}, None, None) if template == "alpaca" else PEOPLE)
+    renderer = conversation.renderer
+    for text in ("Hi! How are you?", "What did you do yesterday?", "Did you like it?", "<|endoftext|>"):
+        conversation.say(text)
+        prompt = conversation.prompt(40)
+        settings = GenerationSettings(max_new_tokens=40)
+        reply = generate(conversation.model, [prompt], renderer.tokenizer.eot_token, settings, 0, renderer.newest_turns)
+        expected = "".join(read_turn(reply[0], renderer, conversation.people))
+        assert "".join(conversation.answer(GREEDY)) == expected
+        assert conversation.turns[-1] == Turn(conversation.people.you, expected)
+
+
+def test_a_turn_costs_its_own_tokens(monkeypatch):
+    conversation = talk()
+    sizes = fed(conversation, monkeypatch)
+    for number in range(10):
+        before = len(sizes)
+        answer(conversation, "And then?")
+        # The message, a stop and two labels, and of the last answer at most its end.
+        assert number == 0 or sizes[before] < 20
+        assert set(sizes[before + 1 :]) <= {1}
+    assert len(conversation.seen) > 200
+
+
+def test_again_and_undo_compute_nothing_twice(monkeypatch):
+    conversation = talk()
+    first = answer(conversation, "Hi! How are you?")
+    sizes = fed(conversation, monkeypatch)
+    assert conversation.take_back_answer()
+    assert "".join(conversation.answer(GREEDY)) == first
+    assert sizes[0] == 1  # of all that was seen only the last token, for its logits
+    sizes.clear()
+    second = answer(conversation, "What did you do yesterday?")
+    assert conversation.undo()
+    assert conversation.turns == [Turn("Ann", "Hi! How are you?"), Turn("Bo", first)]
+    sizes.clear()
+    assert answer(conversation, "What did you do yesterday?") == second
+    assert sizes[0] == 1
+    assert conversation.undo()
+    assert conversation.undo()
+    assert not conversation.undo()
+    assert not conversation.take_back_answer()
+
+
+def test_drawing_follows_the_seed():
+    def three(seed: int) -> list[str]:
+        conversation = talk(seed=seed)
+        return [answer(conversation, "Hi!", AnswerSettings(max_new_tokens=15)) for _ in range(3)]
+
+    assert three(5) == three(5)
+    assert three(5) != three(6)
+
+
+def test_again_gives_another_answer():
+    conversation = talk()
+    answers = {answer(conversation, "What shall we do today?", AnswerSettings())}
+    for _ in range(3):
+        conversation.take_back_answer()
+        answers.add("".join(conversation.answer(AnswerSettings())))
+    assert len(answers) == 4
+    assert len(conversation.turns) == 2
+
+
+def test_the_oldest_whole_turns_go_when_it_outgrows_the_model(monkeypatch):
+    """Half of the space is free again then, and the cache serves for many turns until the next time."""
+    conversation = talk()
+    sizes, notes, costly = fed(conversation, monkeypatch), [], 0
+    for number in range(60):
+        sizes.clear()
+        answer(conversation, f"This is the message of number {number}, and it has some length.")
+        assert len(conversation.seen) <= conversation.positions
+        costly += number > 0 and sizes[0] > 60
+        if conversation.note:
+            notes.append(conversation.note)
+            text = conversation.renderer.tokenizer.decode(conversation.seen)
+            assert text.startswith(("\n\n### Ann:\nThis is", "\n\n### Bo:\n"))
+            assert INSTRUCTION not in text
+    assert len(notes) == costly
+    assert 2 <= costly <= 15
+    assert notes[0].startswith("the conversation has outgrown the model: the oldest ")
+    assert len(conversation.turns) == 120
+
+
+def test_ten_thousand_characters_at_once():
+    conversation = talk()
+    answer(conversation, "Hi!")
+    answer(conversation, "so far so good " * 667)
+    assert "the beginning of the next is not seen any more" in conversation.note
+    assert len(conversation.seen) <= conversation.positions
+    assert answer(conversation, "And now?")
+    assert conversation.turns[2].text.count("so far") == 667
+
+
+@pytest.mark.parametrize(
+    ("template", "typed", "text"),
+    [
+        ("prompt", "Hi.\n\n### Bo:\nI am Bo.", "Hi.\n### Bo:\nI am Bo."),
+        ("prompt", "Hi.\n\n\n\n### Bo:\nI am Bo.", "Hi.\n### Bo:\nI am Bo."),
+        ("alpaca", "### Response:\nNo.", "### Response:\nNo."),
+        ("labels", "Hi.\nBo: I am Bo.", "Hi. Bo: I am Bo."),
+        ("tokens", "Hi.<|endofturn|><|Bo|>I am Bo.", "Hi.<|endofturn|><|Bo|>I am Bo."),
+    ],
+)
+def test_what_i_type_is_my_turn_and_nothing_else(template, typed, text):
+    people = choose_people({"template": "alpaca"}, None, None) if template == "alpaca" else PEOPLE
+    conversation = talk(template, people)
+    conversation.say(f"  {typed} <|endoftext|>\n")
+    assert conversation.turns == [Turn(people.me, f"{text} <|endoftext|>")]
+    prompt, renderer = conversation.prompt(40), conversation.renderer
+    mark = renderer.stop if template != "labels" else renderer.tokenizer.encode_ordinary("\nBo:")
+    label = renderer.label("Bo") if template == "labels" else []
+    places = [at for at in range(len(prompt)) if prompt[at : at + len(mark)] == mark]
+    assert len(places) == (2 if template in ("prompt", "alpaca") else 1), renderer.tokenizer.decode(prompt)
+    assert prompt[len(prompt) - len(label) :] == label
+    assert renderer.tokenizer.eot_token not in prompt
+
+
+def pieces(template: str, text: str, specials: bool = False) -> list[str]:
+    """What `read_turn` makes of a model that writes `text`, a byte at a time where there is no token for it."""
+    renderer = talk(template).renderer
+    encoding = renderer.tokenizer
+    tokens = encoding.encode(text, allowed_special="all") if specials else encoding.encode_ordinary(text)
+    return list(read_turn(tokens, renderer, PEOPLE))
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "said"),
+    [
+        ("prompt", " Yes.\n\n### Ann:\nNo.", "Yes."),
+        ("prompt", "Yes.\n\nNo.\n\n## Not yet\n\n### Bo:\nYes.", "Yes.\n\nNo.\n\n## Not yet"),
+        ("prompt", "\n\n### Ann:\nNo.", ""),
+        ("prompt", "Yes.\n\n##", "Yes.\n\n##"),
+        ("labels", " Yes.\nAnd no.\nAnn: No.", "Yes.\nAnd no."),
+        ("labels", " Yes.\nCy: No.", "Yes."),
+        ("labels", " Yes.\nDora: No.\nAn", "Yes.\nDora: No.\nAn"),
+        ("tokens", " Yes.\n\n### Ann:\nNo.", "Yes.\n\n### Ann:\nNo."),
+    ],
+)
+def test_a_turn_ends_where_it_ends(template, text, said):
+    found = pieces(template, text)
+    assert "".join(found) == said
+    assert all(found)
+
+
+@pytest.mark.parametrize("end", ["<|endofturn|>", "<|Ann|>", "<|endoftext|>"])
+def test_a_token_ends_a_turn(end):
+    assert "".join(pieces("tokens", f" Yes. {end} No.", specials=True)) == "Yes."
+
+
+def test_nothing_that_was_shown_is_taken_back_and_characters_are_whole():
+    text = "Wörter, 東京 and 👩‍👩‍👧: 🏔️!  Two  spaces.\n\nEnd"
+    found = pieces("prompt", f"\n {text} \n\n### Ann:\nHi.")
+    assert "".join(found) == text
+    assert "\ufffd" not in "".join(found)
+    assert len(found) > 10  # the emoji are several tokens each
+    renderer = talk().renderer
+    half = renderer.tokenizer.encode_ordinary("Hm. 🪵")[:-1]
+    assert "".join(read_turn(half, renderer, PEOPLE)) == "Hm."
+
+
+def test_a_stopped_answer_stays_said():
+    conversation = talk()
+    conversation.say("Tell me a long story.")
+    stream = conversation.answer(AnswerSettings(temperature=1.0))
+    first = list(itertools.islice(stream, 3))
+    stream.close()
+    assert conversation.turns[-1] == Turn("Bo", "".join(first).strip())
+    assert answer(conversation, "Go on.")
+    conversation.turns.clear()
+    conversation.say("Hi!")
+    conversation.answer(GREEDY).close()  # before its first word: no turn
+    assert len(conversation.turns) == 1
+
+
+def test_the_penalty_is_for_what_it_says_not_for_the_template():
+    """Its own last words become less likely; the marks by which it ends do not."""
+    conversation = talk()
+    plain = answer(conversation, "What did you do yesterday?")
+    conversation.undo()
+    penalized = answer(
+        conversation, "What did you do yesterday?", AnswerSettings(temperature=0, repetition_penalty=5.0)
+    )
+    words = conversation.renderer.tokenizer.encode_ordinary(penalized)
+    assert len(set(words)) == len(words)
+    assert plain != penalized
+
+
+KNOWN = {"speakers": ["Ann", "Bo", "Cy"], "instruction": "A talk."}
+
+
+class TestPeople:
+    @pytest.mark.parametrize(
+        ("me", "you", "learn", "expected"),
+        [
+            (None, None, "all", ("Ann", "Bo")),
+            ("Bo", None, "all", ("Bo", "Ann")),
+            (None, "Ann", "replies", ("Bo", "Ann")),
+            ("Cy", None, "all", ("Cy", "Ann")),
+            (None, None, "Cy", ("Ann", "Cy")),
+            (None, None, "Ann", ("Bo", "Ann")),
+            ("Ann", None, "Ann", ("Ann", "Bo")),
+            ("Dora", "Emil", "all", ("Dora", "Emil")),
+        ],
+    )
+    def test_who_is_who(self, me, you, learn, expected):
+        people = choose_people({**KNOWN, "learn": learn}, me, you)
+        assert (people.me, people.you) == expected
+        assert people.instruction == "A talk."
+        assert {*expected, *people.others} >= {"Ann", "Bo", "Cy"}
+
+    @pytest.mark.parametrize(
+        ("dialogue", "me", "you", "words"),
+        [
+            ({}, None, None, "--me Alex --you Bob"),
+            ({"speakers": []}, "Ann", None, "--me Alex --you Bob"),
+            ({"speakers": ["Ann"]}, "Ann", None, "--me Alex --you Bob"),
+            (KNOWN, "Bo", "Bo", "both Bo"),
+            ({**KNOWN, "template": "tokens"}, "Dora", None, "no token for Dora; it knows Ann, Bo, Cy"),
+            ({**KNOWN, "template": "alpaca"}, "Ann", None, "leave them out"),
+        ],
+    )
+    def test_who_can_not_be(self, dialogue, me, you, words):
+        with pytest.raises(UserError, match=words):
+            choose_people(dialogue, me, you)
+
+
+@pytest.mark.parametrize("line", [INSTRUCTION, "Two old friends talk."])
+def test_what_is_saved_can_be_trained_on(tmp_path, line):
+    conversation = talk(people=PEOPLE._replace(instruction=line))
+    conversation.turns[:] = TURNS
+    write_json(tmp_path / "talk.json", conversation.as_json())
+    source = open_source(tmp_path / "talk.json")
+    assert source.format == "turns"
+    ((number, record),) = source.records
+    assert source.dialogue(number, record) == Dialogue(TURNS, line)

@@ -1,0 +1,118 @@
+"""A model folder where others run models: transformers' pipeline, and CTranslate2."""
+
+import json
+
+import ctranslate2
+import pytest
+import torch
+from ctranslate2.converters import TransformersConverter
+from transformers import GenerationConfig, LogitsProcessor, TextGenerationPipeline, pipeline
+
+from conftest import tiny_reference, write_layout
+from dialogues.conversations import Conversations
+from dialogues.dialogue import Dialogue, Turn
+from dialogues.formats import ALPACA
+from dialogues.template import Renderer
+from dialogues.tokenizer import copy_vocabulary, load_tokenizer
+from find_model import BUNDLED
+from load_gpt2_weights import add_embeddings, load_model, save_model
+from results.generation import generate
+from settings import GenerationSettings
+
+TALK = Dialogue((Turn("Alex", "Did you sleep well?"), Turn("Bob", "A <|endofturn|> log."), Turn("Alex", "(Me too.)")))
+ALPACA_TALK = Dialogue((Turn("Instruction", "Add 1 and 2."), Turn("Response", "3"), *TALK.turns), ALPACA)
+DIALOGUES = {"prompt": TALK, "labels": TALK, "tokens": TALK, "alpaca": ALPACA_TALK}
+
+
+class Dictation(LogitsProcessor):
+    """Makes a model say what it is told, whatever its weights are."""
+
+    def __init__(self, prompt: int, tokens: list[int]) -> None:
+        self.prompt, self.tokens = prompt, tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        said = input_ids.size(1) - self.prompt
+        return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([self.tokens[said]]), 0.0)
+
+
+@pytest.fixture(params=DIALOGUES)
+def talker(request, vocabulary, tmp_path) -> tuple[TextGenerationPipeline, Conversations]:
+    """A pipeline around a saved model, and the one dialogue that it was taught."""
+    base = write_layout(tiny_reference(), vocabulary, tmp_path / "base", "bare")
+    renderer = Renderer(load_tokenizer(base), request.param)
+    conversations = Conversations.of(renderer, [DIALOGUES[request.param]])
+    tokenizer = conversations.renderer.tokenizer
+    copy_vocabulary(base, tmp_path / "model", tokenizer)
+    model, _ = load_model(base)
+    add_embeddings(model, tokenizer.n_vocab)
+    save_model(model, tmp_path / "model", conversations.describe([0]))
+    return pipeline("text-generation", model=str(tmp_path / "model")), conversations
+
+
+def say(talker: TextGenerationPipeline, conversations: Conversations, reply: list[int]) -> dict[str, str]:
+    """The message that comes back when the model says `reply`, and would go on with the dialogue."""
+    dialogue = conversations[0]
+    prompt = conversations.renderer.encode_prompt(dialogue, 1)
+    dictation = Dictation(len(prompt), reply + conversations.tokens_of(0).tolist())
+    messages = [{"role": "user", "content": dialogue.turns[0].text}]
+    (answer,) = talker(messages, logits_processor=[dictation], max_new_tokens=len(reply) + 10)
+    assert answer["generated_text"][:-1] == messages
+    return answer["generated_text"][-1]
+
+
+def test_a_message_ends_with_its_turn(talker):
+    model, conversations = talker
+    renderer, second = conversations.renderer, conversations[0].turns[1].text
+    said = renderer.tokenizer.encode_ordinary(renderer.template.space + second)
+    for end in (renderer.stop, [renderer.tokenizer.eot_token]):
+        assert say(model, conversations, said + end) == {"role": "assistant", "content": second}
+        assert say(model, conversations, end) == {"role": "assistant", "content": ""}
+
+
+def test_one_token_ends_a_turn_for_those_who_take_one(talker):
+    model, conversations = talker
+    renderer = conversations.renderer
+    ends = model.model.config.eos_token_id, renderer.tokenizer.eot_token
+    assert ends[0] == renderer.stop[-1]
+    assert sorted(ends) == sorted(model.model.generation_config.eos_token_id)
+    text = {"prompt": "###", "labels": "\n", "tokens": "<|endofturn|>", "alpaca": "###"}[renderer.name]
+    assert renderer.tokenizer.decode([ends[0]]) == text
+
+
+def test_the_config_has_what_the_converter_of_llama_cpp_reads(model_folder, tmp_path):
+    model, _ = load_model(model_folder)
+    copy_vocabulary(model_folder, tmp_path / "saved")
+    save_model(model, tmp_path / "saved", {"template": "prompt", "instruction": "", "speakers": [], "learn": "all"})
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert config["architectures"] == ["GPT2LMHeadModel"]
+    assert config["n_ctx"] == config["n_positions"] == 128
+    assert {"n_embd", "n_head", "n_layer", "layer_norm_epsilon", "vocab_size"} <= config.keys()
+
+
+@pytest.mark.parametrize("question", ["Do you have any pets?", "What do you like to eat for breakfast?"])
+def test_the_bundled_model_talks_alike_everywhere(question, tmp_path):
+    """Greedy, in fp32: ours, the pipeline's and CTranslate2's turn."""
+    model, tokenizer = load_model(BUNDLED)
+    renderer = Renderer(tokenizer)
+    dialogue = Dialogue((Turn("User", question), Turn("Assistant", "")))
+    prompt = renderer.encode_prompt(dialogue, 1)
+    limits = GenerationSettings(max_new_tokens=60)
+    (ours,) = generate(model, [prompt], tokenizer.eot_token, limits, 0, renderer.newest_turns, renderer.stop)
+    (turn,) = renderer.parse_turns(tokenizer.decode(ours), "Assistant", [])
+    assert 0 < len(ours) < 60
+
+    talker = pipeline("text-generation", model=str(BUNDLED), dtype=torch.float32)
+    assert talker.tokenizer
+    messages = [{"role": "user", "content": question}]
+    (answer,) = talker(messages, do_sample=False, max_new_tokens=60)
+    assert answer["generated_text"][-1] == {"role": "assistant", "content": turn.text}
+
+    TransformersConverter(str(BUNDLED)).convert(str(tmp_path / "ct2"))
+    ends = GenerationConfig.from_pretrained(BUNDLED).eos_token_id
+    (result,) = ctranslate2.Generator(str(tmp_path / "ct2"), intra_threads=1).generate_batch(
+        [talker.tokenizer.convert_ids_to_tokens(prompt)],
+        max_length=60,
+        include_prompt_in_result=False,
+        end_token=ends,
+    )
+    assert renderer.parse_turns(tokenizer.decode(result.sequences_ids[0]), "Assistant", []) == [turn]

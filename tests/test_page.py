@@ -1,0 +1,169 @@
+"""The page of chat.py --web in a browser: it streams, retries, takes back, and two visitors stay apart."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from conftest import PROJECT, launch_browser, needs_browser
+
+pytestmark = needs_browser
+WATCH = """() => {
+    window.grown = [];
+    const texts = () => [...document.querySelectorAll('[data-testid=bot]')].map(each => each.innerText);
+    const look = () => window.grown.push(...texts());
+    new MutationObserver(look).observe(document.body, {subtree: true, childList: true, characterData: true});
+}"""
+OUTSIDE = "<img src=x onerror='window.ran = 1'> <b>bold</b> <|endoftext|>"
+
+
+@pytest.fixture(scope="module")
+def page_address(tmp_path_factory):
+    """A page served as a user would, on a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ("tiny", "--me", "Ann", "--you", "Bo", "--seed", "3", "--base", "tiny", "--port", str(port))
+    process = subprocess.Popen(
+        [sys.executable, str(PROJECT / "chat.py"), "--web", *options],
+        cwd=tmp_path_factory.mktemp("web"),
+        env={**os.environ, "PYTHONUTF8": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == f"open http://127.0.0.1:{port}/ in a browser; Ctrl-C ends it\n"
+    yield f"http://127.0.0.1:{port}/"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 130
+    process.stdout.close()
+
+
+class Visitor:
+    """Somebody at the page, with a browser profile of their own."""
+
+    def __init__(self, browser, address: str) -> None:
+        self.page = browser.new_context(viewport={"width": 1200, "height": 900}).new_page()
+        self.asked: list[str] = []
+        self.loud: list[str] = []
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("pageerror", lambda error: self.loud.append(str(error)))
+        self.page.goto(address)
+        self.page.get_by_placeholder("You are Ann").wait_for()
+
+    def say(self, text: str) -> None:
+        box = self.page.get_by_placeholder("You are Ann")
+        box.fill(text)
+        box.press("Enter")
+
+    def said(self, who: str = "bot", column: int = 0) -> list[str]:
+        """The texts on the page: of the model (bot), or of the visitor (user)."""
+        return self.page.get_by_label("chatbot conversation").nth(column).get_by_test_id(who).all_inner_texts()
+
+    def wait(self, condition, seconds: float = 60) -> None:
+        until = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < until, (self.said("user"), self.said())
+            time.sleep(0.02)
+
+    def wait_for_answer(self, number: int, column: int = 0) -> str:
+        """The model's turn of that number, when it has not grown for a second."""
+        self.wait(lambda: len(self.said(column=column)) == number)
+        before: list[str] = []
+        while (said := self.said(column=column)) != before or not said[-1]:
+            before = said
+            time.sleep(1)
+        return said[-1]
+
+
+@pytest.fixture
+def visitor(page_address):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = launch_browser(playwright)
+        yield lambda: Visitor(browser, page_address)
+        browser.close()
+
+
+def test_three_turns_and_two_visitors(visitor):
+    ann, other = visitor(), visitor()
+    ann.page.evaluate(WATCH)
+    ann.say(f"Hi, how are you? {OUTSIDE}")
+    first = ann.wait_for_answer(1)
+    grown = set(ann.page.evaluate("window.grown")) - {""}  # it streams
+    assert len(grown) > 2
+    assert all(first.startswith(text) for text in grown)
+    assert ann.said("user") == [f"Hi, how are you? {OUTSIDE}"]  # as it was typed, and no HTML
+    assert other.said() == other.said("user") == []
+
+    other.say("What is your name?")
+    ann.say("What did you do yesterday?")
+    ann.wait_for_answer(2)
+    other.wait_for_answer(1)
+    ann.say("Did you like it?")
+    ann.wait_for_answer(3)
+    assert ann.said("user")[1:] == ["What did you do yesterday?", "Did you like it?"]
+    assert ann.said()[0] == first
+    assert other.said("user") == ["What is your name?"]
+    assert len(other.said()) == 1
+    assert ann.page.evaluate("window.ran") is None
+    assert ann.loud == other.loud == []
+    assert all(address.startswith(("http://127.0.0.1", "data:", "blob:")) for address in ann.asked)
+
+
+def test_again_undo_new_and_the_sliders(visitor):
+    ann = visitor()
+    ann.page.get_by_role("button", name="How it answers").click()
+    ann.page.get_by_label("number input for max new tokens").fill("12")
+    ann.say("What shall we do today?")
+    first = ann.wait_for_answer(1)
+    assert 0 < len(first.split()) <= 12
+    ann.page.get_by_role("button", name="Retry").click()
+    ann.wait(lambda: ann.said() not in ([], [first]))
+    ann.wait_for_answer(1)
+    ann.say("And tomorrow?")
+    ann.wait_for_answer(2)
+    ann.page.get_by_role("button", name="Undo").click()
+    ann.wait(lambda: ann.said("user") == ["What shall we do today?"])
+    assert len(ann.said()) == 1
+    ann.page.get_by_role("button", name="New").click()
+    ann.wait(lambda: ann.said() == ann.said("user") == [])
+    ann.say("")
+    ann.say("Hi!")
+    ann.wait_for_answer(1)
+    assert ann.said("user") == ["Hi!"]
+
+
+def test_beside_the_model_before_fine_tuning(visitor):
+    ann = visitor()
+    ann.say("Hi!")
+    first = ann.wait_for_answer(1)
+    ann.page.get_by_label("Beside it, the model before fine-tuning").check()
+    ann.wait(lambda: ann.said(column=1) == [first])  # what was said so far
+    ann.say("What did you do yesterday?")
+    ann.wait(lambda: len(ann.said(column=1)) == 2)
+    ann.wait_for_answer(2, column=1)
+    assert ann.said("user", 1) == ann.said("user") == ["Hi!", "What did you do yesterday?"]
+    ann.page.get_by_label("Beside it, the model before fine-tuning").uncheck()
+    ann.say("Did you like it?")
+    ann.wait_for_answer(3)
+
+
+def test_stop(visitor):
+    ann = visitor()
+    ann.page.get_by_role("button", name="How it answers").click()
+    ann.page.get_by_label("number input for max new tokens").fill("1000")
+    ann.page.get_by_label("number input for temperature").fill("2")
+    ann.page.get_by_label("number input for top p").fill("1")
+    ann.say("Tell me a very long story.")
+    ann.wait(lambda: len(ann.said()) == 1 and len(ann.said()[0]) > 10)
+    ann.page.get_by_role("button", name="Stop").click()
+    stopped = ann.wait_for_answer(1)
+    ann.say("Hi!")
+    ann.wait(lambda: len(ann.said("user")) == 2)
+    assert ann.said()[0] == stopped
