@@ -186,7 +186,7 @@ def generation(plan: Plan) -> Iterator[Case]:
         limit = Contestant("limit: reading memory", script("limits.py", "memory", device=plan.device))
         ours = Contestant(OURS, script("ours.py", "generation", **job))
         facts = {"config": config, "prompts": count, "mean_prompt": fmean(lengths)}
-        yield Case("generation", f"{plan.model.name}, {count} prompts", [ours, *theirs, limit], facts)
+        yield Case("generation", f"{plan.model.name}, {count} prompt{'s' * (count > 1)}", [ours, *theirs, limit], facts)
 
 
 def start(plan: Plan) -> Iterator[Case]:

@@ -31,7 +31,7 @@ def load(folder: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
 def encode(tokenizer: Any, path: Path, longest: int) -> list[list[int]]:
     """The dialogues of a file as token ids; a longer one loses its end."""
     texts = [render(turns) for turns in read_dialogues(path)]
-    return [ids[: longest + 1] for ids in tokenizer(texts)["input_ids"]]
+    return [ids[:longest] for ids in tokenizer(texts)["input_ids"]]
 
 
 def collate(examples: list[list[int]], padding_id: int) -> dict[str, Tensor]:
@@ -112,8 +112,8 @@ def training(
     model, tokenizer = load(folder)
     model = with_adapters(model, lora_rank) if lora_rank else model
     model.to(device).train()
-    encoded = encode(tokenizer, Path(data), model.config.n_positions)
-    encoded = encoded[: len(encoded) // SIDES]
+    whole = encode(tokenizer, Path(data), model.config.n_positions + 1)
+    encoded = [ids[:-1] for ids in whole[: len(whole) // SIDES]]  # as many inputs as ours, whose last is only a target
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=5e-5, weight_decay=0.1, fused=True)
     autocast = torch.autocast(device, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
@@ -131,7 +131,7 @@ def training(
         optimizer.zero_grad()
         loss.item()
         seconds.append(time.perf_counter() - started)
-        lengths.append([len(example) - 1 for example in examples])
+        lengths.append([len(example) for example in examples])
     measured = [length for step in lengths[WARM_UP:] for length in step]
     return step_figures(seconds[WARM_UP:], measured, device)
 
