@@ -5,6 +5,7 @@ import html
 import os
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -59,6 +60,7 @@ class Visit:
         self.beside: Conversation | None = None
         self.stopped = False
         self.lock = threading.Lock()
+        self.messages: deque[str] = deque()  # sent, and not yet said
 
     def talks(self) -> list[Conversation]:
         return [self.model, self.beside] if self.beside else [self.model]
@@ -76,6 +78,8 @@ class Visit:
 
         self.stopped = False
         for talk in self.talks():
+            if self.stopped:
+                break
             said = ""
             yield self.shown()
             with contextlib.closing(talk.answer(settings)) as pieces:
@@ -120,13 +124,25 @@ class Desk:
     @contextlib.contextmanager
     def serving(self, visit: Visit | None) -> Iterator[Visit]:
         """The visit, alone: one thing after the other, however fast somebody clicks."""
-        visit = visit or Visit(self.start(), self.start_beside)
+        visit = visit or self.arrive()
         with visit.lock:
             yield visit
 
-    def say(self, visit: Visit | None, text: str, *values: float) -> Iterator[Shown]:
+    def arrive(self) -> Visit:
+        return Visit(self.start(), self.start_beside)
+
+    def take(self, visit: Visit | None, text: str) -> tuple[Visit, str]:
+        """Put a message in line, and empty the box."""
+        visit = visit or self.arrive()
+        if text.strip():
+            visit.messages.append(text)
+        return visit, ""
+
+    def say(self, visit: Visit | None, *values: float) -> Iterator[Shown]:
+        """Say and answer all that is in line."""
         with self.serving(visit) as visit:
-            if text.strip():
+            while visit.messages:
+                text = visit.messages.popleft()
                 for talk in visit.talks():
                     talk.say(text)
                 yield from visit.answers(self.with_values(values))
@@ -151,7 +167,7 @@ class Desk:
             visit.stopped = True
         with self.serving(visit) as visit:
             for talk in visit.talks():
-                talk.turns.clear()
+                talk.start_over()
             return visit.shown()
 
     def set_beside(self, visit: Visit | None, wanted: bool) -> Shown:
@@ -188,7 +204,7 @@ def serve(
     page = lay_out(Desk(start, start_beside, answer), title)
     page.queue(default_concurrency_limit=AT_ONCE)
     page.launch(
-        server_name=settings.host,
+        server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
         server_port=settings.port,
         prevent_thread_lock=True,
         share=False,
@@ -213,7 +229,9 @@ def lay_out(desk: Desk, title: str) -> "gradio.Blocks":
         gradio.Markdown(f"### {title}")
         with gradio.Row():
             chat, beside = (
-                gradio.Chatbot(label=name, visible=there, render_markdown=False, buttons=["copy_all"], height="60vh")
+                gradio.Chatbot(
+                    label=name, visible=there, render_markdown=False, buttons=[], latex_delimiters=[], height="60vh"
+                )
                 for name, there in ((people.you, True), (f"{people.you}, before fine-tuning", False))
             )
         box = gradio.Textbox(placeholder=f"You are {people.me}", show_label=False, autofocus=True)
@@ -222,14 +240,17 @@ def lay_out(desk: Desk, title: str) -> "gradio.Blocks":
         wanted = gradio.Checkbox(label="Beside it, the model before fine-tuning", visible=desk.start_beside is not None)
         with gradio.Accordion("How it answers", open=False):
             sliders = [
-                gradio.Slider(least, most, getattr(desk.settings, name), step=step, label=name.replace("_", " "))
+                gradio.Slider(min(least, value), max(most, value), value, step=step, label=name.replace("_", " "))
                 for name, (least, most, step) in RANGES.items()
+                for value in [getattr(desk.settings, name)]
             ]
-        visit, message = gradio.State(time_to_live=FORGOTTEN), gradio.State("")
+        visit = gradio.State(time_to_live=FORGOTTEN)
         shown = [visit, chat, beside]
 
-        sent = gradio.on([box.submit, send.click], lambda text: (text, ""), box, [message, box], queue=False)
-        sent.then(desk.say, [visit, message, *sliders], shown)
+        page.load(desk.arrive, None, visit)
+        # A message is taken at once; it is answered when those before it are.
+        sending = gradio.on([box.submit, send.click], desk.take, [visit, box], [visit, box], trigger_mode="multiple")
+        sending.then(desk.say, [visit, *sliders], shown, trigger_mode="multiple")
         chat.retry(desk.again, [visit, *sliders], shown)
         chat.undo(desk.undo, visit, shown)
         gradio.on([new.click, chat.clear, beside.clear], desk.start_over, visit, shown)
