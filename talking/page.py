@@ -5,7 +5,6 @@ import html
 import os
 import socket
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -60,7 +59,6 @@ class Visit:
         self.beside: Conversation | None = None
         self.stopped = False
         self.lock = threading.Lock()
-        self.messages: deque[str] = deque()  # sent, and not yet said
 
     def talks(self) -> list[Conversation]:
         return [self.model, self.beside] if self.beside else [self.model]
@@ -78,8 +76,6 @@ class Visit:
 
         self.stopped = False
         for talk in self.talks():
-            if self.stopped:
-                break
             said = ""
             yield self.shown()
             with contextlib.closing(talk.answer(settings)) as pieces:
@@ -124,25 +120,13 @@ class Desk:
     @contextlib.contextmanager
     def serving(self, visit: Visit | None) -> Iterator[Visit]:
         """The visit, alone: one thing after the other, however fast somebody clicks."""
-        visit = visit or self.arrive()
+        visit = visit or Visit(self.start(), self.start_beside)
         with visit.lock:
             yield visit
 
-    def arrive(self) -> Visit:
-        return Visit(self.start(), self.start_beside)
-
-    def take(self, visit: Visit | None, text: str) -> tuple[Visit, str]:
-        """Put a message in line, and empty the box."""
-        visit = visit or self.arrive()
-        if text.strip():
-            visit.messages.append(text)
-        return visit, ""
-
-    def say(self, visit: Visit | None, *values: float) -> Iterator[Shown]:
-        """Say and answer all that is in line."""
+    def say(self, visit: Visit | None, text: str, *values: float) -> Iterator[Shown]:
         with self.serving(visit) as visit:
-            while visit.messages:
-                text = visit.messages.popleft()
+            if text.strip():
                 for talk in visit.talks():
                     talk.say(text)
                 yield from visit.answers(self.with_values(values))
@@ -204,7 +188,7 @@ def serve(
     page = lay_out(Desk(start, start_beside, answer), title)
     page.queue(default_concurrency_limit=AT_ONCE)
     page.launch(
-        server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
+        server_name=settings.host,
         server_port=settings.port,
         prevent_thread_lock=True,
         share=False,
@@ -229,9 +213,7 @@ def lay_out(desk: Desk, title: str) -> "gradio.Blocks":
         gradio.Markdown(f"### {title}")
         with gradio.Row():
             chat, beside = (
-                gradio.Chatbot(
-                    label=name, visible=there, render_markdown=False, buttons=[], latex_delimiters=[], height="60vh"
-                )
+                gradio.Chatbot(label=name, visible=there, render_markdown=False, buttons=["copy_all"], height="60vh")
                 for name, there in ((people.you, True), (f"{people.you}, before fine-tuning", False))
             )
         box = gradio.Textbox(placeholder=f"You are {people.me}", show_label=False, autofocus=True)
@@ -240,17 +222,14 @@ def lay_out(desk: Desk, title: str) -> "gradio.Blocks":
         wanted = gradio.Checkbox(label="Beside it, the model before fine-tuning", visible=desk.start_beside is not None)
         with gradio.Accordion("How it answers", open=False):
             sliders = [
-                gradio.Slider(min(least, value), max(most, value), value, step=step, label=name.replace("_", " "))
+                gradio.Slider(least, most, getattr(desk.settings, name), step=step, label=name.replace("_", " "))
                 for name, (least, most, step) in RANGES.items()
-                for value in [getattr(desk.settings, name)]
             ]
-        visit = gradio.State(time_to_live=FORGOTTEN)
+        visit, message = gradio.State(time_to_live=FORGOTTEN), gradio.State("")
         shown = [visit, chat, beside]
 
-        page.load(desk.arrive, None, visit)
-        # A message is taken at once; it is answered when those before it are.
-        sending = gradio.on([box.submit, send.click], desk.take, [visit, box], [visit, box], trigger_mode="multiple")
-        sending.then(desk.say, [visit, *sliders], shown, trigger_mode="multiple")
+        sent = gradio.on([box.submit, send.click], lambda text: (text, ""), box, [message, box], queue=False)
+        sent.then(desk.say, [visit, message, *sliders], shown)
         chat.retry(desk.again, [visit, *sliders], shown)
         chat.undo(desk.undo, visit, shown)
         gradio.on([new.click, chat.clear, beside.clear], desk.start_over, visit, shown)
