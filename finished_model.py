@@ -34,7 +34,7 @@ def find_finished_model(named: FinishedModelSettings) -> FinishedModel:
     texts = [dialogue.get(key, "") for key in ("learn", "instruction")]
     if not isinstance(names, list) or not all(isinstance(text, str) for text in [*names, *texts]):
         raise UserError(f"{described} is damaged; put it back, or remove it")
-    if dialogue.get("template", "auto") not in ("auto", *TEMPLATES):
+    if dialogue.get("template", "prompt") not in TEMPLATES:
         raise UserError(f"{described}: the template {dialogue['template']} is not known; put it back, or remove it")
     return FinishedModel(folder, dialogue, run, read_settings(run) if run else None)
 

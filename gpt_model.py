@@ -144,6 +144,8 @@ class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
         """Nothing: GPTModel initialises all of its parameters, or takes loaded ones."""
 
+
+class TokenEmbedding(Embedding):
     def forward(self, input: Tensor) -> Tensor:
         # A sparse gradient: a few rows that autograd adds in place to the output head's dense one, where a dense one
         # would be as large as the whole embedding again, and zeros almost everywhere.
@@ -243,8 +245,8 @@ class GPTModel(nn.Module):
         self.config = config
         self.dropout = dropout
         self.gradient_checkpointing = False  # training computes the inside of blocks twice rather than keep it
-        self.wte = Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.wte = TokenEmbedding(config.vocab_size, config.n_embd)
+        self.wpe = Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config, layer, dropout) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         for name, parameter in self.named_parameters():
@@ -317,10 +319,17 @@ def in_bf16(model: GPTModel) -> GPTModel:
     rounds at each use is rounded once. Positions, biases, norms and adapters stay fp32, and so does what the layers add
     up.
     """
-    rounded = {
-        id(parameter): nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=False)
+    matrices = [
+        parameter
         for name, parameter in model.named_parameters()
         if parameter.dim() == 2 and name.endswith(".weight") and name != "wpe.weight"
+    ]
+    # One block: many of them, once freed, would leave holes in the memory that training then takes.
+    block = matrices[0].new_empty(sum(matrix.numel() for matrix in matrices), dtype=torch.bfloat16)
+    parts = block.split([matrix.numel() for matrix in matrices])
+    rounded = {
+        id(matrix): nn.Parameter(part.view_as(matrix).copy_(matrix.detach()), requires_grad=False)
+        for matrix, part in zip(matrices, parts, strict=True)
     }
     shared = {id(parameter): parameter for parameter in model.parameters()}
     return copy.deepcopy(model, shared | rounded)

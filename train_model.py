@@ -20,7 +20,7 @@ from results.generation import complete_dialogues
 from run_folder import OUTPUT, check_record, create_run_folder, lock_run_folder, write_settings
 from settings import FinetuneSettings, TrainingSettings
 from training.checkpoint import Checkpoints, RunState
-from training.device import Machine
+from training.device import Machine, return_freed_memory
 from training.loop import Examples, Run, train
 from training.lora import add_adapters, load_adapter, merge_adapters, save_adapter
 from training.memory import Size, check_memory
@@ -197,6 +197,7 @@ def base_name(settings: FinetuneSettings, source: Path) -> str:
 
 def finished_model(run: OpenRun, settings: FinetuneSettings, machine: Machine) -> GPTModel:
     """The trained model of a run, to write with; one that is divided among processes is read from what they saved."""
+    return_freed_memory()  # of gradients and moments: the copy in bf16 comes on top of what is kept
     divided = settings.training.shard and machine.processes > 1 and not run.trained
     model = load_model(run.folder / "model")[0].to(machine.device) if divided else run.model
     return in_precision(model, machine)

@@ -2,14 +2,14 @@
 
 import codecs
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import pairwise, takewhile
 from typing import Any, NamedTuple
 
 import torch
 
 from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
-from dialogues.formats import ALPACA, ALPACA_SPEAKERS
+from dialogues.formats import ALPACA, ALPACA_SPEAKERS, ALPACA_WITH_INPUT
 from dialogues.template import Renderer
 from files import UserError
 from gpt_model import GPTModel, KVCache
@@ -62,6 +62,11 @@ class Conversation:
             text = text.replace(stop, stop[1:] or " ")
         self.turns.append(Turn(self.people.me, text))
 
+    def start_over(self) -> None:
+        """Forget what was said."""
+        self.turns.clear()
+        self.dropped = 0
+
     def undo(self) -> bool:
         """Take back my last turn and everything after it; false when there is none."""
         mine = [place for place, turn in enumerate(self.turns) if turn.speaker == self.people.me]
@@ -75,7 +80,7 @@ class Conversation:
             self.turns.pop()
         return bool(self.turns)
 
-    def answer(self, settings: SamplingSettings) -> Iterator[str]:
+    def answer(self, settings: SamplingSettings) -> Generator[str, None, None]:
         """The model's turn, in pieces that are never taken back. What was said of it is added to the conversation, also
         when the iterator is closed, or interrupted by Ctrl-C, before its end; unless that is nothing.
 
@@ -95,7 +100,7 @@ class Conversation:
         """What was said and the turn that comes now, still empty; an instruction model sees the last one only."""
         now = Turn(self.people.you, "")
         if self.renderer.name == "alpaca":
-            return Dialogue((*self.turns[-1:], now), ALPACA)
+            return Dialogue((*self.turns[-1:], now), self.people.instruction)
         return Dialogue((*self.turns, now), self.people.instruction)
 
     def prompt(self, room: int) -> list[int]:
@@ -174,7 +179,8 @@ def choose_people(dialogue: dict[str, Any], me: str | None, you: str | None) -> 
     if template == "alpaca":
         if me or you:
             raise UserError("--me and --you: an instruction model has no people; leave them out")
-        return People(ALPACA_SPEAKERS[0], ALPACA_SPEAKERS[-1], ALPACA)
+        line = dialogue.get("instruction", ALPACA)
+        return People(ALPACA_SPEAKERS[0], ALPACA_SPEAKERS[-1], ALPACA if line == ALPACA_WITH_INPUT else line)
     strangers = [name for name in (me, you) if name and name not in names]
     if template == "tokens" and strangers:
         raise UserError(f"the model has no token for {' and '.join(strangers)}; it knows {', '.join(names[:8])}")

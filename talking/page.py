@@ -151,7 +151,7 @@ class Desk:
             visit.stopped = True
         with self.serving(visit) as visit:
             for talk in visit.talks():
-                talk.turns.clear()
+                talk.start_over()
             return visit.shown()
 
     def set_beside(self, visit: Visit | None, wanted: bool) -> Shown:

@@ -85,7 +85,7 @@ class Terminal:
         self.tell(f"(taken back; the last was {last[0]})" if last else "(taken back; nothing is left)")
 
     def start_over(self, _: str) -> None:
-        self.conversation.turns.clear()
+        self.conversation.start_over()
         self.tell("(a new conversation)")
 
     def set(self, words: str) -> None:
@@ -106,7 +106,7 @@ class Terminal:
         self.tell(", ".join(f"{name} {getattr(self.settings, name)}" for name in kinds))
 
     def save(self, name: str) -> None:
-        path = Path(name).expanduser()
+        path = Path(name)
         if not name:
             raise UserError("/save: into which file? as in /save talk.json")
         if len(self.conversation.turns) < 2:
@@ -119,7 +119,7 @@ class Terminal:
         self.tell(f"(written: {path})")
 
     def tell(self, text: str, end: str = "\n") -> None:
-        print(text, end=end, file=sys.stderr, flush=True)
+        print(printable(text), end=end, file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:

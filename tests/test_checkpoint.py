@@ -282,14 +282,14 @@ class TestWatching:
 class TestEarlyStopping:
     """Training on one kind of dialogue makes the model worse at another."""
 
-    SETTINGS = replace(SETTINGS, epochs=20, schedule="constant", early_stopping=2)
+    SETTINGS = replace(SETTINGS, epochs=40, schedule="constant", early_stopping=2)
 
     def test_the_best_weights_are_kept(self, model, tmp_path, capsys):
         trained = copy.deepcopy(model)
         state = fit(trained, make_dataset(20, 30, 25), make_dataset(40), self.SETTINGS, tmp_path)
         losses = logged(tmp_path, "val_loss")
         assert len(losses) - 1 - losses.index(min(losses)) == 2
-        assert state.step < state.steps == 60
+        assert state.step < state.steps == 120
         assert state.after
         assert state.after.val == pytest.approx(min(losses), abs=1e-6)
         measured = training.loop.evaluate(trained, make_dataset(40), 100, CPU)

@@ -226,7 +226,7 @@ class TestTemplates:
         """From the run's model folder alone: its chat template, its tokens, its weights."""
         folder = write_layout(tiny_reference(std=0.2), vocabulary, tmp_path / "m", "prefixed")
         options = ["--model", folder, "--template", template, "--epochs", 2, "--max-new-tokens", 30, "--run-dir", "run"]
-        done = command("finetune.py", *options)
+        done = command("finetune.py", *options, "--precision", "fp32")
         assert done.returncode == 0, done.stderr
         saved = work / "run" / "model"
         tokenizer, model = AutoTokenizer.from_pretrained(saved), GPT2LMHeadModel.from_pretrained(saved).eval()
@@ -263,7 +263,7 @@ class TestTemplates:
         (work / "data.json").write_text(json.dumps(records))
         done = command(
             "finetune.py", "--model", folder, "--data", "data.json", "--split", "85/5/10", "--learn", "replies",
-            "--epochs", 1, "--max-new-tokens", 25, "--run-dir", "run",
+            "--epochs", 1, "--max-new-tokens", 25, "--run-dir", "run", "--precision", "fp32",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert "template: alpaca (the default)" in done.stdout

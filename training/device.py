@@ -177,6 +177,12 @@ def keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):
         M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-        for threshold in (32 << 20, 1 << 30):  # not every version of glibc takes more than the first
+        for threshold in (32 << 20, 256 << 20):  # some versions of glibc take no more than the first
             libc.mallopt(M_MMAP_THRESHOLD, threshold)
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
+
+
+def return_freed_memory() -> None:
+    """Give back to the system what `keep_freed_memory` has kept so far."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from files import UserError, atomic_path, reason, write_json, writing
-from gpt_model import Embedding, GPTModel, Linear, linear
+from gpt_model import GPTModel, Linear, TokenEmbedding, linear
 
 SCALE = 2  # alpha / R: how strongly the product counts, whatever the rank
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
@@ -41,10 +41,10 @@ class LoRALinear(Linear):
         return torch.addmm(weight, self.lora_B.detach().cpu(), self.lora_A.detach().cpu(), alpha=SCALE)
 
 
-class ExtendedEmbedding(Embedding):
+class ExtendedEmbedding(TokenEmbedding):
     """A token embedding, frozen, and the rows of new tokens behind it."""
 
-    def __init__(self, base: Embedding, new_tokens: int) -> None:
+    def __init__(self, base: TokenEmbedding, new_tokens: int) -> None:
         super().__init__(base.num_embeddings, base.embedding_dim, device="meta")
         old, new = base.weight.detach().split([base.num_embeddings - new_tokens, new_tokens])
         self.weight = nn.Parameter(old, requires_grad=False)

@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from files import MEGABYTE, UserError
+from gpt_model import SHORT
 from settings import TrainingSettings
 from training.device import Machine
 
@@ -55,6 +56,8 @@ def expected_memory(size: Size, training: TrainingSettings, precision: str) -> N
     The rest was fitted to measured peaks of 7.6M and 355M parameters with 160 to 8,192 tokens on a CPU.
     """
     layer = size.width * (54 if precision == "fp32" else 36)  # bytes a token
+    if precision == "bf16" and size.longest <= SHORT:
+        layer += size.width // 64 * size.longest * 2  # heads are 64 wide; the weights of short attention
     kept = size.layers * size.width * 4 + layer if training.gradient_checkpointing else size.layers * layer
     tokens = min(training.batch_size, size.examples) * size.longest
     activations = tokens * (kept + size.vocab_size * 6)
