@@ -81,10 +81,11 @@ def generation(folder: str, prompts: list[list[int]], new_tokens: int, device: s
     from load_gpt2_weights import load_model
     from results.generation import generate
     from settings import GenerationSettings
-    from training.device import keep_freed_memory
+    from training.device import choose_machine, keep_freed_memory
 
     keep_freed_memory()
-    model = load_model(Path(folder))[0].to(device)
+    machine = choose_machine(device, "auto")
+    model = load_model(Path(folder), dtype=machine.inference_dtype)[0].to(device)
 
     def complete(count: int) -> list[list[int]]:
         settings = GenerationSettings(max_new_tokens=count)
@@ -107,14 +108,16 @@ def generation_figures(complete: Callable[[int], list[list[int]]], new_tokens: i
     return {"first_token_seconds": first, "tokens_per_second": written / seconds, **gpu_memory(device)}
 
 
-def count_written(folder: str, data: str, new_tokens: int, device: str) -> dict[str, Any]:
+def count_written(folder: str, data: str, new_tokens: int, device: str, precision: str) -> dict[str, Any]:
     """How many tokens the model of a finished run wrote for its three cases: greedy, it writes the same again."""
     from load_gpt2_weights import load_model
     from prepare import open_data, read_data
     from results.generation import choose_turn, generate
     from settings import DataSettings, GenerationSettings
+    from training.device import choose_machine
 
-    model, tokenizer = load_model(Path(folder))
+    machine = choose_machine(device, precision)
+    model, tokenizer = load_model(Path(folder), dtype=machine.inference_dtype)
     settings = GenerationSettings(max_new_tokens=new_tokens)
     read = read_data(*open_data(DataSettings(Path(data))), Path(folder), DataSettings(), 0)
     renderer = read.conversations.renderer

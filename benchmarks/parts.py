@@ -68,7 +68,7 @@ def finetune(plan: Plan, *options: str) -> tuple[str, ...]:
     return python(str(PROJECT / "finetune.py"), *names, *sizes, *options)
 
 
-def look_at_run(plan: Plan, folder: Path, started: float, first: bool) -> Sample:
+def look_at_run(plan: Plan, precision: str, folder: Path, started: float, first: bool) -> Sample:
     """How long the phases of our run took, by the times of its files; and once, how many tokens it wrote."""
     run = folder / "run"
     marks = {
@@ -82,7 +82,7 @@ def look_at_run(plan: Plan, folder: Path, started: float, first: bool) -> Sample
     phases = {name: end - start for name, start, end in zip(marks, times, times[1:], strict=False)}
     if not first:
         return {"phases": phases}
-    values = {"data": BUNDLED_DATA, "new_tokens": plan.new_tokens, "device": plan.device}
+    values = {"data": BUNDLED_DATA, "new_tokens": plan.new_tokens, "device": plan.device, "precision": precision}
     counted = run_process(script("ours.py", "count_written", folder="run/model", **values), folder)
     assert not counted["exit_code"], counted["says"]
     return {"phases": phases, "tokens_written": counted["tokens_written"]}
@@ -91,9 +91,13 @@ def look_at_run(plan: Plan, folder: Path, started: float, first: bool) -> Sample
 def main_contestants(plan: Plan, precisions: Sequence[str], environment: dict[str, str]) -> list[Contestant]:
     """The main job in each of `precisions`, ours, transformers' and, in fp32, the plain recipe's."""
     job = {"folder": plan.model, "epochs": plan.epochs, "new_tokens": plan.new_tokens, "device": plan.device}
-    look = partial(look_at_run, plan)
     ours = [
-        Contestant(f"{OURS}, {precision}", finetune(plan, "--precision", precision), environment, look=look)
+        Contestant(
+            f"{OURS}, {precision}",
+            finetune(plan, "--precision", precision),
+            environment,
+            look=partial(look_at_run, plan, precision),
+        )
         for precision in precisions
     ]
     theirs = [
@@ -109,8 +113,7 @@ def main_contestants(plan: Plan, precisions: Sequence[str], environment: dict[st
 
 
 def main_job(plan: Plan) -> Iterator[Case]:
-    look = partial(look_at_run, plan)
-    shipped = Contestant(OURS, finetune(plan), look=look)
+    shipped = Contestant(OURS, finetune(plan), look=partial(look_at_run, plan, "auto"))
     others = [one for one in main_contestants(plan, plan.precisions, {}) if one.who != f"{OURS}, bf16"]
     yield Case("main", plan.model.name, [shipped, *others])
 
