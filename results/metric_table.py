@@ -154,8 +154,8 @@ def with_part_losses(values: dict[str, Any]) -> dict[str, Any]:
 def make_cell(metric: Metric, values: dict[str, Any]) -> Cell:
     """A metric's value in one column, with what stands in small type below it."""
     too_small = mapping(values.get("too_small")).get(metric.key)
-    if too_small is not None:
-        return Cell("too few", [str(too_small)])
+    if isinstance(too_small, str):
+        return Cell("too few", [too_small])
     if metric.key == "longest_copied_span":
         return span_cell(values)
     value = number(values.get(metric.key))

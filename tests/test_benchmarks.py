@@ -19,6 +19,7 @@ from textbook import Model, load
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the benchmark measures processes as POSIX has them")
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_it_has_measured(tmp_path):
     options = ["--quick", "--repeats", "1", "--parts", "lora", "reading"]
     folders = ["--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "results")]

@@ -259,6 +259,7 @@ class TestAPackageThatIsNotInstalled:
             (tmp_path / "nosuchtracker").mkdir(exist_ok=True)  # as wandb leaves a folder `wandb`: no package either
 
     def test_an_installed_one(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(REQUIREMENTS, "sometracker", "sometracker>=1,<2")
         (tmp_path / "sometracker.py").touch()
         monkeypatch.syspath_prepend(tmp_path)
         check_tracker("sometracker")
