@@ -5,6 +5,7 @@ import html
 import os
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -59,6 +60,7 @@ class Visit:
         self.beside: Conversation | None = None
         self.stopped = False
         self.lock = threading.Lock()
+        self.messages: deque[str] = deque()  # sent, and not yet said
 
     def talks(self) -> list[Conversation]:
         return [self.model, self.beside] if self.beside else [self.model]
@@ -76,6 +78,8 @@ class Visit:
 
         self.stopped = False
         for talk in self.talks():
+            if self.stopped:
+                break
             said = ""
             yield self.shown()
             with contextlib.closing(talk.answer(settings)) as pieces:
@@ -117,16 +121,28 @@ class Desk:
     ) -> None:
         self.start, self.start_beside, self.settings = start, start_beside, answer
 
+    def arrive(self) -> Visit:
+        return Visit(self.start(), self.start_beside)
+
     @contextlib.contextmanager
     def serving(self, visit: Visit | None) -> Iterator[Visit]:
         """The visit, alone: one thing after the other, however fast somebody clicks."""
-        visit = visit or Visit(self.start(), self.start_beside)
+        visit = visit or self.arrive()
         with visit.lock:
             yield visit
 
-    def say(self, visit: Visit | None, text: str, *values: float) -> Iterator[Shown]:
+    def take(self, visit: Visit | None, text: str) -> Visit:
+        """Put a message in line."""
+        visit = visit or self.arrive()
+        if text.strip():
+            visit.messages.append(text)
+        return visit
+
+    def say(self, visit: Visit | None, *values: float) -> Iterator[Shown]:
+        """Say and answer what is in line, one message after the other."""
         with self.serving(visit) as visit:
-            if text.strip():
+            while visit.messages:
+                text = visit.messages.popleft()
                 for talk in visit.talks():
                     talk.say(text)
                 yield from visit.answers(self.with_values(values))
@@ -222,14 +238,19 @@ def lay_out(desk: Desk, title: str) -> "gradio.Blocks":
         wanted = gradio.Checkbox(label="Beside it, the model before fine-tuning", visible=desk.start_beside is not None)
         with gradio.Accordion("How it answers", open=False):
             sliders = [
-                gradio.Slider(least, most, getattr(desk.settings, name), step=step, label=name.replace("_", " "))
+                gradio.Slider(min(least, value), max(most, value), value, step=step, label=name.replace("_", " "))
                 for name, (least, most, step) in RANGES.items()
+                for value in [getattr(desk.settings, name)]
             ]
-        visit, message = gradio.State(time_to_live=FORGOTTEN), gradio.State("")
+        visit = gradio.State(time_to_live=FORGOTTEN)
         shown = [visit, chat, beside]
 
-        sent = gradio.on([box.submit, send.click], lambda text: (text, ""), box, [message, box], queue=False)
-        sent.then(desk.say, [visit, message, *sliders], shown)
+        page.load(desk.arrive, None, visit)
+        # Taken at once, and said when those before it are answered: nothing is lost, however fast somebody types.
+        sent = [box.submit, send.click]
+        taken = gradio.on(sent, desk.take, [visit, box], visit, queue=False, trigger_mode="multiple")
+        gradio.on(sent, None, None, box, js="() => ''")  # in the browser, or what is typed next would be emptied too
+        taken.then(desk.say, [visit, *sliders], shown, trigger_mode="multiple")
         chat.retry(desk.again, [visit, *sliders], shown)
         chat.undo(desk.undo, visit, shown)
         gradio.on([new.click, chat.clear, beside.clear], desk.start_over, visit, shown)

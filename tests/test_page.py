@@ -8,8 +8,11 @@ import sys
 import time
 
 import pytest
+from test_conversation import talk
 
 from conftest import PROJECT, launch_browser, needs_browser
+from settings import AnswerSettings
+from talking.page import RANGES, Desk, lay_out
 
 pytestmark = needs_browser
 WATCH = """() => {
@@ -167,3 +170,23 @@ def test_stop(visitor):
     ann.say("Hi!")
     ann.wait(lambda: len(ann.said("user")) == 2)
     assert ann.said()[0] == stopped
+
+
+def test_nothing_that_is_sent_quickly_is_lost(visitor):
+    ann = visitor()
+    texts = ["Hi!", "How are you?", "What did you do?", "Did you like it?"]
+    for text in texts:  # as fast as the box is empty again
+        ann.say(text)
+        ann.wait(lambda: ann.page.get_by_placeholder("You are Ann").input_value() == "")
+    ann.wait(lambda: ann.said("user") == texts)
+    ann.wait(lambda: len(ann.said()) == len(texts) and all(ann.said()))
+
+
+def test_the_sliders_hold_what_was_asked_for():
+    import gradio
+
+    asked = AnswerSettings(max_new_tokens=2000, temperature=3, top_k=500, top_p=0.01, repetition_penalty=4)
+    page = lay_out(Desk(talk, None, asked), "A page")
+    sliders = [block for block in page.blocks.values() if isinstance(block, gradio.Slider)]
+    assert [slider.value for slider in sliders] == [getattr(asked, name) for name in RANGES]
+    assert all(slider.minimum <= slider.value <= slider.maximum for slider in sliders)
