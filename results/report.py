@@ -8,6 +8,7 @@ The page runs no script and loads nothing; what people said in the conversations
 """
 
 import json
+import math
 import re
 import shlex
 import sys
@@ -315,7 +316,8 @@ def flat_settings(settings: dict[str, Any], above: str = "") -> list[tuple[str, 
         if isinstance(value, dict) and value:
             found += flat_settings(value, f"{above}{name} / ")
         else:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            is_none = isinstance(value, float) and not math.isfinite(value)  # of a damaged file
+            text = value if isinstance(value, str) else "–" if is_none else json.dumps(value, ensure_ascii=False)
             found.append((f"{above}{name}", text))
     return found
 

@@ -69,12 +69,18 @@ def make_case(count: int, case: dict[str, Any]) -> Case:
 
 
 def speaker_of(turn: dict[str, Any]) -> str:
-    return str(turn.get("speaker") or "")
+    return text_of(turn, "speaker")
+
+
+def text_of(turn: dict[str, Any], name: str) -> str:
+    """What stands under `name`, if that is text."""
+    value = turn.get(name)
+    return value if isinstance(value, str) else ""
 
 
 def make_bubble(turn: dict[str, Any], places: dict[str, int]) -> Bubble:
     who = speaker_of(turn)
-    return Bubble(who, places.get(who, -1), split_copied(str(turn.get("text") or ""), turn.get("copied")))
+    return Bubble(who, places.get(who, -1), split_copied(text_of(turn, "text"), turn.get("copied")))
 
 
 def split_copied(text: str, spans: Any) -> list[Piece]:

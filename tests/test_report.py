@@ -389,6 +389,21 @@ def test_no_evaluation_is_too_odd(run, no_plots, changes):
     assert "nan" not in page.text.lower().split()
 
 
+def test_nan_is_shown_nowhere(run, no_plots):
+    """NaN in each place of an evaluation, one after the other."""
+    shown = []
+    for path in nodes(evaluation()):
+        content = evaluation()
+        inside: Any = content
+        for key in path[:-1]:
+            inside = inside[key]
+        inside[path[-1]] = float("nan")
+        (run / "evaluation.json").write_text(json.dumps(content))
+        if "nan" in page_of(run).text.lower().split():
+            shown.append(path)
+    assert shown == []
+
+
 def has(inside: dict | list, key: Any) -> bool:
     return key in inside if isinstance(inside, dict) else isinstance(key, int) and key < len(inside)
 
