@@ -157,7 +157,8 @@ def facts(run: RunFiles, losses: Losses) -> list[str]:
             f", {dialogues:,.0f} dialogues, {turns:,.0f} turns" if dialogues is not None and turns is not None else ""
         )
         found.append(f"{last_part(file)}{size}")
-    if template := run.dialogue.get("template") or evaluated.get("template") or data.get("template"):
+    templates = (place.get("template") for place in (run.dialogue, evaluated, data))
+    if template := next((name for name in templates if isinstance(name, str) and name), None):
         found.append(f"template {template}")
     if run.parameters:
         found.append(f"{run.parameters:,} parameters")
@@ -166,7 +167,7 @@ def facts(run: RunFiles, losses: Losses) -> list[str]:
         last = max(points, key=lambda point: point.step)
         found.append(f"{last.step:,} steps" + (f" ({last.epoch:g} epochs)" if last.epoch else ""))
     seed = training.get("seed", evaluated.get("seed"))
-    if seed is not None:
+    if isinstance(seed, int):  # whole, up to 2**63
         found.append(f"seed {seed}")
     return found
 
