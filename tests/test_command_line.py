@@ -170,7 +170,8 @@ def test_a_stopped_run_says_so_without_a_traceback(work, model_folder, number):
         text=True,
     )
     deadline = time.monotonic() + 60
-    while not (work / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+    log = work / "run" / "metrics.jsonl"  # its first line is written in the training
+    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
