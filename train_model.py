@@ -205,4 +205,4 @@ def finished_model(run: OpenRun, settings: FinetuneSettings, machine: Machine) -
 
 def in_precision(model: GPTModel, machine: Machine) -> GPTModel:
     """`model`, to write and measure with; a copy in bf16 where that is what the machine computes in."""
-    return in_bf16(model) if machine.precision == "bf16" else model
+    return in_bf16(model) if machine.inference_dtype == torch.bfloat16 else model

@@ -199,10 +199,12 @@ def read_turn(tokens: Iterable[int], renderer: Renderer, people: People) -> Iter
     """The text of one turn from its tokens, in pieces, up to where the turn ends: at a special token, or at its stop.
 
     What may yet turn out to be the stop, or space at the end, is held back. In `labels`, where the stop is a mere
-    newline, it must be followed by somebody's name.
+    newline, it must be followed by somebody's name. At the beginning, behind the label's own space, a stop needs no
+    space of its own: a label there is somebody else's turn too.
     """
     stops = find_stops(renderer, people)
-    end = re.compile("|".join(map(re.escape, stops)) or r"(?!)")
+    patterns = (pattern for stop in stops for pattern in (re.escape(stop), rf"\A\s*{re.escape(stop.lstrip())}"))
+    end = re.compile("|".join(patterns) or r"(?!)")
     specials = set(renderer.tokenizer._special_tokens.values())
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may be several tokens
     text, shown = "", 0
@@ -231,6 +233,8 @@ def find_stops(renderer: Renderer, people: People) -> list[str]:
 
 def unfinished(text: str, stops: Sequence[str]) -> int:
     """How many characters at the end of `text` may be the beginning of one of `stops`."""
+    if any(stop.lstrip().startswith(text.lstrip()) for stop in stops):
+        return len(text)
     most = max(map(len, stops), default=0)
     return next(
         (size for size in range(min(most, len(text)), 0, -1) if any(stop.startswith(text[-size:]) for stop in stops)), 0

@@ -232,7 +232,7 @@ def lay_out(desk: Desk, title: str) -> "gradio.Blocks":
                 gradio.Chatbot(label=name, visible=there, render_markdown=False, buttons=["copy_all"], height="60vh")
                 for name, there in ((people.you, True), (f"{people.you}, before fine-tuning", False))
             )
-        box = gradio.Textbox(placeholder=f"You are {people.me}", show_label=False, autofocus=True)
+        box = gradio.Textbox(placeholder=f"You are {people.me}", show_label=False, interactive=False)
         with gradio.Row():
             send, stop, new = gradio.Button("Send", variant="primary"), gradio.Button("Stop"), gradio.Button("New")
         wanted = gradio.Checkbox(label="Beside it, the model before fine-tuning", visible=desk.start_beside is not None)
@@ -245,8 +245,9 @@ def lay_out(desk: Desk, title: str) -> "gradio.Blocks":
         visit = gradio.State(time_to_live=FORGOTTEN)
         shown = [visit, chat, beside]
 
-        page.load(desk.arrive, None, visit)
-        # Taken at once, and said when those before it are answered: nothing is lost, however fast somebody types.
+        # Nothing can be typed before there is a visit to put it into.
+        page.load(lambda: (desk.arrive(), gradio.update(interactive=True)), None, [visit, box])
+        # Taken at once, and said when those before it are answered: one that is sent meanwhile is not lost.
         sent = [box.submit, send.click]
         taken = gradio.on(sent, desk.take, [visit, box], visit, queue=False, trigger_mode="multiple")
         gradio.on(sent, None, None, box, js="() => ''")  # in the browser, or what is typed next would be emptied too

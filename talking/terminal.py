@@ -106,9 +106,12 @@ class Terminal:
         self.tell(", ".join(f"{name} {getattr(self.settings, name)}" for name in kinds))
 
     def save(self, name: str) -> None:
-        path = Path(name)
         if not name:
             raise UserError("/save: into which file? as in /save talk.json")
+        try:
+            path = Path(name).expanduser()
+        except RuntimeError as error:
+            raise UserError(f"/save {name}: {error}") from None
         if len(self.conversation.turns) < 2:
             raise UserError("nothing was said yet")
         with writing(path):

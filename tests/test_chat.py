@@ -98,6 +98,7 @@ def test_the_commands(typed):
     typed(" /what is this?")
     assert typed.conversation.turns[0].text == "/what is this?"
     assert "into which file?" in typed("/save")[1]
+    assert "/save ~nobody-of-that-name/x: " in typed("/save ~nobody-of-that-name/x")[1]
     assert "cannot write" in typed(f"/save {PROJECT / 'chat.py' / 'talk.json'}")[1]
 
 

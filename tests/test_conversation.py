@@ -129,6 +129,25 @@ def test_again_and_undo_compute_nothing_twice(monkeypatch):
     assert not conversation.take_back_answer()
 
 
+def test_a_new_conversation_has_dropped_nothing():
+    conversation = talk()
+    answer(conversation, "so far so good " * 667)
+    assert conversation.dropped
+    conversation.start_over()
+    conversation.say("so far so good " * 70)
+    fresh = talk()
+    fresh.say("so far so good " * 70)
+    assert conversation.prompt(20) == fresh.prompt(20)
+
+
+def test_an_instruction_model_sees_its_own_line():
+    people = choose_people({"template": "alpaca", "instruction": "You are a pirate."}, None, None)
+    conversation = talk("alpaca", people)
+    conversation.say("Hi!")
+    text = conversation.renderer.tokenizer.decode(conversation.prompt(20))
+    assert text == "You are a pirate.\n\n### Instruction:\nHi!\n\n### Response:\n"
+
+
 def test_drawing_follows_the_seed():
     def three(seed: int) -> list[str]:
         conversation = talk(seed=seed)
@@ -217,6 +236,11 @@ def pieces(template: str, text: str, specials: bool = False) -> list[str]:
         ("prompt", "Yes.\n\nNo.\n\n## Not yet\n\n### Bo:\nYes.", "Yes.\n\nNo.\n\n## Not yet"),
         ("prompt", "\n\n### Ann:\nNo.", ""),
         ("prompt", "Yes.\n\n##", "Yes.\n\n##"),
+        ("prompt", "### Jack:\nNo.", ""),
+        ("prompt", " \n## Hm", "## Hm"),
+        ("labels", " Ann: No.", ""),
+        ("labels", " Anna is here.", "Anna is here."),
+        ("labels", " An", "An"),
         ("labels", " Yes.\nAnd no.\nAnn: No.", "Yes.\nAnd no."),
         ("labels", " Yes.\nCy: No.", "Yes."),
         ("labels", " Yes.\nDora: No.\nAn", "Yes.\nDora: No.\nAn"),

@@ -137,6 +137,8 @@ def test_again_undo_new_and_the_sliders(visitor):
     ann.page.get_by_role("button", name="New").click()
     ann.wait(lambda: ann.said() == ann.said("user") == [])
     ann.say("")
+    ann.page.wait_for_timeout(1000)
+    assert ann.said() == ann.said("user") == []
     ann.say("Hi!")
     ann.wait_for_answer(1)
     assert ann.said("user") == ["Hi!"]
@@ -178,8 +180,9 @@ def test_nothing_that_is_sent_quickly_is_lost(visitor):
     for text in texts:  # as fast as the box is empty again
         ann.say(text)
         ann.wait(lambda: ann.page.get_by_placeholder("You are Ann").input_value() == "")
-    ann.wait(lambda: ann.said("user") == texts)
-    ann.wait(lambda: len(ann.said()) == len(texts) and all(ann.said()))
+    ann.wait_for_answer(len(texts))
+    assert ann.said("user") == texts
+    assert all(ann.said())
 
 
 def test_the_sliders_hold_what_was_asked_for():
