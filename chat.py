@@ -38,6 +38,8 @@ def main() -> None:
     renderer = Renderer(load_tokenizer(found.folder), template, speakers)
     machine = choose_machine(settings.machine.device, settings.machine.precision)
     print(f"model: {found.folder}", machine.explanation, sep="\n", file=sys.stderr)
+    if (learned := found.dialogue.get("learn")) in speakers and learned != people.you:
+        print(f"the model has learned only what {learned} says, and speaks for {people.you}", file=sys.stderr)
 
     @cache  # a model is loaded when it is first talked to
     def load(folder: Path):

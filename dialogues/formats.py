@@ -70,8 +70,8 @@ def from_turn_list(
     User and Assistant; every other role, and whatever stands under `speaker`, is a name.
     """
     turns, skipped, instruction = [], [], []
-    if has_keys(record, "system") and (system := dict(record)["system"]):
-        instruction.append(make_turn("system", system, "the system prompt").text)
+    if has_keys(record, "system") and (system := dict(record)["system"]) is not None:
+        instruction.append(make_turn("system", system, "the system prompt").text if system else "")
     for number, item in enumerate(turn_list(record), 1):
         if not isinstance(item, Pairs):
             raise FormatError(f"turn {number} must be an object with speaker and text, this is {kind(item)}")

@@ -35,7 +35,8 @@ class Conversation:
 
     Attributes:
         turns: all that was said.
-        note: after `answer` has begun, what the model does not see of it any more, the first time; else empty.
+        notes: of the last answer, what there is to say about it: what the model did not see any more, and whether it
+            was cut off.
     """
 
     def __init__(self, model: GPTModel, renderer: Renderer, people: People, seed: int) -> None:
@@ -43,7 +44,7 @@ class Conversation:
         self.device = model.wte.weight.device
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.turns: list[Turn] = []
-        self.note = ""
+        self.notes: list[str] = []
         self.dropped = 0  # tokens at the beginning of the conversation that the model does not see any more
         self.seen: list[int] = []  # the tokens whose keys and values are in the cache
         self.cache = KVCache(model.config, torch.zeros(1, dtype=torch.long, device=self.device), self.positions)
@@ -116,20 +117,18 @@ class Conversation:
         if len(whole) <= limit or self.renderer.name == "alpaca":
             self.dropped = 0
         if len(whole) - self.dropped > limit:
-            stop = self.renderer.stop
-            newest = self.renderer.newest_turns(whole, limit // 2)
-            if newest[: len(stop)] != stop:  # cut inside a turn: perhaps there is room for all of it
-                newest = self.renderer.newest_turns(whole, limit)
-            self.dropped = len(whole) - len(newest)
+            ends = [end for _, end in texts[:-2]]  # where a conversation may go on: at the stop behind a turn
+            fitting = (end for space in (limit // 2, limit) for end in ends if space // 2 <= len(whole) - end <= space)
+            self.dropped = next(fitting, len(whole) - limit)
             gone = sum(end <= self.dropped for _, end in texts[:-1])
             cut = any(start < self.dropped < end for start, end in texts[:-1])
-            self.note = describe_dropped(gone, cut, len(newest))
+            self.notes.append(describe_dropped(gone, cut, len(whole) - self.dropped))
         return whole[self.dropped :]
 
     @torch.inference_mode()
     def draw_tokens(self, settings: SamplingSettings) -> Iterator[int]:
         """Token after token of what the model says now, without an end of its own but for the limits."""
-        self.note = ""
+        self.notes = []
         room = min(settings.max_new_tokens, self.positions // 2)
         prompt = self.prompt(room)
         encode = self.renderer.tokenizer.encode_ordinary
@@ -147,17 +146,27 @@ class Conversation:
             yield token
             used.append(token)
             new = [token]
+        # Whoever has read the end of the turn does not come here.
+        most = "max_new_tokens" if room == settings.max_new_tokens else "half of what the model sees"
+        self.notes.append(f"cut off after {room} tokens: {most}")
 
     def as_json(self) -> Any:
-        """The conversation in a form that can be trained on: `turns`, or `alpaca` for what was asked and answered."""
+        """The conversation in a form that can be trained on: `turns`, or `alpaca` for what was asked and answered.
+
+        Raises:
+            UserError: nothing was answered yet.
+        """
+        if not any(turn.speaker == self.people.you for turn in self.turns):
+            raise UserError("nothing was answered yet")
+        line = self.people.instruction
         if self.renderer.name == "alpaca":
+            system = {} if line == ALPACA else {"system": line}
             pairs = (
                 (asked, answered) for asked, answered in pairwise(self.turns) if answered.speaker == self.people.you
             )
-            return [{"instruction": asked.text, "output": answered.text} for asked, answered in pairs]
-        turns = [{"speaker": turn.speaker, "text": turn.text} for turn in self.turns]
-        line = self.people.instruction
-        return {"turns": turns} if line == INSTRUCTION else {"system": line, "turns": turns}
+            return [{**system, "instruction": asked.text, "output": answered.text} for asked, answered in pairs]
+        system = {} if line == INSTRUCTION else {"system": line}
+        return {**system, "turns": [{"speaker": turn.speaker, "text": turn.text} for turn in self.turns]}
 
 
 def describe_dropped(turns: int, cut: bool, tokens: int) -> str:
@@ -198,9 +207,9 @@ def choose_people(dialogue: dict[str, Any], me: str | None, you: str | None) -> 
 def read_turn(tokens: Iterable[int], renderer: Renderer, people: People) -> Iterator[str]:
     """The text of one turn from its tokens, in pieces, up to where the turn ends: at a special token, or at its stop.
 
-    What may yet turn out to be the stop, or space at the end, is held back. In `labels`, where the stop is a mere
-    newline, it must be followed by somebody's name. At the beginning, behind the label's own space, a stop needs no
-    space of its own: a label there is somebody else's turn too.
+    What may yet turn out to be the stop, or space at the end, is held back. A line that begins with the label of
+    somebody who is known is a stop too, and in `labels`, where the stop is a mere newline, the only one. At the
+    beginning, behind the label's own space, a stop needs no space of its own: a label there is somebody else's turn.
     """
     stops = find_stops(renderer, people)
     patterns = (pattern for stop in stops for pattern in (re.escape(stop), rf"\A\s*{re.escape(stop.lstrip())}"))
@@ -226,9 +235,9 @@ def find_stops(renderer: Renderer, people: People) -> list[str]:
     stop, label, _ = renderer.template
     if renderer.has_tokens:
         return []
-    if renderer.name == "labels":
-        return [stop + label.format(name) for name in (people.me, people.you, *people.others)]
-    return [stop]
+    names = (people.me, people.you, *people.others)
+    labels = [f"\n{stop.lstrip()}{label.format(name).rstrip()}" for name in names]
+    return labels if renderer.name == "labels" else [stop, *labels]
 
 
 def unfinished(text: str, stops: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from files import UserError, check_extra, reason
 from settings import AnswerSettings, PageSettings
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import gradio
 
 REQUIREMENT = "gradio>=6.31,<7"  # as in requirements-extra.txt
-FORGOTTEN = 3600  # seconds after which the conversation of somebody who has gone is let go
+FORGOTTEN = 3600  # seconds after which a conversation that nobody goes on with is let go
+STYLE = "[aria-label='chatbot conversation'] .message-content, [data-testid] p { white-space: pre-wrap }"
 AT_ONCE = 4  # answers; others wait
 RANGES = {  # of the sliders: least, most, step
     "temperature": (0, 2, 0.05),
@@ -55,8 +56,9 @@ def check_page(settings: PageSettings) -> None:
 class Visit:
     """What one visitor has said to the model and, where that was asked for, to the one beside it."""
 
-    def __init__(self, model: Conversation, make_beside: Callable[[], Conversation] | None) -> None:
+    def __init__(self, model: Conversation, make_beside: Callable[[], Conversation] | None, again: bool) -> None:
         self.model, self.make_beside = model, make_beside
+        self.again = again  # a conversation before it has been let go, which is to be said
         self.beside: Conversation | None = None
         self.stopped = False
         self.lock = threading.Lock()
@@ -88,7 +90,7 @@ class Visit:
                     yield self.shown(talk, said)
                     if self.stopped:
                         break
-            if notes := [talk.note] * bool(talk.note) + [f"{talk.people.you} says nothing"] * (not said):
+            if notes := talk.notes + [f"{talk.people.you} says nothing"] * (not said):
                 gradio.Info("; ".join(notes))
 
     def set_beside(self, wanted: bool) -> None:
@@ -120,20 +122,26 @@ class Desk:
         self, start: Callable[[], Conversation], start_beside: Callable[[], Conversation] | None, answer: AnswerSettings
     ) -> None:
         self.start, self.start_beside, self.settings = start, start_beside, answer
+        self.people = start().people  # the model is loaded before anybody comes
 
-    def arrive(self) -> Visit:
-        return Visit(self.start(), self.start_beside)
+    def arrive(self, again: bool = False) -> Visit:
+        return Visit(self.start(), self.start_beside, again)
 
     @contextlib.contextmanager
     def serving(self, visit: Visit | None) -> Iterator[Visit]:
         """The visit, alone: one thing after the other, however fast somebody clicks."""
-        visit = visit or self.arrive()
+        import gradio
+
+        visit = visit or self.arrive(again=True)
         with visit.lock:
+            if visit.again:
+                gradio.Warning("the conversation before was idle for an hour and has been let go; a new one begins")
+                visit.again = False
             yield visit
 
     def take(self, visit: Visit | None, text: str) -> Visit:
         """Put a message in line."""
-        visit = visit or self.arrive()
+        visit = visit or self.arrive(again=True)
         if text.strip():
             visit.messages.append(text)
         return visit
@@ -170,10 +178,18 @@ class Desk:
                 talk.start_over()
             return visit.shown()
 
-    def set_beside(self, visit: Visit | None, wanted: bool) -> Shown:
+    def set_beside(self, visit: Visit | None, wanted: bool) -> tuple[Any, ...]:
+        """What is shown, and whether the model beside it is there now: its folder may turn out to be damaged."""
+        import gradio
+
         with self.serving(visit) as visit:
-            visit.set_beside(wanted)
-            return visit.shown()
+            try:
+                visit.set_beside(wanted)
+            except UserError as error:
+                gradio.Warning(f"no model beside it: {error}")
+            there = visit.beside is not None
+            visit, mine, beside = visit.shown()
+            return visit, mine, gradio.update(value=beside, visible=there), there
 
     def stop(self, visit: Visit | None) -> None:
         if visit:
@@ -202,14 +218,14 @@ def serve(
     # Before gradio is imported: nothing leaves this computer.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
     page = lay_out(Desk(start, start_beside, answer), title)
-    page.queue(default_concurrency_limit=AT_ONCE)
     page.launch(
-        server_name=settings.host,
+        server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
         server_port=settings.port,
         prevent_thread_lock=True,
         share=False,
         quiet=True,
         ssr_mode=False,
+        css=STYLE,
         footer_links=[],
         run_history=False,  # conversations are not kept in the browser either
     )
@@ -224,12 +240,14 @@ def lay_out(desk: Desk, title: str) -> "gradio.Blocks":
     """The page, and what its parts do."""
     import gradio
 
-    people = desk.start().people
+    people = desk.people
     with gradio.Blocks(title=title, analytics_enabled=False) as page:
         gradio.Markdown(f"### {title}")
         with gradio.Row():
             chat, beside = (
-                gradio.Chatbot(label=name, visible=there, render_markdown=False, buttons=["copy_all"], height="60vh")
+                gradio.Chatbot(
+                    label=name, visible=there, render_markdown=False, latex_delimiters=[], buttons=[], height="60vh"
+                )
                 for name, there in ((people.you, True), (f"{people.you}, before fine-tuning", False))
             )
         box = gradio.Textbox(placeholder=f"You are {people.me}", show_label=False, interactive=False)
@@ -244,6 +262,7 @@ def lay_out(desk: Desk, title: str) -> "gradio.Blocks":
             ]
         visit = gradio.State(time_to_live=FORGOTTEN)
         shown = [visit, chat, beside]
+        turns = {"concurrency_id": "turns", "concurrency_limit": AT_ONCE}  # of all kinds together
 
         # Nothing can be typed before there is a visit to put it into.
         page.load(lambda: (desk.arrive(), gradio.update(interactive=True)), None, [visit, box])
@@ -251,11 +270,10 @@ def lay_out(desk: Desk, title: str) -> "gradio.Blocks":
         sent = [box.submit, send.click]
         taken = gradio.on(sent, desk.take, [visit, box], visit, queue=False, trigger_mode="multiple")
         gradio.on(sent, None, None, box, js="() => ''")  # in the browser, or what is typed next would be emptied too
-        taken.then(desk.say, [visit, *sliders], shown, trigger_mode="multiple")
-        chat.retry(desk.again, [visit, *sliders], shown)
-        chat.undo(desk.undo, visit, shown)
-        gradio.on([new.click, chat.clear, beside.clear], desk.start_over, visit, shown)
+        taken.then(desk.say, [visit, *sliders], shown, trigger_mode="multiple", **turns)
+        chat.retry(desk.again, [visit, *sliders], shown, **turns)
+        chat.undo(desk.undo, visit, shown, **turns)
+        gradio.on([new.click, chat.clear, beside.clear], desk.start_over, visit, shown, **turns)
         stop.click(desk.stop, visit, queue=False)
-        wanted.input(lambda there: gradio.update(visible=there), wanted, beside, queue=False)
-        wanted.input(desk.set_beside, [visit, wanted], shown)
+        wanted.input(desk.set_beside, [visit, wanted], [*shown, wanted], **turns)
     return page

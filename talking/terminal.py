@@ -51,6 +51,8 @@ class Terminal:
                     self.answer()
             except UserError as error:
                 self.tell(str(error))
+            except KeyboardInterrupt:  # a second one, or in what is no answer
+                self.tell("")
 
     def answer(self) -> None:
         """Show the model's turn as it is written. Ctrl-C ends it; what was said until then stays said."""
@@ -66,8 +68,8 @@ class Terminal:
         except KeyboardInterrupt:
             self.tell(" (stopped)", end="")
         show("\n")
-        if conversation.note:
-            self.tell(f"({conversation.note})")
+        for note in conversation.notes:
+            self.tell(f"({note})")
         if not said:
             self.tell(f"({you} says nothing; /again, or go on)")
 
@@ -99,7 +101,8 @@ class Terminal:
             try:
                 changed = replace(self.settings, **{name: kinds[name](value)})
             except ValueError:
-                raise UserError(f"/set {name} {value}: a number is needed") from None
+                whole = "whole " * (kinds[name] is int)
+                raise UserError(f"/set {name} {value}: a {whole}number is needed") from None
             if problems := changed.problems():
                 raise UserError("; ".join(problems))
             self.settings = changed
@@ -112,13 +115,12 @@ class Terminal:
             path = Path(name).expanduser()
         except RuntimeError as error:
             raise UserError(f"/save {name}: {error}") from None
-        if len(self.conversation.turns) < 2:
-            raise UserError("nothing was said yet")
+        conversation = self.conversation.as_json()
         with writing(path):
             if path.exists():
                 raise UserError(f"/save {name}: it exists already; name a new file")
             path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, self.conversation.as_json())
+        write_json(path, conversation)
         self.tell(f"(written: {path})")
 
     def tell(self, text: str, end: str = "\n") -> None:

@@ -84,7 +84,9 @@ def typed(monkeypatch, capsys) -> Typed:
 
 
 def test_the_commands(typed):
-    assert typed("/undo", "/again", "/save x.json")[1].count("nothing was said yet") == 3
+    said = typed("/undo", "/again", "/save x.json")[1]
+    assert said.count("nothing was said yet") == 2
+    assert said.count("nothing was answered yet") == 1
     assert typed("Hi!", "/again", "/again")[0].count("Bo: ") == 3
     assert len(typed.conversation.turns) == 2
     typed("What now?")
@@ -111,7 +113,7 @@ def test_setting_what_can_be_set(typed):
         "/set temperature": "a number is needed",
         "/set temperature -1": "0, or 0.01 to 100 is needed",
         "/set top_p 0": "--top-p 0.0: above 0",
-        "/set top_k 1.5": "a number is needed",
+        "/set top_k 1.5": "a whole number is needed",
         "/set colour red": "/set colour: there are max_new_tokens",
     }.items():
         assert words in typed(line)[1]

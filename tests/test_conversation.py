@@ -1,7 +1,9 @@
 """A conversation is what training sees, token for token; it costs its new tokens only, and nobody else speaks in it."""
 
 import itertools
+import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -176,8 +178,8 @@ def test_the_oldest_whole_turns_go_when_it_outgrows_the_model(monkeypatch):
         answer(conversation, f"This is the message of number {number}, and it has some length.")
         assert len(conversation.seen) <= conversation.positions
         costly += number > 0 and sizes[0] > 60
-        if conversation.note:
-            notes.append(conversation.note)
+        if outgrown := [note for note in conversation.notes if "outgrown" in note]:
+            notes += outgrown
             text = conversation.renderer.tokenizer.decode(conversation.seen)
             assert text.startswith(("\n\n### Ann:\nThis is", "\n\n### Bo:\n"))
             assert INSTRUCTION not in text
@@ -191,7 +193,7 @@ def test_ten_thousand_characters_at_once():
     conversation = talk()
     answer(conversation, "Hi!")
     answer(conversation, "so far so good " * 667)
-    assert "the beginning of the next is not seen any more" in conversation.note
+    assert "the beginning of the next is not seen any more" in conversation.notes[0]
     assert len(conversation.seen) <= conversation.positions
     assert answer(conversation, "And now?")
     assert conversation.turns[2].text.count("so far") == 667
@@ -237,6 +239,9 @@ def pieces(template: str, text: str, specials: bool = False) -> list[str]:
         ("prompt", "\n\n### Ann:\nNo.", ""),
         ("prompt", "Yes.\n\n##", "Yes.\n\n##"),
         ("prompt", "### Jack:\nNo.", ""),
+        ("prompt", "Yes.\n### Ann:\nNo.", "Yes."),
+        ("prompt", "Yes.\n### Jack:\nNo.", "Yes.\n### Jack:\nNo."),
+        ("prompt", "Yes.\n### An", "Yes.\n### An"),
         ("prompt", " \n## Hm", "## Hm"),
         ("labels", " Ann: No.", ""),
         ("labels", " Anna is here.", "Anna is here."),
@@ -335,12 +340,59 @@ class TestPeople:
             choose_people(dialogue, me, you)
 
 
-@pytest.mark.parametrize("line", [INSTRUCTION, "Two old friends talk."])
+def read_back(conversation: Conversation, file: Path) -> tuple[str, list[Dialogue]]:
+    """The format and the dialogues of what is saved."""
+    write_json(file, conversation.as_json())
+    source = open_source(file)
+    return source.format, [source.dialogue(number, record) for number, record in source.records]
+
+
+@pytest.mark.parametrize("line", [INSTRUCTION, "Two old friends talk.", ""])
 def test_what_is_saved_can_be_trained_on(tmp_path, line):
     conversation = talk(people=PEOPLE._replace(instruction=line))
     conversation.turns[:] = TURNS
-    write_json(tmp_path / "talk.json", conversation.as_json())
-    source = open_source(tmp_path / "talk.json")
-    assert source.format == "turns"
-    ((number, record),) = source.records
-    assert source.dialogue(number, record) == Dialogue(TURNS, line)
+    assert read_back(conversation, tmp_path / "talk.json") == ("turns", [Dialogue(TURNS, line)])
+
+
+@pytest.mark.parametrize("line", [ALPACA, "You are a pirate."])
+def test_what_an_instruction_model_saves_can_be_trained_on(tmp_path, line):
+    conversation = talk("alpaca", choose_people({"template": "alpaca", "instruction": line}, None, None))
+    asked, answered = Turn("Instruction", "Name a colour."), Turn("Response", "Red.")
+    conversation.turns[:] = (asked, asked, answered)
+    assert read_back(conversation, tmp_path / "talk.json") == ("alpaca", [Dialogue((asked, answered), line)])
+
+
+def test_a_talk_without_an_answer_is_not_saved():
+    conversation = talk()
+    conversation.say("Hi!")
+    conversation.say("Are you there?")
+    with pytest.raises(UserError, match="nothing was answered yet"):
+        conversation.as_json()
+
+
+@pytest.mark.parametrize(
+    ("settings", "note"),
+    [
+        (AnswerSettings(temperature=0, max_new_tokens=2), "cut off after 2 tokens: max_new_tokens"),
+        (AnswerSettings(temperature=100, top_p=1, max_new_tokens=999), "cut off after 256 tokens: half of what"),
+    ],
+)
+def test_an_answer_that_is_cut_off_says_so(settings, note):
+    conversation = talk()
+    answer(conversation, "Hi!", settings)
+    assert [found[: len(note)] for found in conversation.notes] == [note]
+    conversation.undo()
+    answer(conversation, "Hi!")
+    assert conversation.notes == []
+
+
+def test_in_labels_a_long_talk_goes_on_at_a_turn_too():
+    """A newline inside a turn looks like the stop before the next one, and is none."""
+    conversation = talk("labels")
+    texts = [f"{number}\n" + "line of it\n" * 8 + "end" for number in range(40)]
+    conversation.turns[:] = [Turn(("Ann", "Bo")[number % 2], text) for number, text in enumerate(texts[:-1])]
+    text = conversation.renderer.tokenizer.decode(conversation.prompt(40))
+    assert conversation.dropped
+    first = re.match(r"\n(Ann|Bo): (\d+)\n", text)
+    assert first, text[:60]
+    assert (first[1], int(first[2]) % 2) in (("Ann", 0), ("Bo", 1))

@@ -1,6 +1,7 @@
 """The page of chat.py --web in a browser: it streams, retries, takes back, and two visitors stay apart."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -8,10 +9,15 @@ import sys
 import time
 
 import pytest
-from test_conversation import talk
+import torch
+from test_conversation import PEOPLE, talk
 
 from conftest import PROJECT, launch_browser, needs_browser
+from dialogues.tokenizer import load_tokenizer
+from find_model import BUNDLED
+from load_gpt2_weights import load_for
 from settings import AnswerSettings
+from talking.conversation import Conversation
 from talking.page import RANGES, Desk, lay_out
 
 pytestmark = needs_browser
@@ -21,7 +27,7 @@ WATCH = """() => {
     const look = () => window.grown.push(...texts());
     new MutationObserver(look).observe(document.body, {subtree: true, childList: true, characterData: true});
 }"""
-OUTSIDE = "<img src=x onerror='window.ran = 1'> <b>bold</b> <|endoftext|>"
+OUTSIDE = "<img src=x onerror='window.ran = 1'> <b>bold</b>    $$x^2$$ \\(y\\) <|endoftext|>"
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +163,38 @@ def test_beside_the_model_before_fine_tuning(visitor):
     ann.page.get_by_label("Beside it, the model before fine-tuning").uncheck()
     ann.say("Did you like it?")
     ann.wait_for_answer(3)
+
+
+def test_a_damaged_model_beside_it_is_said(tmp_path, monkeypatch):
+    """The page goes on, with its box not ticked."""
+    import gradio
+
+    warned: list[str] = []
+    monkeypatch.setattr(gradio, "Warning", warned.append)
+    folder = tmp_path / "damaged"
+    shutil.copytree(BUNDLED, folder)
+    (folder / "model.safetensors").write_bytes(b"no weights")
+
+    def start_beside() -> Conversation:
+        return Conversation(load_for(load_tokenizer(BUNDLED), folder, torch.device("cpu")), talk().renderer, PEOPLE, 1)
+
+    desk = Desk(talk, start_beside, AnswerSettings())
+    visit, mine, beside, there = desk.set_beside(desk.arrive(), True)
+    assert (visit.beside, mine, beside["visible"], there) == (None, [], False, False)
+    assert "damaged or cut short" in warned[0]
+
+
+def test_a_talk_that_was_let_go_is_said(monkeypatch):
+    import gradio
+
+    warned: list[str] = []
+    monkeypatch.setattr(gradio, "Warning", warned.append)
+    desk = Desk(talk, None, AnswerSettings(max_new_tokens=3))
+    visit = desk.take(None, "Hi!")
+    assert len(list(desk.say(visit, *(getattr(desk.settings, name) for name in RANGES)))) > 1
+    assert len(warned) == 1
+    desk.undo(visit)
+    assert len(warned) == 1
 
 
 def test_stop(visitor):
