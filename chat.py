@@ -29,8 +29,9 @@ def main() -> None:
     from talking.conversation import Conversation, choose_people
     from talking.page import check_page, serve
     from talking.terminal import Terminal
-    from training.device import choose_machine
+    from training.device import choose_machine, keep_freed_memory
 
+    keep_freed_memory()
     people = choose_people(found.dialogue, settings.people.me, settings.people.you)
     if settings.page.web:
         check_page(settings.page)

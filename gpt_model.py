@@ -160,7 +160,10 @@ class TokenEmbedding(Embedding):
         """
         if torch.is_autocast_enabled(x.device.type) or self.weight.dtype == x.dtype:
             return linear(x, self.weight)
-        return torch.cat([F.linear(x, rows.to(x.dtype)) for rows in self.weight.split(HEAD_ROWS)], dim=-1)
+        # Rows times x, not x times rows: of a few columns the processor's kernels are several times as fast.
+        columns = x.flatten(0, -2).t()  # (C, N)
+        parts = [rows.to(x.dtype) @ columns for rows in self.weight.split(HEAD_ROWS)]
+        return torch.cat(parts).t().reshape(*x.shape[:-1], -1)
 
 
 class Linear(nn.Linear):
