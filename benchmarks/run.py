@@ -51,8 +51,8 @@ def main() -> None:
     path = free_path(options.output, f"{results['date']}-{hardware(machine)}")
     for part in options.parts or (ON_GPU if plan.device == "cuda" else PARTS):
         for case in PARTS[part](plan):
-            able = [one for one in case.contestants if not lacking(one.needs)]
-            gone = [f"{case.part}, {case.name}: {one.who}" for one in case.contestants if lacking(one.needs)]
+            able = [one for one in case.contestants if not lacking(one.needs) and not leaves_out(options, one.who)]
+            gone = [f"{case.part}, {case.name}: {one.who}" for one in case.contestants if one not in able]
             results["left_out"] += gone
             records = measure_case(case._replace(contestants=able), options.repeats, show_progress)
             results["records"] += records
@@ -62,12 +62,18 @@ def main() -> None:
     print(f"written: {path}.json and {path}.md")
 
 
+def leaves_out(options: argparse.Namespace, who: str) -> bool:
+    """Whether a contestant is not to be measured: the plain recipe alone takes longer than all the others."""
+    return any(word in who for word in options.leave_out)
+
+
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure this program and its peers side by side.")
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="which parts; default: all that run on the device")
     parser.add_argument("--model", default="gpt2-medium", help="a published name (default: gpt2-medium)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--repeats", type=int, default=3, help="runs of each contestant (default: 3)")
+    parser.add_argument("--leave-out", nargs="+", default=[], help="contestants with one of these words in their names")
     parser.add_argument("--vocabulary", type=Path, help="folder of the published vocab.json and merges.txt, if at hand")
     parser.add_argument("--quick", action="store_true", help="a model of no size and a few steps: shows that it works")
     parser.add_argument("--cache", type=Path, default=PROJECT / "runs" / "benchmarks", help="for what is made")
