@@ -193,7 +193,8 @@ def render_markdown(results: Results) -> str:
     if not machine["bf16"]:
         lines += ["", "This processor has no fast bf16: everything is in fp32."]
     if results["left_out"]:
-        lines += ["", "Left out, by --leave-out or since a package is not installed: " + "; ".join(results["left_out"]) + "."]
+        gone = "; ".join(results["left_out"])
+        lines += ["", f"Left out, by --leave-out or since a package is not installed: {gone}."]
     lines += ["", "## Goals", "", markdown_row(["what", "goal", "measured", ""]), "|---|--:|--:|---|"]
     lines += [markdown_row(row) for row in goal_rows(results)]
     for part, about in PARTS.items():
