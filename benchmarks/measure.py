@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -58,7 +59,10 @@ def measure_case(case: Case, repeats: int, say: Callable[[str], None]) -> list[d
             "case": case.name,
             "who": contestant.who,
             "facts": dict(case.facts),
-            "command": [*(f"{name}={value}" for name, value in contestant.environment.items()), *contestant.words],
+            "command": [
+                *(f"{name}={value}" for name, value in contestant.environment.items()),
+                *(word.replace(sys.executable, "python").replace(f"{PROJECT}/", "") for word in contestant.words),
+            ],
             "samples": taken,
         }
         for contestant, taken in zip(case.contestants, samples, strict=True)

@@ -158,14 +158,13 @@ class Conversation:
         """
         if not any(turn.speaker == self.people.you for turn in self.turns):
             raise UserError("nothing was answered yet")
-        line = self.people.instruction
-        if self.renderer.name == "alpaca":
-            system = {} if line == ALPACA else {"system": line}
+        alpaca, line = self.renderer.name == "alpaca", self.people.instruction
+        system = {} if line == (ALPACA if alpaca else INSTRUCTION) else {"system": line}
+        if alpaca:
             pairs = (
                 (asked, answered) for asked, answered in pairwise(self.turns) if answered.speaker == self.people.you
             )
             return [{**system, "instruction": asked.text, "output": answered.text} for asked, answered in pairs]
-        system = {} if line == INSTRUCTION else {"system": line}
         return {**system, "turns": [{"speaker": turn.speaker, "text": turn.text} for turn in self.turns]}
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 REQUIREMENT = "gradio>=6.31,<7"  # as in requirements-extra.txt
 FORGOTTEN = 3600  # seconds after which a conversation that nobody goes on with is let go
-STYLE = "[aria-label='chatbot conversation'] .message-content, [data-testid] p { white-space: pre-wrap }"
+STYLE = "[aria-label='chatbot conversation'] .message-content { white-space: pre-wrap }"  # as it was typed
 AT_ONCE = 4  # answers; others wait
 RANGES = {  # of the sliders: least, most, step
     "temperature": (0, 2, 0.05),
@@ -240,7 +240,6 @@ def lay_out(desk: Desk, title: str) -> "gradio.Blocks":
     """The page, and what its parts do."""
     import gradio
 
-    people = desk.people
     with gradio.Blocks(title=title, analytics_enabled=False) as page:
         gradio.Markdown(f"### {title}")
         with gradio.Row():
@@ -248,9 +247,9 @@ def lay_out(desk: Desk, title: str) -> "gradio.Blocks":
                 gradio.Chatbot(
                     label=name, visible=there, render_markdown=False, latex_delimiters=[], buttons=[], height="60vh"
                 )
-                for name, there in ((people.you, True), (f"{people.you}, before fine-tuning", False))
+                for name, there in ((desk.people.you, True), (f"{desk.people.you}, before fine-tuning", False))
             )
-        box = gradio.Textbox(placeholder=f"You are {people.me}", show_label=False, interactive=False)
+        box = gradio.Textbox(placeholder=f"You are {desk.people.me}", show_label=False, interactive=False)
         with gradio.Row():
             send, stop, new = gradio.Button("Send", variant="primary"), gradio.Button("Stop"), gradio.Button("New")
         wanted = gradio.Checkbox(label="Beside it, the model before fine-tuning", visible=desk.start_beside is not None)

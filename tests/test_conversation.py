@@ -389,8 +389,8 @@ def test_an_answer_that_is_cut_off_says_so(settings, note):
 def test_in_labels_a_long_talk_goes_on_at_a_turn_too():
     """A newline inside a turn looks like the stop before the next one, and is none."""
     conversation = talk("labels")
-    texts = [f"{number}\n" + "line of it\n" * 8 + "end" for number in range(40)]
-    conversation.turns[:] = [Turn(("Ann", "Bo")[number % 2], text) for number, text in enumerate(texts[:-1])]
+    texts = [f"{number}\n" + "line of it\n" * 8 + "end" for number in range(39)]
+    conversation.turns[:] = [Turn(("Ann", "Bo")[number % 2], text) for number, text in enumerate(texts)]
     text = conversation.renderer.tokenizer.decode(conversation.prompt(40))
     assert conversation.dropped
     first = re.match(r"\n(Ann|Bo): (\d+)\n", text)
