@@ -145,24 +145,42 @@ class Embedding(nn.Embedding):
         """Nothing: GPTModel initialises all of its parameters, or takes loaded ones."""
 
 
-class TokenEmbedding(Embedding):
-    def forward(self, input: Tensor) -> Tensor:
-        # A sparse gradient: a few rows that autograd adds in place to the output head's dense one, where a dense one
-        # would be as large as the whole embedding again, and zeros almost everywhere.
-        return F.embedding(input, self.weight, sparse=True)
+class TiedWeight(torch.autograd.Function):
+    """Rows of the token embedding, and all of it again, which goes to the output head.
 
-    def logits(self, x: Tensor) -> Tensor:
-        """x (..., C) → (..., V): the token embedding read backwards (Press and Wolf 2017).
+    So the head's gradient, as large as the embedding, comes back through here, and the rows' is added to it in place:
+    autograd would make the sum a tensor of its own, another 206 MB for gpt2-medium.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(ids)
+        return F.embedding(ids, weight), weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad_rows: Tensor, grad_weight: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (ids,) = ctx.saved_tensors
+        return grad_weight.index_add_(0, ids.flatten(), grad_rows.flatten(0, -2)), None
+
+
+class TokenEmbedding(Embedding):
+    def tied(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T) token ids → their rows (B, T, C), and the weight (V, C) for `logits` to read."""
+        return TiedWeight.apply(self.weight, ids)  # pyright: ignore[reportReturnType]
+
+    def logits(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """x (..., C) → (..., V): the token embedding, or `weight` in its place, read backwards (Press and Wolf 2017).
 
         GPT-2's logits lie about -100, where the numbers of bf16 are half a unit apart: the likeliest token would be
         drawn by lot. So a bf16 embedding is multiplied in the precision of x, of which a block stays in the processor's
         cache.
         """
-        if torch.is_autocast_enabled(x.device.type) or self.weight.dtype == x.dtype:
-            return linear(x, self.weight)
+        weight = self.weight if weight is None else weight
+        if torch.is_autocast_enabled(x.device.type) or weight.dtype == x.dtype:
+            return linear(x, weight)
         # Rows times x, not x times rows: of a few columns the processor's kernels are several times as fast.
         columns = x.flatten(0, -2).t()  # (C, N)
-        parts = [rows.to(x.dtype) @ columns for rows in self.weight.split(HEAD_ROWS)]
+        parts = [rows.to(x.dtype) @ columns for rows in weight.split(HEAD_ROWS)]
         return torch.cat(parts).t().reshape(*x.shape[:-1], -1)
 
 
@@ -261,10 +279,14 @@ class GPTModel(nn.Module):
 
         Without a cache, rows may be padded on the right: no token looks at what comes after it.
         """
-        T = ids.size(1)
-        positions = torch.arange(T, device=ids.device) if cache is None else cache.positions(T)
+        return self.transform(self.wte(ids), cache)
+
+    def transform(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """(B, T, C) rows of the token embedding → (B, T, C), with positions, through all blocks."""
+        T = x.size(1)
+        positions = torch.arange(T, device=x.device) if cache is None else cache.positions(T)
         mask = None if cache is None else cache.mask(T)
-        x = self.wte(ids) + self.wpe(positions)
+        x = x + self.wpe(positions)
         x = F.dropout(x, self.dropout, self.training)
         for block in self.h:
             if self.gradient_checkpointing and self.training:
@@ -277,10 +299,11 @@ class GPTModel(nn.Module):
 
     def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
         """(B, T) token ids → (B, T, V) logits; with `targets` (B, T), the summed negative log-likelihood instead."""
-        x = self.hidden_states(ids)
-        return self.logits(x) if targets is None else self.loss(x, targets)
+        rows, weight = self.wte.tied(ids)
+        x = self.transform(rows)
+        return self.wte.logits(x, weight) if targets is None else self.loss(x, targets, weight)
 
-    def loss(self, x: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
+    def loss(self, x: Tensor, targets: Tensor, weight: Tensor | None = None, reduction: str = "sum") -> Tensor:
         """(B, T, C) hidden states and (B, T) targets → the negative log-likelihood of the learned targets, in nats.
 
         A sum, or without a `reduction` ("none") one for each of them, row after row.
@@ -296,17 +319,14 @@ class GPTModel(nn.Module):
         # Without gradients a piece at a time does, in memory that is used again.
         rows = len(padded) if torch.is_grad_enabled() else LOSS_ROWS
         losses = [
-            F.cross_entropy(self.logits(some), those, reduction=reduction)  # logits: (rows, V)
+            F.cross_entropy(self.wte.logits(some, weight), those, reduction=reduction)  # logits: (rows, V)
             for some, those in zip(x.split(rows), padded.split(rows), strict=True)
         ]
         return torch.stack(losses).sum() if reduction == "sum" else torch.cat(losses)[: len(targets)]
 
     def next_token_logits(self, ids: Tensor, cache: KVCache) -> Tensor:
         """(B, T) new token ids → (B, V) logits of the token that follows; `cache` then holds the new ones too."""
-        return self.logits(self.hidden_states(ids, cache)[:, -1])
-
-    def logits(self, x: Tensor) -> Tensor:
-        return self.wte.logits(x)
+        return self.wte.logits(self.hidden_states(ids, cache)[:, -1])
 
 
 def count_parameters(config: GPTConfig) -> int:

@@ -88,6 +88,21 @@ def test_loss_is_the_summed_negative_log_likelihood_of_learned_tokens(model):
     torch.testing.assert_close(model(ids, targets), expected)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_tied_weight_gets_one_gradient_without_a_second_of_its_size(model, autocast):
+    ids, weight = random_ids(2, 9), model.wte.weight
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = model(ids, ids)
+        with torch.profiler.profile(record_shapes=True) as profile:
+            loss.backward()
+        other = weight.detach().clone().requires_grad_()  # autograd's own sum
+        model.loss(model.transform(F.embedding(ids, other)), ids, other).backward()
+    torch.testing.assert_close(weight.grad, other.grad)
+    made = [event.name for event in profile.events() if list(weight.shape) in event.input_shapes]
+    assert "aten::index_add_" in made
+    assert not {"aten::add", "aten::clone"} & set(made)
+
+
 def test_dropout_only_in_training():
     model = GPTModel(TINY, dropout=0.5)
     ids = random_ids(1, 8)

@@ -215,7 +215,7 @@ def test_logits_of_a_bf16_embedding_are_not_rounded(model_folder):
     model = adapted(model_folder, 3, torch.bfloat16)
     x = 30 * torch.randn(5, 48, generator=torch.Generator().manual_seed(0))
     weight = torch.cat([model.wte.weight.float(), model.state_dict()["wte.new_rows"]])
-    torch.testing.assert_close(model.logits(x), x @ weight.t(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(model.wte.logits(x), x @ weight.t(), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

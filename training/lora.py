@@ -56,8 +56,11 @@ class ExtendedEmbedding(TokenEmbedding):
         new = F.embedding(place.clamp(min=0), self.new_rows)
         return torch.where((place >= 0)[..., None], new, old)
 
-    def logits(self, x: Tensor) -> Tensor:
-        return torch.cat([super().logits(x), linear(x, self.new_rows)], dim=-1)
+    def tied(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        return self(ids), self.weight  # which is frozen: no gradients to add up
+
+    def logits(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        return torch.cat([super().logits(x, weight), linear(x, self.new_rows)], dim=-1)
 
     def merge(self, weight: Tensor) -> Tensor:
         """`weight`, the old rows in fp32, and the new ones behind them."""
