@@ -8,7 +8,7 @@ Parameters are named as in the published files, so that loading one is a look-up
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from attention import Packed, causal_attention, packed_attention
+from linear import TRAINED_ROWS, LinearCrossEntropy, linear
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,6 @@ PUBLISHED = {
 }
 
 LOSS_ROWS = 128  # whose logits are computed at a time where nothing is trained
-SHORT = 256  # tokens, up to which attention keeps its T * T weights in bf16 on a CPU
 HEAD_ROWS = 512  # of a bf16 embedding, multiplied at a time where they have to be cast to fp32
 
 
@@ -78,66 +80,6 @@ class KVCache:
         visible = (keys <= queries) & (keys >= self.padding[:, None, None])  # (B, T, S)
         # Padding may look at itself: a softmax over nothing is NaN.
         return (visible | (keys == queries))[:, None]
-
-
-class CastLinear(torch.autograd.Function):
-    """`F.linear` in autocast's precision that casts the weight when it is needed, a block of its rows at a time.
-
-    autocast would cast every weight once a step and keep all the casts until the backward pass is over: for 355M
-    parameters 0.7 GB more, as fresh memory each time. Casting twice costs less than that.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x = x.to(dtype)
-        # x is half of what training remembers, and only the weight's gradient asks for it: not where that is frozen.
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        with torch.autocast(x.device.type, enabled=False):
-            parts = [
-                F.linear(x, weight[rows].to(dtype), None if bias is None else bias[rows].to(dtype))
-                for rows in row_blocks(weight)
-            ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-
-    @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        flat_y = grad_y.flatten(0, -2)  # (B * T, out)
-        grad_x = grad_weight = None
-        if needs_x:
-            parts = [grad_y[..., rows] @ weight[rows].to(grad_y.dtype) for rows in row_blocks(weight)]
-            # The sum of bf16 is made in fp32 and rounded once.
-            grad_x = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)  # (..., in)
-        if needs_weight:
-            grad_weight = torch.empty_like(weight)
-            for rows in row_blocks(weight):
-                grad_weight[rows] = flat_y[:, rows].t() @ x.flatten(0, -2)
-        grad_bias = flat_y.sum(0, dtype=weight.dtype) if needs_bias else None
-        return grad_x, grad_weight, grad_bias
-
-
-def row_blocks(weight: Tensor) -> Iterator[slice]:
-    """Slices of at most 8M parameters each: all of a layer's matrix, and the token embedding of 51M in seven parts."""
-    rows = max(1, (8 << 20) // weight.size(1))
-    for start in range(0, len(weight), rows):
-        yield slice(start, start + rows)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., in) times weight (out, in) → (..., out), in autocast's precision where that is on.
-
-    Without autocast the result has the precision of x, and a bf16 weight is multiplied in bf16.
-    """
-    if torch.is_autocast_enabled(x.device.type):
-        if weight.dtype == torch.float32:
-            return CastLinear.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
-        return F.linear(x, weight, bias)  # frozen in autocast's precision: nothing to cast, nothing to remember
-    if weight.dtype == x.dtype:
-        return F.linear(x, weight, bias)
-    y = F.linear(x.to(weight.dtype), weight).to(x.dtype)
-    return y if bias is None else y + bias
 
 
 class Embedding(nn.Embedding):
@@ -183,6 +125,12 @@ class TokenEmbedding(Embedding):
         parts = [rows.to(x.dtype) @ columns for rows in weight.split(HEAD_ROWS)]
         return torch.cat(parts).t().reshape(*x.shape[:-1], -1)
 
+    def cross_entropy(self, x: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The summed negative log-likelihood of (N,) targets by the `logits` of x (N, C), to be trained."""
+        if len(targets) <= TRAINED_ROWS:  # nothing to save
+            return F.cross_entropy(self.logits(x, weight), targets, reduction="sum")
+        return LinearCrossEntropy.apply(x, self.weight if weight is None else weight, targets)  # pyright: ignore[reportReturnType]
+
 
 class Linear(nn.Linear):
     def reset_parameters(self) -> None:
@@ -190,18 +138,6 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)
-
-
-def short_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """Causal attention (B, H, T, D) after the formula (Vaswani et al. 2017, section 3.2.1); its T * T weights are kept.
-
-    In bf16 on a CPU PyTorch's own spares that memory and takes twice to four times as long, most of it backwards.
-    """
-    B, H, T, D = q.shape
-    q, k, v = (x.reshape(B * H, T, D) for x in (q, k, v))
-    hidden = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
-    weights = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=1 / math.sqrt(D)).softmax(dim=-1)  # (B * H, T, T)
-    return torch.bmm(F.dropout(weights, dropout), v).view(B, H, T, D)
 
 
 class CausalSelfAttention(nn.Module):
@@ -213,7 +149,7 @@ class CausalSelfAttention(nn.Module):
         self.layer = layer
         self.dropout = dropout
 
-    def forward(self, x: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None, visible: Tensor | Packed | None) -> Tensor:
         B, T, C = x.shape
         q, k, v = (
             part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
@@ -222,10 +158,12 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         dropout = self.dropout if self.training else 0.0
-        if mask is None and q.is_cpu and q.dtype == torch.bfloat16 and T <= SHORT:
-            y = short_attention(q, k, v, dropout)
+        if visible is None:
+            y = causal_attention(q, k, v, dropout)
+        elif isinstance(visible, Packed):
+            y = packed_attention(q, k, v, visible, dropout)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
         y = y.transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
@@ -253,8 +191,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config, dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), cache, mask)
+    def forward(self, x: Tensor, cache: KVCache | None, visible: Tensor | Packed | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache, visible)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -281,26 +219,34 @@ class GPTModel(nn.Module):
         """
         return self.transform(self.wte(ids), cache)
 
-    def transform(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+    def transform(self, x: Tensor, cache: KVCache | None = None, lengths: Sequence[int] | None = None) -> Tensor:
         """(B, T, C) rows of the token embedding → (B, T, C), with positions, through all blocks."""
-        T = x.size(1)
-        positions = torch.arange(T, device=x.device) if cache is None else cache.positions(T)
-        mask = None if cache is None else cache.mask(T)
+        T, visible = x.size(1), None
+        if cache is not None:
+            positions, visible = cache.positions(T), cache.mask(T)
+        elif lengths is not None:
+            visible = Packed.of(lengths, x.device)
+            positions = visible.positions()
+        else:
+            positions = torch.arange(T, device=x.device)
         x = x + self.wpe(positions)
         x = F.dropout(x, self.dropout, self.training)
         for block in self.h:
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, cache, mask, use_reentrant=False)
+                x = checkpoint(block, x, cache, visible, use_reentrant=False)
             else:
-                x = block(x, cache, mask)
+                x = block(x, cache, visible)
         if cache is not None:
             cache.length += T
         return self.ln_f(x)
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
-        """(B, T) token ids → (B, T, V) logits; with `targets` (B, T), the summed negative log-likelihood instead."""
+    def forward(self, ids: Tensor, targets: Tensor | None = None, lengths: Sequence[int] | None = None) -> Tensor:
+        """(B, T) token ids → (B, T, V) logits; with `targets` (B, T), the summed negative log-likelihood instead.
+
+        With `lengths`, the one row of `ids` is so many dialogues, one after another, none of which sees another.
+        """
         rows, weight = self.wte.tied(ids)
-        x = self.transform(rows)
+        x = self.transform(rows, lengths=lengths)
         return self.wte.logits(x, weight) if targets is None else self.loss(x, targets, weight)
 
     def loss(self, x: Tensor, targets: Tensor, weight: Tensor | None = None, reduction: str = "sum") -> Tensor:
@@ -316,11 +262,12 @@ class GPTModel(nn.Module):
         x, targets = x[learned], targets[learned]  # (N, C), (N,)
         missing = -len(targets) % 16
         x, padded = F.pad(x, (0, 0, 0, missing)), F.pad(targets, (0, missing), value=-100)
+        if torch.is_grad_enabled() and reduction == "sum":
+            return self.wte.cross_entropy(x, padded, weight)
         # Without gradients a piece at a time does, in memory that is used again.
-        rows = len(padded) if torch.is_grad_enabled() else LOSS_ROWS
         losses = [
             F.cross_entropy(self.wte.logits(some, weight), those, reduction=reduction)  # logits: (rows, V)
-            for some, those in zip(x.split(rows), padded.split(rows), strict=True)
+            for some, those in zip(x.split(LOSS_ROWS), padded.split(LOSS_ROWS), strict=True)
         ]
         return torch.stack(losses).sum() if reduction == "sum" else torch.cat(losses)[: len(targets)]
 

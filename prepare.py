@@ -146,7 +146,14 @@ def show_data(
     from dialogues.ledger import ledger_lines, make_ledger
 
     training = settings.training
-    ledger = make_ledger(data.source, datasets, training.batch_size, training.step_batches, training.seed)
+    ledger = make_ledger(
+        data.source,
+        datasets,
+        training.batch_size,
+        training.step_batches,
+        training.seed,
+        training.padding_free,
+    )
     if settings.preview:
         preview(data, datasets, settings, config, machine)
     print(*ledger_lines(ledger), sep="\n")

@@ -146,6 +146,8 @@ class TrainingSettings(MachineSettings):
     """share of activations dropped in training"""
     lora_rank: int = 0
     """train low-rank adapters of this rank (LoRA) in place of the weights; 0: train every weight"""
+    padding_free: bool = False
+    """train on the examples of a batch one after another in a single row, rather than each padded to the longest"""
     gradient_checkpointing: bool = False
     """compute activations twice rather than keep them: less memory for long dialogues, a third more time"""
     evaluate_every: int = 0

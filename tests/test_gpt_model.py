@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gpt_model import PUBLISHED, CastLinear, GPTConfig, GPTModel, KVCache, in_bf16, short_attention
+from attention import short_attention
+from gpt_model import PUBLISHED, GPTConfig, GPTModel, KVCache, in_bf16
 
 PARAMETERS = {
     "distilgpt2": 81_912_576,
@@ -98,7 +99,7 @@ def test_the_tied_weight_gets_one_gradient_without_a_second_of_its_size(model, a
         other = weight.detach().clone().requires_grad_()  # autograd's own sum
         model.loss(model.transform(F.embedding(ids, other)), ids, other).backward()
     torch.testing.assert_close(weight.grad, other.grad)
-    made = [event.name for event in profile.events() if list(weight.shape) in event.input_shapes]
+    made = [event.name for event in profile.events() or [] if list(weight.shape) in event.input_shapes]
     assert "aten::index_add_" in made
     assert not {"aten::add", "aten::clone"} & set(made)
 
@@ -140,20 +141,3 @@ def test_short_attention_equals_pytorchs():
         results.append([y, *(tensor.grad for tensor in inputs)])
     for exact, theirs, ours in zip(*results, strict=True):
         assert (ours - exact).norm() < max(0.01 * exact.norm(), 1.5 * (theirs - exact).norm())
-
-
-def test_cast_linear_in_blocks_equals_linear():
-    """A weight of several blocks (more than 8M numbers), forward and backward, in bf16 against fp32."""
-    torch.manual_seed(0)
-    x, weight, bias = torch.randn(3, 5, 512), torch.randn(17_000, 512), torch.randn(17_000)
-    gradient = torch.randn(3, 5, 17_000)
-    results = []
-    for function in (F.linear, CastLinear.apply):
-        inputs = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            y = function(*inputs)
-        y.backward(gradient.to(y.dtype))
-        results.append([y, *(tensor.grad for tensor in inputs)])
-    for expected, got in zip(*results, strict=True):
-        assert got.dtype == expected.dtype
-        assert (got - expected).float().norm() < 0.01 * expected.float().norm()

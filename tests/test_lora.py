@@ -30,7 +30,7 @@ from models.tiny.build import DIALOGUE
 from results.generation import generate
 from settings import GenerationSettings, TrainingSettings
 from training.device import Machine
-from training.loop import take_step
+from training.loop import Batch, take_step
 from training.lora import add_adapters, load_adapter, merge_adapters, save_adapter
 from training.optimizer import make_optimizer
 
@@ -59,7 +59,7 @@ def take_steps(model: GPTModel, machine: Machine = FP32, steps: int = 4) -> list
     for group in optimizer.param_groups:
         group["lr"] = settings.learning_rate
     ids = some_ids(model.config.vocab_size)
-    batch = (ids[:, :-1], ids[:, 1:], ids[:, 1:].numel())
+    batch = Batch(ids[:, :-1], ids[:, 1:], ids[:, 1:].numel())
     scaler = machine.gradient_scaler({})
     return [take_step(model, optimizer, scaler, [batch], [step], 1.0, machine)[0] for step in range(steps)]
 

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from dialogues.batches import IGNORED, ROUND, DialogueDataset, collate, epoch_steps, evaluation_batches
+from dialogues.batches import (
+    IGNORED,
+    ROUND,
+    DialogueDataset,
+    collate,
+    epoch_steps,
+    evaluation_batches,
+    pack,
+)
 from files import UserError
 from settings import RunSettings, TrainingSettings
 from training.checkpoint import Checkpoints, Losses, RunState
@@ -34,6 +42,15 @@ class Examples(NamedTuple):
     train: DialogueDataset
     val: DialogueDataset
     padding_id: int
+
+
+class Batch(NamedTuple):
+    """What a model computes at once."""
+
+    inputs: Tensor  # (B, T)
+    targets: Tensor  # (B, T)
+    learned: int  # how many of the targets
+    lengths: list[int] | None = None  # of the examples, where they stand one after another in a single row
 
 
 class Run:
@@ -84,7 +101,9 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, self.state.steps, settings)
         mine = machine.take_share(batches)
-        made = [make_batch(self.examples.train, numbers, padding_id, machine) for numbers in mine]
+        made = [
+            make_batch(self.examples.train, numbers, padding_id, machine, settings.padding_free) for numbers in mine
+        ]
         seeds = [
             batch_seed(settings.seed, step, machine.rank + place * machine.processes) for place in range(len(mine))
         ]
@@ -229,7 +248,7 @@ def take_step(
     model: nn.Module,
     optimizer: Optimizer,
     scaler: torch.amp.GradScaler,
-    batches: Sequence[tuple[Tensor, Tensor, int]],
+    batches: Sequence[Batch],
     seeds: Sequence[int],
     max_grad_norm: float,
     machine: Machine,
@@ -241,15 +260,15 @@ def take_step(
     Raises:
         FloatingPointError: the loss is no number; the weights are as they were.
     """
-    learned = int(machine.total(sum(tokens for _, _, tokens in batches))[0])
+    learned = int(machine.total(sum(batch.learned for batch in batches))[0])
     loss = 0.0
     model.train()
-    for number, (inputs, targets, _) in enumerate(batches, 1):
+    for number, (inputs, targets, _, lengths) in enumerate(batches, 1):
         torch.manual_seed(seeds[number - 1])
         last = number == len(batches)
         with contextlib.nullcontext() if last else machine.without_sharing(model):
             with machine.autocast():
-                part = model(inputs, targets) / learned
+                part = model(inputs, targets, lengths) / learned
             # Sharing divides by the number of processes; here each token counts once, wherever it is learned.
             scaler.scale(part * machine.processes).backward()
         loss += part.item()
@@ -284,20 +303,24 @@ def batch_seed(seed: int, step: int, batch: int) -> int:
 
 
 def make_batch(
-    dataset: DialogueDataset, numbers: Sequence[int], padding_id: int, machine: Machine
-) -> tuple[Tensor, Tensor, int]:
-    """The examples `numbers` as inputs and targets (B, T) on the machine, and how many targets are learned.
+    dataset: DialogueDataset, numbers: Sequence[int], padding_id: int, machine: Machine, padding_free: bool = False
+) -> Batch:
+    """The examples `numbers` as a batch on the machine.
 
     T is rounded up, as far as examples may go. No examples make a batch in which nothing is learned.
     """
     if not numbers:
         inputs = torch.full((1, ROUND), padding_id, device=machine.device)
-        return inputs, torch.full_like(inputs, IGNORED), 0
-    inputs, targets = collate([dataset[number] for number in numbers], padding_id)
+        return Batch(inputs, torch.full_like(inputs, IGNORED), 0)
+    examples, lengths = [dataset[number] for number in numbers], None
+    if padding_free:
+        inputs, targets, lengths = pack(examples, padding_id)
+    else:
+        inputs, targets = collate(examples, padding_id)
+        missing = dataset.padded(inputs.size(1)) - inputs.size(1)
+        inputs, targets = F.pad(inputs, (0, missing), value=padding_id), F.pad(targets, (0, missing), value=IGNORED)
     learned = int((targets != IGNORED).sum())
-    missing = dataset.padded(inputs.size(1)) - inputs.size(1)
-    inputs, targets = F.pad(inputs, (0, missing), value=padding_id), F.pad(targets, (0, missing), value=IGNORED)
-    return inputs.to(machine.device), targets.to(machine.device), learned
+    return Batch(inputs.to(machine.device), targets.to(machine.device), learned, lengths)
 
 
 @torch.no_grad()  # not inference_mode: what FSDP gathers in it could not be trained with afterwards
@@ -308,7 +331,7 @@ def evaluate(
     model.eval()
     total, tokens = 0.0, 0
     for numbers in machine.take_share(list(evaluation_batches(dataset.lengths()[:examples]))):
-        inputs, targets, learned = make_batch(dataset, numbers, padding_id, machine)
+        inputs, targets, learned, _ = make_batch(dataset, numbers, padding_id, machine)
         with machine.autocast():
             total += model(inputs, targets).item()
         tokens += learned

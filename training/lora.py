@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from files import UserError, atomic_path, reason, write_json, writing
-from gpt_model import GPTModel, Linear, TokenEmbedding, linear
+from gpt_model import GPTModel, Linear, TokenEmbedding
+from linear import linear
 
 SCALE = 2  # alpha / R: how strongly the product counts, whatever the rank
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
@@ -61,6 +62,9 @@ class ExtendedEmbedding(TokenEmbedding):
 
     def logits(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         return torch.cat([super().logits(x, weight), linear(x, self.new_rows)], dim=-1)
+
+    def cross_entropy(self, x: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+        return F.cross_entropy(self.logits(x, weight), targets, reduction="sum")
 
     def merge(self, weight: Tensor) -> Tensor:
         """`weight`, the old rows in fp32, and the new ones behind them."""

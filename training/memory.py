@@ -11,8 +11,8 @@ from typing import NamedTuple
 import psutil
 import torch
 
+from attention import SHORT
 from files import MEGABYTE, UserError
-from gpt_model import SHORT
 from settings import TrainingSettings
 from training.device import Machine
 

@@ -1,0 +1,69 @@
+"""Products that save memory, against PyTorch's own."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from linear import TRAINED_ROWS, CastLinear, LinearCrossEntropy
+
+
+def test_cast_linear_in_blocks_equals_linear():
+    """A weight of several blocks (more than 8M numbers), forward and backward, in bf16 against fp32."""
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(3, 5, 512), torch.randn(17_000, 512), torch.randn(17_000)
+    gradient = torch.randn(3, 5, 17_000)
+    results = []
+    for function in (F.linear, CastLinear.apply):
+        inputs = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = function(*inputs)
+        y.backward(gradient.to(y.dtype))
+        results.append([y, *(tensor.grad for tensor in inputs)])
+    for expected, got in zip(*results, strict=True):
+        assert got.dtype == expected.dtype
+        assert (got - expected).float().norm() < 0.01 * expected.float().norm()
+
+
+def cross_entropy(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(F.linear(x, weight), targets, reduction="sum")
+
+
+@pytest.mark.parametrize("rows", [3, TRAINED_ROWS, 2 * TRAINED_ROWS + 5])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-5), (True, 0.01)])
+def test_cross_entropy_a_few_rows_at_a_time_equals_pytorchs(autocast, tolerance, frozen, rows):
+    torch.manual_seed(0)
+    x, weight, targets = torch.randn(rows, 64), torch.randn(300, 64) / 4, torch.randint(300, (rows,))
+    targets[1::3] = -100
+    results = []
+    for function in (cross_entropy, LinearCrossEntropy.apply):
+        inputs = [x.clone().requires_grad_(), weight.clone().requires_grad_(not frozen)]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            loss = function(inputs[0], inputs[1], targets)
+        (loss / 7).backward()
+        results.append([loss, *(tensor.grad for tensor in inputs)])
+    assert (results[1][2] is None) == frozen
+    for expected, got in zip(*results, strict=True):
+        if expected is not None:
+            assert got.dtype == expected.dtype == torch.float32
+            assert (got - expected).norm() < tolerance * expected.norm()
+    assert not results[1][1][1::3].any()  # what is not learned has no gradient
+
+
+def test_nothing_learned_is_a_loss_of_zero():
+    x, weight = torch.randn(4, 8, requires_grad=True), torch.randn(10, 8, requires_grad=True)
+    for rows in (4, 0):
+        loss = LinearCrossEntropy.apply(x[:rows], weight, torch.full((rows,), -100))
+        loss.backward()  # pyright: ignore
+        assert loss.item() == 0  # pyright: ignore
+        assert not weight.grad.any()  # pyright: ignore
+
+
+def test_the_logits_of_all_rows_never_exist_at_once():
+    rows = 3 * TRAINED_ROWS
+    x, weight = torch.randn(rows, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        LinearCrossEntropy.apply(x, weight, torch.randint(40, (rows,))).backward()  # pyright: ignore
+    shapes = [shape for event in profile.events() or [] for shape in event.input_shapes]
+    assert [TRAINED_ROWS, 40] in shapes
+    assert [rows, 40] not in shapes
