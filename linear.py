@@ -80,17 +80,17 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        device, dtype = x.device.type, x.dtype
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
+        device, dtype = x.device, x.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
         losses, grads, grad_weight = [], [], None
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(device.type, enabled=False):
             x, cast = x.to(dtype), weight.to(dtype)
             for rows, wanted in zip(x.split(TRAINED_ROWS), targets.split(TRAINED_ROWS), strict=True):
                 log_p = F.linear(rows, cast).float().log_softmax(dim=-1)  # (rows, V)
                 losses.append(F.nll_loss(log_p, wanted, reduction="sum"))
                 grad = log_p.exp_()
-                grad[torch.arange(len(grad)), wanted.clamp(min=0)] -= 1
+                grad[torch.arange(len(grad), device=device), wanted.clamp(min=0)] -= 1
                 grad = grad.masked_fill_((wanted == -100)[:, None], 0).to(dtype)
                 grads.append(grad @ cast)
                 if ctx.needs_input_grad[1]:

@@ -146,14 +146,8 @@ def show_data(
     from dialogues.ledger import ledger_lines, make_ledger
 
     training = settings.training
-    ledger = make_ledger(
-        data.source,
-        datasets,
-        training.batch_size,
-        training.step_batches,
-        training.seed,
-        training.padding_free,
-    )
+    how = (training.batch_size, training.step_batches, training.seed, training.padding_free)
+    ledger = make_ledger(data.source, datasets, *how)
     if settings.preview:
         preview(data, datasets, settings, config, machine)
     print(*ledger_lines(ledger), sep="\n")

@@ -13,15 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from dialogues.batches import (
-    IGNORED,
-    ROUND,
-    DialogueDataset,
-    collate,
-    epoch_steps,
-    evaluation_batches,
-    pack,
-)
+from dialogues.batches import IGNORED, ROUND, DialogueDataset, collate, epoch_steps, evaluation_batches, pack
 from files import UserError
 from settings import RunSettings, TrainingSettings
 from training.checkpoint import Checkpoints, Losses, RunState
