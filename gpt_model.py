@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from attention import Packed, causal_attention, packed_attention
-from linear import TRAINED_ROWS, LinearCrossEntropy, linear
+from linear import TRAINED_ROWS, LinearCrossEntropy, Packable, linear, pack_matrices
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class TiedWeight(torch.autograd.Function):
         return grad_weight.index_add_(0, ids.flatten(), grad_rows.flatten(0, -2)), None
 
 
-class TokenEmbedding(Embedding):
+class TokenEmbedding(Packable, Embedding):
     def tied(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) token ids → their rows (B, T, C), and the weight (V, C) for `logits` to read."""
         return TiedWeight.apply(self.weight, ids)  # pyright: ignore[reportReturnType]
@@ -117,6 +117,8 @@ class TokenEmbedding(Embedding):
         drawn by lot. So a bf16 embedding is multiplied in the precision of x, of which a block stays in the processor's
         cache.
         """
+        if weight is None and (y := self.few_rows(x)) is not None:
+            return y
         weight = self.weight if weight is None else weight
         if torch.is_autocast_enabled(x.device.type) or weight.dtype == x.dtype:
             return linear(x, weight)
@@ -132,12 +134,13 @@ class TokenEmbedding(Embedding):
         return LinearCrossEntropy.apply(x, self.weight if weight is None else weight, targets)  # pyright: ignore[reportReturnType]
 
 
-class Linear(nn.Linear):
+class Linear(Packable, nn.Linear):
     def reset_parameters(self) -> None:
         """Nothing: GPTModel initialises all of its parameters, or takes loaded ones."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.weight, self.bias)
+        y = self.few_rows(input)
+        return linear(input, self.weight, self.bias) if y is None else y
 
 
 class CausalSelfAttention(nn.Module):
@@ -273,6 +276,8 @@ class GPTModel(nn.Module):
 
     def next_token_logits(self, ids: Tensor, cache: KVCache) -> Tensor:
         """(B, T) new token ids → (B, V) logits of the token that follows; `cache` then holds the new ones too."""
+        if ids.size(1) == 1:
+            pack_matrices(self.modules())
         return self.wte.logits(self.hidden_states(ids, cache)[:, -1])
 
 

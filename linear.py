@@ -1,6 +1,7 @@
 """Matrix products in autocast's precision, in less memory than autocast takes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TRAINED_ROWS = 256  # of logits that exist at a time in training
+FEW_ROWS = 16  # up to which a packed weight is multiplied at least as fast as one in bf16
 
 
 class CastLinear(torch.autograd.Function):
@@ -68,6 +70,46 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     y = F.linear(x.to(weight.dtype), weight).to(x.dtype)
     return y if bias is None else y + bias
+
+
+class Packable:
+    """A layer with a matrix that may be kept a second time for decoding, where few rows are multiplied by it.
+
+    FBGEMM's fp16 weights, laid out in the order of reading, are read at three quarters of the memory's rate; oneDNN's
+    in bf16 at a third. The products are fp32, so nothing but the weight is rounded, and that to 11 bits, not 8.
+    """
+
+    weight: Tensor
+    packed: torch.ScriptObject | None = None
+
+    def pack(self) -> None:
+        self.packed = torch.ops.quantized.linear_prepack_fp16(self.weight.detach().float(), getattr(self, "bias", None))
+
+    def few_rows(self, x: Tensor) -> Tensor | None:
+        """x (..., in), if it is few rows and the matrix is packed, times it → (..., out) in fp32; else None."""
+        if self.packed is None or x.numel() > FEW_ROWS * x.size(-1):
+            return None
+        return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+
+
+def pack_matrices(layers: Iterable[Any]) -> None:
+    """Pack those of `layers` whose matrix is in bf16, once, on a processor that has the kernels (x86).
+
+    A second copy of the weights: 0.7 GB for 355M. A single thread packs a matrix, so as many as there are threads are
+    packed at a time.
+    """
+    if torch.backends.quantized.engine not in ("x86", "fbgemm"):
+        return
+    todo = [
+        layer
+        for layer in layers
+        if isinstance(layer, Packable)
+        and layer.packed is None
+        and layer.weight.is_cpu
+        and layer.weight.dtype == torch.bfloat16
+    ]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(Packable.pack, todo))
 
 
 class LinearCrossEntropy(torch.autograd.Function):

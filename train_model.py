@@ -146,6 +146,7 @@ def train_model(
     if run.trained:
         print(f"the training was over after {run.trained.step} steps")
         return run.trained
+    return_freed_memory()  # of measuring the base model: packed matrices leave holes in what training takes
     training, model, tokenizer = settings.training, run.model, data.conversations.renderer.tokenizer
     description = data.conversations.describe(data.parts["train"])
 

@@ -1,5 +1,6 @@
 """The model against itself: sizes, cache, padding, loss."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 
 from attention import short_attention
 from gpt_model import PUBLISHED, GPTConfig, GPTModel, KVCache, in_bf16
+from linear import FEW_ROWS, Packable
 
 PARAMETERS = {
     "distilgpt2": 81_912_576,
@@ -123,6 +125,29 @@ def test_a_copy_in_bf16_rounds_the_matrices_and_shares_the_rest(model):
         expected, got = model(ids), copied(ids)
         assert got.dtype == torch.float32
         assert 0 < (got - expected).norm() < 0.03 * expected.norm()
+
+
+@pytest.mark.skipif(torch.backends.quantized.engine not in ("x86", "fbgemm"), reason="the kernels are for x86")
+def test_a_token_at_a_time_a_bf16_model_reads_packed_weights(model):
+    """They are its own, in another layout: what it writes is what the same weights give in fp32."""
+    rounded, ids = in_bf16(model), random_ids(3, 12)
+    exact = copy.deepcopy(rounded).float()
+
+    def step(model: GPTModel) -> torch.Tensor:
+        cache = KVCache(TINY, padding=torch.zeros(3, dtype=torch.long), capacity=12)
+        with torch.inference_mode():
+            model.next_token_logits(ids[:, :1], cache)
+            return torch.stack([model.next_token_logits(ids[:, t : t + 1], cache) for t in range(1, 12)])
+
+    def layers(model: GPTModel) -> list[Packable]:
+        return [layer for layer in model.modules() if isinstance(layer, Packable)]
+
+    torch.testing.assert_close(step(rounded), step(exact), atol=1e-4, rtol=1e-4)
+    assert len(layers(rounded)) == 4 * TINY.n_layer + 1
+    assert all(layer.packed is not None for layer in layers(rounded))
+    assert all(layer.packed is None for layer in [*layers(exact), *layers(model)])
+    assert layers(rounded)[0].few_rows(torch.zeros(FEW_ROWS, 1, 32)) is not None
+    assert layers(rounded)[0].few_rows(torch.zeros(FEW_ROWS + 1, 1, 32)) is None
 
 
 def test_short_attention_equals_pytorchs():

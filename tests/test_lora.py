@@ -218,8 +218,8 @@ def test_logits_of_a_bf16_embedding_are_not_rounded(model_folder):
     torch.testing.assert_close(model.wte.logits(x), x @ weight.t(), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_unmerged_generation_with_the_cache_equals_without(dtype, vocabulary, tmp_path):
+@pytest.mark.parametrize(("dtype", "tie"), [(torch.float32, 0), (torch.bfloat16, 0.05)])
+def test_unmerged_generation_with_the_cache_equals_without(dtype, tie, vocabulary, tmp_path):
     base = write_layout(tiny_reference(std=0.25), vocabulary, tmp_path / "m", "bare")
     model = adapted(base, 3, dtype)
     take_steps(model)
@@ -229,7 +229,8 @@ def test_unmerged_generation_with_the_cache_equals_without(dtype, vocabulary, tm
         text = list(prompt)
         with torch.no_grad():
             for token in reply:
-                assert model(torch.tensor([text]))[0, -1].argmax() == token
+                logits = model(torch.tensor([text]))[0, -1]
+                assert logits[token] >= logits.max() - tie  # the cached products are not rounded to bf16
                 text.append(token)
         assert len(set(reply)) > 5
 

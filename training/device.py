@@ -176,10 +176,11 @@ def keep_freed_memory() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch's allocator reads it when first used
     libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):
-        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
         for threshold in (32 << 20, 256 << 20):  # some versions of glibc take no more than the first
             libc.mallopt(M_MMAP_THRESHOLD, threshold)
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
+        libc.mallopt(M_ARENA_MAX, 1)  # what one thread frees another uses: 2 GB of addresses less in a run of 355M
 
 
 def return_freed_memory() -> None:

@@ -35,7 +35,7 @@ class LoRALinear(Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         low = SCALE * F.linear(input, self.lora_A)  # (..., R): the scale where there is the least to multiply
-        return linear(input, self.weight, self.bias) + F.linear(low, self.lora_B)
+        return super().forward(input) + F.linear(low, self.lora_B)
 
     def merge(self, weight: Tensor) -> Tensor:
         """`weight` (out, in), in fp32, with the change added."""

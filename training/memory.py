@@ -17,6 +17,7 @@ from settings import TrainingSettings
 from training.device import Machine
 
 TOLERANCE = 1.25  # within which estimate and measured peak were seen to agree
+ADDRESSES = 0.8  # of a limited address space are memory in the end; the rest are mapped files, holes, heaps of threads
 # The limit of a container, and what counts against it: version 2 of Linux's control groups, and version 1.
 CONTAINER = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -87,7 +88,7 @@ def available_memory(device: torch.device) -> tuple[int, int]:
     if sys.platform == "linux":
         limit = psutil.Process().rlimit(psutil.RLIMIT_AS)[0]
         if limit != psutil.RLIM_INFINITY:
-            left = limit - psutil.Process().memory_info().vms
+            left = int(ADDRESSES * (limit - psutil.Process().memory_info().vms))
             free, swap = (left, 0) if left < free else (free, swap)
     return free, free + swap
 
