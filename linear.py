@@ -86,8 +86,11 @@ class Packable:
         self.packed = torch.ops.quantized.linear_prepack_fp16(self.weight.detach().float(), getattr(self, "bias", None))
 
     def few_rows(self, x: Tensor) -> Tensor | None:
-        """x (..., in), if it is few rows and the matrix is packed, times it → (..., out) in fp32; else None."""
-        if self.packed is None or x.numel() > FEW_ROWS * x.size(-1):
+        """x (..., in), if it is few rows and the matrix is packed, times it → (..., out) in fp32; else None.
+
+        Never where gradients are wanted: these products have none.
+        """
+        if self.packed is None or torch.is_grad_enabled() or x.numel() > FEW_ROWS * x.size(-1):
             return None
         return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
 
