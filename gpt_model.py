@@ -7,8 +7,9 @@ Parameters are named as in the published files, so that loading one is a look-up
 """
 
 import copy
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,6 +188,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """A transformer block; normalisation comes before each half, and each half adds to what came in."""
 
+    compiled = False  # whether training runs it as torch.compile makes it
+
     def __init__(self, config: GPTConfig, layer: int, dropout: float) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
@@ -195,8 +198,19 @@ class Block(nn.Module):
         self.mlp = MLP(config, dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None, visible: Tensor | Packed | None) -> Tensor:
+        if self.compiled and self.training:
+            return compiled_block()(self, x, cache, visible)
+        return self.add_halves(x, cache, visible)
+
+    def add_halves(self, x: Tensor, cache: KVCache | None, visible: Tensor | Packed | None) -> Tensor:
         x = x + self.attn(self.ln_1(x), cache, visible)
         return x + self.mlp(self.ln_2(x))
+
+
+@functools.cache
+def compiled_block() -> Callable[..., Tensor]:
+    """`Block.add_halves`, compiled once for all blocks and all lengths, at its first call."""
+    return torch.compile(Block.add_halves, dynamic=True)
 
 
 class GPTModel(nn.Module):

@@ -75,8 +75,7 @@ class DataSettings(ConversationSettings):
     shuffle: bool = False
     """shuffle the dialogues (by --seed) before the split"""
     folds: int = 0
-    """train this many times, each time holding out another part of the conversations, and average what was measured; 0:
-    train once"""
+    """train so many times, each time holding out another part of the conversations, and average the results; 0: once"""
     fold: Annotated[int, tyro.conf.Suppress] = 0
     """the part that is held out in this one of the trainings, counted from 1; 0: none of them"""
 
@@ -94,8 +93,7 @@ class DataSettings(ConversationSettings):
             found.append(f"--split {self.split}: the parts sum to {sum(self.percents)}, not to 100")
         elif self.folds and self.split != DataSettings.split:
             found.append(f"--split {self.split}: --folds {self.folds} divides the conversations itself; leave one out")
-        found += out_of_range(self, "2 to 100, or 0,", lambda value: value == 0 or 2 <= value <= 100, "folds")
-        return found
+        return found + out_of_range(self, "2 to 100, or 0,", lambda value: value == 0 or 2 <= value <= 100, "folds")
 
 
 @dataclass(frozen=True)
@@ -148,6 +146,8 @@ class TrainingSettings(MachineSettings):
     """train low-rank adapters of this rank (LoRA) in place of the weights; 0: train every weight"""
     padding_free: bool = False
     """train on the examples of a batch one after another in a single row, rather than each padded to the longest"""
+    compile: bool = False
+    """compile the model's blocks for training (torch.compile): a slow first step, then faster ones"""
     gradient_checkpointing: bool = False
     """compute activations twice rather than keep them: less memory for long dialogues, a third more time"""
     evaluate_every: int = 0

@@ -20,7 +20,7 @@ from results.generation import complete_dialogues
 from run_folder import OUTPUT, check_record, create_run_folder, lock_run_folder, write_settings
 from settings import FinetuneSettings, TrainingSettings
 from training.checkpoint import Checkpoints, RunState
-from training.device import Machine, return_freed_memory
+from training.device import Machine, check_compiler, return_freed_memory
 from training.loop import Examples, Run, train
 from training.lora import add_adapters, load_adapter, merge_adapters, save_adapter
 from training.memory import Size, check_memory
@@ -41,6 +41,9 @@ def complete_settings(settings: FinetuneSettings, folder: Path, size: Size, mach
     if training.shard:
         among = "divided among the processes" if machine.processes > 1 else "not divided: there is one process"
         print(f"--shard: weights, gradients and moments are {among}")
+    if training.compile:
+        check_compiler(machine)
+        print("--compile: the first step takes longer, since it compiles the model")
     print(check_memory(size, training, machine))
     return replace(settings, training=training)
 
@@ -132,6 +135,8 @@ def make_model(folder: Path, training: TrainingSettings, tokenizer: tiktoken.Enc
     if training.lora_rank:
         add_adapters(model, training.lora_rank, training.seed, new_tokens)
     model.gradient_checkpointing = training.gradient_checkpointing
+    for block in model.h:
+        block.compiled = training.compile
     return model
 
 

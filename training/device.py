@@ -164,6 +164,21 @@ def has_fast_bf16(device: str) -> bool:
     return False
 
 
+def check_compiler(machine: Machine) -> None:
+    """Let PyTorch compile something small, before anything depends on it.
+
+    Raises:
+        UserError: it can't, most often because there is no C++ compiler.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # of `torch.compile`, which takes seconds to import
+
+    try:
+        torch.compile(torch.sin)(torch.ones(2, device=machine.device))
+    except TorchDynamoException as error:
+        reason = str(getattr(error, "inner_exception", error)).partition("\n")[0]
+        raise UserError(f"--compile: PyTorch can't compile here ({reason}); leave it out") from None
+
+
 def keep_freed_memory() -> None:
     """Keep freed memory in the process, in huge pages where Linux offers them. Call before the first tensor is made.
 
