@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from attention import Packed, causal_attention, packed_attention
+from kv_cache import FixedStep, KVCache
 from linear import TRAINED_ROWS, LinearCrossEntropy, Packable, linear, pack_matrices
 
 
@@ -45,42 +46,6 @@ PUBLISHED = {
 
 LOSS_ROWS = 128  # whose logits are computed at a time where nothing is trained
 HEAD_ROWS = 512  # of a bf16 embedding, multiplied at a time where they have to be cast to fp32
-
-
-class KVCache:
-    """Keys and values of every token so far, so that the next token costs one token and not all of them again.
-
-    Args:
-        padding: (B,) how many tokens at the left of each row are padding, which nothing may look at.
-        capacity: the number of tokens there is room for.
-    """
-
-    def __init__(self, config: GPTConfig, padding: Tensor, capacity: int) -> None:
-        B, H, D = len(padding), config.n_head, config.n_embd // config.n_head
-        self.keys = torch.empty(config.n_layer, B, H, capacity, D, device=padding.device)
-        self.values = torch.empty_like(self.keys)
-        self.padding = padding
-        self.length = 0
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, H, T, D) keys and values behind those known so far; return all of them, (B, H, S, D)."""
-        S = self.length + k.size(2)
-        self.keys[layer, :, :, self.length : S] = k
-        self.values[layer, :, :, self.length : S] = v
-        return self.keys[layer, :, :, :S], self.values[layer, :, :, :S]
-
-    def positions(self, T: int) -> Tensor:
-        """(B, T) positions of the next T tokens: a row's first token that is no padding has position 0."""
-        columns = torch.arange(self.length, self.length + T, device=self.padding.device)
-        return (columns - self.padding[:, None]).clamp(min=0)
-
-    def mask(self, T: int) -> Tensor:
-        """(B, 1, T, S), true where one of the next T tokens may look: at what is not padding and not after it."""
-        keys = torch.arange(self.length + T, device=self.padding.device)  # (S,)
-        queries = keys[self.length :, None]  # (T, 1)
-        visible = (keys <= queries) & (keys >= self.padding[:, None, None])  # (B, T, S)
-        # Padding may look at itself: a softmax over nothing is NaN.
-        return (visible | (keys == queries))[:, None]
 
 
 class Embedding(nn.Embedding):
@@ -290,6 +255,9 @@ class GPTModel(nn.Module):
 
     def next_token_logits(self, ids: Tensor, cache: KVCache) -> Tensor:
         """(B, T) new token ids → (B, V) logits of the token that follows; `cache` then holds the new ones too."""
+        if ids.size(1) == 1 and ids.is_cuda:
+            cache.step = cache.step or FixedStep(self, cache)
+            return cache.step(ids)
         if ids.size(1) == 1:
             pack_matrices(self.modules())
         return self.wte.logits(self.hidden_states(ids, cache)[:, -1])

@@ -136,7 +136,7 @@ def make_model(folder: Path, training: TrainingSettings, tokenizer: tiktoken.Enc
         add_adapters(model, training.lora_rank, training.seed, new_tokens)
     model.gradient_checkpointing = training.gradient_checkpointing
     for block in model.h:
-        block.compiled = training.compile
+        block.compiled = training.compile  # pyright: ignore[reportArgumentType]
     return model
 
 

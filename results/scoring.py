@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from dialogues.batches import IGNORED, DialogueDataset, Example, collate, evaluation_batches, round_up
 from dialogues.conversations import Conversations
-from gpt_model import GPTModel, KVCache
+from gpt_model import GPTModel
+from kv_cache import KVCache
 from results.generation import pad_left
 
 HISTORIES = {"none": 0, "1": 1, "2": 2, "4": 4, "all": None}  # how many turns before a reply the model sees

@@ -12,7 +12,8 @@ from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
 from dialogues.formats import ALPACA, ALPACA_SPEAKERS, ALPACA_WITH_INPUT
 from dialogues.template import Renderer
 from files import UserError
-from gpt_model import GPTModel, KVCache
+from gpt_model import GPTModel
+from kv_cache import KVCache
 from results.generation import draw, penalize_repetition
 from settings import SamplingSettings
 

@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from attention import short_attention
-from gpt_model import PUBLISHED, GPTConfig, GPTModel, KVCache, in_bf16
+from gpt_model import PUBLISHED, GPTConfig, GPTModel, in_bf16
+from kv_cache import FixedStep, KVCache
 from linear import FEW_ROWS, Packable
 
 PARAMETERS = {
@@ -79,6 +80,24 @@ def test_left_padding_changes_nothing(model):
         logits = model.next_token_logits(batch, cache)
         torch.testing.assert_close(logits[:1], model(ids)[:, -1], atol=1e-4, rtol=0)
         assert logits.isfinite().all()
+
+
+def test_the_step_that_a_gpu_records_equals_any_other(model):
+    """Padded rows, a cache with more room than is used, never written memory in it, and one that is made shorter."""
+    prompt, more = random_ids(2, 9), random_ids(2, 8)
+    caches = [KVCache(TINY, padding=torch.tensor([0, 4]), capacity=40) for _ in range(2)]
+    caches[1].keys.fill_(torch.nan)
+    caches[1].values.fill_(torch.nan)
+    with torch.inference_mode():
+        for cache in caches:
+            model.next_token_logits(prompt, cache)
+        step = FixedStep(model, caches[1])
+        for t in (0, 1, 2, 3, 4, 2, 5, 6):
+            for cache in caches:
+                cache.length = min(cache.length, len(prompt[0]) + t)
+            expected = model.next_token_logits(more[:, t : t + 1], caches[0])
+            torch.testing.assert_close(step(more[:, t : t + 1]), expected, atol=1e-4, rtol=0)
+            assert caches[0].length == caches[1].length
 
 
 def test_loss_is_the_summed_negative_log_likelihood_of_learned_tokens(model):

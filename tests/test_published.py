@@ -5,7 +5,7 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from find_model import find_model_folder
-from gpt_model import KVCache
+from kv_cache import KVCache
 from load_gpt2_weights import load_model
 from test_gpt_model import PARAMETERS
 

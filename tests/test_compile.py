@@ -1,0 +1,52 @@
+"""`--compile`: blocks as PyTorch makes them, in training alone, and a word where it can't."""
+
+import copy
+import os
+import sys
+
+import pytest
+import torch
+
+import gpt_model
+from conftest import CPU, fit, logged, make_examples, refused, written
+from gpt_model import Block, GPTConfig, GPTModel
+from settings import TrainingSettings
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_compiled_model_learns_the_same(tmp_path, monkeypatch, precision):
+    """The graphs are traced and differentiated as for any backend; what the C++ compiler makes of them is its own."""
+    compiled = torch.compile(Block.add_halves, backend="aot_eager", dynamic=True)
+    calls = []
+
+    def counted(block, x, *rest):
+        calls.append(tuple(x.shape))
+        return compiled(block, x, *rest)
+
+    monkeypatch.setattr(gpt_model, "compiled_block", lambda: counted)
+    torch.manual_seed(0)
+    model = GPTModel(GPTConfig(n_layer=2, n_head=2, n_embd=32, vocab_size=101, n_positions=64))
+    again = copy.deepcopy(model)
+    for block in again.h:
+        block.compiled = True  # pyright: ignore
+    random = torch.Generator().manual_seed(0)
+    texts = [torch.randint(100, (length,), generator=random).tolist() for length in (20, 35, 30, 25, 12)]
+    dataset = make_examples(*((text, [2, len(text)]) for text in texts), max_length=64)
+    settings = TrainingSettings(epochs=2, batch_size=2, learning_rate=1e-3)
+    for each, name in ((model, "plain"), (again, "compiled")):
+        fit(each, dataset, dataset, settings, tmp_path / name, CPU._replace(precision=precision))
+    assert len(calls) == 2 * 6  # two blocks, six steps, and no evaluation
+    assert len(set(calls)) > 2  # lengths differ, and the last batch of an epoch is a single row
+    tolerance = 1e-5 if precision == "fp32" else 1e-2
+    losses = [logged(tmp_path / name, "val_loss") for name in ("compiled", "plain")]
+    assert losses[0] == pytest.approx(losses[1], rel=tolerance)
+    assert losses[0][-1] < losses[0][0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="compilers are found in other ways there")
+def test_no_compiler_is_said_before_anything_is_written(command, work):
+    environment = {"CXX": "", "TORCHINDUCTOR_CACHE_DIR": str(work.parent / "cache"), "PATH": os.devnull}
+    line = refused(command("finetune.py", "--compile", **environment))
+    assert line.startswith("error: --compile: PyTorch can't compile here (")
+    assert line.endswith("; leave it out")
+    assert written(work) == []
