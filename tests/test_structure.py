@@ -10,6 +10,7 @@ ROOMS = (
     "settings",
     "attention",
     "linear",
+    "kv_cache",
     "gpt_model",
     "dialogues",
     "download_model",
@@ -35,7 +36,8 @@ MAY_SEE = {
     "command_line": {"files"},
     "attention": set(),
     "linear": set(),
-    "gpt_model": {"attention", "linear"},
+    "kv_cache": {"gpt_model"},  # its types alone, for which nothing is imported
+    "gpt_model": {"attention", "linear", "kv_cache"},
     "dialogues": {"files"},
     "download_model": {"files"},
     "find_model": {"files", "download_model"},
@@ -56,8 +58,8 @@ MAY_SEE = {
         *("prepare", "run_folder", "training", "results"),
     },
     "training": {"files", "settings", "attention", "linear", "gpt_model", "dialogues"},
-    "results": {"files", "settings", "gpt_model", "dialogues"},
-    "talking": {"files", "settings", "gpt_model", "dialogues", "results"},
+    "results": {"files", "settings", "kv_cache", "gpt_model", "dialogues"},
+    "talking": {"files", "settings", "kv_cache", "gpt_model", "dialogues", "results"},
     "benchmarks": {*ROOMS},
 }
 

@@ -1,14 +1,31 @@
 """AdamW (Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization") and the learning rate over the steps."""
 
+import inspect
 import math
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from settings import TrainingSettings
 
 
-def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
+class AdamW(torch.optim.AdamW):
+    """PyTorch's, without what hides these methods from its compiler and imports all of that: a second at each start."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        inspect.unwrap(Optimizer.add_param_group)(self, param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        inspect.unwrap(Optimizer.zero_grad)(self, set_to_none)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        inspect.unwrap(torch.optim.AdamW.step)(self, closure)
+
+
+def make_optimizer(model: nn.Module, settings: TrainingSettings) -> AdamW:
     """Fused AdamW for what is not frozen; weight decay pulls on matrices and embeddings, not on biases and norms."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.dim() >= 2]
@@ -17,7 +34,7 @@ def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, fused=True)  # the loop sets the learning rate of each step
+    return AdamW(groups, fused=True)  # the loop sets the learning rate of each step
 
 
 def learning_rate_at(step: int, steps: int, settings: TrainingSettings) -> float:
