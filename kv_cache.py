@@ -21,13 +21,14 @@ class KVCache:
         capacity: the number of tokens there is room for.
     """
 
+    step: "FixedStep | None" = None  # on a GPU, once a single token was asked for
+
     def __init__(self, config: "GPTConfig", padding: Tensor, capacity: int) -> None:
         B, H, D = len(padding), config.n_head, config.n_embd // config.n_head
         self.keys = torch.empty(config.n_layer, B, H, capacity, D, device=padding.device)
         self.values = torch.empty_like(self.keys)
         self.padding = padding
         self.length = 0
-        self.step: FixedStep | None = None  # on a GPU, once a single token was asked for
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store (B, H, T, D) keys and values behind those known so far; return all of them, (B, H, S, D)."""
