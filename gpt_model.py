@@ -257,7 +257,7 @@ class GPTModel(nn.Module):
         """(B, T) new token ids → (B, V) logits of the token that follows; `cache` then holds the new ones too."""
         if ids.size(1) == 1 and ids.is_cuda:
             cache.step = cache.step or FixedStep(self, cache)
-            return cache.step(ids)
+            return cache.step(ids, cache)
         if ids.size(1) == 1:
             pack_matrices(self.modules())
         return self.wte.logits(self.hidden_states(ids, cache)[:, -1])

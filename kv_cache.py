@@ -4,6 +4,7 @@ Shapes: B rows in the batch, T new tokens, H heads, D channels of a head, S keys
 the vocabulary.
 """
 
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from gpt_model import GPTConfig, GPTModel
+
+RECORDING = Lock()  # a process records one graph at a time; `chat.py --web` answers several people at once
 
 
 class KVCache:
@@ -86,28 +89,32 @@ class FixedStep:
     """
 
     def __init__(self, model: "GPTModel", cache: KVCache) -> None:
-        self.model, self.cache, self.fixed = model, cache, FixedCache(cache)
+        self.model, self.fixed = model, FixedCache(cache)  # not the cache: it has this step, and neither would be freed
         self.ids = torch.zeros(len(cache.padding), 1, dtype=torch.long, device=cache.padding.device)
         self.graph = torch.cuda.CUDAGraph() if self.ids.is_cuda else None
         if self.graph:
-            # Once before, aside, as PyTorch asks: libraries allocate at their first call, which can't be recorded.
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                self.compute()
-            torch.cuda.current_stream().wait_stream(aside)
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-                self.logits = self.compute()
+            with RECORDING:
+                self.record(self.graph)
+
+    def record(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Compute twice: aside, since libraries allocate at their first call, which can't be recorded; and recorded."""
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            self.compute()
+        torch.cuda.current_stream().wait_stream(aside)
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self.logits = self.compute()
 
     def compute(self) -> Tensor:
         """(B, V), and the cache written at its place."""
         return self.model.wte.logits(self.model.hidden_states(self.ids, self.fixed)[:, -1])
 
-    def __call__(self, ids: Tensor) -> Tensor:
+    def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
         """(B, 1) new token ids → (B, V) logits; the cache, which may have been made shorter meanwhile, has them too."""
         self.ids.copy_(ids)
-        self.fixed.place.fill_(self.cache.length)
-        self.cache.length += 1
+        self.fixed.place.fill_(cache.length)
+        cache.length += 1
         if self.graph is None:
             return self.compute()
         self.graph.replay()

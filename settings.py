@@ -208,6 +208,7 @@ class TrainingSettings(MachineSettings):
             ),
             *super().problems(),
             *["--shard divides what --lora-rank does not have: leave one out"] * bool(self.shard and self.lora_rank),
+            *["--compile is slow with --padding-free: leave one out"] * (self.compile and self.padding_free),
         ]
 
 

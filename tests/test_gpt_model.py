@@ -1,6 +1,8 @@
 """The model against itself: sizes, cache, padding, loss."""
 
 import copy
+import gc
+import weakref
 from functools import partial
 
 import pytest
@@ -96,8 +98,21 @@ def test_the_step_that_a_gpu_records_equals_any_other(model):
             for cache in caches:
                 cache.length = min(cache.length, len(prompt[0]) + t)
             expected = model.next_token_logits(more[:, t : t + 1], caches[0])
-            torch.testing.assert_close(step(more[:, t : t + 1]), expected, atol=1e-4, rtol=0)
+            torch.testing.assert_close(step(more[:, t : t + 1], caches[1]), expected, atol=1e-4, rtol=0)
             assert caches[0].length == caches[1].length
+
+
+def test_a_cache_is_freed_with_its_step(model):
+    """At once, not when Python looks for cycles: on a GPU they are gigabytes, batch after batch."""
+    cache = KVCache(TINY, padding=torch.zeros(1, dtype=torch.long), capacity=8)
+    cache.step = FixedStep(model, cache)
+    gone = weakref.ref(cache)
+    gc.disable()
+    try:
+        del cache
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_loss_is_the_summed_negative_log_likelihood_of_learned_tokens(model):

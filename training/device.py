@@ -170,12 +170,10 @@ def check_compiler(machine: Machine) -> None:
     Raises:
         UserError: it can't, most often because there is no C++ compiler.
     """
-    from torch._dynamo.exc import BackendCompilerFailed  # with all of the compiler, which takes a second to import
-
     try:
         torch.compile(torch.sin)(torch.ones(2, device=machine.device))
-    except BackendCompilerFailed as error:
-        reason = str(error.inner_exception).partition("\n")[0]
+    except RuntimeError as error:
+        reason = str(getattr(error, "inner_exception", error)).partition("\n")[0]
         raise UserError(f"--compile: PyTorch can't compile here ({reason}); leave it out") from None
 
 
