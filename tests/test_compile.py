@@ -48,3 +48,8 @@ def test_no_compiler_is_said_before_anything_is_written(command, work):
     assert line.startswith("error: --compile: PyTorch can't compile here (")
     assert line.endswith("; leave it out")
     assert written(work) == []
+
+
+def test_batches_without_padding_are_refused(command, work):
+    assert "--compile is slow with --padding-free" in refused(command("finetune.py", "--compile", "--padding-free"))
+    assert written(work) == []
