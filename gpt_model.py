@@ -255,11 +255,16 @@ class GPTModel(nn.Module):
 
     def next_token_logits(self, ids: Tensor, cache: KVCache) -> Tensor:
         """(B, T) new token ids → (B, V) logits of the token that follows; `cache` then holds the new ones too."""
-        if ids.size(1) == 1 and ids.is_cuda:
-            cache.step = cache.step or FixedStep(self, cache)
+        if ids.size(1) > 1:
+            return self.last_logits(ids, cache)
+        if ids.is_cuda:
+            cache.step = cache.step or FixedStep(self.last_logits, cache)
             return cache.step(ids, cache)
-        if ids.size(1) == 1:
-            pack_matrices(self.modules())
+        pack_matrices(self.modules())
+        return self.last_logits(ids, cache)
+
+    def last_logits(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """`next_token_logits`, computed as the tokens and the cache come."""
         return self.wte.logits(self.hidden_states(ids, cache)[:, -1])
 
 

@@ -4,6 +4,7 @@ Shapes: B rows in the batch, T new tokens, H heads, D channels of a head, S keys
 the vocabulary.
 """
 
+from collections.abc import Callable
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from gpt_model import GPTConfig, GPTModel
+    from gpt_model import GPTConfig
 
 RECORDING = Lock()  # a process records one graph at a time; `chat.py --web` answers several people at once
 
@@ -86,10 +87,14 @@ class FixedStep:
     """A model's step of one token for each row of a cache, on a GPU as a CUDA graph: recorded once, then replayed.
 
     Python launches some 700 kernels a token, which takes longer than they run; a graph is launched at once.
+
+    Args:
+        compute: from (B, 1) token ids and a cache to (B, V) logits, the cache written at its place.
     """
 
-    def __init__(self, model: "GPTModel", cache: KVCache) -> None:
-        self.model, self.fixed = model, FixedCache(cache)  # not the cache: it has this step, and neither would be freed
+    def __init__(self, compute: Callable[[Tensor, KVCache], Tensor], cache: KVCache) -> None:
+        # Not the cache itself: it has this step, and neither would be freed.
+        self.compute, self.fixed = compute, FixedCache(cache)
         self.ids = torch.zeros(len(cache.padding), 1, dtype=torch.long, device=cache.padding.device)
         self.graph = torch.cuda.CUDAGraph() if self.ids.is_cuda else None
         if self.graph:
@@ -101,14 +106,10 @@ class FixedStep:
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
-            self.compute()
+            self.compute(self.ids, self.fixed)
         torch.cuda.current_stream().wait_stream(aside)
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.logits = self.compute()
-
-    def compute(self) -> Tensor:
-        """(B, V), and the cache written at its place."""
-        return self.model.wte.logits(self.model.hidden_states(self.ids, self.fixed)[:, -1])
+            self.logits = self.compute(self.ids, self.fixed)
 
     def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
         """(B, 1) new token ids → (B, V) logits; the cache, which may have been made shorter meanwhile, has them too."""
@@ -116,6 +117,6 @@ class FixedStep:
         self.fixed.place.fill_(cache.length)
         cache.length += 1
         if self.graph is None:
-            return self.compute()
+            return self.compute(self.ids, self.fixed)
         self.graph.replay()
         return self.logits.clone()  # the next step writes where these are

@@ -93,7 +93,7 @@ def test_the_step_that_a_gpu_records_equals_any_other(model):
     with torch.inference_mode():
         for cache in caches:
             model.next_token_logits(prompt, cache)
-        step = FixedStep(model, caches[1])
+        step = FixedStep(model.last_logits, caches[1])
         for t in (0, 1, 2, 3, 4, 2, 5, 6):
             for cache in caches:
                 cache.length = min(cache.length, len(prompt[0]) + t)
@@ -105,7 +105,7 @@ def test_the_step_that_a_gpu_records_equals_any_other(model):
 def test_a_cache_is_freed_with_its_step(model):
     """At once, not when Python looks for cycles: on a GPU they are gigabytes, batch after batch."""
     cache = KVCache(TINY, padding=torch.zeros(1, dtype=torch.long), capacity=8)
-    cache.step = FixedStep(model, cache)
+    cache.step = FixedStep(model.last_logits, cache)
     gone = weakref.ref(cache)
     gc.disable()
     try:
