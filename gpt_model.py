@@ -94,8 +94,13 @@ class TokenEmbedding(Packable, Embedding):
         return torch.cat(parts).t().reshape(*x.shape[:-1], -1)
 
     def cross_entropy(self, x: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The summed negative log-likelihood of (N,) targets by the `logits` of x (N, C), to be trained."""
-        if len(targets) <= TRAINED_ROWS:  # nothing to save
+        """The summed negative log-likelihood of (N,) targets by the `logits` of x (N, C), to be trained.
+
+        A row at a time the gradient is rounded before the loss is scaled, and fp16 would lose what lies below 6e-8.
+        """
+        device = x.device.type
+        fp16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+        if fp16 or len(targets) <= TRAINED_ROWS:  # of few rows there is nothing to save
             return F.cross_entropy(self.logits(x, weight), targets, reduction="sum")
         return LinearCrossEntropy.apply(x, self.weight if weight is None else weight, targets)  # pyright: ignore[reportReturnType]
 

@@ -14,10 +14,11 @@ from measure import run_task
 WARM_UP = 2  # steps that are not counted: kernels are made, memory is touched
 
 
-def training(
-    folder: str, data: str, batch_size: int, steps: int, device: str, precision: str, lora_rank: int
-) -> dict[str, Any]:
+def training(folder: str, data: str, steps: int, device: str, precision: str, **options: Any) -> dict[str, Any]:
     """Steps of the training loop as a run does them, over the first half of the dialogues in `data`.
+
+    Args:
+        options: of the training, by their names in `TrainingSettings`.
 
     Returns:
         tokens (padding is none), seconds and examples of the measured steps.
@@ -33,7 +34,7 @@ def training(
 
     keep_freed_memory()
     machine = choose_machine(device, precision)
-    settings = TrainingSettings(batch_size=batch_size, lora_rank=lora_rank).with_defaults(parameters=1 << 30)[0]
+    settings = TrainingSettings(**options).with_defaults(parameters=1 << 30)[0]
     read = read_data(*open_data(DataSettings(Path(data))), Path(folder), DataSettings(split="50/50"), settings.seed)
     tokenizer = read.conversations.renderer.tokenizer
     model = make_model(Path(folder), settings, tokenizer, machine.precision).to(machine.device)
@@ -43,7 +44,7 @@ def training(
     run = Run(model, make_optimizer(model, settings), examples, settings, machine, checkpoints, RunSettings())
     lengths = [length - 1 for length in examples.train.lengths()]  # the last token is only ever a target
     seconds, numbers = [], []
-    for step in islice(epoch_steps(lengths, batch_size, 1, settings.seed, 0), WARM_UP + steps):
+    for step in islice(epoch_steps(lengths, settings.batch_size, 1, settings.seed, 0), WARM_UP + steps):
         started = time.perf_counter()
         run.step(step)
         seconds.append(time.perf_counter() - started)

@@ -124,17 +124,23 @@ def bundled(plan: Plan) -> Iterator[Case]:
 
 
 def step_contestants(plan: Plan, job: dict[str, Any], needs: tuple[str, ...]) -> list[Contestant]:
-    """Training steps of `job`: ours and a plain loop with transformers, in each precision."""
-    names = {"ours.py": OURS, "peers.py": "transformers with peft" if needs == PEFT else "transformers loop"}
-    return [
-        Contestant(
-            f"{who}, {precision}",
-            script(source, "training", **job, steps=plan.steps, device=plan.device, precision=precision),
-            needs=needs if source == "peers.py" else (),
-        )
-        for precision in plan.precisions
-        for source, who in names.items()
-    ]
+    """Training steps of `job`: ours and a plain loop with transformers, in each precision; on a GPU ours with either of
+    the options that are meant for one, too.
+    """
+    ours = [(OURS, {})]
+    if plan.device == "cuda":
+        ours += [(f"{OURS} with --compile", {"compile": True}), (f"{OURS} with --padding-free", {"padding_free": True})]
+    theirs = "transformers with peft" if needs == PEFT else "transformers loop"
+    contestants = []
+    for precision in plan.precisions:
+        values = {**job, "steps": plan.steps, "device": plan.device, "precision": precision}
+        contestants += [
+            Contestant(f"{who}, {precision}", script("ours.py", "training", **values, **options))
+            for who, options in ours
+        ]
+        words = script("peers.py", "training", **values)
+        contestants.append(Contestant(f"{theirs}, {precision}", words, needs=needs))
+    return contestants
 
 
 def throughput(plan: Plan) -> Iterator[Case]:

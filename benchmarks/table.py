@@ -256,13 +256,13 @@ def goals(results: Results) -> list[Goal]:
     """The goals for the device of the results."""
     model = results["model"]
     if results["device"] == "cuda":
-        rows, prompts, dialogues = f"{model}, 4 × 1024", f"{model}, 16 prompts", f"{model}, 8 × short dialogues"
         return [
-            Goal("training at 4 × 1024, share of the matrix-product rate", 55, "%", shows("throughput", rows, "share")),
-            Goal("training on short dialogues, against transformers at its best", 3, "×",
-                 against("throughput", dialogues, "transformers")),
+            *(Goal(f"training at {size} × 1024, share of the matrix-product rate", 55, "%",
+                   shows("throughput", f"{model}, {size} × 1024", "share")) for size in (4, 16)),
+            *(Goal(f"training on {size} short dialogues at a time, against transformers at its best", 3, "×",
+                   against("throughput", f"{model}, {size} × short dialogues", "transformers")) for size in (8, 32)),
             Goal("generation for 16 prompts, against transformers at its best", 5, "×",
-                 against("generation", prompts, "transformers")),
+                 against("generation", f"{model}, 16 prompts", "transformers")),
         ]  # fmt: skip
     middle, short, prompts = f"{model}, 8 × 200", f"{model}, 2 × 45", f"{model}, 3 prompts"
     return [

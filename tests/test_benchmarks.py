@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ from dialogues.template import Renderer
 from dialogues.tokenizer import load_tokenizer
 from gpt_model import PUBLISHED, GPTConfig, count_parameters
 from material import BUNDLED_DATA, END_OF_TEXT, VOCABULARY, make_vocabulary, read_dialogues, render
+from parts import lora
+from run import make_plan, parse_options
+from settings import TrainingSettings
 from table import goal_rows, operations_per_token, render_markdown, weights
 from textbook import Model, load
 
@@ -76,6 +80,23 @@ def test_goals_are_met_or_not():
         ["≥ 2.5 ×", "2.48 ×", "not met"],
         ["≤ 6.4 GB", "7.00 GB", "not met"],
     ]
+
+
+def test_a_gpu_is_measured_with_the_options_meant_for_it(tmp_path):
+    plan = make_plan(parse_options(["--quick", "--device", "cuda", "--cache", str(tmp_path)]), ("fp32", "bf16"))
+    (case,) = lora(plan)
+    assert [one.who for one in case.contestants if one.who.endswith("bf16")] == [
+        "ours, bf16",
+        "ours with --compile, bf16",
+        "ours with --padding-free, bf16",
+        "transformers with peft, bf16",
+    ]
+    tasks = [json.loads(one.words[-1]) for one in case.contestants]
+    known = {field.name for field in fields(TrainingSettings)}
+    assert [name for task in tasks for name in ("compile", "padding_free") if task.get(name) and name in known] == [
+        "compile",
+        "padding_free",
+    ] * 2
 
 
 def test_the_vocabulary_is_one_for_both_sides(tmp_path):

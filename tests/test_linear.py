@@ -1,9 +1,12 @@
 """Products that save memory, against PyTorch's own."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from gpt_model import TokenEmbedding
 from linear import TRAINED_ROWS, CastLinear, LinearCrossEntropy
 
 
@@ -48,6 +51,21 @@ def test_cross_entropy_a_few_rows_at_a_time_equals_pytorchs(autocast, tolerance,
             assert got.dtype == expected.dtype == torch.float32
             assert (got - expected).norm() < tolerance * expected.norm()
     assert not results[1][1][1::3].any()  # what is not learned has no gradient
+
+
+def test_fp16_keeps_the_gradients_of_unlikely_tokens():
+    """A token of probability 2e-8, which is 0 in fp16 before the loss is scaled."""
+    rows, scale = 2 * TRAINED_ROWS, 65536
+    embedding = TokenEmbedding(300, 64)
+    with torch.no_grad():
+        embedding.weight.zero_()
+        embedding.weight[0] = -12 / 64
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = embedding.cross_entropy(torch.ones(rows, 64), torch.arange(rows) % 299 + 1)
+    (loss / rows * scale).backward()
+    unlikely = 1 / (1 + 299 * math.exp(12))
+    assert embedding.weight.grad is not None
+    torch.testing.assert_close(embedding.weight.grad[0] / scale, torch.full((64,), unlikely), rtol=0.05, atol=0)
 
 
 def test_nothing_learned_is_a_loss_of_zero():

@@ -171,6 +171,17 @@ def test_devices_and_precisions():
             choose_machine("cuda", "auto")
 
 
+def test_a_gpu_makes_no_plan_for_each_new_length(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        assert choose_machine("cuda", "fp32").device.type == "cuda"
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
 def test_schedules_equal_transformers(name, model):
     from transformers import get_scheduler

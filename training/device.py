@@ -121,6 +121,10 @@ def choose_machine(device: str, precision: str) -> Machine:
         why_precision = "the hardware multiplies bf16 fast" if fast else "the hardware has no fast bf16"
     else:
         why_precision = "as asked"
+    if device == "cuda":
+        # cuDNN's attention makes a plan for each new length, which takes a tenth of a second or more: of batches and
+        # tokens to come, nearly every length is new. FlashAttention needs none.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     processes, rank, place = join_processes(device)
     together = f", {processes} processes" if processes > 1 else ""
     threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
