@@ -1,5 +1,6 @@
 """Matrix products in autocast's precision, in less memory than autocast takes."""
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -108,6 +109,20 @@ def pack_matrices(layers: Iterable[Any]) -> None:
             layer.pack()
 
 
+def cast_aligned(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """`weight` (V, C) in `dtype`; where that is another, with zeros below it up to a multiple of 8 rows.
+
+    A GPU has slow kernels of its own for a product whose number of columns, here V = 50,257, 8 does not divide.
+    """
+    if dtype == weight.dtype:
+        return weight
+    V, C = weight.shape
+    cast = weight.new_empty(V + -V % 8, C, dtype=dtype)
+    cast[:V] = weight
+    cast[V:] = 0
+    return cast
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """The summed negative log-likelihood of targets by the logits x (N, C) times weight (V, C), -100 left out.
 
@@ -123,18 +138,20 @@ class LinearCrossEntropy(torch.autograd.Function):
             dtype = torch.get_autocast_dtype(device.type)
         losses, grads, grad_weight = [], [], None
         with torch.autocast(device.type, enabled=False):
-            x, cast = x.to(dtype), weight.to(dtype)
+            x, cast = x.to(dtype), cast_aligned(weight, dtype)
             for rows, wanted in zip(x.split(TRAINED_ROWS), targets.split(TRAINED_ROWS), strict=True):
-                log_p = F.linear(rows, cast).float().log_softmax(dim=-1)  # (rows, V)
+                logits = F.linear(rows, cast)  # (rows, V or a few more)
+                logits[:, len(weight) :] = -math.inf
+                log_p = logits.float().log_softmax(dim=-1)
                 losses.append(F.nll_loss(log_p, wanted, reduction="sum"))
-                grad = log_p.exp_()
+                grad, ignored = log_p.exp_(), (wanted == -100)[:, None]
                 grad[torch.arange(len(grad), device=device), wanted.clamp(min=0)] -= 1
-                grad = grad.masked_fill_((wanted == -100)[:, None], 0).to(dtype)
-                grads.append(grad @ cast)
+                grad = grad.to(dtype)
+                grads.append((grad @ cast).masked_fill_(ignored, 0))
                 if ctx.needs_input_grad[1]:
-                    part = grad.t() @ rows  # (V, C)
+                    part = grad.t() @ rows.masked_fill(ignored, 0)  # (V or a few more, C)
                     grad_weight = part.to(weight.dtype) if grad_weight is None else grad_weight.add_(part)
-        ctx.save_for_backward(torch.cat(grads), grad_weight)
+        ctx.save_for_backward(torch.cat(grads), None if grad_weight is None else grad_weight[: len(weight)])
         return torch.stack(losses).sum()
 
     @staticmethod
