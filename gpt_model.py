@@ -72,6 +72,8 @@ class TiedWeight(torch.autograd.Function):
 
 
 class TokenEmbedding(Packable, Embedding):
+    compiled = False  # whether training computes the gradient of the loss as torch.compile makes it
+
     def tied(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) token ids → their rows (B, T, C), and the weight (V, C) for `logits` to read."""
         return TiedWeight.apply(self.weight, ids)  # pyright: ignore[reportReturnType]
@@ -102,7 +104,8 @@ class TokenEmbedding(Packable, Embedding):
         fp16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
         if fp16 or len(targets) <= TRAINED_ROWS:  # of few rows there is nothing to save
             return F.cross_entropy(self.logits(x, weight), targets, reduction="sum")
-        return LinearCrossEntropy.apply(x, self.weight if weight is None else weight, targets)  # pyright: ignore[reportReturnType]
+        weight = self.weight if weight is None else weight
+        return LinearCrossEntropy.apply(x, weight, targets, self.compiled)  # pyright: ignore[reportReturnType]
 
 
 class Linear(Packable, nn.Linear):

@@ -1,7 +1,8 @@
 """Matrix products in autocast's precision, in less memory than autocast takes."""
 
+import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TRAINED_ROWS = 256  # of logits that exist at a time in training
+ROWS_ON_GPU = 4096  # the same there
 FEW_ROWS = 16  # up to which a packed weight is multiplied at least as fast as one in bf16
 
 
@@ -132,21 +134,20 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        device, dtype = x.device, x.dtype
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, compiled: bool) -> Tensor:
+        device, dtype, size = x.device, x.dtype, ROWS_ON_GPU if x.is_cuda else TRAINED_ROWS
+        differentiate = compiled_differentiation() if compiled else loss_and_gradient
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
         losses, grads, grad_weight = [], [], None
         with torch.autocast(device.type, enabled=False):
             x, cast = x.to(dtype), cast_aligned(weight, dtype)
-            for rows, wanted in zip(x.split(TRAINED_ROWS), targets.split(TRAINED_ROWS), strict=True):
+            for rows, wanted in zip(x.split(size), targets.split(size), strict=True):
                 logits = F.linear(rows, cast)  # (rows, V or a few more)
                 logits[:, len(weight) :] = -math.inf
-                log_p = logits.float().log_softmax(dim=-1)
-                losses.append(F.nll_loss(log_p, wanted, reduction="sum"))
-                grad, ignored = log_p.exp_(), (wanted == -100)[:, None]
-                grad[torch.arange(len(grad), device=device), wanted.clamp(min=0)] -= 1
-                grad = grad.to(dtype)
+                ignored = (wanted == -100)[:, None]
+                loss, grad = differentiate(logits, wanted[:, None].clamp(min=0))
+                losses.append(loss.masked_fill_(ignored, 0).sum())
                 grads.append((grad @ cast).masked_fill_(ignored, 0))
                 if ctx.needs_input_grad[1]:
                     part = grad.t() @ rows.masked_fill(ignored, 0)  # (V or a few more, C)
@@ -157,4 +158,18 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_x, grad_weight = ctx.saved_tensors
-        return grad_x * grad_loss, None if grad_weight is None else grad_weight * grad_loss, None
+        return grad_x * grad_loss, None if grad_weight is None else grad_weight * grad_loss, None, None
+
+
+def loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The negative log-likelihood (N, 1) of targets (N, 1) by the logits (N, V), and its gradient by them (N, V)."""
+    log_p = logits.float().log_softmax(dim=-1)
+    hit = log_p.gather(1, targets)
+    grad = log_p.exp_().to(logits.dtype)
+    return -hit, grad.scatter_(1, targets, hit.expm1().to(grad.dtype))
+
+
+@functools.cache
+def compiled_differentiation() -> Callable[..., tuple[Tensor, Tensor]]:
+    """`loss_and_gradient`, compiled at its first call: on a GPU a tenth of a step is the passes over all the logits."""
+    return torch.compile(loss_and_gradient, dynamic=True)

@@ -135,8 +135,8 @@ def make_model(folder: Path, training: TrainingSettings, tokenizer: tiktoken.Enc
     if training.lora_rank:
         add_adapters(model, training.lora_rank, training.seed, new_tokens)
     model.gradient_checkpointing = training.gradient_checkpointing
-    for block in model.h:
-        block.compiled = training.compile  # pyright: ignore[reportArgumentType]
+    for part in (*model.h, model.wte):
+        part.compiled = training.compile  # pyright: ignore[reportArgumentType]
     return model
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import linear
 from gpt_model import TokenEmbedding
 from linear import TRAINED_ROWS, CastLinear, LinearCrossEntropy
 
@@ -34,12 +35,15 @@ def cross_entropy(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) 
 @pytest.mark.parametrize("rows", [3, TRAINED_ROWS, 2 * TRAINED_ROWS + 5])
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-5), (True, 0.01)])
-def test_cross_entropy_a_few_rows_at_a_time_equals_pytorchs(autocast, tolerance, frozen, rows):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_cross_entropy_a_few_rows_at_a_time_equals_pytorchs(autocast, tolerance, frozen, rows, compiled, monkeypatch):
+    traced = torch.compile(linear.loss_and_gradient, backend="aot_eager", dynamic=True)
+    monkeypatch.setattr(linear, "compiled_differentiation", lambda: traced)
     torch.manual_seed(0)
     x, weight, targets = torch.randn(rows, 64), torch.randn(301, 64) / 4, torch.randint(301, (rows,))
     targets[1::3] = -100
     results = []
-    for function in (cross_entropy, LinearCrossEntropy.apply):
+    for function in (cross_entropy, lambda *given: LinearCrossEntropy.apply(*given, compiled)):
         inputs = [x.clone().requires_grad_(), weight.clone().requires_grad_(not frozen)]
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             loss = function(inputs[0], inputs[1], targets)
@@ -71,7 +75,7 @@ def test_fp16_keeps_the_gradients_of_unlikely_tokens():
 def test_nothing_learned_is_a_loss_of_zero():
     x, weight = torch.randn(4, 8, requires_grad=True), torch.randn(10, 8, requires_grad=True)
     for rows in (4, 0):
-        loss = LinearCrossEntropy.apply(x[:rows], weight, torch.full((rows,), -100))
+        loss = LinearCrossEntropy.apply(x[:rows], weight, torch.full((rows,), -100), False)
         loss.backward()  # pyright: ignore
         assert loss.item() == 0  # pyright: ignore
         assert not weight.grad.any()  # pyright: ignore
@@ -81,7 +85,7 @@ def test_the_logits_of_all_rows_never_exist_at_once():
     rows = 3 * TRAINED_ROWS
     x, weight = torch.randn(rows, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)
     with torch.profiler.profile(record_shapes=True) as profile:
-        LinearCrossEntropy.apply(x, weight, torch.randint(40, (rows,))).backward()  # pyright: ignore
+        LinearCrossEntropy.apply(x, weight, torch.randint(40, (rows,)), False).backward()  # pyright: ignore
     shapes = [shape for event in profile.events() or [] for shape in event.input_shapes]
     assert [TRAINED_ROWS, 40] in shapes
     assert [rows, 40] not in shapes
