@@ -39,6 +39,10 @@ class Plan(NamedTuple):
     new_tokens: int
     dialogues: int  # that are read
     precisions: tuple[str, ...]  # that the hardware computes in
+    cases: tuple[str, ...]  # words; of training throughput and generation a case is measured if its name has one
+
+    def wants(self, case: str) -> bool:
+        return any(word in case for word in self.cases)
 
 
 def script(source: str, task: str, /, **values: Any) -> tuple[str, ...]:
@@ -123,13 +127,16 @@ def bundled(plan: Plan) -> Iterator[Case]:
     yield Case("bundled", FIRST_RUN, [Contestant(OURS, words)])
 
 
-def step_contestants(plan: Plan, job: dict[str, Any], needs: tuple[str, ...]) -> list[Contestant]:
-    """Training steps of `job`: ours and a plain loop with transformers, in each precision; on a GPU ours with either of
-    the options that are meant for one, too.
+def step_contestants(
+    plan: Plan, job: dict[str, Any], needs: tuple[str, ...], lengths_differ: bool = False
+) -> list[Contestant]:
+    """Training steps of `job`: ours and a plain loop with transformers, in each precision; on a GPU ours with the
+    options that are meant for one, too.
     """
     ours = [(OURS, {})]
     if plan.device == "cuda":
-        ours += [(f"{OURS} with --compile", {"compile": True}), (f"{OURS} with --padding-free", {"padding_free": True})]
+        ours.append((f"{OURS} with --compile", {"compile": True}))
+        ours += [(f"{OURS} with --padding-free", {"padding_free": True})] * lengths_differ
     theirs = "transformers with peft" if needs == PEFT else "transformers loop"
     contestants = []
     for precision in plan.precisions:
@@ -148,16 +155,16 @@ def throughput(plan: Plan) -> Iterator[Case]:
         config = read_config(folder)
         for kind, batch, wanted in plan.shapes:
             length = min(wanted, config["n_positions"])
+            name = f"{folder.name}, {batch} × {length if kind == 'fixed' else f'{kind} dialogues'}"
+            if not plan.wants(name):
+                continue
             data = make_data(plan, folder, kind, batch, length)
             job = {"folder": folder, "data": data, "batch_size": batch, "lora_rank": 0}
+            steps = step_contestants(plan, job, TRANSFORMERS, lengths_differ=kind != "fixed")
             size = {"rows": batch * length, "width": config["n_embd"], "device": plan.device}
             products = {one: script("limits.py", "products", **size, precision=one) for one in plan.precisions}
             limits = [Contestant(f"limit: products, {one}", words) for one, words in products.items()]
-            name = f"{batch} × {length}" if kind == "fixed" else f"{batch} × {kind} dialogues"
-            facts = {"config": config}
-            yield Case(
-                "throughput", f"{folder.name}, {name}", [*step_contestants(plan, job, TRANSFORMERS), *limits], facts
-            )
+            yield Case("throughput", name, [*steps, *limits], {"config": config})
 
 
 def lora(plan: Plan) -> Iterator[Case]:
@@ -180,6 +187,9 @@ def generation(plan: Plan) -> Iterator[Case]:
     config = read_config(plan.model)
     longest, shortest = max(PROMPT_LENGTHS), min(PROMPT_LENGTHS)
     for count in plan.prompts:
+        name = f"{plan.model.name}, {count} prompt{'s' * (count > 1)}"
+        if not plan.wants(name):
+            continue
         lengths = [longest - number % (longest - shortest + 1) for number in range(count)]
         # Ids of whole words, spread over the vocabulary.
         prompts = [[(997 * (row + 1) * (place + 1)) % 40_000 for place in range(T)] for row, T in enumerate(lengths)]
@@ -195,7 +205,7 @@ def generation(plan: Plan) -> Iterator[Case]:
         limit = Contestant("limit: reading memory", script("limits.py", "memory", device=plan.device))
         ours = Contestant(OURS, script("ours.py", "generation", **job))
         facts = {"config": config, "prompts": count, "mean_prompt": fmean(lengths)}
-        yield Case("generation", f"{plan.model.name}, {count} prompt{'s' * (count > 1)}", [ours, *theirs, limit], facts)
+        yield Case("generation", name, [ours, *theirs, limit], facts)
 
 
 def start(plan: Plan) -> Iterator[Case]:

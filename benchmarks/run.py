@@ -26,7 +26,7 @@ from parts import PARTS, Plan, make, script
 from table import block, render_markdown
 
 SHAPES = (("fixed", 2, 45), ("fixed", 8, 200), ("fixed", 4, 1024), ("short", 8, 73), ("long", 4, 450))
-LARGER = (("fixed", 16, 1024), ("short", 32, 73))  # besides, on a GPU
+LARGER = (("fixed", 16, 1024), ("fixed", 32, 1024), ("short", 32, 73))  # besides, on a GPU
 ON_GPU = ("main", "bundled", "throughput", "lora", "generation")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "tiktoken", "numpy", "safetensors")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -75,6 +75,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--repeats", type=int, default=3, help="runs of each contestant (default: 3)")
     parser.add_argument("--leave-out", nargs="+", default=[], help="contestants with one of these words in their names")
+    parser.add_argument("--cases", nargs="+", default=[""], help="of throughput and generation only these, by a word")
     parser.add_argument("--vocabulary", type=Path, help="folder of the published vocab.json and merges.txt, if at hand")
     parser.add_argument("--quick", action="store_true", help="a model of no size and a few steps: shows that it works")
     parser.add_argument("--cache", type=Path, default=PROJECT / "runs" / "benchmarks", help="for what is made")
@@ -106,6 +107,7 @@ def make_plan(options: argparse.Namespace, precisions: tuple[str, ...]) -> Plan:
         new_tokens=128,
         dialogues=20_000,
         precisions=precisions,
+        cases=tuple(options.cases),
     )
     quick = {"small": model, "shapes": SHAPES[:1], "steps": 2, "epochs": 1, "prompts": (3,), "new_tokens": 8}
     return plan._replace(**quick, dialogues=200) if options.quick else plan

@@ -258,7 +258,7 @@ def goals(results: Results) -> list[Goal]:
     if results["device"] == "cuda":
         return [
             *(Goal(f"training at {size} × 1024, share of the matrix-product rate", 55, "%",
-                   shows("throughput", f"{model}, {size} × 1024", "share")) for size in (4, 16)),
+                   shows("throughput", f"{model}, {size} × 1024", "share")) for size in (4, 16, 32)),
             *(Goal(f"training on {size} short dialogues at a time, against transformers at its best", 3, "×",
                    against("throughput", f"{model}, {size} × short dialogues", "transformers")) for size in (8, 32)),
             Goal("generation for 16 prompts, against transformers at its best", 5, "×",

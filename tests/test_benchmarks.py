@@ -14,7 +14,7 @@ from dialogues.template import Renderer
 from dialogues.tokenizer import load_tokenizer
 from gpt_model import PUBLISHED, GPTConfig, count_parameters
 from material import BUNDLED_DATA, END_OF_TEXT, VOCABULARY, make_vocabulary, read_dialogues, render
-from parts import lora
+from parts import throughput
 from run import make_plan, parse_options
 from settings import TrainingSettings
 from table import goal_rows, operations_per_token, render_markdown, weights
@@ -83,20 +83,21 @@ def test_goals_are_met_or_not():
 
 
 def test_a_gpu_is_measured_with_the_options_meant_for_it(tmp_path):
-    plan = make_plan(parse_options(["--quick", "--device", "cuda", "--cache", str(tmp_path)]), ("fp32", "bf16"))
-    (case,) = lora(plan)
-    assert [one.who for one in case.contestants if one.who.endswith("bf16")] == [
+    words = ["--quick", "--device", "cuda", "--cache", str(tmp_path), "--cases", "short"]
+    shapes = (("fixed", 2, 45), ("short", 8, 73))
+    plan = make_plan(parse_options(words), ("bf16",))._replace(shapes=shapes)
+    (case,) = throughput(plan)
+    assert case.name == "quick, 8 × short dialogues"
+    assert [one.who for one in case.contestants] == [
         "ours, bf16",
         "ours with --compile, bf16",
         "ours with --padding-free, bf16",
-        "transformers with peft, bf16",
+        "transformers loop, bf16",
+        "limit: products, bf16",
     ]
-    tasks = [json.loads(one.words[-1]) for one in case.contestants]
-    known = {field.name for field in fields(TrainingSettings)}
-    assert [name for task in tasks for name in ("compile", "padding_free") if task.get(name) and name in known] == [
-        "compile",
-        "padding_free",
-    ] * 2
+    options = [json.loads(one.words[-1]) for one in case.contestants]
+    assert [(each.get("compile"), each.get("padding_free")) for each in options[1:3]] == [(True, None), (None, True)]
+    assert {"compile", "padding_free"} <= {field.name for field in fields(TrainingSettings)}
 
 
 def test_the_vocabulary_is_one_for_both_sides(tmp_path):
