@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import signal
 import sys
 import time
@@ -39,7 +40,7 @@ def main() -> None:
     plan = make_plan(options, ("fp32", "bf16") if machine["bf16"] else ("fp32",))
     results: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
-        "command": f"python benchmarks/run.py {' '.join(sys.argv[1:])}".strip(),
+        "command": f"python benchmarks/run.py {shlex.join(sys.argv[1:])}".strip(),
         "model": plan.model.name,
         "device": plan.device,
         "repeats": options.repeats,

@@ -1,5 +1,6 @@
 """The results as tables: on the screen while they come, and as Markdown; each goal beside its measured figure."""
 
+import textwrap
 from collections.abc import Callable, Iterator
 from operator import itemgetter
 from statistics import median
@@ -130,7 +131,8 @@ def rows(results: Results, part: str, case: str) -> Iterator[list[str]]:
         cells = [shown(value(record, name, records), COLUMNS[name]) for name in columns]
         failed = next((sample for sample in record["samples"] if sample["exit_code"]), None)
         if failed:
-            cells[0] = f"exit code {failed['exit_code']}: {failed['says']}"
+            says = textwrap.shorten(failed["says"], 100, placeholder=" …")  # all of it is in the JSON
+            cells[0] = f"exit code {failed['exit_code']}: {says}"
         alike = [one for one in of_ours(records) if one["who"][-6:] == record["who"][-6:]]  # of the same precision
         ratio = None if record["who"].startswith(("ours", "limit")) else advantage(alike or of_ours(records), record)
         yield [record["who"], *cells, f"{ratio:.2f} ×" if ratio else ""]
