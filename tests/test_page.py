@@ -69,6 +69,17 @@ class Visitor:
         box.fill(text)
         box.press("Enter")
 
+    def set_slider(self, name: str, value: str) -> None:
+        """Typed beside it, and again where the slider, which begins anew as it appears, has undone that."""
+        number = self.page.get_by_label(f"number input for {name}")
+
+        def stays() -> bool:
+            number.fill(value)
+            self.page.wait_for_timeout(500)
+            return number.input_value() == value
+
+        self.wait(stays)
+
     def said(self, who: str = "bot", column: int = 0) -> list[str]:
         """The texts on the page: of the model (bot), or of the visitor (user)."""
         return self.page.get_by_label("chatbot conversation").nth(column).get_by_test_id(who).all_inner_texts()
@@ -128,7 +139,7 @@ def test_three_turns_and_two_visitors(visitor):
 def test_again_undo_new_and_the_sliders(visitor):
     ann = visitor()
     ann.page.get_by_role("button", name="How it answers").click()
-    ann.page.get_by_label("number input for max new tokens").fill("12")
+    ann.set_slider("max new tokens", "12")
     ann.say("What shall we do today?")
     first = ann.wait_for_answer(1)
     assert 0 < len(first.split()) <= 12
