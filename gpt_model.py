@@ -98,7 +98,7 @@ class TokenEmbedding(Packable, Embedding):
     def cross_entropy(self, x: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
         """The summed negative log-likelihood of (N,) targets by the `logits` of x (N, C), to be trained.
 
-        A row at a time the gradient is rounded before the loss is scaled, and fp16 would lose what lies below 6e-8.
+        Made with the loss, the gradient is rounded before the loss is scaled, and fp16 would lose what lies below 6e-8.
         """
         device = x.device.type
         fp16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16

@@ -146,7 +146,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 logits = F.linear(rows, cast)  # (rows, V or a few more)
                 logits[:, len(weight) :] = -math.inf
                 ignored = (wanted == -100)[:, None]
-                loss, grad = differentiate(logits, wanted[:, None].clamp(min=0))
+                loss, grad = differentiate(logits, wanted[:, None].masked_fill(ignored, 0))
                 losses.append(loss.masked_fill_(ignored, 0).sum())
                 grads.append((grad @ cast).masked_fill_(ignored, 0))
                 if ctx.needs_input_grad[1]:

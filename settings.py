@@ -147,7 +147,7 @@ class TrainingSettings(MachineSettings):
     padding_free: bool = False
     """train on the examples of a batch one after another in a single row, rather than each padded to the longest"""
     compile: bool = False
-    """compile the model's blocks for training (torch.compile): a slow first step, then faster ones"""
+    """compile the model's blocks and its loss for training (torch.compile): slow first steps, then faster ones"""
     gradient_checkpointing: bool = False
     """compute activations twice rather than keep them: less memory for long dialogues, a third more time"""
     evaluate_every: int = 0

@@ -43,7 +43,7 @@ def complete_settings(settings: FinetuneSettings, folder: Path, size: Size, mach
         print(f"--shard: weights, gradients and moments are {among}")
     if training.compile:
         check_compiler(machine)
-        print("--compile: the first step takes longer, since it compiles the model")
+        print("--compile: the first steps take longer, since they compile the model")
     print(check_memory(size, training, machine))
     return replace(settings, training=training)
 

@@ -3,6 +3,7 @@
 import copy
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ import gpt_model
 from conftest import CPU, fit, logged, make_examples, refused, written
 from gpt_model import Block, GPTConfig, GPTModel
 from settings import TrainingSettings
+from training.checkpoint import RunState
+from training.pace import Pace
 
 
 def test_a_compiled_model_learns_the_same(tmp_path, monkeypatch):
@@ -53,3 +56,18 @@ def test_no_compiler_is_said_before_anything_is_written(command, work):
 def test_batches_without_padding_are_refused(command, work):
     assert "--compile is slow with --padding-free" in refused(command("finetune.py", "--compile", "--padding-free"))
     assert written(work) == []
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_what_is_compiled_later_is_not_taken_for_the_pace(compiles, tmp_path, capsys):
+    """20 s for the loss at the second step, where the others take one."""
+    settings = TrainingSettings(max_minutes=10, compile=compiles)
+    pace = Pace(tmp_path, settings, evaluate_every=1000, machine=CPU)
+    progress = SimpleNamespace(step_seconds=[], say=print, bar=SimpleNamespace())
+    state = RunState(step=0, steps=1000)
+    for seconds in (40, 20, 1, 1, 1):
+        state.step += 1
+        progress.step_seconds.append(seconds)
+        pace.measure(state, progress)  # pyright: ignore[reportArgumentType]
+    assert ("1.00" if compiles else "5.75") + " s a step, to end after 10 minutes" in capsys.readouterr().out
+    assert state.steps == 5 + (599 if compiles else 104)

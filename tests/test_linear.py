@@ -74,6 +74,13 @@ def test_fp16_keeps_the_gradients_of_unlikely_tokens():
     torch.testing.assert_close(embedding.weight.grad[0] / scale, torch.full((64,), unlikely), rtol=0.05, atol=0)
 
 
+@pytest.mark.parametrize("target", [-1, 400])
+def test_a_target_outside_the_vocabulary_is_our_bug(target):
+    x, weight = torch.randn(2, 8, requires_grad=True), torch.randn(10, 8)
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        LinearCrossEntropy.apply(x, weight, torch.tensor([3, target]), False)
+
+
 def test_nothing_learned_is_a_loss_of_zero():
     x, weight = torch.randn(4, 8, requires_grad=True), torch.randn(10, 8, requires_grad=True)
     for rows in (4, 0):

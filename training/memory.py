@@ -61,7 +61,7 @@ def expected_memory(size: Size, training: TrainingSettings, precision: str) -> N
         layer += size.width // 64 * size.longest * 2  # heads are 64 wide; the weights of short attention
     kept = size.layers * size.width * 4 + layer if training.gradient_checkpointing else size.layers * layer
     tokens = min(training.batch_size, size.examples) * size.longest
-    logits = 10 if precision == "fp16" else 6  # bytes each
+    logits = 12 if precision == "fp16" else 6  # bytes each
     activations = tokens * (kept + size.vocab_size * logits)
     trained, weights, passing = size.parameters, 4 * size.parameters, 0
     if training.compile and precision != "fp32" and not (training.lora_rank or training.gradient_checkpointing):
