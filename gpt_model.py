@@ -283,7 +283,7 @@ def count_parameters(config: GPTConfig) -> int:
 
 
 def in_bf16(model: GPTModel) -> GPTModel:
-    """A copy of `model` for decoding, with its matrices in bf16; all else it shares with `model`.
+    """A copy of `model` for decoding, with its matrices in bf16; all else, and those that are, it shares with `model`.
 
     A new token costs a reading of all the weights and little else: half the bytes are half the time. What autocast
     rounds at each use is rounded once. Positions, biases, norms and adapters stay fp32, and so does what the layers add
@@ -293,13 +293,14 @@ def in_bf16(model: GPTModel) -> GPTModel:
         parameter
         for name, parameter in model.named_parameters()
         if parameter.dim() == 2 and name.endswith(".weight") and name != "wpe.weight"
+        if parameter.dtype != torch.bfloat16
     ]
+    sizes = [matrix.numel() for matrix in matrices]
     # One block: many of them, once freed, would leave holes in the memory that training then takes.
-    block = matrices[0].new_empty(sum(matrix.numel() for matrix in matrices), dtype=torch.bfloat16)
-    parts = block.split([matrix.numel() for matrix in matrices])
+    block = torch.empty(sum(sizes), dtype=torch.bfloat16, device=model.wte.weight.device)
     rounded = {
         id(matrix): nn.Parameter(part.view_as(matrix).copy_(matrix.detach()), requires_grad=False)
-        for matrix, part in zip(matrices, parts, strict=True)
+        for matrix, part in zip(matrices, block.split(sizes), strict=True)
     }
     shared = {id(parameter): parameter for parameter in model.parameters()}
     return copy.deepcopy(model, shared | rounded)

@@ -17,7 +17,7 @@ from dialogues.conversations import Conversations
 from dialogues.template import Renderer
 from dialogues.tokenizer import add_tokens, copy_vocabulary
 from files import UserError
-from gpt_model import GPTModel
+from gpt_model import GPTModel, in_bf16
 from load_gpt2_weights import (
     TRANSPOSED,
     add_embeddings,
@@ -31,7 +31,7 @@ from results.generation import generate
 from settings import GenerationSettings, TrainingSettings
 from training.device import Machine
 from training.loop import Batch, take_step
-from training.lora import add_adapters, load_adapter, merge_adapters, save_adapter
+from training.lora import LoRALinear, add_adapters, load_adapter, merge_adapters, save_adapter
 from training.optimizer import make_optimizer
 
 FP32 = Machine(torch.device("cpu"), "fp32", "")
@@ -233,6 +233,17 @@ def test_unmerged_generation_with_the_cache_equals_without(dtype, tie, vocabular
                 assert logits[token] >= logits.max() - tie  # the cached products are not rounded to bf16
                 text.append(token)
         assert len(set(reply)) > 5
+
+
+def test_decoding_makes_no_second_copy_of_frozen_weights(model_folder):
+    model = adapted(model_folder, dtype=torch.bfloat16)
+    copied = in_bf16(model)
+    for parameter, shared in zip(model.parameters(), copied.parameters(), strict=True):
+        assert shared is parameter
+    generate(copied, [[1, 2, 3]], -1, GenerationSettings(max_new_tokens=4), 0, lambda tokens, limit: tokens[-limit:])
+    adapters = [layer for layer in copied.modules() if isinstance(layer, LoRALinear)]
+    assert len(adapters) == 4 * model.config.n_layer
+    assert all(layer.packed is None for layer in adapters)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

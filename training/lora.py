@@ -37,6 +37,9 @@ class LoRALinear(Linear):
         low = SCALE * F.linear(input, self.lora_A)  # (..., R): the scale where there is the least to multiply
         return super().forward(input) + F.linear(low, self.lora_B)
 
+    def pack(self) -> None:
+        """Nothing: a second copy of the weights would be most of the memory of a run that trains adapters."""
+
     def merge(self, weight: Tensor) -> Tensor:
         """`weight` (out, in), in fp32, with the change added."""
         return torch.addmm(weight, self.lora_B.detach().cpu(), self.lora_A.detach().cpu(), alpha=SCALE)
