@@ -3,6 +3,7 @@
 import copy
 import os
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -59,8 +60,9 @@ def test_batches_without_padding_are_refused(command, work):
 
 
 @pytest.mark.parametrize("compiles", [False, True])
-def test_what_is_compiled_later_is_not_taken_for_the_pace(compiles, tmp_path, capsys):
-    """20 s for the loss at the second step, where the others take one."""
+def test_what_is_compiled_later_is_not_taken_for_the_pace(compiles, tmp_path, capsys, monkeypatch):
+    """20 s for the loss at the second step, where the others take one; the clock stands still meanwhile."""
+    monkeypatch.setattr(time, "perf_counter", lambda: 0.0)
     settings = TrainingSettings(max_minutes=10, compile=compiles)
     pace = Pace(tmp_path, settings, evaluate_every=1000, machine=CPU)
     progress = SimpleNamespace(step_seconds=[], say=print, bar=SimpleNamespace())
@@ -70,4 +72,4 @@ def test_what_is_compiled_later_is_not_taken_for_the_pace(compiles, tmp_path, ca
         progress.step_seconds.append(seconds)
         pace.measure(state, progress)  # pyright: ignore[reportArgumentType]
     assert ("1.00" if compiles else "5.75") + " s a step, to end after 10 minutes" in capsys.readouterr().out
-    assert state.steps == 5 + (599 if compiles else 104)
+    assert state.steps == 5 + (600 if compiles else 104)

@@ -47,9 +47,10 @@ class Pace:
             return
         elapsed = time.perf_counter() - self.started
         measured = len(progress.step_seconds)
-        # The first step is slow: kernels are made and memory is touched. So is another where something is compiled that
-        # it had no use for, like the loss of more rows, or a batch of a single example.
-        usual = sorted(progress.step_seconds[1:])[: -1 if self.compiles else None]
+        # The first step is slow: kernels are made and memory is touched.
+        usual = sorted(progress.step_seconds[1:])
+        if self.compiles:  # then one more may be: the loss of more tokens, or a batch of one example, is compiled anew
+            usual = usual[:-1]
         per_step = sum(usual) / max(1, len(usual)) + self.evaluation_seconds / self.evaluate_every
         ready = measured == MEASURED_STEPS or (self.limit and len(usual) > 0 and elapsed > self.limit / 10)
         # The clocks of several processes differ: the first one's word is everybody's.
