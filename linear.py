@@ -90,9 +90,12 @@ class Packable:
     def few_rows(self, x: Tensor) -> Tensor | None:
         """x (..., in), if it is few rows and the matrix is packed, times it → (..., out) in fp32; else None.
 
-        Never where gradients are wanted: these products have none.
+        Never where gradients are wanted: these products have none. Nor under autocast, where losses are computed: they
+        are to be those of training, and not to depend on how many rows a batch happens to have.
         """
-        if self.packed is None or torch.is_grad_enabled() or x.numel() > FEW_ROWS * x.size(-1):
+        if self.packed is None or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+            return None
+        if x.numel() > FEW_ROWS * x.size(-1):
             return None
         return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
 
