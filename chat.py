@@ -6,12 +6,12 @@ import sys
 from functools import cache, partial
 from pathlib import Path
 
-from command_line import parse_command_line
 from dialogues.template import Renderer
 from dialogues.tokenizer import load_tokenizer
-from files import check_one_process, run_command
-from finished_model import find_base, find_finished_model
+from pipeline.finished_model import find_base, find_finished_model
 from settings import ChatSettings
+from support.command_line import parse_command_line
+from support.errors import check_one_process, run_command
 
 
 def main() -> None:

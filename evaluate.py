@@ -6,12 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from command_line import parse_command_line
-from files import UserError, check_one_process, run_command
-from finished_model import FinishedModel, find_base, find_finished_model
-from prepare import Data, choose_length, fingerprint, open_data, read_conversations, read_data
-from run_folder import lock_run_folder, make_report_folder, read_fingerprints
+from pipeline.finished_model import FinishedModel, find_base, find_finished_model
+from pipeline.prepare import Data, choose_length, fingerprint, open_data, read_conversations, read_data
+from pipeline.run_folder import lock_run_folder, make_report_folder
+from pipeline.run_settings import read_fingerprints
 from settings import ConversationSettings, EvaluateSettings, MachineSettings
+from support.command_line import parse_command_line
+from support.errors import UserError, check_one_process, run_command
 
 if TYPE_CHECKING:
     from dialogues.conversations import Conversations
@@ -33,9 +34,9 @@ def main() -> None:
     folder = folder and make_report_folder(folder, measured.run or measured.folder)  # before the work, not after it
     lock = lock_run_folder(folder) if folder and measured.run and folder.samefile(measured.run) else None
 
+    from evaluation.comparison import measure_column
     from load_gpt2_weights import load_for, read_config
-    from measure_model import REPLIES, choose_subject, leave_out_trained, write_evaluation
-    from results.evaluation import measure_column
+    from pipeline.measure import REPLIES, choose_subject, leave_out_trained, write_evaluation
     from training.device import choose_machine, keep_freed_memory
 
     keep_freed_memory()

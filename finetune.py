@@ -5,17 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cross_validation import cross_validate
-from files import check_output_path, printable, run_command, write_json
-from find_model import BUNDLED, find_model_folder
-from prepare import Data, make_datasets, model_size, open_data, read_data, show_data
-from run_folder import OUTPUT, lock_run_folder, parse_finetune_settings, resumable
+from hub.find import BUNDLED, find_model_folder
+from pipeline.folds import cross_validate
+from pipeline.prepare import Data, make_datasets, model_size, open_data, read_data, show_data
+from pipeline.run_folder import OUTPUT, lock_run_folder, resumable
+from pipeline.run_settings import parse_finetune_settings
 from settings import FinetuneSettings
+from support.errors import printable, run_command
+from support.files import check_output_path, write_json
 from training.mirror import check_tracker, mirrored
 
 if TYPE_CHECKING:
     from gpt_model import GPTModel
-    from results.generation import Case
+    from talking.generation import Case
 
 NEXT_STEP = """
 That was the small practice model that comes with the program. GPT-2 with 355M parameters, a download of 1.5 GB, writes
@@ -46,11 +48,11 @@ def finetune(settings: FinetuneSettings) -> None:
 
     # PyTorch takes a second to import: `--help`, a mistyped option and an unreadable file don't wait for it.
     from load_gpt2_weights import read_config
-    from measure_model import measure_base, measure_run, subject_of_run
-    from train_model import complete_settings, finished_model, open_run, train_model
+    from pipeline.measure import measure_base, measure_run, subject_of_run
+    from pipeline.train import complete_settings, finished_model, open_run, train_model
     from training.device import choose_machine, keep_freed_memory
     from training.memory import explain_lack_of_memory
-    from training.tracking import show_losses
+    from training.progress import show_losses
 
     keep_freed_memory()
     machine = choose_machine(settings.training.device, settings.training.precision)
@@ -92,7 +94,7 @@ def finetune(settings: FinetuneSettings) -> None:
 
 def complete_cases(model: "GPTModel", data: Data, settings: FinetuneSettings) -> "list[Case]":
     """Let the model complete the held-out conversations, and print what it says beside what was said."""
-    from results.generation import complete_dialogues
+    from talking.generation import complete_dialogues
 
     dialogues = [data.conversations[number] for number in data.held_out[: settings.generation.cases]]
     renderer = data.conversations.renderer

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from attention import Packed, causal_attention, packed_attention
-from kv_cache import FixedStep, KVCache
-from linear import TRAINED_ROWS, LinearCrossEntropy, Packable, linear, pack_matrices
+from fast.attention import Packed, causal_attention, packed_attention
+from fast.kv_cache import FixedStep, KVCache
+from fast.linear import linear
+from fast.loss import TRAINED_ROWS, LinearCrossEntropy
+from fast.packed import Packable, pack_matrices
 
 
 @dataclass(frozen=True)

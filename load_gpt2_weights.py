@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from dialogues.chat_template import chat_template, response_template
 from dialogues.template import Renderer
 from dialogues.tokenizer import END_OF_TEXT, load_tokenizer
-from download_model import WEIGHT_FILES
-from files import UserError, atomic_path, read_json_object, reason, write_json
 from gpt_model import GPTConfig, GPTModel
+from hub.download import WEIGHT_FILES
+from support.errors import UserError, reason
+from support.files import atomic_path, read_json_object, write_json
 
 # The published files store these input-first, (in, out), where nn.Linear has (out, in). `attn.c_proj` is square, so
 # that a forgotten transpose would load without an error and talk nonsense.

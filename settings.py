@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import arg
 
-from files import PROJECT
+from support.files import PROJECT
 
 BUNDLED_DATA = Path("llm_train_text.json")
 SMALL = 30_000_000  # parameters below which a model is trained with the defaults of the bundled one

@@ -24,9 +24,9 @@ def training(folder: str, data: str, steps: int, device: str, precision: str, **
         tokens (padding is none), seconds and examples of the measured steps.
     """
     from dialogues.batches import epoch_steps
-    from prepare import make_datasets, open_data, read_data
+    from pipeline.prepare import make_datasets, open_data, read_data
+    from pipeline.train import make_model
     from settings import DataSettings, RunSettings, TrainingSettings
-    from train_model import make_model
     from training.checkpoint import Checkpoints
     from training.device import choose_machine, keep_freed_memory
     from training.loop import Examples, Run
@@ -80,8 +80,8 @@ def gpu_memory(device: str) -> dict[str, Any]:
 def generation(folder: str, prompts: list[list[int]], new_tokens: int, device: str) -> dict[str, Any]:
     """Completions as a run writes them, greedy and never ended."""
     from load_gpt2_weights import load_model
-    from results.generation import generate
     from settings import GenerationSettings
+    from talking.generation import generate
     from training.device import choose_machine, keep_freed_memory
 
     keep_freed_memory()
@@ -112,9 +112,9 @@ def generation_figures(complete: Callable[[int], list[list[int]]], new_tokens: i
 def count_written(folder: str, data: str, new_tokens: int, device: str, precision: str) -> dict[str, Any]:
     """How many tokens the model of a finished run wrote for its three cases: greedy, it writes the same again."""
     from load_gpt2_weights import load_model
-    from prepare import open_data, read_data
-    from results.generation import choose_turn, generate
+    from pipeline.prepare import open_data, read_data
     from settings import DataSettings, GenerationSettings
+    from talking.generation import choose_turn, generate
     from training.device import choose_machine
 
     machine = choose_machine(device, precision)
@@ -147,7 +147,7 @@ def loading_figures(load: Callable[[], Any]) -> dict[str, Any]:
 
 def reading(folder: str, data: str) -> dict[str, Any]:
     """A file of dialogues to tokens, split."""
-    from prepare import open_data, read_data
+    from pipeline.prepare import open_data, read_data
     from settings import DataSettings
 
     started = time.perf_counter()

@@ -214,7 +214,7 @@ def start(plan: Plan) -> Iterator[Case]:
         "start",
         "imports",
         [
-            Contestant(OURS, python("-c", "import train_model, measure_model")),
+            Contestant(OURS, python("-c", "import pipeline.train, pipeline.measure")),
             Contestant("transformers", python("-c", THEIR_IMPORTS), needs=TRAINER),
             Contestant("limit: import torch", python("-c", "import torch")),
         ],

@@ -13,7 +13,7 @@ from dialogues.dialogue import Dialogue, Turn
 from dialogues.formats import ALPACA_SPEAKERS, ASSISTANT, USER
 from dialogues.template import Renderer
 from dialogues.tokenizer import speaker_token
-from files import UserError
+from support.errors import UserError
 
 FIRST = 3  # places in the file that are kept for each reason to skip
 SAMPLE = 1000  # dialogues from which what is common to all of them is told

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from files import UserError
+from support.errors import UserError
 
 INSTRUCTION = "The following is a conversation between two people."
 

@@ -19,7 +19,7 @@ from dialogues.formats import FORMATS
 from dialogues.reading import Source
 from dialogues.template import Renderer
 from dialogues.tokenizer import load_tokenizer
-from files import UserError
+from support.errors import UserError
 
 BLOCK = 1000  # records that travel to another process together
 LARGE = 16_000_000  # bytes of a file of lines from which on other processes are worth their start

@@ -7,7 +7,7 @@ import numpy as np
 
 from dialogues.batches import DialogueDataset, collate, epoch_steps
 from dialogues.template import Renderer
-from files import printable
+from support.errors import printable
 
 EXAMPLES = 2  # that are shown, in full
 ROWS = 100  # of the table, for each example: the first and the last; the others are left out and counted

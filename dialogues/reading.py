@@ -38,7 +38,7 @@ from dialogues.formats import (
     unused_keys,
 )
 from dialogues.tables import SEPARATOR, group_turns, read_columns, records_of_table
-from files import UserError, reason
+from support.errors import UserError, reason
 
 PACKED = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open, b"BZh": bz2.open}
 ARCHIVE = b"PK\x03\x04"

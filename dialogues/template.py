@@ -24,7 +24,7 @@ import tiktoken
 
 from dialogues.dialogue import Dialogue, Turn
 from dialogues.tokenizer import END_OF_TEXT, END_OF_TURN, add_tokens, speaker_token
-from files import UserError
+from support.errors import UserError
 
 
 class Template(NamedTuple):

@@ -10,7 +10,8 @@ import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from files import UserError, read_json_object, reason, write_json, write_text, writing
+from support.errors import UserError, reason
+from support.files import read_json_object, write_json, write_text, writing
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TURN = "<|endofturn|>"

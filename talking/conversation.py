@@ -11,11 +11,11 @@ import torch
 from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
 from dialogues.formats import ALPACA, ALPACA_SPEAKERS, ALPACA_WITH_INPUT
 from dialogues.template import Renderer
-from files import UserError
+from fast.kv_cache import KVCache
 from gpt_model import GPTModel
-from kv_cache import KVCache
-from results.generation import draw, penalize_repetition
 from settings import SamplingSettings
+from support.errors import UserError
+from talking.generation import draw, penalize_repetition
 
 
 class People(NamedTuple):

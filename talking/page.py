@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from files import UserError, check_extra, reason
 from settings import AnswerSettings, PageSettings
+from support.errors import UserError, check_extra, reason
 from talking.conversation import Conversation
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
-from files import UserError, printable, write_json, writing
 from settings import AnswerSettings
+from support.errors import UserError, printable
+from support.files import write_json, writing
 from talking.conversation import Conversation
 
 HELP = """\

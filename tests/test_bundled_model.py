@@ -18,7 +18,7 @@ from dialogues.batches import DialogueDataset
 from dialogues.conversations import Conversations
 from dialogues.dialogue import Dialogue, Turn
 from dialogues.template import Renderer, render
-from find_model import BUNDLED
+from hub.find import BUNDLED
 from load_gpt2_weights import load_model
 from training.device import Machine
 from training.loop import evaluate
@@ -110,7 +110,7 @@ def test_the_default_run(command, tmp_path):
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "SHA256SUMS"])
 def test_a_damaged_file_is_named_with_the_command_that_restores_it(name, model, tmp_path):
     copy = tmp_path / "a  clone"
-    for folder in ("dialogues", "training", "results", "models/tiny"):
+    for folder in (*(path.parent.name for path in PROJECT.glob("*/__init__.py")), "models/tiny"):
         shutil.copytree(PROJECT / folder, copy / folder)
     for file in (*PROJECT.glob("*.py"), PROJECT / "llm_train_text.json"):
         shutil.copy(file, copy)

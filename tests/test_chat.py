@@ -15,8 +15,8 @@ from test_conversation import PEOPLE, talk
 
 from conftest import PROJECT, refused
 from dialogues.reading import open_source
-from files import UserError
 from settings import AnswerSettings
+from support.errors import UserError
 from talking.conversation import Conversation
 from talking.terminal import Terminal
 

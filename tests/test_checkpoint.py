@@ -16,11 +16,11 @@ from test_training import make_dataset
 
 import training.loop
 from conftest import CPU, fit, logged
-from files import UserError
 from gpt_model import GPTConfig, GPTModel
 from models.tiny.build import MuonAndAdamW
-from results.generation import generate
 from settings import GenerationSettings, RunSettings, TrainingSettings
+from support.errors import UserError
+from talking.generation import generate
 from training import checkpoint
 from training.optimizer import make_optimizer
 from training.stopping import StopSignals

@@ -14,13 +14,14 @@ from dialogues.formats import ALPACA
 from dialogues.reading import open_source
 from dialogues.template import Renderer
 from dialogues.tokenizer import load_tokenizer
-from files import UserError, write_json
-from find_model import BUNDLED
 from gpt_model import GPTModel
+from hub.find import BUNDLED
 from load_gpt2_weights import load_for
-from results.generation import generate
 from settings import AnswerSettings, GenerationSettings
+from support.errors import UserError
+from support.files import write_json
 from talking.conversation import Conversation, People, choose_people, read_turn
+from talking.generation import generate
 
 PEOPLE = People("Ann", "Bo", others=("Cy",))
 GREEDY = AnswerSettings(temperature=0, repetition_penalty=1, max_new_tokens=40)

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 
 from conftest import PROJECT, run_in, tiny_reference, write_layout
-from cross_validation import cross_validate, estimate, show_summary
 from dialogues.dialogue import hold_out_fold
-from files import UserError
+from evaluation.metrics import t_quantile
 from finetune import finetune
 from gpt_model import GPTModel
 from load_gpt2_weights import load_model
-from results.metrics import t_quantile
-from run_folder import find_run, parse_finetune_settings, resumable
+from pipeline.folds import cross_validate, estimate, show_summary
+from pipeline.run_folder import find_run, resumable
+from pipeline.run_settings import parse_finetune_settings
 from settings import FinetuneSettings
+from support.errors import UserError
 
 EPOCHS = 8
 QUICK = ("--max-new-tokens", 2, "--checkpoint-minutes", 0)

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from conftest import PROJECT, refused, tiny_reference, write_layout, written
 from dialogues.ledger import ledger_lines, make_ledger
-from prepare import Data, make_datasets, open_data, read_data
+from pipeline.prepare import Data, make_datasets, open_data, read_data
 from settings import DataSettings
 
 QUICK = ("--epochs", 1, "--max-new-tokens", 2)
@@ -324,7 +324,7 @@ from pathlib import Path
 import numpy as np
 import dialogues.encoding as encoding
 from dialogues.reading import open_source
-from files import UserError
+from support.errors import UserError
 
 TINY = Path({str(PROJECT / "models" / "tiny")!r})
 if __name__ == "__main__":

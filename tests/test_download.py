@@ -18,8 +18,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
-from files import run_command
-from find_model import find_model_folder
+from support.errors import run_command
+from hub.find import find_model_folder
 
 run_command(lambda: print(find_model_folder(sys.argv[2], Path("models"))))
 """

@@ -14,10 +14,10 @@ from dialogues.dialogue import Dialogue, Turn
 from dialogues.formats import ALPACA
 from dialogues.template import Renderer
 from dialogues.tokenizer import copy_vocabulary, load_tokenizer
-from find_model import BUNDLED
+from hub.find import BUNDLED
 from load_gpt2_weights import add_embeddings, load_model, save_model
-from results.generation import generate
 from settings import GenerationSettings
+from talking.generation import generate
 
 TALK = Dialogue((Turn("Alex", "Did you sleep well?"), Turn("Bob", "A <|endofturn|> log."), Turn("Alex", "(Me too.)")))
 ALPACA_TALK = Dialogue((Turn("Instruction", "Add 1 and 2."), Turn("Response", "3"), *TALK.turns), ALPACA)

@@ -12,13 +12,13 @@ from dialogues.conversations import Conversations
 from dialogues.dialogue import Dialogue, Turn
 from dialogues.reading import open_source
 from dialogues.template import Renderer, render
-from find_model import BUNDLED
+from evaluation.comparison import Column, compare, measure_column
+from evaluation.findings import find_out, measure_overfitting, short_table
+from evaluation.run_files import Losses, Point, read_losses
+from hub.find import BUNDLED
 from load_gpt2_weights import load_model
-from measure_model import choose_subject, write_evaluation
-from prepare import Data, read_turns
-from results.evaluation import Column, compare, measure_column
-from results.findings import find_out, measure_overfitting, short_table
-from results.run_files import Losses, Point, read_losses
+from pipeline.measure import choose_subject, write_evaluation
+from pipeline.prepare import Data, read_turns
 from settings import GenerationSettings
 
 QUICK = ("--epochs", 2, "--max-new-tokens", 12, "--precision", "fp32")

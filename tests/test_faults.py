@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 
 from conftest import PROJECT, refused, tiny_reference, write_layout
-from files import UserError, write_json
-from find_model import BUNDLED, weights_checksum
+from hub.find import BUNDLED, weights_checksum
 from load_gpt2_weights import load_model
-from run_folder import check_record, lock_run_folder, parse_finetune_settings, read_settings, write_settings
+from pipeline.run_folder import lock_run_folder
+from pipeline.run_settings import check_record, parse_finetune_settings, read_settings, write_settings
 from settings import FinetuneSettings, ModelSettings
+from support.errors import UserError
+from support.files import write_json
 
 RUN = ("--epochs", 8, "--dropout", 0.1, "--max-new-tokens", 200)  # 32 steps
 RESULTS = ("model/model.safetensors", "metrics.jsonl", "generated_conversations.json", "train_data.txt")

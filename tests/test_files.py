@@ -4,8 +4,9 @@ import stat
 
 import pytest
 
-from files import UserError, atomic_path, write_json, write_text
-from run_folder import create_run_folder
+from pipeline.run_folder import create_run_folder
+from support.errors import UserError
+from support.files import atomic_path, write_json, write_text
 
 
 def test_a_failed_write_keeps_the_last_good_copy(tmp_path):

@@ -15,7 +15,7 @@ from conftest import PROJECT, bundled_dialogues, dialogues_of
 from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
 from dialogues.formats import ALPACA, ALPACA_WITH_INPUT, FORMATS, LONGEST_NAME
 from dialogues.reading import open_source
-from files import UserError
+from support.errors import UserError
 
 SAMPLES = PROJECT / "tests" / "samples"
 RAIN, FRIDAY = "Is it still raining?", "Since Friday."

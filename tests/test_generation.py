@@ -13,10 +13,10 @@ from transformers import (
 from conftest import bundled_dialogues, tiny_reference, write_layout
 from dialogues.dialogue import Dialogue, Turn
 from dialogues.template import Renderer
-from find_model import BUNDLED
+from hub.find import BUNDLED
 from load_gpt2_weights import load_model
-from results.generation import BATCH, complete_dialogues, draw, generate, penalize_repetition
 from settings import GenerationSettings
+from talking.generation import BATCH, complete_dialogues, draw, generate, penalize_repetition
 
 
 def newest(tokens: list[int], limit: int) -> list[int]:

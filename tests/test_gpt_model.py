@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from attention import short_attention
+from fast.attention import short_attention
+from fast.kv_cache import FixedStep, KVCache
+from fast.packed import FEW_ROWS, Packable
 from gpt_model import PUBLISHED, GPTConfig, GPTModel, in_bf16
-from kv_cache import FixedStep, KVCache
-from linear import FEW_ROWS, Packable
 
 PARAMETERS = {
     "distilgpt2": 81_912_576,

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import linear
+import fast.loss as linear
+from fast.linear import CastLinear
+from fast.loss import TRAINED_ROWS, LinearCrossEntropy
 from gpt_model import TokenEmbedding
-from linear import TRAINED_ROWS, CastLinear, LinearCrossEntropy
 
 
 def test_cast_linear_in_blocks_equals_linear():

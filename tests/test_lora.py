@@ -16,7 +16,6 @@ from dialogues.batches import DialogueDataset
 from dialogues.conversations import Conversations
 from dialogues.template import Renderer
 from dialogues.tokenizer import add_tokens, copy_vocabulary
-from files import UserError
 from gpt_model import GPTModel, in_bf16
 from load_gpt2_weights import (
     TRANSPOSED,
@@ -27,8 +26,9 @@ from load_gpt2_weights import (
     write_tensors,
 )
 from models.tiny.build import DIALOGUE
-from results.generation import generate
 from settings import GenerationSettings, TrainingSettings
+from support.errors import UserError
+from talking.generation import generate
 from training.device import Machine
 from training.loop import Batch, take_step
 from training.lora import LoRALinear, add_adapters, load_adapter, merge_adapters, save_adapter

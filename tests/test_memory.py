@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from conftest import CPU, PROJECT, refused
-from files import UserError
 from settings import TrainingSettings
+from support.errors import UserError
 from training import memory
 from training.memory import Size, available_memory, check_memory, expected_memory, explain_lack_of_memory
 

@@ -19,13 +19,13 @@ from dialogues.batches import DialogueDataset
 from dialogues.conversations import Conversations
 from dialogues.dialogue import Dialogue, Turn
 from dialogues.template import Renderer
-from find_model import BUNDLED
+from evaluation import metrics
+from evaluation.likelihood import Metrics, Subject, Sums, add_context_use, measure_likelihood
+from evaluation.metrics import COPIED_WORDS, Copied
+from evaluation.scoring import Reply, Scorer, choose_replies, make_histories
 from gpt_model import GPTModel
+from hub.find import BUNDLED
 from load_gpt2_weights import load_model
-from results import metrics
-from results.likelihood import Metrics, Subject, Sums, add_context_use, measure_likelihood
-from results.metrics import COPIED_WORDS, Copied
-from results.scoring import Reply, Scorer, choose_replies, make_histories
 from settings import GenerationSettings
 from training.loop import evaluate
 

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from conftest import PROJECT
-from files import UserError, write_json
+from support.errors import UserError
+from support.files import write_json
 from training.mirror import (
     REQUIREMENTS,
     MetricsFile,

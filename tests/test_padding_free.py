@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import varlen
 
-from attention import Packed, packed_attention, varlen_attention
 from conftest import CPU, fit, make_examples
 from dialogues.batches import IGNORED, epoch_steps, pack, padding_share
+from fast.attention import Packed, packed_attention, varlen_attention
 from gpt_model import GPTConfig, GPTModel
 from settings import TrainingSettings
 from training.loop import make_batch

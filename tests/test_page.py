@@ -14,7 +14,7 @@ from test_conversation import PEOPLE, talk
 
 from conftest import PROJECT, launch_browser, needs_browser
 from dialogues.tokenizer import load_tokenizer
-from find_model import BUNDLED
+from hub.find import BUNDLED
 from load_gpt2_weights import load_for
 from settings import AnswerSettings
 from talking.conversation import Conversation

@@ -14,8 +14,8 @@ from dialogues.template import Renderer
 from dialogues.tokenizer import copy_vocabulary, load_tokenizer
 from load_gpt2_weights import TRANSPOSED, load_model, save_model
 from models.tiny.build import DIALOGUE
-from results.generation import generate
 from settings import GenerationSettings, TrainingSettings
+from talking.generation import generate
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

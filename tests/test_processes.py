@@ -10,10 +10,10 @@ import pytest
 from safetensors.torch import load_file
 
 from conftest import PROJECT, logged
-from files import UserError
 from finetune import finetune
-from run_folder import parse_finetune_settings
+from pipeline.run_settings import parse_finetune_settings
 from settings import TrainingSettings
+from support.errors import UserError
 from training.loop import all_steps, batch_seed
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over Windows is untried")

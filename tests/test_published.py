@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from find_model import find_model_folder
-from kv_cache import KVCache
+from fast.kv_cache import KVCache
+from hub.find import find_model_folder
 from load_gpt2_weights import load_model
 from test_gpt_model import PARAMETERS
 

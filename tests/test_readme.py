@@ -10,11 +10,11 @@ import pytest
 import tyro
 
 import settings
-from command_line import parse_command_line
 from conftest import PROJECT, dialogues_of
 from dialogues.reading import open_source
 from run import parse_options
 from settings import ChatSettings, EvaluateSettings, FinetuneSettings
+from support.command_line import parse_command_line
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 COMMANDS = {"finetune.py": FinetuneSettings, "evaluate.py": EvaluateSettings, "chat.py": ChatSettings}

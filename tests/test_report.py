@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import PROJECT, launch_browser, needs_browser
-from files import UserError
-from results import plots, report
-from results.report import write_report
-from results.run_files import READ, Losses, Point, number
-from results.shown_cases import Piece, split_copied, split_turns
+from evaluation import plots, report
+from evaluation.report import write_report
+from evaluation.run_files import READ, Losses, Point, number
+from evaluation.shown_cases import Piece, split_copied, split_turns
+from support.errors import UserError
 
 HOSTILE = (
     "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'></style></details></main>"
@@ -491,13 +491,13 @@ def test_a_folder_without_a_run_is_the_users_mistake(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="holds no run"):
         write_report(tmp_path)
     monkeypatch.setattr(sys, "argv", ["report"])
-    with pytest.raises(UserError, match="python -m results.report runs/tiny-1"):
+    with pytest.raises(UserError, match="python -m evaluation.report runs/tiny-1"):
         report.main()
 
 
 def test_the_page_is_made_again_by_a_command(run):
     code = (
-        "import sys, results.report as report; heavy = {'torch', 'matplotlib', 'jinja2'} & set(sys.modules);"
+        "import sys, evaluation.report as report; heavy = {'torch', 'matplotlib', 'jinja2'} & set(sys.modules);"
         " assert not heavy, heavy; report.main(); assert 'torch' not in sys.modules"
     )
     done = subprocess.run(

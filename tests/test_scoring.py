@@ -15,10 +15,8 @@ from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
 from dialogues.formats import ALPACA_SPEAKERS
 from dialogues.template import TEMPLATES, Renderer
 from dialogues.tokenizer import load_tokenizer
-from gpt_model import LOSS_ROWS, GPTConfig, GPTModel
-from load_gpt2_weights import load_model
-from results import metrics
-from results.scoring import (
+from evaluation import metrics
+from evaluation.scoring import (
     HISTORIES,
     OTHERS,
     Reply,
@@ -28,6 +26,8 @@ from results.scoring import (
     make_histories,
     score_tokens,
 )
+from gpt_model import LOSS_ROWS, GPTConfig, GPTModel
+from load_gpt2_weights import load_model
 from training.loop import evaluate
 
 NAMES = (*HISTORIES, "other")

@@ -10,7 +10,7 @@ from dialogues.dialogue import INSTRUCTION, Dialogue, Turn, split_dialogues
 from dialogues.formats import ALPACA, as_alpaca
 from dialogues.template import TEMPLATES, Renderer, render
 from dialogues.tokenizer import load_tokenizer
-from files import UserError
+from support.errors import UserError
 
 DIALOGUE = Dialogue((Turn("Alex", "Did you sleep well?"), Turn("Bob", "Like a log."), Turn("Alex", "Me too!")))
 RENDERED = {

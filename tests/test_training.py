@@ -10,9 +10,9 @@ import torch
 
 from conftest import CPU, fit, make_examples
 from dialogues.batches import ROUND, DialogueDataset, Example, collate
-from files import UserError
 from gpt_model import GPTConfig, GPTModel
 from settings import RunSettings, TrainingSettings
+from support.errors import UserError
 from training.device import Machine, choose_machine
 from training.loop import evaluate, make_batch, take_step
 from training.optimizer import learning_rate_at, make_optimizer

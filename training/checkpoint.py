@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from files import UserError, atomic_path, read_json_object, write_json, writing
+from support.errors import UserError
+from support.files import atomic_path, read_json_object, write_json, writing
 from training.sharding import gather, share_like
 
 VERSION = 1

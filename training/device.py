@@ -12,7 +12,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from files import UserError
+from support.errors import UserError
 
 WAITING = timedelta(hours=2)  # of a process for the others
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

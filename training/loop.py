@@ -14,15 +14,15 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from dialogues.batches import IGNORED, ROUND, DialogueDataset, collate, epoch_steps, evaluation_batches, pack
-from files import UserError
 from settings import RunSettings, TrainingSettings
+from support.errors import UserError
 from training.checkpoint import Checkpoints, Losses, RunState
 from training.device import Machine
 from training.optimizer import learning_rate_at
 from training.pace import Pace
+from training.progress import Progress
 from training.sharding import whole
 from training.stopping import StopSignals
-from training.tracking import Progress
 
 TRAIN_SAMPLE = 100  # so many examples of the training part are evaluated, before and after
 SMALLEST_SCALE = 1.0  # of fp16's gradients: one that overflows even so is no matter of scale

@@ -14,9 +14,10 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from files import UserError, atomic_path, reason, write_json, writing
+from fast.linear import linear
 from gpt_model import GPTModel, Linear, TokenEmbedding
-from linear import linear
+from support.errors import UserError, reason
+from support.files import atomic_path, write_json, writing
 
 SCALE = 2  # alpha / R: how strongly the product counts, whatever the rank
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names

@@ -11,9 +11,10 @@ from typing import NamedTuple
 import psutil
 import torch
 
-from attention import SHORT
-from files import MEGABYTE, UserError
+from fast.attention import SHORT
 from settings import TrainingSettings
+from support.errors import UserError
+from support.files import MEGABYTE
 from training.device import Machine
 
 TOLERANCE = 1.25  # within which estimate and measured peak were seen to agree

@@ -24,7 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from files import PROJECT, check_extra, printable, read_json_object, write_json, writing
+from support.errors import check_extra, printable
+from support.files import PROJECT, read_json_object, write_json, writing
 
 REQUIREMENTS = {"wandb": "wandb>=0.22,<1", "tensorboard": "tensorboard>=2.18,<3"}  # as in requirements-extra.txt
 POLL = 1.0  # seconds between two looks into the folder

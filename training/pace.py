@@ -3,11 +3,12 @@
 import time
 from pathlib import Path
 
-from files import UserError, read_json_object, write_json
 from settings import TrainingSettings
+from support.errors import UserError
+from support.files import read_json_object, write_json
 from training.checkpoint import RunState
 from training.device import Machine
-from training.tracking import Progress
+from training.progress import Progress
 
 MEASURED_STEPS = 5
 LONG = 60  # seconds from which on one wants to know

@@ -19,17 +19,18 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from command_line import parse_command_line
 from dialogues.batches import DialogueDataset
 from dialogues.conversations import Conversations
 from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
 from dialogues.template import Renderer, render
 from dialogues.tokenizer import END_OF_TEXT, copy_vocabulary, load_tokenizer
-from files import run_command, write_json, write_text
-from find_model import CHECKSUMS, checksum
 from gpt_model import GPTConfig, GPTModel
+from hub.find import CHECKSUMS, checksum
 from load_gpt2_weights import load_model, save_model
 from settings import RunSettings, TrainingSettings
+from support.command_line import parse_command_line
+from support.errors import run_command
+from support.files import write_json, write_text
 from training.checkpoint import Checkpoints
 from training.device import choose_machine, keep_freed_memory
 from training.loop import Examples, Run, evaluate, train

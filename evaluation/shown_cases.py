@@ -3,7 +3,7 @@
 import re
 from typing import Any, NamedTuple
 
-from results.run_files import RunFiles, number, objects, sequence
+from evaluation.run_files import RunFiles, number, objects, sequence
 
 MOST_CASES = 100  # on one page
 

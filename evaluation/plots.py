@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from files import atomic_path
-from results.run_files import Losses, Point
+from evaluation.run_files import Losses, Point
+from support.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

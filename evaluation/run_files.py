@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from files import UserError, read_json, reason
+from support.errors import UserError, reason
+from support.files import read_json
 
 EVALUATION_VERSION = 1  # of evaluation.json
 READ = ("settings.json", "ledger.json", "metrics.jsonl", "evaluation.json", "generated_conversations.json")

@@ -11,14 +11,15 @@ from filelock import FileLock
 
 from dialogues.batches import DialogueDataset
 from dialogues.tokenizer import copy_vocabulary
-from files import UserError
-from find_model import HUB_IDS, weights_checksum
 from gpt_model import GPTModel, count_parameters, in_bf16
+from hub.find import HUB_IDS, weights_checksum
 from load_gpt2_weights import add_embeddings, load_model, read_weights, save_model
-from prepare import Data, fingerprint, write_rendered
-from results.generation import complete_dialogues
-from run_folder import OUTPUT, check_record, create_run_folder, lock_run_folder, write_settings
+from pipeline.prepare import Data, fingerprint, write_rendered
+from pipeline.run_folder import OUTPUT, create_run_folder, lock_run_folder
+from pipeline.run_settings import check_record, write_settings
 from settings import FinetuneSettings, TrainingSettings
+from support.errors import UserError
+from talking.generation import complete_dialogues
 from training.checkpoint import Checkpoints, RunState
 from training.device import Machine, check_compiler, return_freed_memory
 from training.loop import Examples, Run, train

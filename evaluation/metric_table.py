@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from results.run_files import mapping, number
+from evaluation.run_files import mapping, number
 
 COLUMNS = {"base": "Base model", "model": "Fine-tuned", "true_replies": "True replies"}
 LOWER, HIGHER, NEAR = "lower is better", "higher is better", "best near the true replies"

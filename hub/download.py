@@ -8,7 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from files import UserError, check_free_space, reason
+from support.errors import UserError, reason
+from support.files import check_free_space
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 SHA256_LENGTH = 64  # in hexadecimal: such an ETag is the hash of the content, which the hub gives for large files

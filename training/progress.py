@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from files import printable, writing
+from support.errors import printable
+from support.files import writing
 from training.checkpoint import RunState
 
 LOGS = ("metrics.jsonl", "timing.jsonl")

@@ -1,158 +1,24 @@
-"""The folder of a run: made, locked against a second process, recorded in `settings.json`, and gone on with."""
+"""`settings.json` of a run: what it depends on, written, read, and compared when it is resumed."""
 
-import contextlib
 import json
 import math
 import operator
-import shlex
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from filelock import FileLock, Timeout
-
-from command_line import parse_command_line
-from files import (
-    UserError,
-    check_free_space,
-    is_first_process,
-    read_json_object,
-    reason,
-    temporary_path,
-    write_json,
-    writing,
-)
+from pipeline.run_folder import SETTINGS
 from settings import FinetuneSettings
+from support.command_line import parse_command_line
+from support.errors import UserError
+from support.files import read_json_object, write_json
 
-SETTINGS = "settings.json"
-OUTPUT = "generated_conversations.json"  # the last file that a run writes
-FOLDS = "folds.json"  # the last file of a cross-validation, whose folder holds a run for each fold
 RECORD = ("machine", "fingerprints")  # what stands in settings.json beside the options
 # What a resumed run may be told anew, besides where its model is (fingerprints tell whether it is the same), when it is
 # saved, and what happens after the training.
 FREE = ("path", "device", "precision", "shard")  # the machine that they lead to is compared
 EXTENDED = ("epochs", "max_steps")  # may grow
-
-
-def create_run_folder(run_dir: Path | None, model_name: str, needed: int) -> Path:
-    """Make the folder of this run: `run_dir`, or the next free `runs/<model_name>-<n>`. Nothing is ever overwritten.
-
-    Args:
-        needed: bytes that the run will write there, at least.
-
-    Raises:
-        UserError: `run_dir` already holds something, no folder can be made there, or the disk is too full.
-    """
-    try:
-        if run_dir is None:
-            folder = make_numbered_folder(Path("runs"), model_name)
-        else:
-            folder = run_dir
-            folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
-                raise UserError(f"--run-dir {folder} is not empty; name a new folder, or go on in it with --resume")
-            temporary_path(folder / SETTINGS).touch()
-            temporary_path(folder / SETTINGS).unlink()
-        try:
-            check_free_space(folder, needed, "the fine-tuned model")
-        except UserError:
-            folder.rmdir()
-            raise
-    except OSError as error:
-        raise UserError(f"cannot make the run folder {run_dir or 'runs'}: {reason(error)}") from error
-    return folder
-
-
-def make_numbered_folder(parent: Path, name: str) -> Path:
-    """Make the first `<parent>/<name>-<n>` that does not exist; of two runs that start at once, each gets its own."""
-    parent.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        folder = parent / f"{name}-{number}"
-        try:
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            number += 1
-
-
-def find_run(name: str | None) -> Path | None:
-    """The finished run of that name, or for none the newest one in `runs/`; None for what is no run.
-
-    Raises:
-        UserError: it has not finished, or there is no run at all.
-    """
-    if name is None:
-        finished = [path.parent for path in Path("runs").glob(f"*/{OUTPUT}") if (path.parent / SETTINGS).exists()]
-        if not finished:
-            raise UserError("there is no finished run in runs/; name a model, or train one: python finetune.py")
-        return max(finished, key=lambda folder: (folder / OUTPUT).stat().st_mtime_ns)
-    folder = Path(name)
-    if folder.name == "model" and (folder.parent / SETTINGS).exists():
-        folder = folder.parent
-    if not (folder / SETTINGS).exists():
-        return None
-    if (folder / FOLDS).exists():
-        raise UserError(f"{folder} holds the runs of a cross-validation; name one of them, such as {folder / 'fold-1'}")
-    if not (folder / OUTPUT).exists():
-        raise UserError(f"{folder} has not finished; go on with it: python finetune.py --resume {shlex.quote(name)}")
-    return folder
-
-
-def make_report_folder(folder: Path | None, model: Path) -> Path:
-    """Make `folder`, or for none the next free `runs/<model>-evaluation-<n>`, for what is measured of a `model` or run.
-
-    Raises:
-        UserError: nothing can be written there, or it is the folder of another run.
-    """
-    if folder and (folder / SETTINGS).exists() and folder.resolve() != model.resolve():
-        raise UserError(f"--report-dir {folder} is the folder of another run; name a new one")
-    try:
-        if folder is None:
-            name = model.resolve().parent.name if model.name == "model" else model.resolve().name
-            return make_numbered_folder(Path("runs"), f"{name}-evaluation")
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary_path(folder / SETTINGS).touch()
-        temporary_path(folder / SETTINGS).unlink()
-    except OSError as error:
-        raise UserError(f"cannot write into {folder or 'runs'}: {reason(error)}") from error
-    return folder
-
-
-def lock_run_folder(folder: Path) -> FileLock | None:
-    """Keep other runs from working in `folder`, as long as this one lives and the returned lock is referred to.
-
-    Of several processes that train together the first one holds the lock. Half-written files of a run that was killed
-    are removed.
-
-    Raises:
-        UserError: another process works there, or nothing can be written there.
-    """
-    if not is_first_process():
-        return None
-    lock = FileLock(folder / ".lock")
-    with writing(folder):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(f"{folder}: another run is working in this folder; wait for it, or stop it") from None
-        for leftover in folder.rglob(".*tmp*"):  # ours end in .tmp, those of safetensors begin with it
-            if leftover.is_file():
-                leftover.unlink()
-    return lock
-
-
-@contextlib.contextmanager
-def resumable(folder: Path) -> Iterator[None]:
-    """Let a Ctrl-C say how the run in `folder` goes on; of a run inside another job, how that job does."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        command = f"python {Path(sys.argv[0]).name} --resume {shlex.quote(str(folder))}"
-        where = str(stop).partition("; go on with: ")[0]
-        raise KeyboardInterrupt(f"{where}; go on with: {command}") from None
 
 
 def write_settings(folder: Path, settings: FinetuneSettings, source: Path, record: dict[str, Any]) -> None:

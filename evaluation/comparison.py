@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dialogues.dialogue import Turn
+from evaluation import metrics
+from evaluation.likelihood import Metrics, Subject, measure_likelihood
+from evaluation.metrics import Copied, Estimate
+from evaluation.scoring import Scorer
 from gpt_model import GPTModel
-from results import metrics
-from results.generation import Case, complete_dialogues
-from results.likelihood import Metrics, Subject, measure_likelihood
-from results.metrics import Copied, Estimate
-from results.scoring import Scorer
+from talking.generation import Case, complete_dialogues
 
 REPLY_TOKENS = 64  # of a reply that are measured, at most
 

@@ -10,9 +10,9 @@ import tiktoken
 
 from dialogues.batches import DialogueDataset
 from dialogues.conversations import Conversations
-from results import metrics
-from results.metrics import Estimate
-from results.scoring import HISTORIES, Reply, Scorer, TokenLosses, make_candidates, make_histories, score_tokens
+from evaluation import metrics
+from evaluation.metrics import Estimate
+from evaluation.scoring import HISTORIES, Reply, Scorer, TokenLosses, make_candidates, make_histories, score_tokens
 from settings import GenerationSettings
 
 FEWEST_OTHERS = 9  # turns that a reply is ranked among

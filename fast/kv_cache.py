@@ -6,13 +6,10 @@ the vocabulary.
 
 from collections.abc import Callable
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from gpt_model import GPTConfig
 
 RECORDING = Lock()  # a process records one graph at a time; `chat.py --web` answers several people at once
 
@@ -27,7 +24,7 @@ class KVCache:
 
     step: "FixedStep | None" = None  # on a GPU, once a single token was asked for
 
-    def __init__(self, config: "GPTConfig", padding: Tensor, capacity: int) -> None:
+    def __init__(self, config: Any, padding: Tensor, capacity: int) -> None:
         B, H, D = len(padding), config.n_head, config.n_embd // config.n_head
         self.keys = torch.empty(config.n_layer, B, H, capacity, D, device=padding.device)
         self.values = torch.empty_like(self.keys)

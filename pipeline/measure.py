@@ -10,19 +10,20 @@ from typing import Any
 import numpy as np
 
 from dialogues.batches import DialogueDataset
-from files import UserError, read_json_object, write_json
+from evaluation.comparison import REPLY_TOKENS, Column, compare, measure_column
+from evaluation.findings import describe_size, find_out, measure_overfitting, short_table
+from evaluation.likelihood import Subject
+from evaluation.metrics import CONFIDENCE, RESAMPLES
+from evaluation.report import write_report
+from evaluation.run_files import EVALUATION_VERSION, read_lines, read_losses
+from evaluation.scoring import choose_replies
 from gpt_model import GPTModel
-from prepare import Data, choose_length, read_rendered, read_turns, rendered_path
-from results.evaluation import REPLY_TOKENS, Column, compare, measure_column
-from results.findings import describe_size, find_out, measure_overfitting, short_table
-from results.generation import Case, choose_turn
-from results.likelihood import Subject
-from results.metrics import CONFIDENCE, RESAMPLES
-from results.report import write_report
-from results.run_files import EVALUATION_VERSION, read_lines, read_losses
-from results.scoring import choose_replies
+from pipeline.prepare import Data, choose_length, read_rendered, read_turns, rendered_path
+from pipeline.train import OpenRun, in_precision
 from settings import FinetuneSettings, GenerationSettings
-from train_model import OpenRun, in_precision
+from support.errors import UserError
+from support.files import read_json_object, write_json
+from talking.generation import Case, choose_turn
 from training.device import Machine
 from training.loop import TRAIN_SAMPLE
 

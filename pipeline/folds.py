@@ -11,26 +11,17 @@ from typing import Any
 
 from filelock import FileLock
 
-from files import UserError, check_one_process, read_json_object, write_json, writing
-from find_model import find_model_folder, weights_checksum
-from prepare import fingerprint, open_data, read_data
-from results.findings import about_training, short_table
-from results.metric_table import with_part_losses
-from results.metrics import CONFIDENCE, t_quantile
-from results.run_files import mapping, number, read_lines, read_losses
-from run_folder import (
-    FOLDS,
-    OUTPUT,
-    SETTINGS,
-    changed_options,
-    check_record,
-    create_run_folder,
-    lock_run_folder,
-    read_settings,
-    resumable,
-    write_settings,
-)
+from evaluation.findings import about_training, short_table
+from evaluation.metric_table import with_part_losses
+from evaluation.metrics import CONFIDENCE, t_quantile
+from evaluation.run_files import mapping, number, read_lines, read_losses
+from hub.find import find_model_folder, weights_checksum
+from pipeline.prepare import fingerprint, open_data, read_data
+from pipeline.run_folder import FOLDS, OUTPUT, SETTINGS, create_run_folder, lock_run_folder, resumable
+from pipeline.run_settings import changed_options, check_record, read_settings, write_settings
 from settings import FinetuneSettings
+from support.errors import UserError, check_one_process
+from support.files import read_json_object, write_json, writing
 
 VERSION = 1
 

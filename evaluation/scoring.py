@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from dialogues.batches import IGNORED, DialogueDataset, Example, collate, evaluation_batches, round_up
 from dialogues.conversations import Conversations
+from fast.kv_cache import KVCache
 from gpt_model import GPTModel
-from kv_cache import KVCache
-from results.generation import pad_left
+from talking.generation import pad_left
 
 HISTORIES = {"none": 0, "1": 1, "2": 2, "4": 4, "all": None}  # how many turns before a reply the model sees
 OTHERS = 19  # turns that a reply is ranked among

@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 
 from dialogues.template import TEMPLATES
 from dialogues.tokenizer import load_tokenizer
-from files import UserError, read_json_object
-from find_model import find_model_folder, weights_checksum
-from run_folder import find_run, read_fingerprints, read_settings
+from hub.find import find_model_folder, weights_checksum
+from pipeline.run_folder import find_run
+from pipeline.run_settings import read_fingerprints, read_settings
 from settings import FinetuneSettings, FinishedModelSettings
+from support.errors import UserError
+from support.files import read_json_object
 
 
 class FinishedModel(NamedTuple):

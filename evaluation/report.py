@@ -2,7 +2,7 @@
 
 Made at the end of each run and each evaluation. To make it again, in the program's folder:
 
-    python -m results.report runs/tiny-1
+    python -m evaluation.report runs/tiny-1
 
 The page runs no script and loads nothing; what people said in the conversations is text there, whatever it holds.
 """
@@ -15,10 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from files import UserError, printable, run_command, write_text, writing
-from results.metric_table import columns_of, interval_of, metric_groups, show
-from results.metrics import FEWEST_TO_DRAW
-from results.plots import (
+from evaluation.metric_table import columns_of, interval_of, metric_groups, show
+from evaluation.metrics import FEWEST_TO_DRAW
+from evaluation.plots import (
     BASE,
     HALF,
     MODEL,
@@ -35,7 +34,7 @@ from results.plots import (
     thin_out,
     write_png,
 )
-from results.run_files import (
+from evaluation.run_files import (
     LARGEST,
     Losses,
     RunFiles,
@@ -47,7 +46,9 @@ from results.run_files import (
     read_watched,
     sequence,
 )
-from results.shown_cases import case_views
+from evaluation.shown_cases import case_views
+from support.errors import UserError, printable, run_command
+from support.files import write_text, writing
 
 REPORT, LOSS_PLOT, CONTEXT_PLOT = "report.html", "loss.png", "context_use.png"
 MOST_ROWS = 12  # speakers, or texts of the watched reply, that are shown
@@ -325,7 +326,7 @@ def flat_settings(settings: dict[str, Any], above: str = "") -> list[tuple[str, 
 
 def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        raise UserError("name the folder of a run: python -m results.report runs/tiny-1")
+        raise UserError("name the folder of a run: python -m evaluation.report runs/tiny-1")
     print(f"written: {write_report(Path(sys.argv[1]))}")
 
 

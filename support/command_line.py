@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from files import UserError
+from support.errors import UserError
 
 Settings = TypeVar("Settings")
 

@@ -1,75 +1,17 @@
-"""What every room shares about files: the user's errors, atomic writes."""
+"""Files that are written whole or not at all, and read with an error that says what is wrong."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import shutil
-import signal
-import sys
-import time
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parent  # where the bundled files live, whatever the current folder is
+from support.errors import UserError, reason
+
+PROJECT = Path(__file__).resolve().parent.parent  # where the bundled files live, whatever the current folder is
 MEGABYTE = 1_000_000
-SPEAKING_SECONDS = 3  # that the first of several processes has to come to the same end and say so
-
-
-class UserError(Exception):
-    """Something the user can mend. The message is one line: what is wrong, where, what to do."""
-
-
-def run_command(command: Callable[[], None]) -> None:
-    """Run a command of the project and turn its outcome into an exit code.
-
-    0: done. 2: a `UserError`, printed as one line. A refusal by the system (`OSError`) is
-    the user's too. 130: stopped by Ctrl-C or SIGTERM. Anything else is our bug:
-    Python prints the traceback and exits with 1.
-
-    Of several processes that torchrun has started the first one speaks for all.
-    """
-    # A console in a legacy encoding must not end a run because somebody wrote an emoji.
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is a Ctrl-C
-    try:
-        command()
-    except UserError as error:
-        sys.stdout.flush()
-        if is_first_process():
-            print("error:", " ".join(map(str.strip, str(error).splitlines())), file=sys.stderr)
-        else:
-            time.sleep(SPEAKING_SECONDS)  # torchrun ends all processes when one has ended
-        sys.exit(2)
-    except OSError as error:  # the system's refusal where nobody expected it, as a pipe that was closed
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes it once more
-        print(f"error: {error.filename or 'output'}: {reason(error)}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt as stop:
-        if is_first_process():
-            print(f"\nstopped{stop}", file=sys.stderr)
-        sys.exit(130)
-
-
-def is_first_process() -> bool:
-    """Whether this is the one that prints and writes, of those that torchrun has started; without torchrun it is."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def check_one_process(job: str) -> None:
-    """Raise `UserError` under torchrun, for a job that one process does."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError(f"{job} is done by one process; start it without torchrun")
-
-
-def reason(error: OSError) -> str:
-    """The operating system's own words for `error`, without the path and the number."""
-    return error.strerror or str(error)
 
 
 @contextlib.contextmanager
@@ -147,23 +89,6 @@ def read_json(path: Path, kind: type, advice: str) -> Any:
     if not isinstance(value, kind):
         raise UserError(f"{path} does not hold a JSON {'object' if kind is dict else 'list'}; {advice}")
     return value
-
-
-def printable(text: str) -> str:
-    """`text` without the control characters by which it could take over a terminal."""
-    control = (symbol for symbol in set(text) if unicodedata.category(symbol) == "Cc" and symbol not in "\n\t")
-    return text.translate({ord(symbol): f"\\x{ord(symbol):02x}" for symbol in control})
-
-
-def check_extra(package: str, option: str, requirement: str) -> None:
-    """Find out before the work, not after it, whether a package can be loaded that only `option` needs.
-
-    Raises:
-        UserError: it is not installed, with the line that installs it.
-    """
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:  # a mere folder has no origin: wandb leaves one of its name behind
-        raise UserError(f'{option}: the package {package} is not installed; pip install "{requirement}"')
 
 
 def check_output_path(path: Path, inputs: Sequence[Path]) -> None:

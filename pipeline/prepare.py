@@ -14,8 +14,9 @@ from dialogues.encoding import encode_source
 from dialogues.reading import Source, open_source
 from dialogues.template import Renderer
 from dialogues.tokenizer import END_OF_TEXT
-from files import UserError, atomic_path, check_output_path, writing
 from settings import ConversationSettings, DataSettings, FinetuneSettings, TrainingSettings
+from support.errors import UserError
+from support.files import atomic_path, check_output_path, writing
 
 if TYPE_CHECKING:
     from dialogues.batches import DialogueDataset

@@ -7,8 +7,9 @@ import shlex
 import zlib
 from pathlib import Path
 
-from download_model import WEIGHT_FILES, download_model, missing_files
-from files import PROJECT, UserError
+from hub.download import WEIGHT_FILES, download_model, missing_files
+from support.errors import UserError
+from support.files import PROJECT
 
 BUNDLED = PROJECT / "models" / "tiny"
 CHECKSUMS = "SHA256SUMS"  # of the bundled files, in the format of `sha256sum --check`

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from results.metric_table import GROUPS, columns_of, make_cell
-from results.run_files import Losses, Point
+from evaluation.metric_table import GROUPS, columns_of, make_cell
+from evaluation.run_files import Losses, Point
 
 SHORT_TABLE = (
     *("loss", "perplexity", "bits_per_byte", "context_use", "context_use_beyond_other", "hits_at_1"),

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from dialogues.dialogue import Dialogue, Turn
 from dialogues.template import Renderer
+from fast.kv_cache import KVCache
 from gpt_model import GPTModel
-from kv_cache import KVCache
 from settings import GenerationSettings, SamplingSettings
 
 BATCH = 16  # prompts at a time: their keys and values take memory

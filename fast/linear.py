@@ -1,0 +1,68 @@
+"""Matrix products in autocast's precision, in less memory than autocast takes."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class CastLinear(torch.autograd.Function):
+    """`F.linear` in autocast's precision that casts the weight when it is needed, a block of its rows at a time.
+
+    autocast would cast every weight once a step and keep all the casts until the backward pass is over: for 355M
+    parameters 0.7 GB more, as fresh memory each time. Casting twice costs less than that.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x = x.to(dtype)
+        # x is half of what training remembers, and only the weight's gradient asks for it: not where that is frozen.
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        with torch.autocast(x.device.type, enabled=False):
+            parts = [
+                F.linear(x, weight[rows].to(dtype), None if bias is None else bias[rows].to(dtype))
+                for rows in row_blocks(weight)
+            ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        flat_y = grad_y.flatten(0, -2)  # (B * T, out)
+        grad_x = grad_weight = None
+        if needs_x:
+            parts = [grad_y[..., rows] @ weight[rows].to(grad_y.dtype) for rows in row_blocks(weight)]
+            # The sum of bf16 is made in fp32 and rounded once.
+            grad_x = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)  # (..., in)
+        if needs_weight:
+            grad_weight = torch.empty_like(weight)
+            for rows in row_blocks(weight):
+                grad_weight[rows] = flat_y[:, rows].t() @ x.flatten(0, -2)
+        grad_bias = flat_y.sum(0, dtype=weight.dtype) if needs_bias else None
+        return grad_x, grad_weight, grad_bias
+
+
+def row_blocks(weight: Tensor) -> Iterator[slice]:
+    """Slices of at most 8M parameters each: all of a layer's matrix, and the token embedding of 51M in seven parts."""
+    rows = max(1, (8 << 20) // weight.size(1))
+    for start in range(0, len(weight), rows):
+        yield slice(start, start + rows)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (..., in) times weight (out, in) → (..., out), in autocast's precision where that is on.
+
+    Without autocast the result has the precision of x, and a bf16 weight is multiplied in bf16.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        if weight.dtype == torch.float32:
+            return CastLinear.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
+        return F.linear(x, weight, bias)  # frozen in autocast's precision: nothing to cast, nothing to remember
+    if weight.dtype == x.dtype:
+        return F.linear(x, weight, bias)
+    y = F.linear(x.to(weight.dtype), weight).to(x.dtype)
+    return y if bias is None else y + bias
