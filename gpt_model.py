@@ -9,7 +9,7 @@ Parameters are named as in the published files, so that loading one is a look-up
 import copy
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from fast.attention import Packed, causal_attention, packed_attention
+from fast.attention import causal_attention
 from fast.kv_cache import FixedStep, KVCache
 from fast.linear import linear
 from fast.loss import TRAINED_ROWS, LinearCrossEntropy
@@ -128,7 +128,7 @@ class CausalSelfAttention(nn.Module):
         self.layer = layer
         self.dropout = dropout
 
-    def forward(self, x: Tensor, cache: KVCache | None, visible: Tensor | Packed | None) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None, visible: Tensor | None) -> Tensor:
         B, T, C = x.shape
         q, k, v = (
             part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
@@ -139,8 +139,6 @@ class CausalSelfAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if visible is None:
             y = causal_attention(q, k, v, dropout)
-        elif isinstance(visible, Packed):
-            y = packed_attention(q, k, v, visible, dropout)
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
         y = y.transpose(1, 2).reshape(B, T, C)
@@ -172,12 +170,12 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config, dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None, visible: Tensor | Packed | None) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None, visible: Tensor | None) -> Tensor:
         if self.compiled and self.training:
             return compiled_block()(self, x, cache, visible)
         return self.add_halves(x, cache, visible)
 
-    def add_halves(self, x: Tensor, cache: KVCache | None, visible: Tensor | Packed | None) -> Tensor:
+    def add_halves(self, x: Tensor, cache: KVCache | None, visible: Tensor | None) -> Tensor:
         x = x + self.attn(self.ln_1(x), cache, visible)
         return x + self.mlp(self.ln_2(x))
 
@@ -211,14 +209,11 @@ class GPTModel(nn.Module):
         """
         return self.transform(self.wte(ids), cache)
 
-    def transform(self, x: Tensor, cache: KVCache | None = None, lengths: Sequence[int] | None = None) -> Tensor:
+    def transform(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         """(B, T, C) rows of the token embedding → (B, T, C), with positions, through all blocks."""
         T, visible = x.size(1), None
         if cache is not None:
             positions, visible = cache.positions(T), cache.mask(T)
-        elif lengths is not None:
-            visible = Packed.of(lengths, x.device)
-            positions = visible.positions()
         else:
             positions = torch.arange(T, device=x.device)
         x = x + self.wpe(positions)
@@ -232,13 +227,10 @@ class GPTModel(nn.Module):
             cache.length += T
         return self.ln_f(x)
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None, lengths: Sequence[int] | None = None) -> Tensor:
-        """(B, T) token ids → (B, T, V) logits; with `targets` (B, T), the summed negative log-likelihood instead.
-
-        With `lengths`, the one row of `ids` is so many dialogues, one after another, none of which sees another.
-        """
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
+        """(B, T) token ids → (B, T, V) logits; with `targets` (B, T), the summed negative log-likelihood instead."""
         rows, weight = self.wte.tied(ids)
-        x = self.transform(rows, lengths=lengths)
+        x = self.transform(rows)
         return self.wte.logits(x, weight) if targets is None else self.loss(x, targets, weight)
 
     def loss(self, x: Tensor, targets: Tensor, weight: Tensor | None = None, reduction: str = "sum") -> Tensor:

@@ -144,8 +144,6 @@ class TrainingSettings(MachineSettings):
     """share of activations dropped in training"""
     lora_rank: int = 0
     """train low-rank adapters of this rank (LoRA) in place of the weights; 0: train every weight"""
-    padding_free: bool = False
-    """train on the examples of a batch one after another in a single row, rather than each padded to the longest"""
     compile: bool = False
     """compile the model's blocks and its loss for training (torch.compile): slow first steps, then faster ones"""
     gradient_checkpointing: bool = False
@@ -208,7 +206,6 @@ class TrainingSettings(MachineSettings):
             ),
             *super().problems(),
             *["--shard divides what --lora-rank does not have: leave one out"] * bool(self.shard and self.lora_rank),
-            *["--compile is slow with --padding-free: leave one out"] * (self.compile and self.padding_free),
         ]
 
 

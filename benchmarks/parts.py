@@ -127,16 +127,13 @@ def bundled(plan: Plan) -> Iterator[Case]:
     yield Case("bundled", FIRST_RUN, [Contestant(OURS, words)])
 
 
-def step_contestants(
-    plan: Plan, job: dict[str, Any], needs: tuple[str, ...], lengths_differ: bool = False
-) -> list[Contestant]:
-    """Training steps of `job`: ours and a plain loop with transformers, in each precision; on a GPU ours with the
-    options that are meant for one, too.
+def step_contestants(plan: Plan, job: dict[str, Any], needs: tuple[str, ...]) -> list[Contestant]:
+    """Training steps of `job`: ours and a plain loop with transformers, in each precision; on a GPU ours with
+    `--compile`, too.
     """
     ours = [(OURS, {})]
     if plan.device == "cuda":
         ours.append((f"{OURS} with --compile", {"compile": True}))
-        ours += [(f"{OURS} with --padding-free", {"padding_free": True})] * lengths_differ
     theirs = "transformers with peft" if needs == PEFT else "transformers loop"
     contestants = []
     for precision in plan.precisions:
@@ -160,7 +157,7 @@ def throughput(plan: Plan) -> Iterator[Case]:
                 continue
             data = make_data(plan, folder, kind, batch, length)
             job = {"folder": folder, "data": data, "batch_size": batch, "lora_rank": 0}
-            steps = step_contestants(plan, job, TRANSFORMERS, lengths_differ=kind != "fixed")
+            steps = step_contestants(plan, job, TRANSFORMERS)
             size = {"rows": batch * length, "width": config["n_embd"], "device": plan.device}
             products = {one: script("limits.py", "products", **size, precision=one) for one in plan.precisions}
             limits = [Contestant(f"limit: products, {one}", words) for one, words in products.items()]

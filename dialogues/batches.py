@@ -139,18 +139,6 @@ def collate(examples: Sequence[Example], padding_id: int) -> tuple[Tensor, Tenso
     return inputs, targets
 
 
-def pack(examples: Sequence[Example], padding_id: int) -> tuple[Tensor, Tensor, list[int]]:
-    """The examples one after another, without padding between them: inputs (1, N), targets (1, N), and their lengths.
-
-    N is a multiple of `ROUND`: what is missing is a last example of padding, in which nothing is learned.
-    """
-    rows = [collate([example], padding_id) for example in examples]
-    if missing := -sum(inputs.size(1) for inputs, _ in rows) % ROUND:
-        rows.append((torch.full((1, missing), padding_id), torch.full((1, missing), IGNORED)))
-    inputs, targets = zip(*rows, strict=True)
-    return torch.cat(inputs, dim=1), torch.cat(targets, dim=1), [row.size(1) for row in inputs]
-
-
 def round_up(length: int) -> int:
     """The next multiple of `ROUND`.
 
@@ -195,12 +183,8 @@ def evaluation_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
     yield batch
 
 
-def padding_share(dataset: DialogueDataset, steps: Sequence[list[list[int]]], padding_free: bool = False) -> float:
-    """How much of the batches of these steps is padding, or of the packed rows."""
+def padding_share(dataset: DialogueDataset, steps: Sequence[list[list[int]]]) -> float:
+    """How much of the batches of these steps is padding."""
     every = [length - 1 for length in dataset.lengths()]
     batches = [[every[number] for number in batch] for step in steps for batch in step]
-    if padding_free:
-        computed = sum(round_up(sum(lengths)) for lengths in batches)
-    else:
-        computed = sum(dataset.padded(max(lengths)) * len(lengths) for lengths in batches)
-    return 1 - sum(every) / computed
+    return 1 - sum(every) / sum(dataset.padded(max(lengths)) * len(lengths) for lengths in batches)

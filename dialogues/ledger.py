@@ -43,9 +43,7 @@ def tokens_per_word(conversations: Conversations) -> float:
     return tokens / words
 
 
-def count_part(
-    dataset: DialogueDataset, batch_size: int, accumulation: int, seed: int, padding_free: bool = False
-) -> dict[str, Any]:
+def count_part(dataset: DialogueDataset, batch_size: int, accumulation: int, seed: int) -> dict[str, Any]:
     """The ledger of one part of the split."""
     conversations, dialogues = dataset.conversations, dataset.dialogues
     sizes = conversations.starts[dialogues + 1] - conversations.starts[dialogues]
@@ -58,7 +56,7 @@ def count_part(
         "learned_share": round(dataset.count_learned() / (int(sizes.sum()) - len(dialogues)), 4),
         "examples": len(dataset),
         "longest": max(dataset.lengths()),
-        "padding_share": round(padding_share(dataset, steps, padding_free), 4),
+        "padding_share": round(padding_share(dataset, steps), 4),
         "shortened_turns": dataset.shortened,
         "cut_off_tokens": dataset.cut_off,
         "unlearned_examples": dataset.unlearned,
@@ -79,10 +77,9 @@ def make_ledger(
     batch_size: int,
     accumulation: int,
     seed: int,
-    padding_free: bool = False,
 ) -> dict[str, Any]:
     """The ledger of a run, as JSON holds it."""
-    counted = {name: count_part(part, batch_size, accumulation, seed, padding_free) for name, part in parts.items()}
+    counted = {name: count_part(part, batch_size, accumulation, seed) for name, part in parts.items()}
     for name in parts.keys() - {"train"}:
         shared = also_in(parts["train"], parts[name])
         counted[name]["also_in_train"] = {"count": len(shared), "first": shared[:FIRST]}

@@ -147,7 +147,7 @@ def show_data(
     from dialogues.ledger import ledger_lines, make_ledger
 
     training = settings.training
-    how = (training.batch_size, training.step_batches, training.seed, training.padding_free)
+    how = (training.batch_size, training.step_batches, training.seed)
     ledger = make_ledger(data.source, datasets, *how)
     if settings.preview:
         preview(data, datasets, settings, config, machine)

@@ -3,6 +3,7 @@
 import json
 import math
 import operator
+import sys
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from support.command_line import parse_command_line
 from support.errors import UserError
 from support.files import read_json_object, write_json
 
+# Options of older versions, by group, with their defaults.
+RETIRED: dict[str, dict[str, object]] = {"training": {"padding_free": False}}
 RECORD = ("machine", "fingerprints")  # what stands in settings.json beside the options
 # What a resumed run may be told anew, besides where its model is (fingerprints tell whether it is the same), when it is
 # saved, and what happens after the training.
@@ -80,10 +83,22 @@ def read_settings(folder: Path) -> FinetuneSettings:
     if not (folder / SETTINGS).is_file():
         raise UserError(f"--resume {folder}: no {SETTINGS} there; name a folder of a run, such as runs/tiny-1")
     recorded = read_json_object(folder / SETTINGS, "put it back, or start a new run")
+    if retired := drop_retired(recorded):
+        print(f"{folder / SETTINGS}: options that no longer exist are ignored: {', '.join(retired)}", file=sys.stderr)
     try:
         return from_json(FinetuneSettings, {name: value for name, value in recorded.items() if name not in RECORD})
     except (TypeError, AttributeError, ValueError) as error:
         raise unknown_settings(folder, error) from None
+
+
+def drop_retired(recorded: dict[str, Any]) -> list[str]:
+    """Remove the options that no longer exist from a `settings.json`, in place; return those that were in use."""
+    used = []
+    for group, defaults in RETIRED.items():
+        if isinstance(values := recorded.get(group), dict):
+            found = {name: values.pop(name, default) for name, default in defaults.items()}
+            used += [f"--{name.replace('_', '-')} {found[name]}" for name in found if found[name] != defaults[name]]
+    return used
 
 
 def read_fingerprints(folder: Path) -> dict[str, str]:

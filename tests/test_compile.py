@@ -54,11 +54,6 @@ def test_no_compiler_is_said_before_anything_is_written(command, work):
     assert written(work) == []
 
 
-def test_batches_without_padding_are_refused(command, work):
-    assert "--compile is slow with --padding-free" in refused(command("finetune.py", "--compile", "--padding-free"))
-    assert written(work) == []
-
-
 @pytest.mark.parametrize("compiles", [False, True])
 def test_what_is_compiled_later_is_not_taken_for_the_pace(compiles, tmp_path, capsys, monkeypatch):
     """20 s for the loss at the second step, where the others take one; the clock stands still meanwhile."""

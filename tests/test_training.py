@@ -93,7 +93,7 @@ def test_training_learns_and_logs(model, tmp_path):
 def test_lengths_of_batches_are_rounded_up_as_far_as_there_are_positions(model):
     dataset = make_dataset(5, 18, 60, 62)  # of at most 64 tokens
     for number, T in [(0, 16), (1, 32), (2, 64), (3, 64)]:
-        inputs, targets, learned, _ = make_batch(dataset, [number], END, CPU)
+        inputs, targets, learned = make_batch(dataset, [number], END, CPU)
         assert inputs.shape == targets.shape == (1, T)
         assert T % ROUND == 0
         assert learned == len(dataset[number].tokens) - 1

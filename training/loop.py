@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from dialogues.batches import IGNORED, ROUND, DialogueDataset, collate, epoch_steps, evaluation_batches, pack
+from dialogues.batches import IGNORED, ROUND, DialogueDataset, collate, epoch_steps, evaluation_batches
 from settings import RunSettings, TrainingSettings
 from support.errors import UserError
 from training.checkpoint import Checkpoints, Losses, RunState
@@ -42,7 +42,6 @@ class Batch(NamedTuple):
     inputs: Tensor  # (B, T)
     targets: Tensor  # (B, T)
     learned: int  # how many of the targets
-    lengths: list[int] | None = None  # of the examples, where they stand one after another in a single row
 
 
 class Run:
@@ -93,9 +92,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, self.state.steps, settings)
         mine = machine.take_share(batches)
-        made = [
-            make_batch(self.examples.train, numbers, padding_id, machine, settings.padding_free) for numbers in mine
-        ]
+        made = [make_batch(self.examples.train, numbers, padding_id, machine) for numbers in mine]
         seeds = [
             batch_seed(settings.seed, step, machine.rank + place * machine.processes) for place in range(len(mine))
         ]
@@ -255,12 +252,12 @@ def take_step(
     learned = int(machine.total(sum(batch.learned for batch in batches))[0])
     loss = 0.0
     model.train()
-    for number, (inputs, targets, _, lengths) in enumerate(batches, 1):
+    for number, (inputs, targets, _) in enumerate(batches, 1):
         torch.manual_seed(seeds[number - 1])
         last = number == len(batches)
         with contextlib.nullcontext() if last else machine.without_sharing(model):
             with machine.autocast():
-                part = model(inputs, targets, lengths) / learned
+                part = model(inputs, targets) / learned
             # Sharing divides by the number of processes; here each token counts once, wherever it is learned.
             scaler.scale(part * machine.processes).backward()
         loss += part.item()
@@ -294,9 +291,7 @@ def batch_seed(seed: int, step: int, batch: int) -> int:
     return int(np.random.SeedSequence([seed, step, batch]).generate_state(1, np.uint64)[0])
 
 
-def make_batch(
-    dataset: DialogueDataset, numbers: Sequence[int], padding_id: int, machine: Machine, padding_free: bool = False
-) -> Batch:
+def make_batch(dataset: DialogueDataset, numbers: Sequence[int], padding_id: int, machine: Machine) -> Batch:
     """The examples `numbers` as a batch on the machine.
 
     T is rounded up, as far as examples may go. No examples make a batch in which nothing is learned.
@@ -304,15 +299,11 @@ def make_batch(
     if not numbers:
         inputs = torch.full((1, ROUND), padding_id, device=machine.device)
         return Batch(inputs, torch.full_like(inputs, IGNORED), 0)
-    examples, lengths = [dataset[number] for number in numbers], None
-    if padding_free:
-        inputs, targets, lengths = pack(examples, padding_id)
-    else:
-        inputs, targets = collate(examples, padding_id)
-        missing = dataset.padded(inputs.size(1)) - inputs.size(1)
-        inputs, targets = F.pad(inputs, (0, missing), value=padding_id), F.pad(targets, (0, missing), value=IGNORED)
+    inputs, targets = collate([dataset[number] for number in numbers], padding_id)
+    missing = dataset.padded(inputs.size(1)) - inputs.size(1)
+    inputs, targets = F.pad(inputs, (0, missing), value=padding_id), F.pad(targets, (0, missing), value=IGNORED)
     learned = int((targets != IGNORED).sum())
-    return Batch(inputs.to(machine.device), targets.to(machine.device), learned, lengths)
+    return Batch(inputs.to(machine.device), targets.to(machine.device), learned)
 
 
 @torch.no_grad()  # not inference_mode: what FSDP gathers in it could not be trained with afterwards
@@ -323,7 +314,7 @@ def evaluate(
     model.eval()
     total, tokens = 0.0, 0
     for numbers in machine.take_share(list(evaluation_batches(dataset.lengths()[:examples]))):
-        inputs, targets, learned, _ = make_batch(dataset, numbers, padding_id, machine)
+        inputs, targets, learned = make_batch(dataset, numbers, padding_id, machine)
         with machine.autocast():
             total += model(inputs, targets).item()
         tokens += learned
