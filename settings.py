@@ -128,8 +128,6 @@ class TrainingSettings(MachineSettings):
     """batches in each optimizer step: as one large batch, in the memory of a small one"""
     processes: Annotated[int, tyro.conf.Suppress] = 1
     """processes that the run was started with under torchrun; each computes a share of a step's batches"""
-    shard: bool = False
-    """divide weights, gradients and moments among the processes of torchrun, rather than copy them to each"""
     learning_rate: float | None = None
     """AdamW's step size at its highest; default: 5e-5, with LoRA 8e-4; for a model as small as tiny 1.2e-4 and 2e-3"""
     weight_decay: float = 0.1
@@ -205,7 +203,6 @@ class TrainingSettings(MachineSettings):
                 *("evaluate_every", "max_steps", "max_minutes", "early_stopping", "lora_rank"),
             ),
             *super().problems(),
-            *["--shard divides what --lora-rank does not have: leave one out"] * bool(self.shard and self.lora_rank),
         ]
 
 
@@ -292,8 +289,6 @@ class FinetuneSettings:
     def problems(self) -> list[str]:
         """What is wrong between the groups, a sentence each."""
         return [
-            *["--watch needs the whole model, and --shard divides it: leave one out"]
-            * bool(self.run.watch and self.training.shard),
             *["--preview shows one run: leave out --folds"] * bool(self.preview and self.data.folds),
         ]
 

@@ -125,8 +125,8 @@ def subject_of_run(run: OpenRun, data: Data, settings: FinetuneSettings, machine
 def measure_base(run: OpenRun, subject: Subject, settings: FinetuneSettings, machine: Machine) -> Column | None:
     """Measure the model that a run begins with, or read what was measured before the run was stopped.
 
-    Now, while it is in memory. Of several processes one is enough. A model that is divided among them can't be
-    measured, and of a run whose training is over without that the first model is not there any more: then none.
+    Now, while it is in memory; of several processes one is enough. None for a run that was trained without this: the
+    base model is not in memory any more.
     """
     if not machine.primary:
         return None
@@ -141,9 +141,6 @@ def measure_base(run: OpenRun, subject: Subject, settings: FinetuneSettings, mac
     if run.trained:
         why = f"{path} {'is of other options' if path.exists() else 'is not there'}"
         print(f"base model: left out ({why}); python evaluate.py {run.folder} measures both")
-        return None
-    if settings.training.shard and machine.processes > 1:
-        print(f"base model: left out (it is divided); python evaluate.py {run.folder} measures both")
         return None
     column = measure_column(in_precision(run.model, machine), subject)
     write_json(path, {"subject": key, **column.as_json()})

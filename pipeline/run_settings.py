@@ -16,11 +16,11 @@ from support.errors import UserError
 from support.files import read_json_object, write_json
 
 # Options of older versions, by group, with their defaults.
-RETIRED: dict[str, dict[str, object]] = {"training": {"padding_free": False}}
+RETIRED: dict[str, dict[str, object]] = {"training": {"padding_free": False, "shard": False}}
 RECORD = ("machine", "fingerprints")  # what stands in settings.json beside the options
 # What a resumed run may be told anew, besides where its model is (fingerprints tell whether it is the same), when it is
 # saved, and what happens after the training.
-FREE = ("path", "device", "precision", "shard")  # the machine that they lead to is compared
+FREE = ("path", "device", "precision")  # the machine that they lead to is compared
 EXTENDED = ("epochs", "max_steps")  # may grow
 
 

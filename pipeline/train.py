@@ -26,7 +26,6 @@ from training.loop import Examples, Run, train
 from training.lora import add_adapters, load_adapter, merge_adapters, save_adapter
 from training.memory import Size, check_memory
 from training.optimizer import make_optimizer
-from training.sharding import divide, gather, whole_parameters
 from training.stopping import StopSignals
 
 
@@ -39,9 +38,6 @@ def complete_settings(settings: FinetuneSettings, folder: Path, size: Size, mach
     training, chosen = settings.training.with_defaults(size.parameters)
     chosen = f"options: those of {settings.run.resume}" if settings.run.resume else chosen
     print(f"model: {folder}, {size.parameters:,} parameters", machine.explanation, chosen, sep="\n")
-    if training.shard:
-        among = "divided among the processes" if machine.processes > 1 else "not divided: there is one process"
-        print(f"--shard: weights, gradients and moments are {among}")
     if training.compile:
         check_compiler(machine)
         print("--compile: the first steps take longer, since they compile the model")
@@ -83,10 +79,7 @@ def open_run(
     # Adapters lie without the weights beside which they were trained.
     weights = folder / "model" if folder and trained and not training.lora_rank else source
     model = make_model(weights, training, tokenizer, machine.precision)
-    if training.shard and not trained:
-        divide(model, machine)
-    else:
-        model.to(machine.device)
+    model.to(machine.device)
     if folder and trained and training.lora_rank:
         load_adapter(model, folder / "adapter")
     if machine.primary:
@@ -159,9 +152,7 @@ def train_model(
     def save(target: Path) -> None:
         if machine.primary:
             merged = merge_adapters(model, read_weights(run.source)) if training.lora_rank else None
-            save_model(model, target, description, parameters=merged or whole_parameters(model))
-        else:
-            gather(dict(model.named_parameters()), keep=False)
+            save_model(model, target, description, parameters=merged)
 
     def after_epoch(number: int) -> None:
         if settings.run.keep_epochs:
@@ -203,11 +194,9 @@ def base_name(settings: FinetuneSettings, source: Path) -> str:
 
 
 def finished_model(run: OpenRun, settings: FinetuneSettings, machine: Machine) -> GPTModel:
-    """The trained model of a run, to write with; one that is divided among processes is read from what they saved."""
+    """The trained model of a run, to write with."""
     return_freed_memory()  # of gradients and moments: the copy in bf16 comes on top of what is kept
-    divided = settings.training.shard and machine.processes > 1 and not run.trained
-    model = load_model(run.folder / "model")[0].to(machine.device) if divided else run.model
-    return in_precision(model, machine)
+    return in_precision(run.model, machine)
 
 
 def in_precision(model: GPTModel, machine: Machine) -> GPTModel:

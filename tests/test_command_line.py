@@ -204,7 +204,6 @@ class TestSettings:
             (["--top-p", 0.5], "give --temperature too"),
             (["--temperature", "1e-40"], "--temperature 1e-40: 0, or 0.01 to 100"),
             (["--repetition-penalty", 0.01], "--repetition-penalty 0.01: from 0.1 to 10"),
-            (["--watch", "--shard"], "--watch needs the whole model, and --shard divides it: leave one out"),
         ],
     )
     def test_a_wrong_value(self, command, work, arguments, message):

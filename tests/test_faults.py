@@ -257,7 +257,6 @@ def test_a_changed_option_is_refused_by_name(stopped):
     recorded = json.loads((stopped / "settings.json").read_text())
     write_json(stopped / "settings.json", {**recorded, "run": {**recorded["run"], "watch": True}})
     assert parse_finetune_settings(["--resume", str(stopped)]).run.watch
-    assert "--watch needs the whole model, and --shard divides it" in refuse("--shard")
     assert settings.run.keep_checkpoint  # as the run has it
     assert settings.data.path == stopped.parent / "data.json"
 

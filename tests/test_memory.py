@@ -92,15 +92,6 @@ def test_processes_on_one_machine_share_its_memory(monkeypatch):
         check_memory(MEDIUM, FULL, BF16._replace(processes=2))
 
 
-def test_a_divided_model_takes_less_in_each_process(monkeypatch):
-    two = replace(FULL, processes=2)
-    divided, copied = (sum(expected_memory(MEDIUM, each, "bf16")) for each in (replace(two, shard=True), two))
-    assert divided < copied
-    give(monkeypatch, 6)
-    assert "what would fit: --shard (" in check_memory(MEDIUM, two, BF16._replace(processes=2))
-    assert "--shard" not in check_memory(MEDIUM, FULL, BF16)
-
-
 def test_the_limit_of_a_container_counts(monkeypatch, tmp_path):
     free, _ = available_memory(torch.device("cpu"))
     assert 0 < free <= psutil.virtual_memory().total

@@ -7,13 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from conftest import PROJECT, logged
 from finetune import finetune
 from pipeline.run_settings import parse_finetune_settings
 from settings import TrainingSettings
-from support.errors import UserError
 from training.loop import all_steps, batch_seed
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over Windows is untried")
@@ -81,43 +79,6 @@ def test_a_checkpoint_goes_on_with_any_number_of_processes(work, command, model_
     done = command("finetune.py", "--resume", "other", "--epochs", 2)
     assert "made with 2 processes, going on with 1: equal up to rounding" in done.stdout, done.stderr
     assert logged(work / "other", "train_loss") == pytest.approx(losses, rel=1e-4)
-
-
-@pytest.mark.slow
-def test_a_divided_model_is_an_undivided_one(work, model_folder, monkeypatch, capsys):
-    """--shard gives the losses of one process, and checkpoints that go on in two processes as in one.
-
-    Of 7 examples 3 are left for the last step of an epoch, in which one of two processes has one more than the other.
-    """
-    monkeypatch.chdir(work)
-    options = ("--model", model_folder, *OPTIONS, "--batch-size", 1)
-    in_this_process(*options, "--gradient-accumulation", 4, "--run-dir", "one")
-    saving = ("--epochs", 1, "--keep-checkpoint", "--keep-epochs", "--early-stopping", 9)
-    done = torchrun(work, 2, *options, "--gradient-accumulation", 2, "--shard", *saving, "--run-dir", "two")
-    assert done.returncode == 0, done.stderr
-    assert "weights, gradients and moments are divided among the processes" in done.stdout
-    weights = [work / "two" / folder / "model.safetensors" for folder in ("model", "epochs/1")]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
-    last, best = (load_file(work / "two" / "checkpoint" / f"{name}-2.safetensors") for name in ("step", "best"))
-    assert {name: value.tolist() for name, value in best.items()} == {
-        name.removeprefix("model."): value.tolist() for name, value in last.items() if name.startswith("model.")
-    }
-    shutil.copytree(work / "two", work / "alone")
-
-    done = torchrun(work, 2, "--resume", "two", "--epochs", 2)
-    assert "going on after step 2" in done.stdout, done.stderr
-    in_this_process("--resume", "alone", "--epochs", 2)
-    assert "not divided: there is one process" in capsys.readouterr().out
-    for name, count in (("train_loss", 4), ("val_loss", 3), ("grad_norm", 4)):
-        one = logged(work / "one", name)
-        assert len(one) == count
-        assert logged(work / "two", name) == pytest.approx(one, rel=1e-5)
-        assert logged(work / "alone", name) == pytest.approx(one, rel=1e-5)
-
-
-def test_adapters_are_not_divided():
-    with pytest.raises(UserError, match="--shard divides what --lora-rank does not have"):
-        parse_finetune_settings(["--shard", "--lora-rank", "4"])
 
 
 def test_a_users_mistake_is_one_line(work):

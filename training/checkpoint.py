@@ -21,7 +21,6 @@ from torch.optim import Optimizer
 
 from support.errors import UserError
 from support.files import atomic_path, read_json_object, write_json, writing
-from training.sharding import gather, share_like
 
 VERSION = 1
 TRAINED = "trained.json"
@@ -79,7 +78,7 @@ class Checkpoints:
     Args:
         folder: where it is, made when first needed.
         fingerprints: what tells this run from others: its data and its model.
-        primary: whether this process writes; of a divided model others only pass on their shares.
+        primary: whether this process writes.
     """
 
     def __init__(self, folder: Path, fingerprints: Mapping[str, str], primary: bool = True) -> None:
@@ -92,13 +91,12 @@ class Checkpoints:
         Raises:
             UserError: it can't be written (a full disk); the one before is still there.
         """
+        if not self.primary:
+            return ""
         started = time.perf_counter()
         tensors = {f"model.{name}": value for name, value in trainable(model).items()}
         for name, values in optimizer_state(model, optimizer).items():
             tensors |= {f"optimizer.{name}.{key}": value for key, value in values.items()}
-        tensors = gather(tensors, self.primary)
-        if not self.primary:
-            return ""
         for old in self.paths()[KEPT - 1 :]:
             old.unlink()  # before the new one takes its space
         size = self.write(self.folder / f"step-{state.step}.safetensors", tensors, asdict(state))
@@ -110,10 +108,9 @@ class Checkpoints:
         Raises:
             UserError: they can't be written.
         """
-        tensors = gather(trainable(model), self.primary)
         if not self.primary:
             return
-        self.write(self.best_path(step), tensors, {})
+        self.write(self.best_path(step), trainable(model), {})
         needed = {step, *map(kept_by, self.paths())}
         for path in self.folder.glob("best-*.safetensors"):
             if step_of(path) not in needed:
@@ -185,6 +182,7 @@ class Checkpoints:
 
     def write(self, path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> int:
         """Write tensors and numbers with a checksum over both; return the size in bytes."""
+        tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
         header = json.dumps({"version": VERSION, "fingerprints": self.fingerprints, "state": state})
         metadata = {"header": header, "crc32": checksum(header, sorted(tensors.items()))}
         with writing(path):
@@ -271,14 +269,14 @@ def restore(model: nn.Module, optimizer: Optimizer, path: Path) -> None:
         parameter_name, _, key = name.removeprefix("optimizer.").rpartition(".")
         parameter = parameters[f"model.{parameter_name}"]
         # Into memory of our own: a view would keep the file mapped.
-        optimizer.state[parameter][key] = share_like(parameter, value).clone().to(parameter.device)
+        optimizer.state[parameter][key] = value.clone().to(parameter.device)
 
 
 @torch.no_grad()
 def put(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Copy the tensors of a file into those of the same names."""
     for name, value in tensors_of(path, tensors):
-        tensors[name].copy_(share_like(tensors[name], value))
+        tensors[name].copy_(value)
 
 
 def step_of(path: Path) -> int:

@@ -57,10 +57,7 @@ class Machine(NamedTuple):
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     def without_sharing(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
-        """Inside, backward passes of a shared model keep their gradients to themselves.
-
-        Those of a divided model don't: it would have to keep all of the gradients from batch to batch.
-        """
+        """Inside, backward passes of a shared model keep their gradients to themselves."""
         return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
 
     def take_share(self, batches: Sequence[Sequence[int]]) -> list[Sequence[int]]:

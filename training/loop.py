@@ -21,7 +21,6 @@ from training.device import Machine
 from training.optimizer import learning_rate_at
 from training.pace import Pace
 from training.progress import Progress
-from training.sharding import whole
 from training.stopping import StopSignals
 
 TRAIN_SAMPLE = 100  # so many examples of the training part are evaluated, before and after
@@ -66,8 +65,7 @@ class Run:
         former = self.state.steps
         self.state.steps = former if self.state.measured else steps
         self.scaler = machine.gradient_scaler(self.state.scaler)
-        # Where several processes train it: wrapped, unless it is divided, which takes care of itself.
-        self.shared = model if settings.shard else machine.share(model)
+        self.shared = machine.share(model)
         run_folder = checkpoints.folder.parent
         self.progress = Progress(run_folder, self.state, self.steps_per_epoch, machine.primary)
         self.pace = Pace(run_folder, settings, self.evaluate_every, machine)
@@ -266,7 +264,7 @@ def take_step(
         raise FloatingPointError(f"the loss is {loss}")
     scaler.unscale_(optimizer)
     limit = max_grad_norm or (math.inf if scaler.is_enabled() else 0)
-    norm = whole(nn.utils.clip_grad_norm_(model.parameters(), limit)).item() if limit else None
+    norm = nn.utils.clip_grad_norm_(model.parameters(), limit).item() if limit else None
     if norm is not None and not math.isfinite(norm) and not scaler.is_enabled():
         raise FloatingPointError(f"the gradient is {norm}")
     scaler.step(optimizer)  # not when a gradient of fp16 has overflowed
@@ -306,7 +304,7 @@ def make_batch(dataset: DialogueDataset, numbers: Sequence[int], padding_id: int
     return Batch(inputs.to(machine.device), targets.to(machine.device), learned)
 
 
-@torch.no_grad()  # not inference_mode: what FSDP gathers in it could not be trained with afterwards
+@torch.no_grad()
 def evaluate(
     model: nn.Module, dataset: DialogueDataset, padding_id: int, machine: Machine, examples: int | None = None
 ) -> float:

@@ -67,10 +67,6 @@ def expected_memory(size: Size, training: TrainingSettings, precision: str) -> N
     trained, weights, passing = size.parameters, 4 * size.parameters, 0
     if training.compile and precision != "fp32" and not (training.lora_rank or training.gradient_checkpointing):
         passing += 2 * size.parameters  # compiled blocks keep their casts of the weights until the backward pass
-    if training.shard and training.processes > 1:
-        # Embedding and two blocks are whole for a while, with their gradients, and once more on their way.
-        passing += 16 * (size.vocab_size * size.width + 2 * 12 * size.width**2)
-        trained, weights = trained / training.processes, weights / training.processes
     if training.lora_rank:
         trained = 16 * size.width * training.lora_rank * size.layers  # both matrices at all four places of a block
         merging = 8 * size.vocab_size * size.width  # two fp32 copies of the token embedding, the largest tensor
@@ -123,7 +119,6 @@ def advice(size: Size, training: TrainingSettings, machine: Machine, free: int) 
     one = {"batch_size": 1, "gradient_accumulation": training.step_size // training.processes}
     ways = [
         one,
-        {"shard": True},  # takes less, and so may fit, only where there are several processes
         {"gradient_checkpointing": True},
         {**one, "gradient_checkpointing": True},
         {"lora_rank": 8},
