@@ -27,6 +27,7 @@ def main() -> None:
     # PyTorch takes a second to import: a mistyped option doesn't wait for it.
     from load_gpt2_weights import load_for
     from talking.conversation import Conversation, choose_people
+    from talking.decoder import Decoder
     from talking.page import check_page, serve
     from talking.terminal import Terminal
     from training.device import choose_machine, keep_freed_memory
@@ -43,8 +44,9 @@ def main() -> None:
         print(f"the model has learned only what {learned} says, and speaks for {people.you}", file=sys.stderr)
 
     @cache  # a model is loaded when it is first talked to
-    def load(folder: Path):
-        return load_for(renderer.tokenizer, folder, machine.device, machine.inference_dtype)
+    def load(folder: Path) -> Decoder:
+        model = load_for(renderer.tokenizer, folder, machine.device, machine.inference_dtype)
+        return Decoder(model, machine.inference_dtype)
 
     def start(folder: Path) -> Conversation:
         seed = secrets.randbits(63) if settings.seed is None else settings.seed

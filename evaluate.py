@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +36,7 @@ def main() -> None:
     from evaluation.comparison import measure_column
     from load_gpt2_weights import load_for, read_config
     from pipeline.measure import REPLIES, choose_subject, leave_out_trained, write_evaluation
+    from talking.decoder import Decoder
     from training.device import choose_machine, keep_freed_memory
 
     keep_freed_memory()
@@ -54,7 +54,9 @@ def main() -> None:
     length = choose_length(settings.data.max_length, config.n_positions)
     subject = choose_subject(data, measured.run, length, settings.generation, machine.autocast, seed, most)
 
-    load = partial(load_for, tokenizer, device=machine.device, dtype=machine.inference_dtype)
+    def load(folder: Path) -> Decoder:
+        return Decoder(load_for(tokenizer, folder, machine.device, machine.inference_dtype), machine.inference_dtype)
+
     columns = {"model": measure_column(load(measured.folder), subject, whole=True)}
     if base:
         columns["base"] = measure_column(load(base), subject)

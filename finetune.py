@@ -16,7 +16,7 @@ from support.files import check_output_path, write_json
 from training.mirror import check_tracker, mirrored
 
 if TYPE_CHECKING:
-    from gpt_model import GPTModel
+    from talking.decoder import Decoder
     from talking.generation import Case
 
 NEXT_STEP = """
@@ -49,7 +49,7 @@ def finetune(settings: FinetuneSettings) -> None:
     # PyTorch takes a second to import: `--help`, a mistyped option and an unreadable file don't wait for it.
     from load_gpt2_weights import read_config
     from pipeline.measure import measure_base, measure_run, subject_of_run
-    from pipeline.train import complete_settings, finished_model, open_run, train_model
+    from pipeline.train import complete_settings, finished_decoder, open_run, train_model
     from training.device import choose_machine, keep_freed_memory
     from training.memory import explain_lack_of_memory
     from training.progress import show_losses
@@ -79,10 +79,10 @@ def finetune(settings: FinetuneSettings) -> None:
             machine.leave()
             if not machine.primary:
                 return
-            model = finished_model(run, settings, machine)
-            cases = complete_cases(model, data, settings)
+            decoder = finished_decoder(run, machine)
+            cases = complete_cases(decoder, data, settings)
             print(show_losses(state))
-            report = measure_run(run, model, cases, base, data, subject, machine)
+            report = measure_run(run, decoder, cases, base, data, subject, machine)
             written = write_cases(cases, data, settings, run.folder)
     if not settings.run.keep_checkpoint:
         run.checkpoints.remove()
@@ -92,14 +92,14 @@ def finetune(settings: FinetuneSettings) -> None:
         print(NEXT_STEP)
 
 
-def complete_cases(model: "GPTModel", data: Data, settings: FinetuneSettings) -> "list[Case]":
+def complete_cases(decoder: "Decoder", data: Data, settings: FinetuneSettings) -> "list[Case]":
     """Let the model complete the held-out conversations, and print what it says beside what was said."""
     from talking.generation import complete_dialogues
 
     dialogues = [data.conversations[number] for number in data.held_out[: settings.generation.cases]]
     renderer = data.conversations.renderer
     cases = complete_dialogues(
-        model, renderer, dialogues, settings.data.learn, settings.generation, settings.training.seed
+        decoder, renderer, dialogues, settings.data.learn, settings.generation, settings.training.seed
     )
     print_cases([case.as_texts(renderer.name) for case in cases], settings.generation.cases)
     return cases

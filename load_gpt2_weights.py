@@ -79,7 +79,9 @@ def load_model(
         )
     with torch.device("meta"):
         model = GPTModel(config, dropout)
-    model.load_state_dict(dict(read_weights(folder, dtype)), assign=True)
+    parameters = dict(read_weights(folder, dtype))
+    model.load_state_dict(parameters | {"lm_head.weight": parameters["wte.weight"]}, assign=True)
+    model.tie_weights()
     return model, tokenizer
 
 
@@ -134,6 +136,7 @@ def add_embeddings(model: GPTModel, vocab_size: int) -> None:
     new = old.mean(dim=0).expand(vocab_size - len(old), -1)
     model.wte.weight = nn.Parameter(torch.cat([old, new]))
     model.wte.num_embeddings = vocab_size
+    model.tie_weights()
     model.config = replace(model.config, vocab_size=vocab_size)
 
 

@@ -81,16 +81,18 @@ def generation(folder: str, prompts: list[list[int]], new_tokens: int, device: s
     """Completions as a run writes them, greedy and never ended."""
     from load_gpt2_weights import load_model
     from settings import GenerationSettings
+    from talking.decoder import Decoder
     from talking.generation import generate
     from training.device import choose_machine, keep_freed_memory
 
     keep_freed_memory()
     machine = choose_machine(device, "auto")
     model = load_model(Path(folder), dtype=machine.inference_dtype)[0].to(device)
+    decoder = Decoder(model, machine.inference_dtype)
 
     def complete(count: int) -> list[list[int]]:
         settings = GenerationSettings(max_new_tokens=count)
-        return generate(model, prompts, -1, settings, 0, lambda tokens, limit: tokens[-limit:])
+        return generate(decoder, prompts, -1, settings, 0, lambda tokens, limit: tokens[-limit:])
 
     return generation_figures(complete, new_tokens, device)
 
@@ -114,6 +116,7 @@ def count_written(folder: str, data: str, new_tokens: int, device: str, precisio
     from load_gpt2_weights import load_model
     from pipeline.prepare import open_data, read_data
     from settings import DataSettings, GenerationSettings
+    from talking.decoder import Decoder
     from talking.generation import choose_turn, generate
     from training.device import choose_machine
 
@@ -124,7 +127,14 @@ def count_written(folder: str, data: str, new_tokens: int, device: str, precisio
     renderer = read.conversations.renderer
     dialogues = [read.conversations[number] for number in read.held_out[: settings.cases]]
     prompts = [renderer.encode_prompt(dialogue, choose_turn(renderer, dialogue, "all")) for dialogue in dialogues]
-    replies = generate(model.to(device), prompts, tokenizer.eot_token, settings, 0, renderer.newest_turns)
+    replies = generate(
+        Decoder(model.to(device), machine.inference_dtype),
+        prompts,
+        tokenizer.eot_token,
+        settings,
+        0,
+        renderer.newest_turns,
+    )
     return {"tokens_written": [len(reply) for reply in replies]}
 
 

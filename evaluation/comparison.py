@@ -12,7 +12,7 @@ from evaluation import metrics
 from evaluation.likelihood import Metrics, Subject, measure_likelihood
 from evaluation.metrics import Copied, Estimate
 from evaluation.scoring import Scorer
-from gpt_model import GPTModel
+from talking.decoder import Decoder
 from talking.generation import Case, complete_dialogues
 
 REPLY_TOKENS = 64  # of a reply that are measured, at most
@@ -79,7 +79,9 @@ class Column(NamedTuple):
         return cls(Metrics(**value["metrics"]), np.array(value["losses"]), written)
 
 
-def measure_column(model: GPTModel, subject: Subject, written: list[Case] | None = None, whole: bool = False) -> Column:
+def measure_column(
+    decoder: Decoder, subject: Subject, written: list[Case] | None = None, whole: bool = False
+) -> Column:
     """Measure a model.
 
     Args:
@@ -91,9 +93,9 @@ def measure_column(model: GPTModel, subject: Subject, written: list[Case] | None
         dialogues = [conversations[number] for number in subject.answered]
         short = replace(subject.generation, max_new_tokens=min(subject.reply_tokens, subject.generation.max_new_tokens))
         renderer, learn, seed = conversations.renderer, conversations.learn, subject.seed
-        written = complete_dialogues(model, renderer, dialogues[:shown], learn, subject.generation, seed)
-        written += complete_dialogues(model, renderer, dialogues[shown:], learn, short, seed, one_turn=True)
-    scorer = Scorer(model, subject.autocast, subject.tokenizer.eot_token)
+        written = complete_dialogues(decoder, renderer, dialogues[:shown], learn, subject.generation, seed)
+        written += complete_dialogues(decoder, renderer, dialogues[shown:], learn, short, seed, one_turn=True)
+    scorer = Scorer(decoder.model, subject.autocast, subject.tokenizer.eot_token)
     return Column(*measure_likelihood(scorer, subject), written)
 
 

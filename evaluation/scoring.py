@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from dialogues.batches import IGNORED, DialogueDataset, Example, collate, evaluation_batches, round_up
 from dialogues.conversations import Conversations
-from fast.kv_cache import KVCache
-from gpt_model import GPTModel
+from gpt_model import GPTModel, KVCache
 from talking.generation import pad_left
 
 HISTORIES = {"none": 0, "1": 1, "2": 2, "4": 4, "all": None}  # how many turns before a reply the model sees
@@ -40,7 +39,7 @@ class Scorer(NamedTuple):
             for numbers in evaluation_batches([len(example.tokens) for example in examples]):
                 inputs, targets = self.pad(*collate([examples[number] for number in numbers], self.padding_id))
                 with self.autocast():
-                    flat = self.model.loss(self.model.hidden_states(inputs), targets, reduction="none")
+                    flat = self.model(inputs, targets, reduction="none")
                 for number, part in zip(numbers, split_rows(flat, targets), strict=True):
                     losses[number] = part
                 bar.update(len(numbers))
@@ -63,7 +62,7 @@ class Scorer(NamedTuple):
                 ids, padding = pad_left([contexts[number][:-1] for number in numbers], self.device)
                 with self.autocast():
                     cache = KVCache(self.model.config, padding, ids.size(1))
-                    self.model.hidden_states(ids, cache)
+                    self.model(ids, cache=cache)
                 # What goes on from any of these contexts, in batches of similar length.
                 places = [
                     (row, place) for row, number in enumerate(numbers) for place in range(len(continuations[number]))
@@ -84,12 +83,12 @@ class Scorer(NamedTuple):
         examples = [Example(np.array(branch), np.arange(len(branch)) > 0) for branch in branches]
         inputs, targets = self.pad(*collate(examples, self.padding_id))
         with self.autocast():
-            x = self.model.hidden_states(inputs, BranchedCache(cache, rows, self.model.config.n_positions))
-            return split_rows(self.model.loss(x, targets, reduction="none"), targets)
+            branched = BranchedCache(cache, rows, self.model.config.n_positions)
+            return split_rows(self.model(inputs, targets, branched, reduction="none"), targets)
 
     @property
     def device(self) -> torch.device:
-        return self.model.wte.weight.device
+        return self.model.wpe.weight.device
 
     def pad(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) inputs and targets on the model's device, T rounded up as far as the model's positions go."""
@@ -125,8 +124,9 @@ class BranchedCache(KVCache):
 
 def split_rows(flat: Tensor, targets: Tensor) -> list[np.ndarray]:
     """The losses of the learned targets of a batch (B, T), one array for each row."""
-    counts = (targets != IGNORED).sum(dim=1).tolist()
-    return [part.double().cpu().numpy() for part in flat.float().split(counts)]
+    learned = targets != IGNORED
+    counts = learned.sum(dim=1).tolist()
+    return [part.double().cpu().numpy() for part in flat[learned.flatten()].float().split(counts)]
 
 
 def progress(what: str, total: int) -> tqdm:

@@ -1,49 +1,67 @@
-"""Packed weights for decoding."""
+"""Drop-ins for `torch.nn.Linear` in decoding, where a few rows are multiplied by a bf16 weight that nobody trains.
 
-from collections.abc import Iterable
-from typing import Any
+Replaces: oneDNN's bf16 products. FBGEMM's fp16 weights are packed in the order in which they are read, so a few rows
+read them at three quarters of the memory's rate, where oneDNN reaches one third. The products are fp32, so only the
+weight is rounded, to 11 bits in place of 8.
+Saves: half of the time of decoding 1 to 3 prompts with gpt2-medium, for 0.7 GB and 2.5 s once (two cores of AMD EPYC
+Zen 4, `benchmarks/LOG.md`).
+Off: for fp32 weights, on a GPU, on processors other than x86, for more than `FEW_ROWS` rows, beside LoRA adapters (a
+second copy of the weights would be most of their memory), and under autocast, where losses are computed as in training.
+"""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-FEW_ROWS = 16  # up to which a packed weight is multiplied at least as fast as one in bf16
+from fast.linear import Linear, linear
 
-
-class Packable:
-    """A layer with a matrix that may be kept a second time for decoding, where few rows are multiplied by it.
-
-    FBGEMM's fp16 weights, laid out in the order of reading, are read at three quarters of the memory's rate; oneDNN's
-    in bf16 at a third. The products are fp32, so nothing but the weight is rounded, and that to 11 bits, not 8.
-    """
-
-    weight: Tensor
-    packed: torch.ScriptObject | None = None
-
-    def pack(self) -> None:
-        self.packed = torch.ops.quantized.linear_prepack_fp16(self.weight.detach().float(), getattr(self, "bias", None))
-
-    def few_rows(self, x: Tensor) -> Tensor | None:
-        """x (..., in), if it is few rows and the matrix is packed, times it → (..., out) in fp32; else None.
-
-        Never where gradients are wanted: these products have none. Nor under autocast, where losses are computed: they
-        are to be those of training, and not to depend on how many rows a batch happens to have.
-        """
-        if self.packed is None or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
-            return None
-        if x.numel() > FEW_ROWS * x.size(-1):
-            return None
-        return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+FEW_ROWS = 16  # for more rows, packed fp16 is slower than bf16
+HEAD_ROWS = 512  # rows of a bf16 head that are cast to fp32 at a time, so that they stay in the processor's cache
 
 
-def pack_matrices(layers: Iterable[Any]) -> None:
-    """Pack those of `layers` whose matrix is in bf16, once, on a processor that has the kernels (x86).
+class PackedLinear(Linear):
+    """`layer` with its bf16 weight packed, if it is on a processor that has the kernels."""
 
-    A second copy of the weights: 0.7 GB for 355M. A single thread packs; others in Python would halve the 2.5 s, and
-    one that ends as a signal ends the process aborts it.
-    """
-    if torch.backends.quantized.engine not in ("x86", "fbgemm"):
-        return
-    for layer in layers:
-        wanted = isinstance(layer, Packable) and layer.packed is None
-        if wanted and layer.weight.is_cpu and layer.weight.dtype == torch.bfloat16:
-            layer.pack()
+    def __init__(self, layer: nn.Module) -> None:
+        weight, bias = layer.weight, getattr(layer, "bias", None)
+        assert isinstance(weight, Tensor)
+        super().__init__(weight.size(1), weight.size(0), bias=bias is not None, device="meta")
+        self.weight, self.bias = as_parameter(weight), bias  # pyright: ignore[reportAttributeAccessIssue]
+        self.packed = None
+        # One thread packs; others would halve the time, and one that ends as a signal ends the process aborts it.
+        if weight.is_cpu and torch.backends.quantized.engine in ("x86", "fbgemm"):
+            self.packed = torch.ops.quantized.linear_prepack_fp16(weight.detach().float(), bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        few = input.numel() <= FEW_ROWS * input.size(-1)
+        if self.packed is not None and few and not torch.is_autocast_enabled(input.device.type):
+            return torch.ops.quantized.linear_dynamic_fp16(input, self.packed)
+        return self.unpacked(input)
+
+    def unpacked(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+class PackedHead(PackedLinear):
+    """An output head whose logits are computed in fp32: around -100, where GPT-2's lie, bf16 cannot separate them."""
+
+    def unpacked(self, input: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(input.device.type) or self.weight.dtype == input.dtype:
+            return linear(input, self.weight)
+        # W @ x.T is several times faster than x @ W.T when x has few rows.
+        columns = input.flatten(0, -2).t()  # (C, N)
+        parts = [rows.to(input.dtype) @ columns for rows in self.weight.split(HEAD_ROWS)]
+        return torch.cat(parts).t().reshape(*input.shape[:-1], -1)
+
+
+def as_parameter(weight: Tensor) -> nn.Parameter:
+    return weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
+
+
+def pack_layers(model: nn.Module) -> None:
+    """Replace the layers of a GPTModel that have a bf16 weight by packed ones; those with adapters stay as they are."""
+    if model.lm_head.weight.dtype == torch.bfloat16:  # pyright: ignore
+        model.lm_head = PackedHead(model.lm_head)  # pyright: ignore
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is Linear and layer.weight.is_cpu and layer.weight.dtype == torch.bfloat16:
+                setattr(parent, name, PackedLinear(layer))

@@ -17,12 +17,12 @@ from evaluation.metrics import CONFIDENCE, RESAMPLES
 from evaluation.report import write_report
 from evaluation.run_files import EVALUATION_VERSION, read_lines, read_losses
 from evaluation.scoring import choose_replies
-from gpt_model import GPTModel
 from pipeline.prepare import Data, choose_length, read_rendered, read_turns, rendered_path
-from pipeline.train import OpenRun, in_precision
+from pipeline.train import OpenRun
 from settings import FinetuneSettings, GenerationSettings
 from support.errors import UserError
 from support.files import read_json_object, write_json
+from talking.decoder import Decoder
 from talking.generation import Case, choose_turn
 from training.device import Machine
 from training.loop import TRAIN_SAMPLE
@@ -142,7 +142,7 @@ def measure_base(run: OpenRun, subject: Subject, settings: FinetuneSettings, mac
         why = f"{path} {'is of other options' if path.exists() else 'is not there'}"
         print(f"base model: left out ({why}); python evaluate.py {run.folder} measures both")
         return None
-    column = measure_column(in_precision(run.model, machine), subject)
+    column = measure_column(Decoder(run.model, machine.inference_dtype), subject)
     write_json(path, {"subject": key, **column.as_json()})
     return column
 
@@ -207,14 +207,14 @@ def write_evaluation(
 
 def measure_run(
     run: OpenRun,
-    model: GPTModel,
+    decoder: Decoder,
     cases: list[Case],
     base: Column | None,
     data: Data,
     subject: Subject,
     machine: Machine,
 ) -> Path:
-    """Measure the trained `model` of a run, that has written `cases`, beside its `base`; see `write_evaluation`."""
-    columns = {"model": measure_column(model, subject, cases)} | ({"base": base} if base else {})
+    """Measure the trained model of a run, that has written `cases`, beside its `base`; see `write_evaluation`."""
+    columns = {"model": measure_column(decoder, subject, cases)} | ({"base": base} if base else {})
     names = {"model": str(run.folder / "model"), "base_model": str(run.source)}
     return write_evaluation(columns, names, data, subject, run.folder, run.folder, machine)

@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from dialogues.batches import DialogueDataset
 from dialogues.tokenizer import copy_vocabulary
-from gpt_model import GPTModel, count_parameters, in_bf16
+from gpt_model import GPTModel, count_parameters
 from hub.find import HUB_IDS, weights_checksum
 from load_gpt2_weights import add_embeddings, load_model, read_weights, save_model
 from pipeline.prepare import Data, fingerprint, write_rendered
@@ -19,6 +19,7 @@ from pipeline.run_folder import OUTPUT, create_run_folder, lock_run_folder
 from pipeline.run_settings import check_record, write_settings
 from settings import FinetuneSettings, TrainingSettings
 from support.errors import UserError
+from talking.decoder import Decoder
 from talking.generation import complete_dialogues
 from training.checkpoint import Checkpoints, RunState
 from training.device import Machine, check_compiler, return_freed_memory
@@ -128,9 +129,6 @@ def make_model(folder: Path, training: TrainingSettings, tokenizer: tiktoken.Enc
     add_embeddings(model, tokenizer.n_vocab)
     if training.lora_rank:
         add_adapters(model, training.lora_rank, training.seed, new_tokens)
-    model.gradient_checkpointing = training.gradient_checkpointing
-    for part in (*model.h, model.wte):
-        part.compiled = training.compile  # pyright: ignore[reportArgumentType]
     return model
 
 
@@ -182,7 +180,7 @@ def make_watch(model: GPTModel, data: Data, settings: FinetuneSettings) -> Calla
     learn, generation, seed = settings.data.learn, settings.generation, settings.training.seed
 
     def watch() -> dict[str, str]:
-        (case,) = complete_dialogues(model, renderer, [first], learn, generation, seed, one_turn=True)
+        (case,) = complete_dialogues(Decoder(model), renderer, [first], learn, generation, seed, one_turn=True)
         return case._replace(true=case.true[:1]).as_texts(renderer.name)
 
     return watch
@@ -193,12 +191,7 @@ def base_name(settings: FinetuneSettings, source: Path) -> str:
     return HUB_IDS.get(settings.model.name, str(source.absolute()))
 
 
-def finished_model(run: OpenRun, settings: FinetuneSettings, machine: Machine) -> GPTModel:
-    """The trained model of a run, to write with."""
-    return_freed_memory()  # of gradients and moments: the copy in bf16 comes on top of what is kept
-    return in_precision(run.model, machine)
-
-
-def in_precision(model: GPTModel, machine: Machine) -> GPTModel:
-    """`model`, to write and measure with; a copy in bf16 where that is what the machine computes in."""
-    return in_bf16(model) if machine.inference_dtype == torch.bfloat16 else model
+def finished_decoder(run: OpenRun, machine: Machine) -> Decoder:
+    """The trained model of a run, ready to generate."""
+    return_freed_memory()  # of gradients and moments: the bf16 copy comes on top of what is kept
+    return Decoder(run.model, machine.inference_dtype)

@@ -11,10 +11,9 @@ import torch
 from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
 from dialogues.formats import ALPACA, ALPACA_SPEAKERS, ALPACA_WITH_INPUT
 from dialogues.template import Renderer
-from fast.kv_cache import KVCache
-from gpt_model import GPTModel
 from settings import SamplingSettings
 from support.errors import UserError
+from talking.decoder import Decoder
 from talking.generation import draw, penalize_repetition
 
 
@@ -40,19 +39,15 @@ class Conversation:
             was cut off.
     """
 
-    def __init__(self, model: GPTModel, renderer: Renderer, people: People, seed: int) -> None:
-        self.model, self.renderer, self.people = model.eval(), renderer, people
-        self.device = model.wte.weight.device
+    def __init__(self, decoder: Decoder, renderer: Renderer, people: People, seed: int) -> None:
+        self.renderer, self.people = renderer, people
+        self.device, self.positions = decoder.device, decoder.config.n_positions
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.turns: list[Turn] = []
         self.notes: list[str] = []
         self.dropped = 0  # tokens at the beginning of the conversation that the model does not see any more
         self.seen: list[int] = []  # the tokens whose keys and values are in the cache
-        self.cache = KVCache(model.config, torch.zeros(1, dtype=torch.long, device=self.device), self.positions)
-
-    @property
-    def positions(self) -> int:
-        return self.model.config.n_positions
+        self.decoding = decoder.start(torch.zeros(1, dtype=torch.long, device=self.device), self.positions)
 
     def say(self, text: str) -> None:
         """Add my turn. What would end a turn inside it is broken, or I could speak for somebody else.
@@ -137,10 +132,10 @@ class Conversation:
         used = encode(mine[-1].text) if mine else []
         known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.seen, prompt[:-1], strict=False)))
         new = prompt[known:]
-        self.cache.length = known
+        self.decoding.cut(known)
         del self.seen[known:]
         for _ in range(room):
-            logits = self.model.next_token_logits(torch.tensor([new], device=self.device), self.cache)  # (1, V)
+            logits = self.decoding.next_logits(torch.tensor([new], device=self.device))  # (1, V)
             self.seen += new
             penalize_repetition(logits, [used], settings.repetition_penalty)
             token = int(draw(logits, settings, self.generator))

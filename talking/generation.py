@@ -9,9 +9,8 @@ from tqdm import tqdm
 
 from dialogues.dialogue import Dialogue, Turn
 from dialogues.template import Renderer
-from fast.kv_cache import KVCache
-from gpt_model import GPTModel
 from settings import GenerationSettings, SamplingSettings
+from talking.decoder import Decoder
 
 BATCH = 16  # prompts at a time: their keys and values take memory
 
@@ -37,7 +36,7 @@ class Case(NamedTuple):
 
 
 def complete_dialogues(
-    model: GPTModel,
+    decoder: Decoder,
     renderer: Renderer,
     dialogues: Sequence[Dialogue],
     learn: str,
@@ -60,7 +59,7 @@ def complete_dialogues(
     starts = range(0, len(prompts), BATCH)
     for start in tqdm(starts, desc="writing", unit="batch", delay=2, leave=False, disable=None):
         batch = prompts[start : start + BATCH]
-        replies += generate(model, batch, end_of_text, settings, seed + start, renderer.newest_turns, stop)
+        replies += generate(decoder, batch, end_of_text, settings, seed + start, renderer.newest_turns, stop)
     cases = []
     for dialogue, turn, reply in zip(dialogues, turns, replies, strict=True):
         speakers = [speaker for speaker, _ in dialogue.turns]
@@ -80,7 +79,7 @@ def choose_turn(renderer: Renderer, dialogue: Dialogue, learn: str) -> int:
 
 @torch.inference_mode()
 def generate(
-    model: GPTModel,
+    decoder: Decoder,
     prompts: Sequence[list[int]],
     end_id: int,
     settings: SamplingSettings,
@@ -99,10 +98,9 @@ def generate(
         shorten: `shorten(tokens, limit)` returns the end of a text that has outgrown the positions, to go on from.
         stop: tokens behind which a text ends too; they are the end of its result.
     """
-    model.eval()
-    device = model.wte.weight.device
+    device = decoder.device
     generator = torch.Generator(device).manual_seed(seed)
-    positions = model.config.n_positions
+    positions = decoder.config.n_positions
     texts = {row: list(prompt) for row, prompt in enumerate(prompts)}  # what the model sees, of the rows not yet ended
     replies: list[list[int]] = [[] for _ in prompts]
     left = settings.max_new_tokens
@@ -110,9 +108,9 @@ def generate(
         texts = {row: text if len(text) <= positions else shorten(text, positions // 2) for row, text in texts.items()}
         rows = list(texts)
         ids, padding = pad_left(list(texts.values()), device)
-        cache = KVCache(model.config, padding, capacity=min(positions, ids.size(1) + left))
-        while texts and left and cache.length + ids.size(1) <= positions:
-            logits = model.next_token_logits(ids, cache)  # (B, V)
+        decoding = decoder.start(padding, capacity=min(positions, ids.size(1) + left))
+        while texts and left and decoding.length + ids.size(1) <= positions:
+            logits = decoding.next_logits(ids)  # (B, V)
             penalize_repetition(logits, [prompts[row] + replies[row] for row in rows], settings.repetition_penalty)
             ids = draw(logits, settings, generator)  # (B, 1)
             left -= 1

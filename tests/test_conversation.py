@@ -14,13 +14,13 @@ from dialogues.formats import ALPACA
 from dialogues.reading import open_source
 from dialogues.template import Renderer
 from dialogues.tokenizer import load_tokenizer
-from gpt_model import GPTModel
 from hub.find import BUNDLED
 from load_gpt2_weights import load_for
 from settings import AnswerSettings, GenerationSettings
 from support.errors import UserError
 from support.files import write_json
 from talking.conversation import Conversation, People, choose_people, read_turn
+from talking.decoder import Decoder
 from talking.generation import generate
 
 PEOPLE = People("Ann", "Bo", others=("Cy",))
@@ -34,10 +34,10 @@ TURNS = (
 
 
 @cache
-def loaded(template: str) -> tuple[GPTModel, Renderer]:
+def loaded(template: str) -> tuple[Decoder, Renderer]:
     """The bundled model, which is given tokens for speakers where the template has them."""
     renderer = Renderer(load_tokenizer(BUNDLED), template, ["Ann", "Bo", "Cy"])
-    return load_for(renderer.tokenizer, BUNDLED, torch.device("cpu")), renderer
+    return Decoder(load_for(renderer.tokenizer, BUNDLED, torch.device("cpu"))), renderer
 
 
 def talk(template: str = "prompt", people: People = PEOPLE, seed: int = 1) -> Conversation:
@@ -51,13 +51,13 @@ def answer(conversation: Conversation, text: str, settings: AnswerSettings = GRE
 
 def fed(conversation: Conversation, monkeypatch) -> list[int]:
     """How many tokens the model is given at each of its passes, from now on."""
-    sizes, forward = [], conversation.model.next_token_logits
+    sizes, forward = [], conversation.decoding.next_logits
 
-    def counting(ids, cache):
+    def counting(ids):
         sizes.append(ids.size(1))
-        return forward(ids, cache)
+        return forward(ids)
 
-    monkeypatch.setattr(conversation.model, "next_token_logits", counting)
+    monkeypatch.setattr(conversation.decoding, "next_logits", counting)
     return sizes
 
 
@@ -94,7 +94,9 @@ def test_an_answer_is_that_of_the_uncached_whole(template):
         conversation.say(text)
         prompt = conversation.prompt(40)
         settings = GenerationSettings(max_new_tokens=40)
-        reply = generate(conversation.model, [prompt], renderer.tokenizer.eot_token, settings, 0, renderer.newest_turns)
+        reply = generate(
+            loaded(template)[0], [prompt], renderer.tokenizer.eot_token, settings, 0, renderer.newest_turns
+        )
         expected = "".join(read_turn(reply[0], renderer, conversation.people))
         assert "".join(conversation.answer(GREEDY)) == expected
         assert conversation.turns[-1] == Turn(conversation.people.you, expected)

@@ -20,6 +20,7 @@ from load_gpt2_weights import load_model
 from pipeline.measure import choose_subject, write_evaluation
 from pipeline.prepare import Data, read_turns
 from settings import GenerationSettings
+from talking.decoder import Decoder
 
 QUICK = ("--epochs", 2, "--max-new-tokens", 12, "--precision", "fp32")
 METRICS = {
@@ -295,7 +296,7 @@ def make_subject(dialogues: list[Dialogue], template: str = "prompt"):
 
 def test_empty_replies_are_counted_and_break_nothing(tmp_path, capsys):
     model, data, subject = make_subject(bundled_dialogues()[:4])
-    column = measure_column(model, subject, whole=True)
+    column = measure_column(Decoder(model), subject, whole=True)
     silent = [case._replace(written=(Turn("Bob", ""),)) for case in column.written]
     write_evaluation({"model": column._replace(written=silent)}, {}, data, subject, tmp_path, None, CPU)
     found = evaluation(tmp_path)["metrics"]["model"]
@@ -308,7 +309,7 @@ def test_empty_replies_are_counted_and_break_nothing(tmp_path, capsys):
 
 def test_one_dialogue_says_what_is_too_few(tmp_path):
     model, data, subject = make_subject(bundled_dialogues()[:1])
-    write_evaluation({"model": measure_column(model, subject)}, {}, data, subject, tmp_path, None, CPU)
+    write_evaluation({"model": measure_column(Decoder(model), subject)}, {}, data, subject, tmp_path, None, CPU)
     found = evaluation(tmp_path)["metrics"]["model"]
     assert found["context_use_of_other_history"] is None
     assert found["hits_at_1"] is None
@@ -319,7 +320,7 @@ def test_one_dialogue_says_what_is_too_few(tmp_path):
 
 def test_a_column_is_the_same_from_its_file():
     model, _, subject = make_subject(bundled_dialogues()[:3])
-    column = measure_column(model, subject)
+    column = measure_column(Decoder(model), subject)
     again = Column.from_json(json.loads(json.dumps(column.as_json())))
     assert again.written == column.written
     assert compare({"model": again}, subject) == compare({"model": column}, subject)

@@ -16,7 +16,8 @@ from dialogues.batches import DialogueDataset
 from dialogues.conversations import Conversations
 from dialogues.template import Renderer
 from dialogues.tokenizer import add_tokens, copy_vocabulary
-from gpt_model import GPTModel, in_bf16
+from fast.packed import PackedLinear
+from gpt_model import GPTModel
 from load_gpt2_weights import (
     TRANSPOSED,
     add_embeddings,
@@ -28,6 +29,7 @@ from load_gpt2_weights import (
 from models.tiny.build import DIALOGUE
 from settings import GenerationSettings, TrainingSettings
 from support.errors import UserError
+from talking.decoder import Decoder
 from talking.generation import generate
 from training.device import Machine
 from training.loop import Batch, take_step
@@ -201,7 +203,7 @@ def test_bf16_follows_fp32(model_folder):
     """The same steps, with a frozen base in bf16 or cast to it, and the residual stream in fp32."""
     exact, rounded, cast = adapted(model_folder, 3), adapted(model_folder, 3, torch.bfloat16), adapted(model_folder, 3)
     with torch.no_grad(), BF16.autocast():
-        assert rounded.hidden_states(some_ids()).dtype == torch.float32
+        assert rounded.h[0](torch.zeros(1, 3, 48), None, None).dtype == torch.float32
     losses = take_steps(exact)
     np.testing.assert_allclose(take_steps(rounded, BF16), losses, rtol=2e-3)
     np.testing.assert_allclose(take_steps(cast, BF16), losses, rtol=2e-3)
@@ -212,10 +214,10 @@ def test_bf16_follows_fp32(model_folder):
 
 def test_logits_of_a_bf16_embedding_are_not_rounded(model_folder):
     """Near -100 bf16 knows every second half only: many tokens would be the likeliest."""
-    model = adapted(model_folder, 3, torch.bfloat16)
+    model = Decoder(adapted(model_folder, 3, torch.bfloat16)).model
     x = 30 * torch.randn(5, 48, generator=torch.Generator().manual_seed(0))
-    weight = torch.cat([model.wte.weight.float(), model.state_dict()["wte.new_rows"]])
-    torch.testing.assert_close(model.wte.logits(x), x @ weight.t(), atol=1e-4, rtol=0)
+    weight = torch.cat([model.wte.weight, model.state_dict()["wte.new_rows"].bfloat16()]).float()
+    torch.testing.assert_close(model.lm_head(x), x @ weight.t(), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("dtype", "tie"), [(torch.float32, 0), (torch.bfloat16, 0.05)])
@@ -225,11 +227,13 @@ def test_unmerged_generation_with_the_cache_equals_without(dtype, tie, vocabular
     take_steps(model)
     prompts = [[5, 80, 402, 250, 9], [300, 20, 11]]
     settings = GenerationSettings(max_new_tokens=30)
-    for prompt, reply in zip(prompts, generate(model, prompts, 399, settings, 0, lambda t, n: t[-n:]), strict=True):
+    decoder = Decoder(model)
+    replies = generate(decoder, prompts, 399, settings, 0, lambda tokens, limit: tokens[-limit:])
+    for prompt, reply in zip(prompts, replies, strict=True):
         text = list(prompt)
         with torch.no_grad():
             for token in reply:
-                logits = model(torch.tensor([text]))[0, -1]
+                logits = decoder.model(torch.tensor([text]))[0, -1]
                 assert logits[token] >= logits.max() - tie  # the cached products are not rounded to bf16
                 text.append(token)
         assert len(set(reply)) > 5
@@ -237,13 +241,15 @@ def test_unmerged_generation_with_the_cache_equals_without(dtype, tie, vocabular
 
 def test_decoding_makes_no_second_copy_of_frozen_weights(model_folder):
     model = adapted(model_folder, dtype=torch.bfloat16)
-    copied = in_bf16(model)
+    copied = Decoder(model, torch.bfloat16).model
     for parameter, shared in zip(model.parameters(), copied.parameters(), strict=True):
         assert shared is parameter
-    generate(copied, [[1, 2, 3]], -1, GenerationSettings(max_new_tokens=4), 0, lambda tokens, limit: tokens[-limit:])
+    generate(
+        Decoder(copied), [[1, 2, 3]], -1, GenerationSettings(max_new_tokens=4), 0, lambda tokens, limit: tokens[-limit:]
+    )
     adapters = [layer for layer in copied.modules() if isinstance(layer, LoRALinear)]
     assert len(adapters) == 4 * model.config.n_layer
-    assert all(layer.packed is None for layer in adapters)
+    assert not any(type(layer) is PackedLinear for layer in copied.modules())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -18,6 +18,7 @@ from hub.find import BUNDLED
 from load_gpt2_weights import load_for
 from settings import AnswerSettings
 from talking.conversation import Conversation
+from talking.decoder import Decoder
 from talking.page import RANGES, Desk, lay_out
 
 pytestmark = needs_browser
@@ -187,7 +188,9 @@ def test_a_damaged_model_beside_it_is_said(tmp_path, monkeypatch):
     (folder / "model.safetensors").write_bytes(b"no weights")
 
     def start_beside() -> Conversation:
-        return Conversation(load_for(load_tokenizer(BUNDLED), folder, torch.device("cpu")), talk().renderer, PEOPLE, 1)
+        return Conversation(
+            Decoder(load_for(load_tokenizer(BUNDLED), folder, torch.device("cpu"))), talk().renderer, PEOPLE, 1
+        )
 
     desk = Desk(talk, start_beside, AnswerSettings())
     visit, mine, beside, there = desk.set_beside(desk.arrive(), True)

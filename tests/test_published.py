@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from fast.kv_cache import KVCache
 from hub.find import find_model_folder
 from load_gpt2_weights import load_model
+from talking.decoder import Decoder
 from test_gpt_model import PARAMETERS
 
 pytestmark = pytest.mark.network
@@ -29,7 +29,7 @@ def test_a_published_model(name, tmp_path):
         logits = model.eval()(ids)
         reference = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
         torch.testing.assert_close(logits, reference(ids).logits, atol=1e-4, rtol=1e-5)
-        cache = KVCache(model.config, torch.zeros(1, dtype=torch.long), 32)
-        next_token = tokenizer.decode([int(model.next_token_logits(ids, cache).argmax())])
+        decoding = Decoder(model).start(torch.zeros(1, dtype=torch.long), 32)
+        next_token = tokenizer.decode([int(decoding.next_logits(ids).argmax())])
     if "DialoGPT" not in name:  # those answer rather than go on
         assert next_token in (" Rome", " Milan", " Florence", " Venice", " the", " Naples", " Turin")

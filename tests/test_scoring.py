@@ -26,7 +26,8 @@ from evaluation.scoring import (
     make_histories,
     score_tokens,
 )
-from gpt_model import LOSS_ROWS, GPTConfig, GPTModel
+from fast.loss import EVALUATED_ROWS
+from gpt_model import GPTConfig, GPTModel
 from load_gpt2_weights import load_model
 from training.loop import evaluate
 
@@ -111,7 +112,7 @@ class TestTokenLosses:
 
 
 @pytest.mark.parametrize("gradients", [True, False])
-@pytest.mark.parametrize("learned", [0, 1, 15, 16, 17, LOSS_ROWS, LOSS_ROWS + 1, 3 * LOSS_ROWS - 5])
+@pytest.mark.parametrize("learned", [0, 1, 15, 16, 17, EVALUATED_ROWS, EVALUATED_ROWS + 1, 3 * EVALUATED_ROWS - 5])
 def test_losses_one_by_one_sum_up_to_the_loss(learned, gradients, pair):
     model, reference = pair[0].model, pair[1]
     generator = torch.Generator().manual_seed(learned)
@@ -120,12 +121,13 @@ def test_losses_one_by_one_sum_up_to_the_loss(learned, gradients, pair):
     chosen = torch.randperm(400, generator=generator)[:learned]
     targets[chosen] = ids[:, 1:].flatten()[chosen]
     with torch.set_grad_enabled(gradients):
-        x = model.hidden_states(ids[:, :-1])
-        one_by_one = model.loss(x, targets.view(4, 100), reduction="none")
-        summed = model.loss(x, targets.view(4, 100))
+        one_by_one = model(ids[:, :-1], targets.view(4, 100), reduction="none")
+        summed = model(ids[:, :-1], targets.view(4, 100))
     rows = [reference_losses(reference, ids[row], np.ones(101, bool)) for row in range(4)]
     expected = np.concatenate(rows)[(targets != -100).numpy()]
-    assert one_by_one.shape == (learned,)
+    assert one_by_one.shape == (400,)
+    assert not one_by_one[targets == -100].any()
+    one_by_one = one_by_one[targets != -100]
     assert one_by_one.requires_grad == summed.requires_grad == gradients
     np.testing.assert_allclose(one_by_one.detach(), expected, atol=1e-4)
     assert summed.item() == pytest.approx(expected.sum(), rel=1e-5, abs=1e-6)

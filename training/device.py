@@ -1,7 +1,9 @@
 """The only room that knows the machine: device, precision, memory, and the processes that torchrun starts."""
 
 import contextlib
+import copy
 import ctypes
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -11,7 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
+from fast.loss import compiled_loss
+from gpt_model import GPTModel
+from settings import TrainingSettings
 from support.errors import UserError
 
 WAITING = timedelta(hours=2)  # of a process for the others
@@ -163,6 +169,23 @@ def has_fast_bf16(device: str) -> bool:
     if device == "cpu":
         return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return False
+
+
+def for_training(model: GPTModel, settings: TrainingSettings) -> GPTModel:
+    """`model` as training runs it: with `--compile` its blocks and loss compiled, with `--gradient-checkpointing` its
+    blocks computed again in the backward pass. It shares all parameters with `model`, which itself stays plain.
+    """
+    if not (settings.compile or settings.gradient_checkpointing):
+        return model
+    trained = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    for block in trained.h:
+        if settings.compile:
+            block.compile(dynamic=True)
+        if settings.gradient_checkpointing:
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    if settings.compile:
+        trained.forward = compiled_loss()(trained.forward)
+    return trained
 
 
 def check_compiler(machine: Machine) -> None:

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from dialogues.batches import IGNORED, ROUND, DialogueDataset, collate, epoch_steps, evaluation_batches
+from gpt_model import GPTModel
 from settings import RunSettings, TrainingSettings
 from support.errors import UserError
 from training.checkpoint import Checkpoints, Losses, RunState
-from training.device import Machine
+from training.device import Machine, for_training
 from training.optimizer import learning_rate_at
 from training.pace import Pace
 from training.progress import Progress
@@ -48,7 +49,7 @@ class Run:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: GPTModel,
         optimizer: Optimizer,
         examples: Examples,
         settings: TrainingSettings,
@@ -65,7 +66,7 @@ class Run:
         former = self.state.steps
         self.state.steps = former if self.state.measured else steps
         self.scaler = machine.gradient_scaler(self.state.scaler)
-        self.shared = machine.share(model)
+        self.shared = machine.share(for_training(model, settings))
         run_folder = checkpoints.folder.parent
         self.progress = Progress(run_folder, self.state, self.steps_per_epoch, machine.primary)
         self.pace = Pace(run_folder, settings, self.evaluate_every, machine)

@@ -14,8 +14,9 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fast import Embedding, Linear
 from fast.linear import linear
-from gpt_model import GPTModel, Linear, TokenEmbedding
+from gpt_model import GPTModel
 from support.errors import UserError, reason
 from support.files import atomic_path, write_json, writing
 
@@ -38,18 +39,15 @@ class LoRALinear(Linear):
         low = SCALE * F.linear(input, self.lora_A)  # (..., R): the scale where there is the least to multiply
         return super().forward(input) + F.linear(low, self.lora_B)
 
-    def pack(self) -> None:
-        """Nothing: a second copy of the weights would be most of the memory of a run that trains adapters."""
-
     def merge(self, weight: Tensor) -> Tensor:
         """`weight` (out, in), in fp32, with the change added."""
         return torch.addmm(weight, self.lora_B.detach().cpu(), self.lora_A.detach().cpu(), alpha=SCALE)
 
 
-class ExtendedEmbedding(TokenEmbedding):
+class ExtendedEmbedding(Embedding):
     """A token embedding, frozen, and the rows of new tokens behind it."""
 
-    def __init__(self, base: TokenEmbedding, new_tokens: int) -> None:
+    def __init__(self, base: Embedding, new_tokens: int) -> None:
         super().__init__(base.num_embeddings, base.embedding_dim, device="meta")
         old, new = base.weight.detach().split([base.num_embeddings - new_tokens, new_tokens])
         self.weight = nn.Parameter(old, requires_grad=False)
@@ -61,18 +59,25 @@ class ExtendedEmbedding(TokenEmbedding):
         new = F.embedding(place.clamp(min=0), self.new_rows)
         return torch.where((place >= 0)[..., None], new, old)
 
-    def tied(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        return self(ids), self.weight  # which is frozen: no gradients to add up
-
-    def logits(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        return torch.cat([super().logits(x, weight), linear(x, self.new_rows)], dim=-1)
-
-    def cross_entropy(self, x: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
-        return F.cross_entropy(self.logits(x, weight), targets, reduction="sum")
-
     def merge(self, weight: Tensor) -> Tensor:
         """`weight`, the old rows in fp32, and the new ones behind them."""
         return torch.cat([weight, self.new_rows.detach().cpu()])
+
+
+class ExtendedHead(nn.Module):
+    """The output head tied to an `ExtendedEmbedding`."""
+
+    def __init__(self, embedding: ExtendedEmbedding) -> None:
+        super().__init__()
+        self.tied = [embedding]  # in a list: its parameters are those of `wte`, and are not listed twice
+
+    @property
+    def weight(self) -> Tensor:
+        old, new = self.tied[0].weight, self.tied[0].new_rows
+        return torch.cat([old, new.to(old.dtype)])
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight)
 
 
 def add_adapters(model: GPTModel, rank: int, seed: int, new_tokens: int = 0) -> None:
@@ -91,6 +96,7 @@ def add_adapters(model: GPTModel, rank: int, seed: int, new_tokens: int = 0) -> 
                 setattr(parent, name, LoRALinear(layer, rank, generator))
     if new_tokens:
         model.wte = ExtendedEmbedding(model.wte, new_tokens)
+        model.lm_head = ExtendedHead(model.wte)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def merge_adapters(model: GPTModel, base: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

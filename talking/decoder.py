@@ -1,0 +1,155 @@
+"""Decoding: a model made ready to generate, its KV cache, and on a GPU the decode step as a CUDA graph.
+
+Shapes: B rows in the batch, T new tokens, H heads, D channels of a head, S keys and values, V tokens in the vocabulary.
+"""
+
+import copy
+from threading import Lock
+
+import torch
+from torch import Tensor, nn
+
+from fast.packed import pack_layers
+from gpt_model import GPTConfig, GPTModel, KVCache
+
+CAPTURING = Lock()  # a process captures one graph at a time; `chat.py --web` answers several people at once
+
+
+class Decoder:
+    """Everything that generates text decodes through this: sampling, the chat, `--watch`, evaluation.
+
+    Args:
+        model: may be trained on; the decoder shares what it does not round, and never changes it.
+        dtype: bf16 rounds the matrices once. Decoding one token reads all the weights and does little else, so half of
+            the bytes take half of the time.
+    """
+
+    def __init__(self, model: GPTModel, dtype: torch.dtype = torch.float32) -> None:
+        self.model = decoding_copy(model, dtype)
+
+    @property
+    def config(self) -> GPTConfig:
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.wpe.weight.device
+
+    def start(self, padding: Tensor, capacity: int) -> "Decoding":
+        """Begin a batch of texts: (B,) padding tokens at the left of each, and at most `capacity` tokens in all."""
+        return Decoding(self.model, KVCache(self.config, padding, capacity))
+
+
+class Decoding:
+    """A batch of texts while they are decoded."""
+
+    def __init__(self, model: GPTModel, cache: KVCache) -> None:
+        self.model, self.cache = model, cache
+        self.step: CapturedStep | None = None
+
+    @property
+    def length(self) -> int:
+        """The number of tokens in the cache, padding included."""
+        return self.cache.length
+
+    def cut(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        self.cache.length = length
+
+    def next_logits(self, ids: Tensor) -> Tensor:
+        """(B, T) new token ids → (B, V) logits of the token that follows: a prefill, or with T = 1 a decode step."""
+        if ids.size(1) > 1 or not ids.is_cuda:
+            return self.model(ids, cache=self.cache)[:, -1]
+        self.step = self.step or CapturedStep(self.model, self.cache)
+        return self.step(ids, self.cache)
+
+
+def decoding_copy(model: GPTModel, dtype: torch.dtype) -> GPTModel:
+    """A copy of `model` in evaluation mode, with its matrices in `dtype` if that is bf16, and bf16 ones packed.
+
+    Positions, biases, norms and adapters stay fp32, and so does the residual stream.
+    """
+    matrices = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.dim() == 2 and name.endswith(".weight") and name != "wpe.weight"
+        if dtype == torch.bfloat16 != parameter.dtype
+    ]
+    sizes = [matrix.numel() for matrix in matrices]
+    # One block: many of them, once freed, would leave holes in the memory that training then takes.
+    block = torch.empty(sum(sizes), dtype=dtype, device=model.wpe.weight.device)
+    rounded = {
+        id(matrix): nn.Parameter(part.view_as(matrix).copy_(matrix.detach()), requires_grad=False)
+        for matrix, part in zip(matrices, block.split(sizes), strict=True)
+    }
+    shared = {id(parameter): parameter for parameter in model.parameters()}
+    copied = copy.deepcopy(model, shared | rounded).eval()
+    pack_layers(copied)
+    return copied
+
+
+class StaticCache(KVCache):
+    """The keys and values of another cache, so arranged that every decode step is the same work in the same memory.
+
+    The position of the token is a number on the device. Attention reads the whole cache and masks what lies beyond it.
+    """
+
+    def __init__(self, cache: KVCache) -> None:
+        self.keys, self.values, self.padding, self.length = cache.keys, cache.values, cache.padding, cache.length
+        self.place = torch.tensor([cache.length], device=cache.padding.device)
+        for unwritten in (self.keys, self.values):
+            unwritten[..., cache.length :, :] = 0  # 0 * NaN is NaN, so masked slots must be finite
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, H, 1, D) keys and values at the place; return the whole cache, (B, H, S, D)."""
+        self.keys[layer].index_copy_(2, self.place, k)
+        self.values[layer].index_copy_(2, self.place, v)
+        return self.keys[layer], self.values[layer]
+
+    def positions(self, T: int) -> Tensor:
+        """(B, 1), the position of the next token."""
+        return (self.place - self.padding[:, None]).clamp(min=0)
+
+    def mask(self, T: int) -> Tensor:
+        """(B, 1, 1, S), true where the next token may attend."""
+        keys = torch.arange(self.keys.size(3), device=self.padding.device)
+        return ((keys <= self.place) & (keys >= self.padding[:, None]))[:, None, None]
+
+
+class CapturedStep:
+    """A decode step for a cache; on a GPU it is captured as a CUDA graph and replayed.
+
+    Python launches some 700 kernels a token, which takes longer than they run; a graph is launched at once.
+    """
+
+    def __init__(self, model: GPTModel, cache: KVCache) -> None:
+        # Not the cache itself: its `Decoding` has this step, and a circle would keep gigabytes until Python looks.
+        self.model, self.static = model, StaticCache(cache)
+        self.ids = torch.zeros(len(cache.padding), 1, dtype=torch.long, device=cache.padding.device)
+        self.graph = torch.cuda.CUDAGraph() if self.ids.is_cuda else None
+        if self.graph:
+            with CAPTURING:
+                self.capture(self.graph)
+
+    def compute(self) -> Tensor:
+        return self.model(self.ids, cache=self.static)[:, -1]
+
+    def capture(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Warm up on a side stream, since libraries allocate at their first call, which can't be captured; capture."""
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            self.compute()
+        torch.cuda.current_stream().wait_stream(aside)
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self.logits = self.compute()
+
+    def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """(B, 1) new token ids → (B, V) logits. `cache`, which may have been cut meanwhile, then holds the tokens."""
+        self.ids.copy_(ids)
+        self.static.place.fill_(cache.length)
+        cache.length += 1
+        if self.graph is None:
+            return self.compute()
+        self.graph.replay()
+        return self.logits.clone()  # the graph overwrites this buffer on its next replay
