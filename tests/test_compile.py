@@ -36,7 +36,7 @@ def test_a_compiled_model_learns_the_same(tmp_path, monkeypatch):
     for each, name in ((model, "plain"), (again, "compiled")):
         chosen = replace(settings, compile=name == "compiled")
         fit(each, dataset, dataset, chosen, tmp_path / name, CPU._replace(precision="bf16"))
-    # All blocks share their graphs: one for any length, and others for the last batch of an epoch, which is a single row.
+    # All blocks share their graphs: one for any length, others for the last batch of an epoch, which is a single row.
     assert 1 <= counter.frame_count <= 3
     losses = [logged(tmp_path / name, "val_loss") for name in ("compiled", "plain")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
