@@ -72,7 +72,7 @@ def finetune(settings: FinetuneSettings) -> None:
         run = open_run(settings, folder, data, datasets, machine, lock)
         with resumable(run.folder), mirrored(settings.run.track if machine.primary else "none", run.folder):
             if machine.primary:
-                write_json(run.folder / "ledger.json", ledger)
+                write_json(run.folder / "ledger.json", ledger.to_json())
             subject = subject_of_run(run, data, settings, machine)
             base = measure_base(run, subject, settings, machine)
             state = train_model(run, settings, data, datasets, machine)

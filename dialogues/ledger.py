@@ -1,36 +1,102 @@
 """What became of a file's conversations: whatever is not learned stands here, with the reason."""
 
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from dialogues.batches import DialogueDataset, epoch_steps, padding_share
 from dialogues.conversations import FIRST, SAMPLE, Conversations
 from dialogues.reading import Source
+from settings import TrainingSettings
+from support.files import Json, without_none
 
 # For a word, by the least size of the vocabulary; GPT-2's takes 1.3 for English and 2.6 for German.
 MANY_TOKENS = {40_000: 1.8, 0: 2.4}
 
 
-def count_data(source: Source, conversations: Conversations) -> dict[str, Any]:
-    """The ledger of a whole file."""
-    unique = len(np.unique(conversations.fingerprints))
+@dataclass(frozen=True)
+class Counted:
+    """How many there are of something, and the places in the file of the first ones."""
+
+    count: int
+    first: list[int]
+
+
+@dataclass(frozen=True)
+class PartLedger:
+    """The ledger of one part of the split.
+
+    Attributes:
+        also_in_train: the dialogues that stand in `train` word for word; none for `train` itself.
+    """
+
+    dialogues: int
+    turns: int
+    tokens: int
+    learned_share: float
+    examples: int
+    longest: int
+    padding_share: float
+    shortened_turns: int
+    cut_off_tokens: int
+    unlearned_examples: int
+    steps_per_epoch: int
+    also_in_train: Counted | None = None
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The ledger of a run.
+
+    Attributes:
+        unit: what the file counts its dialogues in, such as lines.
+        skipped: why turns were skipped → how many, and where.
+        nothing_to_learn: dialogues that are in no part, since nothing in them is to be learned.
+    """
+
+    file: str
+    format: str
+    not_used: list[str]
+    unit: str
+    dialogues: int
+    turns: int
+    tokens: int
+    speakers: int
+    named_speakers: str
+    tokens_per_word: float
+    many_tokens_per_word: bool
+    duplicates: int
+    skipped: dict[str, Counted]
+    nothing_to_learn: int
+    parts: dict[str, PartLedger]
+
+    def to_json(self) -> Json:
+        """The content of ledger.json."""
+        return asdict(self, dict_factory=without_none)
+
+
+def make_ledger(source: Source, datasets: dict[str, DialogueDataset], training: TrainingSettings) -> Ledger:
+    """Count what a training on the `datasets`, one for each part, makes of the conversations in `source`."""
+    train, conversations = datasets["train"], datasets["train"].conversations
+    parts = {name: count_part(dataset, train, training) for name, dataset in datasets.items()}
     per_word, n_vocab = tokens_per_word(conversations), conversations.renderer.tokenizer.n_vocab
-    return {
-        "file": str(source.path),
-        "format": source.format,
-        "not_used": list(source.not_used),
-        "unit": source.unit,
-        "dialogues": len(conversations),
-        "turns": len(conversations.texts),
-        "tokens": len(conversations.tokens),
-        "speakers": len(conversations.speakers),
-        "named_speakers": conversations.name_speakers(),
-        "tokens_per_word": round(per_word, 2),
-        "many_tokens_per_word": per_word > next(many for size, many in MANY_TOKENS.items() if n_vocab >= size),
-        "duplicates": len(conversations) - unique,
-        "skipped": {why: {"count": count, "first": first} for why, (count, first) in conversations.skipped.items()},
-    }
+    return Ledger(
+        file=str(source.path),
+        format=source.format,
+        not_used=list(source.not_used),
+        unit=source.unit,
+        dialogues=len(conversations),
+        turns=len(conversations.texts),
+        tokens=len(conversations.tokens),
+        speakers=len(conversations.speakers),
+        named_speakers=conversations.name_speakers(),
+        tokens_per_word=round(per_word, 2),
+        many_tokens_per_word=per_word > next(many for size, many in MANY_TOKENS.items() if n_vocab >= size),
+        duplicates=len(conversations) - len(np.unique(conversations.fingerprints)),
+        skipped={why: Counted(count, first) for why, (count, first) in conversations.skipped.items()},
+        nothing_to_learn=len(conversations) - sum(part.dialogues for part in parts.values()),
+        parts=parts,
+    )
 
 
 def tokens_per_word(conversations: Conversations) -> float:
@@ -43,95 +109,77 @@ def tokens_per_word(conversations: Conversations) -> float:
     return tokens / words
 
 
-def count_part(dataset: DialogueDataset, batch_size: int, accumulation: int, seed: int) -> dict[str, Any]:
-    """The ledger of one part of the split."""
+def count_part(dataset: DialogueDataset, train: DialogueDataset, training: TrainingSettings) -> PartLedger:
     conversations, dialogues = dataset.conversations, dataset.dialogues
-    sizes = conversations.starts[dialogues + 1] - conversations.starts[dialogues]
-    steps = epoch_steps(dataset.lengths(), batch_size, accumulation, seed, epoch=0)
-    return {
-        "dialogues": len(dialogues),
-        "turns": int((conversations.turn_starts[dialogues + 1] - conversations.turn_starts[dialogues]).sum()),
-        "tokens": int(sizes.sum()),
+    tokens = int((conversations.starts[dialogues + 1] - conversations.starts[dialogues]).sum())
+    steps = epoch_steps(dataset.lengths(), training.batch_size, training.step_batches, training.seed, epoch=0)
+    return PartLedger(
+        dialogues=len(dialogues),
+        turns=int((conversations.turn_starts[dialogues + 1] - conversations.turn_starts[dialogues]).sum()),
+        tokens=tokens,
         # Nothing predicts the first token of a dialogue, so it can't be learned.
-        "learned_share": round(dataset.count_learned() / (int(sizes.sum()) - len(dialogues)), 4),
-        "examples": len(dataset),
-        "longest": max(dataset.lengths()),
-        "padding_share": round(padding_share(dataset, steps), 4),
-        "shortened_turns": dataset.shortened,
-        "cut_off_tokens": dataset.cut_off,
-        "unlearned_examples": dataset.unlearned,
-        "steps_per_epoch": len(steps),
-    }
+        learned_share=round(dataset.count_learned() / (tokens - len(dialogues)), 4),
+        examples=len(dataset),
+        longest=max(dataset.lengths()),
+        padding_share=round(padding_share(dataset, steps), 4),
+        shortened_turns=dataset.shortened,
+        cut_off_tokens=dataset.cut_off,
+        unlearned_examples=dataset.unlearned,
+        steps_per_epoch=len(steps),
+        also_in_train=None if dataset is train else also_in(train, dataset),
+    )
 
 
-def also_in(train: DialogueDataset, other: DialogueDataset) -> list[int]:
-    """The places in the file of the dialogues of `other` that stand in `train` word for word."""
+def also_in(train: DialogueDataset, other: DialogueDataset) -> Counted:
+    """The dialogues of `other` that stand in `train` word for word."""
     conversations = train.conversations
     known = np.isin(conversations.fingerprints[other.dialogues], conversations.fingerprints[train.dialogues])
-    return conversations.numbers[other.dialogues][known].tolist()
+    shared = conversations.numbers[other.dialogues][known].tolist()
+    return Counted(len(shared), shared[:FIRST])
 
 
-def make_ledger(
-    source: Source,
-    parts: dict[str, DialogueDataset],
-    batch_size: int,
-    accumulation: int,
-    seed: int,
-) -> dict[str, Any]:
-    """The ledger of a run, as JSON holds it."""
-    counted = {name: count_part(part, batch_size, accumulation, seed) for name, part in parts.items()}
-    for name in parts.keys() - {"train"}:
-        shared = also_in(parts["train"], parts[name])
-        counted[name]["also_in_train"] = {"count": len(shared), "first": shared[:FIRST]}
-    whole = count_data(source, parts["train"].conversations)
-    left_out = whole["dialogues"] - sum(part["dialogues"] for part in counted.values())
-    return {**whole, "nothing_to_learn": left_out, "parts": counted}
-
-
-def ledger_lines(ledger: dict[str, Any]) -> list[str]:
+def ledger_lines(ledger: Ledger) -> list[str]:
     """The ledger as it is printed."""
-    unit = ledger["unit"]
     lines = [
-        f"data: {ledger['file']} ({ledger['format']}), {ledger['dialogues']:,} dialogues, {ledger['turns']:,} turns,"
-        f" {ledger['tokens']:,} tokens, {ledger['tokens_per_word']} tokens a word; {ledger['named_speakers']}"
+        f"data: {ledger.file} ({ledger.format}), {ledger.dialogues:,} dialogues, {ledger.turns:,} turns,"
+        f" {ledger.tokens:,} tokens, {ledger.tokens_per_word} tokens a word; {ledger.named_speakers}"
     ]
     lines += [
-        f"skipped: {skipped['count']:,} {why} ({places(unit, skipped)})" for why, skipped in ledger["skipped"].items()
+        f"skipped: {skipped.count:,} {why} ({places(ledger.unit, skipped)})" for why, skipped in ledger.skipped.items()
     ]
-    if ledger["duplicates"]:
-        lines.append(f"duplicates: {ledger['duplicates']:,} dialogues stand in the file more than once; they are kept")
-    if ledger["not_used"]:
-        lines.append(f"not used: what records have under {', '.join(map(repr, ledger['not_used']))}")
-    if ledger["nothing_to_learn"]:
-        lines.append(f"left out: {ledger['nothing_to_learn']:,} dialogues in which nothing is to be learned")
-    if ledger["many_tokens_per_word"]:
+    if ledger.duplicates:
+        lines.append(f"duplicates: {ledger.duplicates:,} dialogues stand in the file more than once; they are kept")
+    if ledger.not_used:
+        lines.append(f"not used: what records have under {', '.join(map(repr, ledger.not_used))}")
+    if ledger.nothing_to_learn:
+        lines.append(f"left out: {ledger.nothing_to_learn:,} dialogues in which nothing is to be learned")
+    if ledger.many_tokens_per_word:
         lines.append(
             "warning: that is many tokens for a word; GPT-2 learned English, so expect weaker replies in others"
         )
-    for name, part in ledger["parts"].items():
-        examples = f" in {part['examples']:,} examples" if part["examples"] != part["dialogues"] else ""
+    for name, part in ledger.parts.items():
+        examples = f" in {part.examples:,} examples" if part.examples != part.dialogues else ""
         lines.append(
-            f"{name}: {part['dialogues']:,} dialogues{examples}, {part['turns']:,} turns, {part['tokens']:,} tokens,"
-            f" {part['learned_share']:.0%} learned, longest {part['longest']:,}; {part['steps_per_epoch']:,} steps an"
-            f" epoch, {part['padding_share']:.0%} padding"
+            f"{name}: {part.dialogues:,} dialogues{examples}, {part.turns:,} turns, {part.tokens:,} tokens,"
+            f" {part.learned_share:.0%} learned, longest {part.longest:,}; {part.steps_per_epoch:,} steps an"
+            f" epoch, {part.padding_share:.0%} padding"
         )
-        if part["shortened_turns"]:
+        if part.shortened_turns:
             lines.append(
-                f"  {part['shortened_turns']:,} turns (or system prompts) exceed --max-length and lose their end,"
-                f" {part['cut_off_tokens']:,} tokens"
+                f"  {part.shortened_turns:,} turns (or system prompts) exceed --max-length and lose their end,"
+                f" {part.cut_off_tokens:,} tokens"
             )
-        if part["unlearned_examples"]:
-            lines.append(f"  {part['unlearned_examples']:,} examples without anything to learn are left out")
-        if name != "train" and part["also_in_train"]["count"]:
-            shared = part["also_in_train"]
+        if part.unlearned_examples:
+            lines.append(f"  {part.unlearned_examples:,} examples without anything to learn are left out")
+        if (shared := part.also_in_train) and shared.count:
             lines.append(
-                f"warning: {shared['count']:,} dialogues of {name} stand in train word for word"
-                f" ({places(unit, shared)}): their loss says nothing about new ones"
+                f"warning: {shared.count:,} dialogues of {name} stand in train word for word"
+                f" ({places(ledger.unit, shared)}): their loss says nothing about new ones"
             )
     return lines
 
 
-def places(unit: str, counted: dict[str, Any]) -> str:
+def places(unit: str, counted: Counted) -> str:
     """The first few places of what was counted."""
-    first = list(dict.fromkeys(counted["first"]))
-    return f"{unit} {', '.join(map(str, first))}{', …' if counted['count'] > FIRST else ''}"
+    first = list(dict.fromkeys(counted.first))
+    return f"{unit} {', '.join(map(str, first))}{', …' if counted.count > FIRST else ''}"

@@ -4,7 +4,7 @@ import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from support.files import atomic_path, check_output_path, writing
 
 if TYPE_CHECKING:
     from dialogues.batches import DialogueDataset
+    from dialogues.ledger import Ledger
     from gpt_model import GPTConfig
     from training.device import Machine
     from training.memory import Size
@@ -138,7 +139,7 @@ def show_data(
     settings: FinetuneSettings,
     config: "GPTConfig",
     machine: "Machine",
-) -> dict[str, Any]:
+) -> "Ledger":
     """Print what the model will see, and with `--preview` some of it; return the account of it for the run folder.
 
     Raises:
@@ -147,8 +148,7 @@ def show_data(
     from dialogues.ledger import ledger_lines, make_ledger
 
     training = settings.training
-    how = (training.batch_size, training.step_batches, training.seed)
-    ledger = make_ledger(data.source, datasets, *how)
+    ledger = make_ledger(data.source, datasets, training)
     if settings.preview:
         preview(data, datasets, settings, config, machine)
     print(*ledger_lines(ledger), sep="\n")

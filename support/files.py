@@ -13,6 +13,9 @@ from support.errors import UserError, reason
 PROJECT = Path(__file__).resolve().parent.parent  # where the bundled files live, whatever the current folder is
 MEGABYTE = 1_000_000
 
+Json = dict[str, Any]
+"""An object that was read from JSON, or is about to be written as it."""
+
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
@@ -61,12 +64,17 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
+def without_none(fields: list[tuple[str, Any]]) -> Json:
+    """What `asdict` makes of a dataclass whose empty fields are left out of its JSON."""
+    return {name: value for name, value in fields if value is not None}
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; non-ASCII text stays readable, paths become text."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-def read_json_object(path: Path, advice: str = "delete it and fetch it again") -> dict[str, Any]:
+def read_json_object(path: Path, advice: str = "delete it and fetch it again") -> Json:
     """Read a JSON file that holds one object; see `read_json`."""
     return read_json(path, dict, advice)
 

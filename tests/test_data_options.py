@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 from conftest import PROJECT, refused, tiny_reference, write_layout, written
 from dialogues.ledger import ledger_lines, make_ledger
 from pipeline.prepare import Data, make_datasets, open_data, read_data
-from settings import DataSettings
+from settings import DataSettings, TrainingSettings
 
 QUICK = ("--epochs", 1, "--max-new-tokens", 2)
 SAMPLES = PROJECT / "tests" / "samples"
@@ -121,7 +121,7 @@ class TestLedger:
         russian.write_text(json.dumps([{"Аня": "Как прошёл твой день?", "Боря": "Спасибо, хорошо."}] * 10))
         for path, warned in [(russian, True), (PROJECT / "llm_train_text.json", False)]:
             data = read_parts(DataSettings(path=path), seed=1)
-            lines = ledger_lines(make_ledger(data.source, make_datasets(data, 0, 512), 2, 1, seed=1))
+            lines = ledger_lines(make_ledger(data.source, make_datasets(data, 0, 512), TrainingSettings()))
             assert any(line.startswith("warning: that is many tokens for a word") for line in lines) == warned
 
     def test_a_long_system_prompt_does_not_cost_the_first_turn(self, command, work):
