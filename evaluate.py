@@ -34,6 +34,7 @@ def main() -> None:
     lock = lock_run_folder(folder) if folder and measured.run and folder.samefile(measured.run) else None
 
     from evaluation.comparison import measure_column
+    from evaluation.results import Origin
     from load_gpt2_weights import load_for, read_config
     from pipeline.measure import REPLIES, choose_subject, leave_out_trained, write_evaluation
     from talking.decoder import Decoder
@@ -61,8 +62,14 @@ def main() -> None:
     if base:
         columns["base"] = measure_column(load(base), subject)
     folder = folder or make_report_folder(None, measured.run or measured.folder)
-    names = {"model": str(measured.folder), "base_model": base and str(base)}
-    page = write_evaluation(columns, names, data, subject, folder, measured.run if own else None, machine)
+    origin = Origin(
+        model=str(measured.folder),
+        base_model=base and str(base),
+        file=str(data.source.path),
+        device=machine.device.type,
+        precision=machine.precision,
+    )
+    page = write_evaluation(columns, origin, subject, folder, measured.run if own else None)
     del lock  # until here nobody else may work there
     print(f"\nwritten: {folder / 'evaluation.json'}; the report: {page}; {time.perf_counter() - started:.0f} s in all")
 

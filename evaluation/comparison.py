@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dialogues.dialogue import Turn
 from evaluation import metrics
-from evaluation.likelihood import Metrics, Subject, measure_likelihood
+from evaluation.likelihood import Subject, measure_likelihood
 from evaluation.metrics import Copied, Estimate
+from evaluation.results import CopiedSpan, Metrics, ShownCase, ShownTurn, TooFew
 from evaluation.scoring import Scorer
+from support.files import Json
 from talking.decoder import Decoder
 from talking.generation import Case, complete_dialogues
 
@@ -24,20 +25,28 @@ def measure_replies(replies: Sequence[str], subject: Subject, copies: Sequence[C
     Args:
         copies: what of each stands in the training dialogues.
     """
-    found = Metrics()
     spoken, few = [metrics.words(reply) for reply in replies], "needs more words than the replies have"
-    for n in (1, 2):
-        found.add(f"distinct_{n}", metrics.distinct(spoken, n), few)
-    tokens = list(map(subject.tokenizer.encode_ordinary, replies))
+    tokens, seed = list(map(subject.tokenizer.encode_ordinary, replies)), subject.seed
     adjusted = metrics.expectation_adjusted_distinct(tokens, subject.tokenizer.n_vocab)
-    found.add("expectation_adjusted_distinct", adjusted, few)
-    found.add("self_bleu", metrics.self_bleu(replies), "needs two replies with words")
-    found.add("repetition", share([metrics.repetition(reply) for reply in spoken], subject.seed), few)
-    found.add("words_per_reply", share([(len(reply), 1) for reply in spoken], subject.seed, most=math.inf))
-    found.add("empty_replies", float(sum(not reply.strip() for reply in replies)))
-    if copies is not None:
-        found.add("copied_5grams", share([(each.copied, each.ngrams) for each in copies], subject.seed), few)
-    return found
+    found = Metrics(
+        distinct_1=or_too_few(metrics.distinct(spoken, 1), few),
+        distinct_2=or_too_few(metrics.distinct(spoken, 2), few),
+        expectation_adjusted_distinct=or_too_few(adjusted, few),
+        self_bleu=or_too_few(metrics.self_bleu(replies), "needs two replies with words"),
+        repetition=or_too_few(share([metrics.repetition(reply) for reply in spoken], seed), few),
+        words_per_reply=share([(len(reply), 1) for reply in spoken], seed, most=math.inf),
+        empty_replies=Estimate(float(sum(not reply.strip() for reply in replies))),
+    )
+    if copies is None:
+        return found
+    return replace(found, copied_5grams=or_too_few(share([(each.copied, each.ngrams) for each in copies], seed), few))
+
+
+def or_too_few(found: Estimate | float | None, needed: str) -> Estimate | TooFew:
+    """A metric as a number, or what it would have needed to be one."""
+    if found is None:
+        return TooFew(needed)
+    return found if isinstance(found, Estimate) else Estimate(found)
 
 
 def share(counts: Sequence[tuple[int, int]], seed: int, most: float = 1) -> Estimate | None:
@@ -53,7 +62,8 @@ def first_texts(cases: Sequence[Case], subject: Subject, true: bool = False) -> 
     return [decode(encode(text)[: subject.reply_tokens]).rstrip("\ufffd") for text in texts]
 
 
-class Column(NamedTuple):
+@dataclass(frozen=True)
+class Column:
     """What was measured of one model.
 
     Attributes:
@@ -65,18 +75,18 @@ class Column(NamedTuple):
     losses: np.ndarray
     written: list[Case]
 
-    def as_json(self) -> dict[str, Any]:
-        return {"metrics": self.metrics.as_json(), "losses": self.losses.tolist(), "written": self.written}
+    def to_json(self) -> Json:
+        return {"metrics": self.metrics.to_json(), "losses": self.losses.tolist(), "written": self.written}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Column":
-        """What `as_json` and a file made of it.
+    def from_json(cls, value: Json) -> "Column":
+        """The column of which `to_json` and a file made `value`.
 
         Raises:
-            KeyError, TypeError, ValueError: `value` is not of that form.
+            one of `DAMAGED`: `value` has another form.
         """
         written = [Case(*(tuple(Turn(*turn) for turn in turns) for turns in case)) for case in value["written"]]
-        return cls(Metrics(**value["metrics"]), np.array(value["losses"]), written)
+        return cls(Metrics.from_json(value["metrics"]), np.array(value["losses"]), written)
 
 
 def measure_column(
@@ -99,12 +109,17 @@ def measure_column(
     return Column(*measure_likelihood(scorer, subject), written)
 
 
-def compare(columns: dict[str, Column], subject: Subject) -> dict[str, Any]:
-    """Measure what the models of `columns` ("model", and "base" for the one it began as) and people have written.
+@dataclass(frozen=True)
+class Comparison:
+    """What models and people have written, measured; `signatures` of sacrebleu say how."""
 
-    Returns:
-        `metrics` and `cases` of `evaluation.json`, and the `signatures` of sacrebleu.
-    """
+    metrics: dict[str, Metrics]
+    cases: list[ShownCase]
+    signatures: dict[str, str]
+
+
+def compare(columns: dict[str, Column], subject: Subject) -> Comparison:
+    """Measure what the models of `columns` ("model", and "base" for the one it began as) and people have written."""
     cases = columns["model"].written
     said = {name: [case.written for case in column.written] for name, column in columns.items()}
     said["true_replies"] = [case.true for case in cases]
@@ -117,26 +132,24 @@ def compare(columns: dict[str, Column], subject: Subject) -> dict[str, Any]:
             continue
         measured = measure_replies(replies[name], subject, copied_replies[name] if copied_replies else None)
         if copied_turns:
-            measured.values["longest_copied_span"] = longest_span(said[name], copied_turns[name])
+            measured = replace(measured, longest_copied_span=longest_span(said[name], copied_turns[name]))
         if name in columns:
-            signatures = add_likeness(measured, replies[name], true, subject)
+            likeness, signatures = measure_likeness(replies[name], true, subject)
+            measured = columns[name].metrics.joined(measured).joined(likeness)
             if name == "model" and "base" in columns:
                 tokens, change = columns[name].losses[:, 1], columns[name].losses[:, 0] - columns["base"].losses[:, 0]
-                measured.add("loss_change", metrics.ratio(change, tokens, subject.seed))
-            measured = columns[name].metrics.joined(measured)
-        found[name] = measured.as_json()
-    return {"metrics": found, "cases": show_cases(said, cases, copied_turns, subject), "signatures": signatures}
+                measured = replace(measured, loss_change=metrics.ratio(change, tokens, subject.seed))
+        found[name] = measured
+    return Comparison(found, show_cases(said, cases, copied_turns, subject), signatures)
 
 
-def add_likeness(found: Metrics, texts: Sequence[str], true: Sequence[str], subject: Subject) -> dict[str, str]:
-    """chrF, BLEU and the words in common with the true replies; returns the signatures of the first two."""
+def measure_likeness(texts: Sequence[str], true: Sequence[str], subject: Subject) -> tuple[Metrics, dict[str, str]]:
+    """chrF, BLEU and the words in common with the true replies; and the signatures of the first two."""
     estimates, signatures = metrics.likeness(texts, true, subject.seed)
     pairs = zip(map(metrics.words, texts), map(metrics.words, true), strict=True)
     f1 = np.array([metrics.word_f1(*pair) for pair in pairs])
-    estimates["word_f1"] = metrics.ratio(f1, np.ones(len(f1)), subject.seed, metrics.SHARE)
-    for name, estimate in estimates.items():
-        found.add(name, estimate)
-    return signatures
+    word_f1 = metrics.ratio(f1, np.ones(len(f1)), subject.seed, metrics.SHARE)
+    return Metrics(chrf=estimates["chrf"], bleu=estimates["bleu"], word_f1=word_f1), signatures
 
 
 def find_copies(
@@ -152,15 +165,15 @@ def find_copies(
     return of_replies, {name: [[next(found) for _ in turns] for turns in column] for name, column in said.items()}
 
 
-def longest_span(said: Sequence[Sequence[Turn]], copies: Sequence[Sequence[Copied]]) -> dict[str, Any] | None:
-    """The longest run of words that stands in a training dialogue, and in which."""
+def longest_span(said: Sequence[Sequence[Turn]], copies: Sequence[Sequence[Copied]]) -> CopiedSpan | None:
+    """The longest run of words that stands in a training dialogue."""
     found = [
-        (copied.longest.words, turn.text[copied.longest.start : copied.longest.end], copied.longest.dialogue)
+        CopiedSpan(span.words, turn.text[span.start : span.end], span.dialogue)
         for turns, each in zip(said, copies, strict=True)
         for turn, copied in zip(turns, each, strict=True)
-        if copied.longest
+        if (span := copied.longest)
     ]
-    return dict(zip(("words", "text", "dialogue"), max(found), strict=True)) if found else None
+    return max(found, default=None)
 
 
 def show_cases(
@@ -168,20 +181,20 @@ def show_cases(
     cases: Sequence[Case],
     copies: dict[str, list[list[Copied]]] | None,
     subject: Subject,
-) -> list[dict[str, Any]]:
-    """The first dialogues turn by turn: how they went on, and how each model went on, with what is copied marked."""
-    shown = []
-    numbers = subject.answered[: subject.generation.cases]
-    for place, (number, case) in enumerate(zip(numbers, cases, strict=False)):
-        entry: dict[str, Any] = {
-            "place": int(subject.conversations.numbers[number]),
-            "input": [turn._asdict() for turn in case.asked],
-            "response": [turn._asdict() for turn in case.true],
-        }
-        for name in ("model", "base") if "base" in said else ("model",):
-            turns = [turn._asdict() for turn in said[name][place]]
-            for turn, copied in zip(turns, copies[name][place] if copies else (), strict=copies is not None):
-                turn["copied"] = copied.marks
-            entry[f"{name}_response"] = turns
-        shown.append(entry)
-    return shown
+) -> list[ShownCase]:
+    """The first dialogues turn by turn: how they went on, and how each model continued them, with copies marked."""
+
+    def written(name: str, place: int) -> list[ShownTurn]:
+        marks = [copied.marks for copied in copies[name][place]] if copies else [None] * len(said[name][place])
+        return [ShownTurn(*turn, marked) for turn, marked in zip(said[name][place], marks, strict=True)]
+
+    return [
+        ShownCase(
+            place=int(subject.conversations.numbers[number]),
+            input=[ShownTurn(*turn) for turn in case.asked],
+            response=[ShownTurn(*turn) for turn in case.true],
+            model_response=written("model", place),
+            base_response=written("base", place) if "base" in said else None,
+        )
+        for place, (number, case) in enumerate(zip(subject.answered[: subject.generation.cases], cases, strict=False))
+    ]

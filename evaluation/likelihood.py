@@ -3,7 +3,8 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import tiktoken
@@ -12,12 +13,11 @@ from dialogues.batches import DialogueDataset
 from dialogues.conversations import Conversations
 from evaluation import metrics
 from evaluation.metrics import Estimate
+from evaluation.results import Metrics, TooFew
 from evaluation.scoring import HISTORIES, Reply, Scorer, TokenLosses, make_candidates, make_histories, score_tokens
 from settings import GenerationSettings
 
 FEWEST_OTHERS = 9  # turns that a reply is ranked among
-CONTEXT = ("context_use", "context_use_beyond_other", "context_use_of_other_history")
-COHERENCE = ("hits_at_1", "mrr", "chance_hits_at_1")
 MOST_SPEAKERS = 50
 MOST_TURNS = 20  # positions in a dialogue; what comes later is measured together
 
@@ -56,39 +56,6 @@ class Subject(NamedTuple):
         return self.conversations.renderer.tokenizer
 
 
-class Metrics:
-    """The metrics of one column: numbers, their intervals, and why one is missing."""
-
-    def __init__(
-        self, intervals: dict[str, Any] | None = None, too_small: dict[str, str] | None = None, **values: Any
-    ) -> None:
-        self.values, self.intervals, self.too_small = values, intervals or {}, too_small or {}
-
-    def add(self, name: str, estimate: Estimate | float | None, needed: str = "") -> None:
-        """A number, or where there is none, what would be `needed`."""
-        if isinstance(estimate, Estimate):
-            if estimate.interval:
-                self.intervals[name] = estimate.interval
-            estimate = estimate.value
-        self.values[name] = estimate
-        if estimate is None:
-            self.too_small[name] = needed
-
-    def add_group(self, name: str, estimates: dict[str, Estimate]) -> None:
-        """Several numbers of one kind."""
-        self.values[name] = {key: estimate.value for key, estimate in estimates.items()}
-        self.intervals[name] = {key: estimate.interval for key, estimate in estimates.items() if estimate.interval}
-
-    def joined(self, other: "Metrics") -> "Metrics":
-        """The metrics of both."""
-        return Metrics(
-            self.intervals | other.intervals, self.too_small | other.too_small, **self.values, **other.values
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        return {**self.values, "intervals": dict(self.intervals), "too_small": dict(self.too_small)}
-
-
 class Sums:
     """Sums over the dialogues of a set, of which ratios and their intervals are made."""
 
@@ -120,20 +87,19 @@ def measure_likelihood(scorer: Scorer, subject: Subject) -> tuple[Metrics, np.nd
     found, sums, parts = Metrics(), np.zeros((0, 2)), {}
     for name, dataset in subject.datasets.items():
         losses = score_tokens(scorer, dataset, f"loss on {name}")
-        part = loss_metrics(losses, subject)
-        parts[name] = part.as_json()
+        parts[name] = loss_metrics(losses, subject)
         if name == subject.part:
-            found, dialogues = part, dialogues_of(losses, subject)
+            found, dialogues = parts[name].joined(loss_by_turn(losses, subject)), dialogues_of(losses, subject)
             sums = np.stack([np.bincount(dialogues, losses.nats), np.bincount(dialogues)], axis=1)
-            add_loss_by_turn(found, losses, subject)
-    found.values["loss_by_part"] = parts
+    found = replace(found, loss_by_part=parts)
     if subject.replies:
         histories = make_histories(subject.conversations, subject.replies, subject.length, subject.seed)
-        add_context_use(found, histories.sums(scorer.token_losses(histories.examples, "context")), subject)
-        add_coherence(found, scorer, subject)
+        found = found.joined(context_use(histories.sums(scorer.token_losses(histories.examples, "context")), subject))
+        found = found.joined(coherence(scorer, subject))
     else:
-        for name in (*CONTEXT, *COHERENCE):
-            found.add(name, None, "needs a turn that answers something; of what is learned all opens its dialogue")
+        needs = TooFew("needs a turn that answers something; of what is learned all opens its dialogue")
+        context = Metrics(context_use=needs, context_use_beyond_other=needs, context_use_of_other_history=needs)
+        found = found.joined(context).joined(Metrics(hits_at_1=needs, mrr=needs, chance_hits_at_1=needs))
     return found, sums[sums[:, 1] > 0]
 
 
@@ -147,14 +113,14 @@ def loss_metrics(losses: TokenLosses, subject: Subject) -> Metrics:
 
     Bytes are those of the learned text in UTF-8; special tokens have none, but their nats count.
     """
-    found, conversations = Metrics(), subject.conversations
     sums = Sums(dialogues_of(losses, subject), subject.seed)
     loss = sums.ratio(losses.nats, np.ones(len(losses.nats)), bounds=(0, math.inf))
-    found.add("loss", loss)
-    found.add("perplexity", loss.map(lambda nats: math.exp(min(nats, 700))))  # e ** 710 is no float
-    sizes = byte_lengths(subject.tokenizer)[conversations.tokens[losses.places]]
-    found.add("bits_per_byte", sums.ratio(losses.nats / math.log(2), sizes, bounds=(0, math.inf)))
-    return found
+    sizes = byte_lengths(subject.tokenizer)[subject.conversations.tokens[losses.places]]
+    return Metrics(
+        loss=loss,
+        perplexity=loss.map(lambda nats: math.exp(min(nats, 700))),  # e ** 710 is no float
+        bits_per_byte=sums.ratio(losses.nats / math.log(2), sizes, bounds=(0, math.inf)),
+    )
 
 
 def byte_lengths(tokenizer: tiktoken.Encoding) -> np.ndarray:
@@ -166,7 +132,7 @@ def byte_lengths(tokenizer: tiktoken.Encoding) -> np.ndarray:
     return sizes
 
 
-def add_loss_by_turn(found: Metrics, losses: TokenLosses, subject: Subject) -> None:
+def loss_by_turn(losses: TokenLosses, subject: Subject) -> Metrics:
     """The loss of what each speaker says, and of the first, the second, ... turn: texts with their stops."""
     conversations = subject.conversations
     starts, ends = conversations.turn_spans()
@@ -188,11 +154,10 @@ def add_loss_by_turn(found: Metrics, losses: TokenLosses, subject: Subject) -> N
         )
         for position in np.unique(positions[said]).tolist()
     }
-    found.add_group("loss_by_speaker", by_speaker)
-    found.add_group("loss_by_turn", by_turn)
+    return Metrics(loss_by_speaker=by_speaker, loss_by_turn=by_turn)
 
 
-def add_context_use(found: Metrics, sums: dict[str, np.ndarray], subject: Subject) -> None:
+def context_use(sums: dict[str, np.ndarray], subject: Subject) -> Metrics:
     """Nats a token that a history is worth to a reply: its loss without any, minus its loss with that history.
 
     Fernandes et al. 2021, "Measuring and Increasing Context Usage in Context-Aware Machine Translation", for
@@ -205,15 +170,18 @@ def add_context_use(found: Metrics, sums: dict[str, np.ndarray], subject: Subjec
     """
     dialogues = Sums(np.array([dialogue for dialogue, _ in subject.replies]), subject.seed)
     worth = {name: dialogues.ratio(sums["none"] - sums[name], sums["tokens"]) for name in (*HISTORIES, "other")}
-    found.add("context_use", worth["all"])
-    found.add_group("context_use_by_turns", {name: worth[name] for name in HISTORIES if name != "none"})
-    alone, needed = len({dialogue for dialogue, _ in subject.replies}) == 1, "needs two dialogues, there is one"
-    beyond = dialogues.ratio(sums["other"] - sums["all"], sums["tokens"])
-    found.add("context_use_beyond_other", None if alone else beyond, needed)
-    found.add("context_use_of_other_history", None if alone else worth["other"], needed)
+    beyond, other = dialogues.ratio(sums["other"] - sums["all"], sums["tokens"]), worth["other"]
+    if len({dialogue for dialogue, _ in subject.replies}) == 1:
+        beyond = other = TooFew("needs two dialogues, there is one")
+    return Metrics(
+        context_use=worth["all"],
+        context_use_by_turns={name: worth[name] for name in HISTORIES if name != "none"},
+        context_use_beyond_other=beyond,
+        context_use_of_other_history=other,
+    )
 
 
-def add_coherence(found: Metrics, scorer: Scorer, subject: Subject) -> None:
+def coherence(scorer: Scorer, subject: Subject) -> Metrics:
     """Hits@1 and MRR of the true reply among up to 19 others, by the mean loss of a token of its text.
 
     The task of Dinan et al. 2019, "The Second Conversational Intelligence Challenge (ConvAI2)", where a
@@ -223,14 +191,15 @@ def add_coherence(found: Metrics, scorer: Scorer, subject: Subject) -> None:
     contexts, candidates = make_candidates(subject.conversations, subject.replies, subject.length, subject.seed)
     others = min(map(len, candidates)) - 1
     if others < FEWEST_OTHERS:
-        for name in COHERENCE:
-            found.add(name, None, f"needs {FEWEST_OTHERS} other replies to choose from, there are {others}")
-        return
+        few = TooFew(f"needs {FEWEST_OTHERS} other replies to choose from, there are {others}")
+        return Metrics(hits_at_1=few, mrr=few, chance_hits_at_1=few)
     losses = [
         np.array([part.mean() for part in parts])
         for parts in scorer.continuation_losses(contexts, candidates, "coherence")
     ]
     ranks, sums, ones = metrics.ranks(losses), Sums(dialogues, subject.seed), np.ones(len(dialogues))
-    found.add("hits_at_1", sums.ratio((ranks == 1).astype(float), ones, bounds=metrics.SHARE))
-    found.add("mrr", sums.ratio(1 / ranks, ones, bounds=metrics.SHARE))
-    found.add("chance_hits_at_1", float(np.mean([1 / len(each) for each in losses])))
+    return Metrics(
+        hits_at_1=sums.ratio((ranks == 1).astype(float), ones, bounds=metrics.SHARE),
+        mrr=sums.ratio(1 / ranks, ones, bounds=metrics.SHARE),
+        chance_hits_at_1=Estimate(float(np.mean([1 / len(each) for each in losses]))),
+    )

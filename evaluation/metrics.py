@@ -36,7 +36,7 @@ class Estimate(NamedTuple):
     """A number and its interval; none where there are too few dialogues."""
 
     value: float
-    interval: list[float] | None
+    interval: list[float] | None = None
 
     def map(self, function: Callable[[float], float]) -> "Estimate":
         """The same after a rising `function`."""

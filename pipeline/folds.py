@@ -5,23 +5,22 @@ import math
 import shutil
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from evaluation.findings import about_training, short_table
-from evaluation.metric_table import with_part_losses
-from evaluation.metrics import CONFIDENCE, t_quantile
-from evaluation.run_files import mapping, number, read_lines, read_losses
+from evaluation.metrics import CONFIDENCE, Estimate, t_quantile
+from evaluation.results import DAMAGED, Metrics, TooFew
+from evaluation.run_files import number, read_lines, read_losses
 from hub.find import find_model_folder, weights_checksum
 from pipeline.prepare import fingerprint, open_data, read_data
 from pipeline.run_folder import FOLDS, OUTPUT, SETTINGS, create_run_folder, lock_run_folder, resumable
 from pipeline.run_settings import changed_options, check_record, read_settings, write_settings
 from settings import FinetuneSettings
 from support.errors import UserError, check_one_process
-from support.files import read_json_object, write_json, writing
+from support.files import Json, read_json_object, write_json, writing
 
 VERSION = 1
 
@@ -54,7 +53,7 @@ def cross_validate(settings: FinetuneSettings, finetune: Callable[[FinetuneSetti
             shutil.rmtree(folder, ignore_errors=True)
         raise
     summary = summarise(runs)
-    write_json(folder / FOLDS, summary)
+    write_json(folder / FOLDS, summary.to_json())
     print(*show_summary(summary), f"\nwritten: {folder / FOLDS}", sep="\n")
 
 
@@ -120,32 +119,97 @@ def run_fold(settings: FinetuneSettings, fold: int, folder: Path, finetune: Call
     finetune(replace(settings, data=replace(settings.data, fold=fold), run=run, output=folder / OUTPUT))
 
 
-def summarise(runs: Sequence[Path]) -> dict[str, Any]:
-    """The content of `folds.json`: each metric that every one of the finished `runs` could measure, those for which one
-    had too little, and how many epochs were best in each."""
-    evaluations = [read_json_object(run / "evaluation.json", "make it again: evaluate.py") for run in runs]
+@dataclass(frozen=True)
+class FoldEstimate:
+    """A metric in each fold, and the mean of these with its standard deviation and interval."""
+
+    values: list[float]
+    mean: float
+    standard_deviation: float
+    interval: list[float]
+
+
+@dataclass(frozen=True)
+class FoldsSummary:
+    """What the runs of all folds say together.
+
+    Attributes:
+        metrics: "base" or "model" → each metric that every run could measure.
+        too_small: "base" or "model" → the metrics for which a run had too little.
+        best_epochs: of each run the epoch of the lowest validation loss.
+        last_epoch: to which the longest run went.
+    """
+
+    folds: int
+    metrics: dict[str, dict[str, FoldEstimate]]
+    too_small: dict[str, list[str]]
+    best_epochs: list[float]
+    last_epoch: float
+
+    @property
+    def median_best_epoch(self) -> float:
+        return statistics.median_low(self.best_epochs)
+
+    def to_json(self) -> Json:
+        """The content of folds.json."""
+        return {
+            "version": VERSION,
+            "folds": self.folds,
+            "confidence": CONFIDENCE,
+            "metrics": asdict(self)["metrics"],
+            "too_small": self.too_small,
+            "best_epochs": self.best_epochs,
+            "median_best_epoch": self.median_best_epoch,
+            "last_epoch": self.last_epoch,
+        }
+
+
+def summarise(runs: Sequence[Path]) -> FoldsSummary:
+    """Add up the finished `runs`.
+
+    Raises:
+        UserError: the evaluation of one is damaged.
+    """
+    evaluations = [read_metrics(run / "evaluation.json") for run in runs]
     metrics, too_small = {}, {}
     for column in ("base", "model"):
-        found = [with_part_losses(mapping(mapping(each.get("metrics")).get(column))) for each in evaluations]
-        rows = {name: [number(each.get(name)) for each in found] for name in found[0]}
-        whole = {name: [value for value in row if value is not None] for name, row in rows.items()}
-        metrics[column] = {name: estimate(values) for name, values in whole.items() if len(values) == len(runs)}
-        too_small[column] = sorted({name for each in found for name in mapping(each.get("too_small"))})
+        found = [each.get(column, Metrics()) for each in evaluations]
+        numbers = [finite_numbers(each) for each in found]
+        rows = {name: [each[name] for each in numbers if name in each] for name in numbers[0]}
+        metrics[column] = {name: estimate(values) for name, values in rows.items() if len(values) == len(runs)}
+        too_small[column] = sorted({name for each in found for name in each.too_small()})
     losses = [read_losses(read_lines(run / "metrics.jsonl", [])) for run in runs]
-    best = [each.best.epoch for each in losses if each.best and each.best.epoch is not None]
-    return {
-        "version": VERSION,
-        "folds": len(runs),
-        "confidence": CONFIDENCE,
-        "metrics": metrics,
-        "too_small": too_small,
-        "best_epochs": best,
-        "median_best_epoch": statistics.median_low(best),
-        "last_epoch": max(each.val[-1].epoch or 0 for each in losses),
-    }
+    return FoldsSummary(
+        folds=len(runs),
+        metrics=metrics,
+        too_small=too_small,
+        best_epochs=[each.best.epoch for each in losses if each.best and each.best.epoch is not None],
+        last_epoch=max(each.val[-1].epoch or 0 for each in losses),
+    )
 
 
-def estimate(values: Sequence[float]) -> dict[str, Any]:
+def read_metrics(path: Path) -> dict[str, Metrics]:
+    """The metrics in an evaluation.json: of the base model, of the fine-tuned one and of the true replies.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    advice = "make it again: evaluate.py"
+    evaluation = read_json_object(path, advice)
+    try:
+        return {name: Metrics.from_json(values) for name, values in evaluation["metrics"].items()}
+    except DAMAGED as error:
+        raise UserError(f"{path} does not hold an evaluation; {advice}") from error
+
+
+def finite_numbers(metrics: Metrics) -> dict[str, float]:
+    """The metrics that are one number, the loss of the training part among them."""
+    train = (metrics.loss_by_part or {}).get("train", Metrics())
+    found = metrics.numbers() | ({"train_part_loss": train.loss} if train.loss else {})
+    return {name: value for name, each in found.items() if (value := number(each.value)) is not None}
+
+
+def estimate(values: Sequence[float]) -> FoldEstimate:
     """The mean of a metric over folds, its standard deviation, and a 95% interval by Student's t.
 
     Folds train on much the same conversations, so their values are not independent, and no estimate of the variance of
@@ -154,35 +218,29 @@ def estimate(values: Sequence[float]) -> dict[str, Any]:
     """
     mean, deviation = statistics.fmean(values), statistics.stdev(values)
     reach = t_quantile(len(values) - 1) * deviation / math.sqrt(len(values))
-    return {
-        "values": list(values),
-        "mean": mean,
-        "standard_deviation": deviation,
-        "interval": [mean - reach, mean + reach],
-    }
+    return FoldEstimate(list(values), mean, deviation, [mean - reach, mean + reach])
 
 
-def show_summary(summary: dict[str, Any]) -> list[str]:
+def show_summary(summary: FoldsSummary) -> list[str]:
     """The main metrics with their intervals, and what they say about the number of epochs."""
-    columns = {
-        name: {
-            **{metric: found["mean"] for metric, found in estimates.items()},
-            "intervals": {metric: found["interval"] for metric, found in estimates.items()},
-            "too_small": dict.fromkeys(summary["too_small"][name], "needs more in each fold"),
-        }
-        for name, estimates in summary["metrics"].items()
-        if estimates
-    }
-    lines = [f"\nmeans of {summary['folds']} folds, with approximate 95% intervals", *short_table(columns), ""]
+    columns = {name: mean_metrics(summary, name) for name, estimates in summary.metrics.items() if estimates}
+    lines = [f"\nmeans of {summary.folds} folds, with approximate 95% intervals", *short_table(columns), ""]
     if "base" in columns:
-        model = columns["model"]
-        lines += about_training(model, columns["base"]["loss"])
-    best, median = summary["best_epochs"], summary["median_best_epoch"]
+        lines += about_training(columns["model"], columns["base"])
+    median = summary.median_best_epoch
     if median < 0.5:
         advice = "a lower --learning-rate may find better weights"
-    elif median >= summary["last_epoch"]:
+    elif median >= summary.last_epoch:
         advice = "more --epochs may lower it further"
     else:
         advice = f"--epochs {max(1, round(median))} for a run on all of it"
-    numbers = ", ".join(f"{epoch:g}" for epoch in best)
+    numbers = ", ".join(f"{epoch:g}" for epoch in summary.best_epochs)
     return [*lines, f"validation loss was lowest after epoch {numbers}, in the median {median:g}: {advice}"]
+
+
+def mean_metrics(summary: FoldsSummary, column: str) -> Metrics:
+    """The means of one model's metrics as if they were those of one run."""
+    means = {name: Estimate(each.mean, each.interval) for name, each in summary.metrics[column].items()}
+    means.pop("train_part_loss", None)  # a run has it among the losses of its parts
+    few = dict.fromkeys(summary.too_small[column], TooFew("needs more in each fold"))
+    return replace(Metrics(), **means, **few)

@@ -2,10 +2,9 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,8 +12,8 @@ from dialogues.batches import DialogueDataset
 from evaluation.comparison import REPLY_TOKENS, Column, compare, measure_column
 from evaluation.findings import describe_size, find_out, measure_overfitting, short_table
 from evaluation.likelihood import Subject
-from evaluation.metrics import CONFIDENCE, RESAMPLES
 from evaluation.report import write_report
+from evaluation.results import DAMAGED, Evaluation, Options, Origin, Size
 from evaluation.run_files import EVALUATION_VERSION, read_lines, read_losses
 from evaluation.scoring import choose_replies
 from pipeline.prepare import Data, choose_length, read_rendered, read_turns, rendered_path
@@ -134,7 +133,7 @@ def measure_base(run: OpenRun, subject: Subject, settings: FinetuneSettings, mac
     measured = [EVALUATION_VERSION, subject.seed, subject.replies, subject.answered, asdict(subject.generation)]
     key = json.loads(json.dumps(measured))
     # One that is damaged, or that was made for other options, is made anew.
-    with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
+    with contextlib.suppress(UserError, *DAMAGED):
         known = read_json_object(path)
         if known["subject"] == key:
             return Column.from_json(known)
@@ -143,24 +142,17 @@ def measure_base(run: OpenRun, subject: Subject, settings: FinetuneSettings, mac
         print(f"base model: left out ({why}); python evaluate.py {run.folder} measures both")
         return None
     column = measure_column(Decoder(run.model, machine.inference_dtype), subject)
-    write_json(path, {"subject": key, **column.as_json()})
+    write_json(path, {"subject": key, **column.to_json()})
     return column
 
 
 def write_evaluation(
-    columns: dict[str, Column],
-    names: Mapping[str, str | None],
-    data: Data,
-    subject: Subject,
-    folder: Path,
-    trained: Path | None,
-    machine: Machine,
+    columns: dict[str, Column], origin: Origin, subject: Subject, folder: Path, trained: Path | None
 ) -> Path:
     """Write `evaluation.json` and the report into `folder`, print the main numbers and the findings; where it stands.
 
     Args:
         columns: what was measured of each model: "model", and "base" for the one that it began as.
-        names: the folders of `model` and `base_model`, to be recorded.
         trained: the folder of the run to whose validation part this belongs, if there is one.
 
     Raises:
@@ -169,39 +161,30 @@ def write_evaluation(
     found = compare(columns, subject)
     logs = trained and trained / "metrics.jsonl"
     losses = read_losses(read_lines(logs, []) if logs and logs.exists() else [])
-    signatures, conversations = found.pop("signatures"), data.conversations
-    evaluation: dict[str, Any] = {
-        "version": EVALUATION_VERSION,
-        **names,
-        "data": {
-            "file": str(data.source.path),
-            "part": subject.part,
-            "dialogues": {name: len(dataset.dialogues) for name, dataset in subject.datasets.items()},
-            "replies": len(subject.replies),
-            "answers": len(subject.answered),
-        },
-        "settings": {
-            "seed": subject.seed,
-            "template": conversations.renderer.name,
-            "learn": conversations.learn,
-            "max_length": subject.length,
-            "reply_tokens": subject.reply_tokens,
-            "resamples": RESAMPLES,
-            "confidence": CONFIDENCE,
-            **asdict(subject.generation),
-            "device": machine.device.type,
-            "precision": machine.precision,
-            **signatures,
-        },
-        **found,
-        "overfitting": measure_overfitting(losses),
-    }
-    evaluation["findings"] = find_out(evaluation, losses)
-    write_json(folder / "evaluation.json", evaluation)
+    conversations = subject.conversations
+    dialogues = {name: len(dataset.dialogues) for name, dataset in subject.datasets.items()}
+    evaluation = Evaluation(
+        origin=origin,
+        size=Size(subject.part, dialogues, len(subject.replies), len(subject.answered)),
+        options=Options(
+            seed=subject.seed,
+            template=conversations.renderer.name,
+            learn=conversations.learn,
+            max_length=subject.length,
+            reply_tokens=subject.reply_tokens,
+            generation=subject.generation,
+            signatures=found.signatures,
+        ),
+        metrics=found.metrics,
+        cases=found.cases,
+        overfitting=measure_overfitting(losses),
+    )
+    findings = find_out(evaluation, losses)
+    write_json(folder / "evaluation.json", replace(evaluation, findings=findings).to_json())
     if subject.training is None and trained:
         print(f"memorisation: not measured (there is no {rendered_path(trained, 'train')})")
-    print("", describe_size(evaluation["data"]), sep="\n")
-    print(*short_table(evaluation["metrics"]), "", *evaluation["findings"], sep="\n")
+    print("", describe_size(evaluation.size), sep="\n")
+    print(*short_table(evaluation.metrics), "", *findings, sep="\n")
     return write_report(folder)
 
 
@@ -216,5 +199,11 @@ def measure_run(
 ) -> Path:
     """Measure the trained model of a run, that has written `cases`, beside its `base`; see `write_evaluation`."""
     columns = {"model": measure_column(decoder, subject, cases)} | ({"base": base} if base else {})
-    names = {"model": str(run.folder / "model"), "base_model": str(run.source)}
-    return write_evaluation(columns, names, data, subject, run.folder, run.folder, machine)
+    origin = Origin(
+        model=str(run.folder / "model"),
+        base_model=str(run.source),
+        file=str(data.source.path),
+        device=machine.device.type,
+        precision=machine.precision,
+    )
+    return write_evaluation(columns, origin, subject, run.folder, run.folder)

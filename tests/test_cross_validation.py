@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import weakref
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from evaluation.metrics import t_quantile
 from finetune import finetune
 from gpt_model import GPTModel
 from load_gpt2_weights import load_model
-from pipeline.folds import cross_validate, estimate, show_summary
+from pipeline.folds import FoldsSummary, cross_validate, estimate, show_summary
 from pipeline.run_folder import find_run, resumable
 from pipeline.run_settings import parse_finetune_settings
 from settings import FinetuneSettings
@@ -105,7 +106,7 @@ def test_what_the_folds_say_together(job):
 
 
 def test_an_interval_by_hand():
-    assert estimate([1.0, 2.0, 3.0, 6.0]) == {
+    assert asdict(estimate([1.0, 2.0, 3.0, 6.0])) == {
         "values": [1.0, 2.0, 3.0, 6.0],
         "mean": 3.0,
         "standard_deviation": pytest.approx((14 / 3) ** 0.5),
@@ -127,9 +128,8 @@ def test_quantiles_of_student(freedom, expected):
 )
 def test_what_is_said_of_the_epochs(best, advice):
     columns = {name: {"loss": estimate([1.0, 2.0]), "loss_change": estimate([1.0, 2.0])} for name in ("base", "model")}
-    summary = {"folds": 3, "metrics": columns, "too_small": {"base": [], "model": ["mrr"]}, "last_epoch": 4.0}
-    lines = show_summary({**summary, "best_epochs": best, "median_best_epoch": sorted(best)[1]})
-    assert advice in lines[-1]
+    summary = FoldsSummary(3, columns, {"base": [], "model": ["mrr"]}, best_epochs=best, last_epoch=4.0)
+    assert advice in show_summary(summary)[-1]
 
 
 @pytest.mark.slow

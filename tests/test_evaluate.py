@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from dialogues.reading import open_source
 from dialogues.template import Renderer, render
 from evaluation.comparison import Column, compare, measure_column
 from evaluation.findings import find_out, measure_overfitting, short_table
+from evaluation.metrics import Estimate
+from evaluation.results import Evaluation, Metrics, Options, Origin, Size
 from evaluation.run_files import Losses, Point, read_losses
 from hub.find import BUNDLED
 from load_gpt2_weights import load_model
@@ -22,6 +25,7 @@ from pipeline.prepare import Data, read_turns
 from settings import GenerationSettings
 from talking.decoder import Decoder
 
+ORIGIN = Origin("model", None, "chats.json", "cpu", "fp32")
 QUICK = ("--epochs", 2, "--max-new-tokens", 12, "--precision", "fp32")
 METRICS = {
     *("loss", "perplexity", "bits_per_byte", "loss_by_part", "loss_by_speaker", "loss_by_turn", "loss_change"),
@@ -291,14 +295,14 @@ def make_subject(dialogues: list[Dialogue], template: str = "prompt"):
         open_source(BUNDLED.parent.parent / "llm_train_text.json"), conversations, {"all": np.arange(len(dialogues))}
     )
     generation = GenerationSettings(max_new_tokens=10)
-    return model, data, choose_subject(data, None, 512, generation, CPU.autocast, 1, (100, 100, 3))
+    return model, choose_subject(data, None, 512, generation, CPU.autocast, 1, (100, 100, 3))
 
 
 def test_empty_replies_are_counted_and_break_nothing(tmp_path, capsys):
-    model, data, subject = make_subject(bundled_dialogues()[:4])
+    model, subject = make_subject(bundled_dialogues()[:4])
     column = measure_column(Decoder(model), subject, whole=True)
     silent = [case._replace(written=(Turn("Bob", ""),)) for case in column.written]
-    write_evaluation({"model": column._replace(written=silent)}, {}, data, subject, tmp_path, None, CPU)
+    write_evaluation({"model": replace(column, written=silent)}, ORIGIN, subject, tmp_path, None)
     found = evaluation(tmp_path)["metrics"]["model"]
     assert found["empty_replies"] == len(silent)
     assert (found["distinct_1"], found["self_bleu"], found["repetition"], found["word_f1"]) == (None, None, None, 0)
@@ -308,8 +312,8 @@ def test_empty_replies_are_counted_and_break_nothing(tmp_path, capsys):
 
 
 def test_one_dialogue_says_what_is_too_few(tmp_path):
-    model, data, subject = make_subject(bundled_dialogues()[:1])
-    write_evaluation({"model": measure_column(Decoder(model), subject)}, {}, data, subject, tmp_path, None, CPU)
+    model, subject = make_subject(bundled_dialogues()[:1])
+    write_evaluation({"model": measure_column(Decoder(model), subject)}, ORIGIN, subject, tmp_path, None)
     found = evaluation(tmp_path)["metrics"]["model"]
     assert found["context_use_of_other_history"] is None
     assert found["hits_at_1"] is None
@@ -319,9 +323,9 @@ def test_one_dialogue_says_what_is_too_few(tmp_path):
 
 
 def test_a_column_is_the_same_from_its_file():
-    model, _, subject = make_subject(bundled_dialogues()[:3])
+    model, subject = make_subject(bundled_dialogues()[:3])
     column = measure_column(Decoder(model), subject)
-    again = Column.from_json(json.loads(json.dumps(column.as_json())))
+    again = Column.from_json(json.loads(json.dumps(column.to_json())))
     assert again.written == column.written
     assert compare({"model": again}, subject) == compare({"model": column}, subject)
 
@@ -350,7 +354,7 @@ class TestFindings:
         ends = [Point(0, 0.0, train[0]), Point(val[-1].step, val[-1].epoch, train[1])]
         return Losses(val=val, train_set=ends)
 
-    def evaluation(self, losses: Losses, **changes) -> dict:
+    def evaluation(self, losses: Losses, **changes) -> Evaluation:
         model = {
             "loss": 2.0,
             "context_use": 0.5,
@@ -365,15 +369,18 @@ class TestFindings:
             "longest_copied_span": {"words": 12, "text": "", "dialogue": 4},
             "context_use_by_turns": {"1": 0.4},
             "intervals": {"context_use": [0.4, 0.6], "hits_at_1": [0.3, 0.5], "loss_change": [-0.6, -0.4]} | BEYOND,
+            "too_small": {},
             **changes,
         }
-        true = {"repetition": 0.0, "distinct_2": 0.95, "copied_5grams": 0.02}
-        return {
-            "data": {"part": "val", "dialogues": {"val": 300}, "answers": 3},
-            "metrics": {"model": model, "base": {"loss": 2.5}, "true_replies": true},
-            "cases": [{}] * 3,
-            "overfitting": measure_overfitting(losses),
-        }
+        true = Metrics(repetition=Estimate(0.0), distinct_2=Estimate(0.95), copied_5grams=Estimate(0.02))
+        return Evaluation(
+            origin=ORIGIN,
+            size=Size("val", {"val": 300}, replies=3, answers=3),
+            options=Options(123, "prompt", "all", 512, 64, GenerationSettings(), {}),
+            metrics={"model": Metrics.from_json(model), "base": Metrics(loss=Estimate(2.5)), "true_replies": true},
+            cases=[],
+            overfitting=measure_overfitting(losses),
+        )
 
     def test_what_numbers_support(self):
         losses = self.losses(2.5, 2.2, 1.9, 1.95, 2.0)
@@ -405,7 +412,7 @@ class TestFindings:
         losses.kept_step = 10
         found = measure_overfitting(losses)
         assert found is not None
-        assert (found["best_step"], found["last_val_loss"]) == (10, 1.9)
+        assert (found.best_step, found.last_val_loss) == (10, 1.9)
         assert not any("lowest" in finding for finding in find_out(self.evaluation(losses), losses))
 
     def test_without_a_training_there_is_nothing_to_say_about_it(self):
@@ -414,7 +421,7 @@ class TestFindings:
         assert find_out(self.evaluation(losses), losses)[0].startswith("fine-tuning")
 
     def test_the_short_table(self):
-        table = short_table({"model": {"loss": 2.0, "intervals": {"loss": [1.5, 2.5]}}, "true_replies": {}})
+        table = short_table({"model": Metrics(loss=Estimate(2.0, [1.5, 2.5]))})
         assert table[0] == ""
         assert table[1].split() == ["the", "model"]
         assert table[2].startswith("Loss ")

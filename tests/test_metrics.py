@@ -20,13 +20,14 @@ from dialogues.conversations import Conversations
 from dialogues.dialogue import Dialogue, Turn
 from dialogues.template import Renderer
 from evaluation import metrics
-from evaluation.likelihood import Metrics, Subject, Sums, add_context_use, measure_likelihood
+from evaluation.likelihood import Subject, Sums, context_use, measure_likelihood
 from evaluation.metrics import COPIED_WORDS, Copied
 from evaluation.scoring import Reply, Scorer, choose_replies, make_histories
 from gpt_model import GPTModel
 from hub.find import BUNDLED
 from load_gpt2_weights import load_model
 from settings import GenerationSettings
+from support.files import Json
 from training.loop import evaluate
 
 
@@ -328,8 +329,8 @@ def make_subject(conversations: Conversations, numbers, replies: list[Reply] | N
     )
 
 
-def measure(model: GPTModel, subject: Subject) -> Metrics:
-    return measure_likelihood(Scorer(model, CPU.autocast, subject.tokenizer.eot_token), subject)[0]
+def measure(model: GPTModel, subject: Subject) -> Json:
+    return measure_likelihood(Scorer(model, CPU.autocast, subject.tokenizer.eot_token), subject)[0].to_json()
 
 
 def bootstrap(above: list[float], below: list[float]) -> list[float]:
@@ -347,13 +348,13 @@ class TestLikelihood:
         found = measure(model, subject)
         for name, dataset in subject.datasets.items():
             expected = evaluate(model, dataset, subject.tokenizer.eot_token, CPU)
-            assert found.values["loss_by_part"][name]["loss"] == pytest.approx(expected, rel=1e-6)
-        assert found.values["loss"] == found.values["loss_by_part"]["val"]["loss"]
-        assert found.values["perplexity"] == pytest.approx(math.exp(found.values["loss"]))
-        assert found.intervals["perplexity"] == pytest.approx(np.exp(found.intervals["loss"]).tolist())
-        assert found.values["hits_at_1"] is found.values["mrr"] is found.values["chance_hits_at_1"] is None
-        assert found.too_small["mrr"] == "needs 9 other replies to choose from, there are 4"
-        assert set(found.values["loss_by_part"]["val"]["intervals"]) == {"loss", "perplexity", "bits_per_byte"}
+            assert found["loss_by_part"][name]["loss"] == pytest.approx(expected, rel=1e-6)
+        assert found["loss"] == found["loss_by_part"]["val"]["loss"]
+        assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
+        assert found["intervals"]["perplexity"] == pytest.approx(np.exp(found["intervals"]["loss"]).tolist())
+        assert found["hits_at_1"] is found["mrr"] is found["chance_hits_at_1"] is None
+        assert found["too_small"]["mrr"] == "needs 9 other replies to choose from, there are 4"
+        assert set(found["loss_by_part"]["val"]["intervals"]) == {"loss", "perplexity", "bits_per_byte"}
 
     @pytest.mark.parametrize("learn", ["all", "Bob"])
     def test_bits_per_byte_from_the_bytes_of_the_text(self, learn, bundled):
@@ -378,8 +379,8 @@ class TestLikelihood:
                 stops = ["\n\n###"] * (len(dialogue.turns) - 1) + [""]  # the end of text has no bytes
                 turns = zip(dialogue.turns, stops, strict=True)
                 sizes.append(sum(len((text + stop).encode()) for (name, text), stop in turns if name == "Bob"))
-        assert found.values["bits_per_byte"] == pytest.approx(sum(bits) / sum(sizes), rel=1e-5)
-        assert found.intervals["bits_per_byte"] == pytest.approx(bootstrap(bits, sizes), rel=0.02)
+        assert found["bits_per_byte"] == pytest.approx(sum(bits) / sum(sizes), rel=1e-5)
+        assert found["intervals"]["bits_per_byte"] == pytest.approx(bootstrap(bits, sizes), rel=0.02)
 
     def test_speakers_and_turns_weighted_by_their_tokens_give_all(self, bundled):
         model, _ = bundled
@@ -387,7 +388,7 @@ class TestLikelihood:
         long = Dialogue(tuple(turn for dialogue in dialogues for turn in dialogue.turns))
         conversations = Conversations.of(renderer, [*dialogues[:5], long])
         subject = make_subject(conversations, range(6), replies=[])
-        found = measure(model, subject).values
+        found = measure(model, subject)
         tokens, encode = {"Alex": 0, "Bob": 0}, renderer.tokenizer.encode_ordinary
         by_turn = dict.fromkeys([*map(str, range(1, 21)), "21+"], 0)
         for dialogue in [*dialogues[:5], long]:
@@ -424,13 +425,13 @@ class TestLikelihood:
                 with torch.inference_mode():
                     sums[name] += reference(ids, labels=labels).loss.item() * len(text)
             count += len(text)
-        assert found.values["context_use"] == pytest.approx((sums["none"] - sums["all"]) / count, abs=1e-4)
-        worth = found.values["context_use_by_turns"]
+        assert found["context_use"] == pytest.approx((sums["none"] - sums["all"]) / count, abs=1e-4)
+        worth = found["context_use_by_turns"]
         assert worth["1"] == pytest.approx((sums["none"] - sums["1"]) / count, abs=1e-4)
-        assert worth["2"] == worth["4"] == worth["all"] == found.values["context_use"]
-        assert found.values["context_use_of_other_history"] is None
-        assert found.too_small["context_use_of_other_history"] == "needs two dialogues, there is one"
-        assert not found.intervals.get("context_use"), "one dialogue says nothing about others"
+        assert worth["2"] == worth["4"] == worth["all"] == found["context_use"]
+        assert found["context_use_of_other_history"] is None
+        assert found["too_small"]["context_use_of_other_history"] == "needs two dialogues, there is one"
+        assert not found["intervals"].get("context_use"), "one dialogue says nothing about others"
 
     def test_nothing_that_answers(self, bundled):
         """Learned is only what opens the dialogues."""
@@ -438,10 +439,10 @@ class TestLikelihood:
         pairs = [Dialogue(dialogue.turns[:2]) for dialogue in bundled_dialogues()]
         conversations = Conversations.of(bundled[1].renderer, pairs, learn="Alex")
         found = measure(model, make_subject(conversations, range(10)))
-        assert found.values["loss"] > 0
+        assert found["loss"] > 0
         for name in ("context_use", "context_use_of_other_history", "hits_at_1", "mrr"):
-            assert found.values[name] is None
-            assert "needs a turn that answers something" in found.too_small[name]
+            assert found[name] is None
+            assert "needs a turn that answers something" in found["too_small"][name]
 
     def test_what_was_learned_from_conversations_shows(self, bundled):
         """The bundled model gains by what was said before, most by what was said in the very dialogue; random weights
@@ -449,16 +450,17 @@ class TestLikelihood:
         model, conversations = bundled
         subject = make_subject(conversations, range(10))
         trained = measure(model, subject)
-        assert trained.intervals["context_use"][0] > 0
-        assert trained.values["context_use"] > trained.values["context_use_of_other_history"]
+        assert trained["intervals"]["context_use"][0] > 0
+        assert trained["context_use"] > trained["context_use_of_other_history"]
         by_chance = sum(1 / rank for rank in range(1, 20)) / 19  # 18 other turns, of other dialogues
-        assert trained.values["chance_hits_at_1"] == pytest.approx(1 / 19)
-        assert trained.values["mrr"] > 1.3 * by_chance
+        assert trained["chance_hits_at_1"] == pytest.approx(1 / 19)
+        assert trained["mrr"] > 1.3 * by_chance
         histories, intervals = make_histories(conversations, subject.replies, 512, 0), []
         for seed in range(3):
             torch.manual_seed(seed)
-            scorer, random = Scorer(GPTModel(model.config), CPU.autocast, 4095), Metrics()
-            add_context_use(random, histories.sums(scorer.token_losses(histories.examples, "test")), subject)
-            assert random.values["context_use"] == pytest.approx(0, abs=0.05)
-            intervals.append(random.intervals["context_use"])
+            scorer = Scorer(GPTModel(model.config), CPU.autocast, 4095)
+            sums = histories.sums(scorer.token_losses(histories.examples, "test"))
+            found = context_use(sums, subject).to_json()
+            assert found["context_use"] == pytest.approx(0, abs=0.05)
+            intervals.append(found["intervals"]["context_use"])
         assert sum(low <= 0 <= high for low, high in intervals) >= 2

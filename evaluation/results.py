@@ -1,0 +1,242 @@
+"""What an evaluation has found, and evaluation.json made of it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import NamedTuple
+
+from evaluation.metrics import CONFIDENCE, RESAMPLES, Estimate
+from evaluation.run_files import EVALUATION_VERSION
+from settings import GenerationSettings
+from support.files import Json, without_none
+
+DAMAGED = (AttributeError, KeyError, TypeError, ValueError)  # what `from_json` raises where the form is another
+
+
+class TooFew(NamedTuple):
+    """A metric that could not be measured; `needed` says what it takes."""
+
+    needed: str
+
+
+class CopiedSpan(NamedTuple):
+    """A run of words that stands in a training dialogue, and the number of that dialogue."""
+
+    words: int
+    text: str
+    dialogue: int
+
+
+Number = Estimate | TooFew | None  # none: it was not to be measured
+Group = dict[str, Estimate] | None
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The metrics of one model, or of the true replies, in the order of evaluation.json.
+
+    Attributes:
+        longest_copied_span: none, too, where `copied_5grams` were looked for and nothing was copied.
+    """
+
+    loss: Estimate | None = None
+    perplexity: Estimate | None = None
+    bits_per_byte: Estimate | None = None
+    loss_by_speaker: Group = None
+    loss_by_turn: Group = None
+    loss_by_part: "dict[str, Metrics] | None" = None
+    context_use: Number = None
+    context_use_by_turns: Group = None
+    context_use_beyond_other: Number = None
+    context_use_of_other_history: Number = None
+    hits_at_1: Number = None
+    mrr: Number = None
+    chance_hits_at_1: Number = None
+    distinct_1: Number = None
+    distinct_2: Number = None
+    expectation_adjusted_distinct: Number = None
+    self_bleu: Number = None
+    repetition: Number = None
+    words_per_reply: Number = None
+    empty_replies: Estimate | None = None
+    copied_5grams: Number = None
+    longest_copied_span: CopiedSpan | None = None
+    chrf: Estimate | None = None
+    bleu: Estimate | None = None
+    word_f1: Estimate | None = None
+    loss_change: Estimate | None = None
+
+    def joined(self, other: "Metrics") -> "Metrics":
+        """The metrics of both."""
+        return replace(self, **{name: found for name, found in vars(other).items() if found is not None})
+
+    def numbers(self) -> dict[str, Estimate]:
+        """The metrics that are one number and could be measured."""
+        return {name: found for name, found in vars(self).items() if isinstance(found, Estimate)}
+
+    def too_small(self) -> dict[str, str]:
+        """The metrics that could not be measured, and what they need."""
+        return {name: found.needed for name, found in vars(self).items() if isinstance(found, TooFew)}
+
+    def to_json(self) -> Json:
+        """The values by their names, then the intervals, and why a value is missing."""
+        values: Json = {}
+        intervals: Json = {}
+        for name, found in vars(self).items():
+            if isinstance(found, Estimate):
+                values[name] = found.value
+                if found.interval:
+                    intervals[name] = found.interval
+            elif isinstance(found, TooFew):
+                values[name] = None
+            elif name == "longest_copied_span":
+                if self.copied_5grams is not None:
+                    values[name] = found and found._asdict()
+            elif name == "loss_by_part" and found is not None:
+                values[name] = {part: metrics.to_json() for part, metrics in found.items()}
+            elif found is not None:
+                values[name] = {key: each.value for key, each in found.items()}
+                intervals[name] = {key: each.interval for key, each in found.items() if each.interval}
+        return {**values, "intervals": intervals, "too_small": self.too_small()}
+
+    @classmethod
+    def from_json(cls, values: Json) -> "Metrics":
+        """The metrics that `to_json` has written; others are left out.
+
+        Raises:
+            one of `DAMAGED`: `values` has another form.
+        """
+        intervals, too_small, found = values["intervals"], values["too_small"], {}
+        for name in {field.name for field in fields(cls)} & values.keys():
+            value, interval = values[name], intervals.get(name)
+            if name == "loss_by_part":
+                found[name] = {part: cls.from_json(each) for part, each in value.items()}
+            elif name == "longest_copied_span":
+                found[name] = value and CopiedSpan(**value)
+            elif isinstance(value, dict):
+                found[name] = {key: Estimate(each, (interval or {}).get(key)) for key, each in value.items()}
+            else:
+                found[name] = TooFew(too_small[name]) if value is None else Estimate(value, interval)
+        return cls(**found)
+
+
+def value_of(found: Number) -> float | None:
+    return found.value if isinstance(found, Estimate) else None
+
+
+@dataclass(frozen=True)
+class ShownTurn:
+    """A turn of a case that is shown.
+
+    Attributes:
+        copied: the characters that stand in the training dialogues, from and to; none where nobody has looked.
+    """
+
+    speaker: str
+    text: str
+    copied: list[tuple[int, int]] | None = None
+
+
+@dataclass(frozen=True)
+class ShownCase:
+    """A dialogue that is shown turn by turn: how it began, how it went on, and how each model continued it."""
+
+    place: int
+    input: list[ShownTurn]
+    response: list[ShownTurn]
+    model_response: list[ShownTurn]
+    base_response: list[ShownTurn] | None = None
+
+
+@dataclass(frozen=True)
+class Overfitting:
+    """The best evaluation of a run, and the gap between training and validation part at its end."""
+
+    best_step: int
+    best_epoch: float | None
+    best_val_loss: float
+    last_val_loss: float
+    train_set_loss: float | None
+    gap: float | None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which models were measured, on which file and by which machine."""
+
+    model: str
+    base_model: str | None
+    file: str
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much was measured.
+
+    Attributes:
+        part: the part of the conversations that the model has not seen.
+        dialogues: those of each part whose loss was measured.
+        replies: true ones that were scored.
+        answers: dialogues in which the model wrote a reply.
+    """
+
+    part: str
+    dialogues: dict[str, int]
+    replies: int
+    answers: int
+
+    @property
+    def held_out(self) -> int:
+        """The dialogues that the model has not seen."""
+        return self.dialogues[self.part]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the numbers depend on, apart from model and data; with the `signatures` of sacrebleu."""
+
+    seed: int
+    template: str
+    learn: str
+    max_length: int
+    reply_tokens: int
+    generation: GenerationSettings
+    signatures: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that evaluation.json holds."""
+
+    origin: Origin
+    size: Size
+    options: Options
+    metrics: dict[str, Metrics]
+    cases: list[ShownCase]
+    overfitting: Overfitting | None
+    findings: Sequence[str] = ()
+
+    def to_json(self) -> Json:
+        """The content of evaluation.json."""
+        origin, options = self.origin, asdict(self.options)
+        generation, signatures = options.pop("generation"), options.pop("signatures")
+        return {
+            "version": EVALUATION_VERSION,
+            "model": origin.model,
+            "base_model": origin.base_model,
+            "data": {"file": origin.file, **asdict(self.size)},
+            "settings": {
+                **options,
+                "resamples": RESAMPLES,
+                "confidence": CONFIDENCE,
+                **generation,
+                "device": origin.device,
+                "precision": origin.precision,
+                **signatures,
+            },
+            "metrics": {name: metrics.to_json() for name, metrics in self.metrics.items()},
+            "cases": [asdict(case, dict_factory=without_none) for case in self.cases],
+            "overfitting": self.overfitting and asdict(self.overfitting),
+            "findings": self.findings,
+        }
