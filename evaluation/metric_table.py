@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from evaluation.run_files import mapping, number
+from support.files import Json
 
 COLUMNS = {"base": "Base model", "model": "Fine-tuned", "true_replies": "True replies"}
 LOWER, HIGHER, NEAR = "lower is better", "higher is better", "best near the true replies"
@@ -116,13 +117,13 @@ GROUPS: dict[tuple[str, str], tuple[Metric, ...]] = {
 }
 
 
-def columns_of(metrics: dict[str, Any]) -> dict[str, str]:
+def columns_of(metrics: Json) -> dict[str, str]:
     """The columns for which there are numbers, with their titles."""
     found = {column: title for column, title in COLUMNS.items() if mapping(metrics.get(column))}
     return found if "base" in found else {**found, **({"model": "The model"} if "model" in found else {})}
 
 
-def metric_groups(metrics: dict[str, Any]) -> tuple[list[Group], list[str]]:
+def metric_groups(metrics: Json) -> tuple[list[Group], list[str]]:
     """The table, and the names of the metrics that the evaluation does not hold.
 
     Args:
@@ -142,7 +143,7 @@ def metric_groups(metrics: dict[str, Any]) -> tuple[list[Group], list[str]]:
     return groups, absent
 
 
-def with_part_losses(values: dict[str, Any]) -> dict[str, Any]:
+def with_part_losses(values: Json) -> Json:
     """The metrics of one model, the loss of the training part among them."""
     part = mapping(mapping(values.get("loss_by_part")).get("train"))
     if "loss" not in part:
@@ -151,7 +152,7 @@ def with_part_losses(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "train_part_loss": part["loss"], "intervals": intervals}
 
 
-def make_cell(metric: Metric, values: dict[str, Any]) -> Cell:
+def make_cell(metric: Metric, values: Json) -> Cell:
     """A metric's value in one column, with what stands in small type below it."""
     too_small = mapping(values.get("too_small")).get(metric.key)
     if isinstance(too_small, str):
@@ -168,7 +169,7 @@ def make_cell(metric: Metric, values: dict[str, Any]) -> Cell:
     return Cell(show(value, metric.form), below)
 
 
-def span_cell(values: dict[str, Any]) -> Cell:
+def span_cell(values: Json) -> Cell:
     """The longest copied span: how many words, which, and where they are from."""
     span = mapping(values.get("longest_copied_span"))
     words = number(span.get("words"))

@@ -12,10 +12,11 @@ import math
 import re
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluation.metric_table import columns_of, interval_of, metric_groups, show
+from evaluation.metric_table import Group, columns_of, interval_of, metric_groups, show
 from evaluation.metrics import FEWEST_TO_DRAW
 from evaluation.plots import (
     BASE,
@@ -38,6 +39,7 @@ from evaluation.run_files import (
     LARGEST,
     Losses,
     RunFiles,
+    Watched,
     last_part,
     mapping,
     number,
@@ -46,9 +48,9 @@ from evaluation.run_files import (
     read_watched,
     sequence,
 )
-from evaluation.shown_cases import case_views
+from evaluation.shown_cases import Case, Cases, read_cases
 from support.errors import UserError, printable, run_command
-from support.files import write_text, writing
+from support.files import Json, write_text, writing
 
 REPORT, LOSS_PLOT, CONTEXT_PLOT = "report.html", "loss.png", "context_use.png"
 MOST_ROWS = 12  # speakers, or texts of the watched reply, that are shown
@@ -63,6 +65,61 @@ class Plot(NamedTuple):
     legend: list[tuple[str, str]]
     """name and the style sheet's variable for its colour"""
     caption: str = ""
+
+
+@dataclass(frozen=True)
+class MetricTable:
+    """The table of metrics, and what they were measured on; `absent`: metrics that the evaluation does not hold."""
+
+    groups: list[Group]
+    columns: list[tuple[str, str]]
+    absent: list[str]
+    measured: str
+
+
+@dataclass(frozen=True)
+class SpeakerLosses:
+    """The loss of each speaker's turns.
+
+    Attributes:
+        rows: name, and for each model its column, title, loss, and the length of the bar in percent of the longest.
+        more: speakers that are not shown.
+    """
+
+    rows: list[tuple[str, list[tuple[str, str, str, str]]]]
+    more: int
+
+
+@dataclass(frozen=True)
+class WatchedReply:
+    """How the reply to the first `case` changed in training: some of `all` its texts."""
+
+    entries: list[Watched]
+    all: int
+    case: Case | None
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the template shows, by the names that it has there."""
+
+    title: str
+    folder: str
+    facts: list[str]
+    findings: list[str]
+    notes: list[str]
+    missing: dict[str, str]
+    evaluate: str
+    loss: Plot | None
+    overfitting: str
+    metrics: MetricTable
+    context: Plot | None
+    by_turn: Plot | None
+    by_speaker: SpeakerLosses
+    watched: WatchedReply | None
+    cases: Cases
+    settings: list[tuple[str, str]]
+    evaluation_settings: list[tuple[str, str]]
 
 
 def write_report(folder: Path) -> Path:
@@ -87,36 +144,37 @@ def write_report(folder: Path) -> Path:
             with writing(path):
                 path.unlink(missing_ok=True)  # of an older evaluation
     turns = turn_series(metrics, "loss_by_turn")
-    page = {
-        "title": model_name(run),
-        "folder": folder.resolve().name,
-        "facts": facts(run, losses),
-        "findings": [
+    cases = read_cases(run)
+    page = Page(
+        title=model_name(run),
+        folder=folder.resolve().name,
+        facts=facts(run, losses),
+        findings=[
             text[:1].upper() + text[1:] for text in sequence(run.evaluation.get("findings")) if isinstance(text, str)
         ],
-        "notes": run.notes,
-        "missing": run.missing,
-        "evaluate": f"python evaluate.py {shlex.quote(str(folder))}",
-        "loss": loss_section(losses, draw_losses),
-        "overfitting": overfitting_text(mapping(run.evaluation.get("overfitting"))),
-        **metric_section(run, metrics),
-        "context": series_section(context, draw_context, "context", "What the dialogue so far is worth, by its length"),
-        "by_turn": series_section(
+        notes=run.notes,
+        missing=run.missing,
+        evaluate=f"python evaluate.py {shlex.quote(str(folder))}",
+        loss=loss_section(losses, draw_losses),
+        overfitting=overfitting_text(mapping(run.evaluation.get("overfitting"))),
+        metrics=metric_table(run, metrics),
+        context=series_section(context, draw_context, "context", "What the dialogue so far is worth, by its length"),
+        by_turn=series_section(
             turns, draw_series(turns, "turn", "loss, nats a token", zero=False), "turns", "Loss by the turn's place"
         ),
-        "by_speaker": speaker_rows(metrics),
-        "watched": watched_section(run),
-        "cases": case_views(run),
-        "settings": flat_settings(run.settings),
-        "evaluation_settings": flat_settings(mapping(run.evaluation.get("settings"))),
-    }
+        by_speaker=speaker_losses(metrics),
+        watched=watched_reply(run, cases),
+        cases=cases,
+        settings=flat_settings(run.settings),
+        evaluation_settings=flat_settings(mapping(run.evaluation.get("settings"))),
+    )
     write_text(folder / REPORT, render(page))
     for note in run.notes:
         print(f"warning: {printable(note)}")
     return folder / REPORT
 
 
-def render(page: dict[str, Any]) -> str:
+def render(page: Page) -> str:
     """The page's HTML: every text is escaped, and what no page may hold is replaced."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -136,7 +194,7 @@ def render(page: dict[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["drawn"] = Markup  # the SVG of a plot, which is ours
-    return environment.get_template("report.html.jinja").render(page)
+    return environment.get_template("report.html.jinja").render(vars(page))
 
 
 def model_name(run: RunFiles) -> str:
@@ -206,7 +264,7 @@ def loss_section(losses: Losses, draw: Draw | None) -> Plot | None:
     return Plot(label, svgs, legend, " ".join(sentences))
 
 
-def overfitting_text(values: dict[str, Any]) -> str:
+def overfitting_text(values: Json) -> str:
     """What the evaluation says about the training part beside the held-out one."""
     train, gap = number(values.get("train_set_loss")), number(values.get("gap"))
     if train is None or gap is None:
@@ -217,7 +275,7 @@ def overfitting_text(values: dict[str, Any]) -> str:
     )
 
 
-def turn_series(metrics: dict[str, Any], key: str) -> tuple[list[Series], list[str]]:
+def turn_series(metrics: Json, key: str) -> tuple[list[Series], list[str]]:
     """The values by turns of the base and of the fine-tuned model, and the places that they are for, in order."""
     found = {column: mapping(mapping(metrics.get(column)).get(key)) for column in ("base", "model")}
     keys = {name for values in found.values() for name in values}
@@ -253,8 +311,7 @@ def series_section(found: tuple[list[Series], list[str]], draw: Draw | None, nam
     return Plot(f"{label}. {spoken}", [make_svg(draw, HALF, name)], [(s.name, VARIABLES[s.colour]) for s in series])
 
 
-def metric_section(run: RunFiles, metrics: dict[str, Any]) -> dict[str, Any]:
-    """The table of metrics, and what they were measured on."""
+def metric_table(run: RunFiles, metrics: Json) -> MetricTable:
     groups, absent = metric_groups(metrics)
     data, settings = mapping(run.evaluation.get("data")), mapping(run.evaluation.get("settings"))
     part = {"val": "the validation part", "test": "the test part", "all": "the whole file"}.get(str(data.get("part")))
@@ -270,16 +327,10 @@ def metric_section(run: RunFiles, metrics: dict[str, Any]) -> dict[str, Any]:
             measured += " (Student's, but chrF's and BLEU's: too few to resample)."
         else:
             measured += f" ({resamples:,.0f} resamples)." if resamples is not None else "."
-    return {
-        "groups": groups,
-        "columns": list(columns_of(metrics).items()),
-        "absent_metrics": absent,
-        "measured": measured,
-    }
+    return MetricTable(groups, list(columns_of(metrics).items()), absent, measured)
 
 
-def speaker_rows(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The loss of each speaker's turns under both models, with the length of its bar in percent of the longest."""
+def speaker_losses(metrics: Json) -> SpeakerLosses:
     losses = {
         column: {name: number(value) for name, value in mapping(values.get("loss_by_speaker")).items()}
         for column in ("base", "model")
@@ -297,21 +348,19 @@ def speaker_rows(metrics: dict[str, Any]) -> dict[str, Any]:
         ]
         if bars:
             rows.append((name, bars))
-    return {"rows": rows, "more": len(names) - MOST_ROWS}
+    return SpeakerLosses(rows, len(names) - MOST_ROWS)
 
 
-def watched_section(run: RunFiles) -> dict[str, Any] | None:
-    """How the reply to the first case changed in training, beside the true one."""
+def watched_reply(run: RunFiles, cases: Cases) -> WatchedReply | None:
     entries = read_watched(run.metrics)
     if not entries:
         return None
     every = max(1, (len(entries) - 1) / (MOST_ROWS - 1))
     shown = [entries[round(place * every)] for place in range(min(MOST_ROWS, len(entries)))]
-    cases = case_views(run)["shown"]
-    return {"entries": shown, "all": len(entries), "case": cases[0] if cases else None}
+    return WatchedReply(shown, len(entries), cases.shown[0] if cases.shown else None)
 
 
-def flat_settings(settings: dict[str, Any], above: str = "") -> list[tuple[str, str]]:
+def flat_settings(settings: Json, above: str = "") -> list[tuple[str, str]]:
     """Every option with its value, those of a group under the group's name."""
     found = []
     for name, value in settings.items():

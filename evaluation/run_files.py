@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from support.errors import UserError, reason
-from support.files import read_json
+from support.files import Json, read_json
 
 EVALUATION_VERSION = 1  # of evaluation.json
 READ = ("settings.json", "ledger.json", "metrics.jsonl", "evaluation.json", "generated_conversations.json")
@@ -56,13 +56,13 @@ class RunFiles:
     """The content of a run folder; a file that is missing or broken is empty here, and `missing` says why."""
 
     folder: Path
-    settings: dict[str, Any] = field(default_factory=dict)
-    ledger: dict[str, Any] = field(default_factory=dict)
-    dialogue: dict[str, Any] = field(default_factory=dict)
+    settings: Json = field(default_factory=dict)
+    ledger: Json = field(default_factory=dict)
+    dialogue: Json = field(default_factory=dict)
     """dialogue.json of the model folder: template, speakers"""
-    evaluation: dict[str, Any] = field(default_factory=dict)
+    evaluation: Json = field(default_factory=dict)
     generated: list[Any] = field(default_factory=list)
-    metrics: list[dict[str, Any]] = field(default_factory=list)
+    metrics: list[Json] = field(default_factory=list)
     parameters: int | None = None
     missing: dict[str, str] = field(default_factory=dict)
     """file name → a sentence"""
@@ -80,7 +80,7 @@ def number(value: Any) -> float | None:
         return None
 
 
-def mapping(value: Any) -> dict[str, Any]:
+def mapping(value: Any) -> Json:
     """`value` if it is a JSON object, else an empty one."""
     return value if isinstance(value, dict) else {}
 
@@ -90,7 +90,7 @@ def sequence(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def objects(value: Any) -> list[dict[str, Any]]:
+def objects(value: Any) -> list[Json]:
     """The JSON objects of a list."""
     return [item for item in sequence(value) if isinstance(item, dict)]
 
@@ -144,7 +144,7 @@ def read_file(run: RunFiles, name: str, kind: type, read: Callable[[Path], Any] 
         return kind()
 
 
-def read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+def read_lines(path: Path, notes: list[str]) -> list[Json]:
     """The JSON objects of metrics.jsonl that have a step; of the other lines a note.
 
     Raises:
@@ -186,7 +186,7 @@ def count_parameters(path: Path) -> int | None:
         return None
 
 
-def read_losses(metrics: list[dict[str, Any]]) -> Losses:
+def read_losses(metrics: list[Json]) -> Losses:
     """The loss curves in the lines of metrics.jsonl."""
     losses = Losses()
     curves = {"train_loss": losses.train, "train_set_loss": losses.train_set, "val_loss": losses.val}
@@ -203,7 +203,7 @@ def read_losses(metrics: list[dict[str, Any]]) -> Losses:
     return losses
 
 
-def read_watched(metrics: list[dict[str, Any]]) -> list[Watched]:
+def read_watched(metrics: list[Json]) -> list[Watched]:
     """How the watched reply changed: an entry for each text, not for each time that it was written."""
     entries: list[Watched] = []
     for line in metrics:
@@ -215,5 +215,5 @@ def read_watched(metrics: list[dict[str, Any]]) -> list[Watched]:
     return entries
 
 
-def step_of(line: dict[str, Any]) -> int:
+def step_of(line: Json) -> int:
     return int(number(line["step"]) or 0)

@@ -1,9 +1,11 @@
 """The cases of an evaluation as a page shows them: turns with their speakers' sides, copied spans apart."""
 
 import re
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from evaluation.run_files import RunFiles, number, objects, sequence
+from support.files import Json
 
 MOST_CASES = 100  # on one page
 
@@ -32,19 +34,29 @@ class Case(NamedTuple):
     base: list[Bubble]
 
 
-def case_views(run: RunFiles) -> dict[str, Any]:
-    """The cases to show, of evaluation.json or, where it has none, of generated_conversations.json.
+@dataclass(frozen=True)
+class Cases:
+    """The cases on a page.
 
-    Returns:
-        shown: cases; all: how many there are; copied: whether copied spans were looked for.
+    Attributes:
+        all: how many there are, shown or not.
+        copied: whether copied spans were looked for.
     """
+
+    shown: list[Case]
+    all: int
+    copied: bool
+
+
+def read_cases(run: RunFiles) -> Cases:
+    """The cases to show, of evaluation.json or, where it has none, of generated_conversations.json."""
     cases = objects(run.evaluation.get("cases"))
     if not cases:
         speakers = [name for name in sequence(run.dialogue.get("speakers")) if isinstance(name, str)]
         cases = [{name: split_turns(text, speakers) for name, text in case.items()} for case in objects(run.generated)]
     shown = [make_case(place, case) for place, case in enumerate(cases[:MOST_CASES], start=1)]
     copied = any("copied" in turn for case in cases for turn in objects(case.get("model_response")))
-    return {"shown": shown, "all": len(cases), "copied": copied}
+    return Cases(shown, len(cases), copied)
 
 
 def split_turns(text: Any, speakers: list[str]) -> list[dict[str, str]]:
@@ -57,7 +69,7 @@ def split_turns(text: Any, speakers: list[str]) -> list[dict[str, str]]:
     return [{"speaker": who, "text": said.rstrip(" ")} for who, said in zip(parts[1::2], parts[2::2], strict=True)]
 
 
-def make_case(count: int, case: dict[str, Any]) -> Case:
+def make_case(count: int, case: Json) -> Case:
     """A case with its speakers numbered in the order in which they speak."""
     names = ("input", "response", "model_response", "base_response")
     turns = [objects(case.get(name)) for name in names]
@@ -68,17 +80,17 @@ def make_case(count: int, case: dict[str, Any]) -> Case:
     return Case(count, None if place is None else int(place), asked, true, written, base)
 
 
-def speaker_of(turn: dict[str, Any]) -> str:
+def speaker_of(turn: Json) -> str:
     return text_of(turn, "speaker")
 
 
-def text_of(turn: dict[str, Any], name: str) -> str:
+def text_of(turn: Json, name: str) -> str:
     """What stands under `name`, if that is text."""
     value = turn.get(name)
     return value if isinstance(value, str) else ""
 
 
-def make_bubble(turn: dict[str, Any], places: dict[str, int]) -> Bubble:
+def make_bubble(turn: Json, places: dict[str, int]) -> Bubble:
     who = speaker_of(turn)
     return Bubble(who, places.get(who, -1), split_copied(text_of(turn, "text"), turn.get("copied")))
 

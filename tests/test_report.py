@@ -22,6 +22,7 @@ from evaluation.report import write_report
 from evaluation.run_files import READ, Losses, Point, number
 from evaluation.shown_cases import Piece, split_copied, split_turns
 from support.errors import UserError
+from support.files import Json
 
 HOSTILE = (
     "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'></style></details></main>"
@@ -29,7 +30,7 @@ HOSTILE = (
 )
 
 
-def text_metrics(distinct: float, **changes) -> dict[str, Any]:
+def text_metrics(distinct: float, **changes) -> Json:
     return {
         "distinct_1": distinct,
         "distinct_2": 0.9,
@@ -45,7 +46,7 @@ def text_metrics(distinct: float, **changes) -> dict[str, Any]:
     }
 
 
-def metrics(loss: float) -> dict[str, Any]:
+def metrics(loss: float) -> Json:
     return text_metrics(
         0.61,
         loss=loss,
@@ -69,7 +70,7 @@ def metrics(loss: float) -> dict[str, Any]:
     )
 
 
-def evaluation(text: str = "It goes well.") -> dict[str, Any]:
+def evaluation(text: str = "It goes well.") -> Json:
     """An evaluation.json as the schema has it, with `text` wherever somebody's text stands."""
     turns = [{"speaker": "Bob", "text": text}, {"speaker": text[:40], "text": "Me too."}]
     return {
@@ -102,7 +103,7 @@ def evaluation(text: str = "It goes well.") -> dict[str, Any]:
 def write_run(folder: Path, text: str = "It goes well.") -> Path:
     """A run folder with all that a report reads."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines: list[dict[str, Any]] = [{"step": 0, "epoch": 0.0, "val_loss": 2.6171, "train_set_loss": 2.8023}]
+    lines: list[Json] = [{"step": 0, "epoch": 0.0, "val_loss": 2.6171, "train_set_loss": 2.8023}]
     for step in range(1, 13):
         lines.append({"step": step, "epoch": step / 4, "train_loss": 3 - step / 10, "grad_norm": 2.0})
         if step % 4 == 0:
