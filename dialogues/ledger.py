@@ -16,7 +16,7 @@ MANY_TOKENS = {40_000: 1.8, 0: 2.4}
 
 @dataclass(frozen=True)
 class Counted:
-    """How many there are of something, and the places in the file of the first ones."""
+    """A count, and the places of the first few in the file."""
 
     count: int
     first: list[int]
@@ -27,7 +27,7 @@ class PartLedger:
     """The ledger of one part of the split.
 
     Attributes:
-        also_in_train: the dialogues that stand in `train` word for word; none for `train` itself.
+        also_in_train: dialogues that also occur in `train` word for word; None for `train` itself.
     """
 
     dialogues: int
@@ -49,9 +49,9 @@ class Ledger:
     """The ledger of a run.
 
     Attributes:
-        unit: what the file counts its dialogues in, such as lines.
-        skipped: why turns were skipped → how many, and where.
-        nothing_to_learn: dialogues that are in no part, since nothing in them is to be learned.
+        unit: name of a place in the file, such as "line".
+        skipped: reason → skipped turns.
+        nothing_to_learn: dialogues left out because nothing in them is to be learned.
     """
 
     file: str
@@ -76,7 +76,7 @@ class Ledger:
 
 
 def make_ledger(source: Source, datasets: dict[str, DialogueDataset], training: TrainingSettings) -> Ledger:
-    """Count what a training on the `datasets`, one for each part, makes of the conversations in `source`."""
+    """Count the conversations of `source` and the examples in the datasets of its parts."""
     train, conversations = datasets["train"], datasets["train"].conversations
     parts = {name: count_part(dataset, train, training) for name, dataset in datasets.items()}
     per_word, n_vocab = tokens_per_word(conversations), conversations.renderer.tokenizer.n_vocab
@@ -131,7 +131,7 @@ def count_part(dataset: DialogueDataset, train: DialogueDataset, training: Train
 
 
 def also_in(train: DialogueDataset, other: DialogueDataset) -> Counted:
-    """The dialogues of `other` that stand in `train` word for word."""
+    """The dialogues of `other` that also occur in `train` word for word."""
     conversations = train.conversations
     known = np.isin(conversations.fingerprints[other.dialogues], conversations.fingerprints[train.dialogues])
     shared = conversations.numbers[other.dialogues][known].tolist()

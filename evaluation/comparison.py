@@ -43,7 +43,7 @@ def measure_replies(replies: Sequence[str], subject: Subject, copies: Sequence[C
 
 
 def or_too_few(found: Estimate | float | None, needed: str) -> Estimate | TooFew:
-    """A metric as a number, or what it would have needed to be one."""
+    """The estimate, or `TooFew` if there is none."""
     if found is None:
         return TooFew(needed)
     return found if isinstance(found, Estimate) else Estimate(found)
@@ -80,7 +80,7 @@ class Column:
 
     @classmethod
     def from_json(cls, value: Json) -> "Column":
-        """The column of which `to_json` and a file made `value`.
+        """Read what `to_json` wrote.
 
         Raises:
             one of `DAMAGED`: `value` has another form.
@@ -111,7 +111,7 @@ def measure_column(
 
 @dataclass(frozen=True)
 class Comparison:
-    """What models and people have written, measured; `signatures` of sacrebleu say how."""
+    """The metrics of each model and of the true replies, the shown cases, and the `signatures` of sacrebleu."""
 
     metrics: dict[str, Metrics]
     cases: list[ShownCase]
@@ -166,7 +166,7 @@ def find_copies(
 
 
 def longest_span(said: Sequence[Sequence[Turn]], copies: Sequence[Sequence[Copied]]) -> CopiedSpan | None:
-    """The longest run of words that stands in a training dialogue."""
+    """The longest run of words that also occurs in a training dialogue."""
     found = [
         CopiedSpan(span.words, turn.text[span.start : span.end], span.dialogue)
         for turns, each in zip(said, copies, strict=True)
@@ -182,7 +182,7 @@ def show_cases(
     copies: dict[str, list[list[Copied]]] | None,
     subject: Subject,
 ) -> list[ShownCase]:
-    """The first dialogues turn by turn: how they went on, and how each model continued them, with copies marked."""
+    """The first dialogues turn by turn, with the true continuation and that of each model, copies marked."""
 
     def written(name: str, place: int) -> list[ShownTurn]:
         marks = [copied.marks for copied in copies[name][place]] if copies else [None] * len(said[name][place])

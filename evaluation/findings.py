@@ -156,7 +156,7 @@ def about_copies(model: Metrics, true: Metrics) -> list[str]:
 
 
 def excludes(value: float, estimate: Estimate) -> bool:
-    """Whether `value` lies outside the interval; without one nothing does."""
+    """Whether `value` lies outside the interval; False without one."""
     return estimate.interval is not None and not estimate.interval[0] <= value <= estimate.interval[1]
 
 
@@ -166,7 +166,7 @@ def with_interval(estimate: Estimate, unit: str = "") -> str:
 
 
 def describe_size(size: Size) -> str:
-    """How much was measured, and on which part."""
+    """One line about the amount of data behind the metrics."""
     dialogues = f"{size.held_out:,} dialogue{'s' * (size.held_out != 1)}"
     return f"measured on {size.part}: {dialogues}; {size.replies:,} replies scored, {size.answers:,} written"
 

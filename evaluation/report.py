@@ -69,7 +69,7 @@ class Plot(NamedTuple):
 
 @dataclass(frozen=True)
 class MetricTable:
-    """The table of metrics, and what they were measured on; `absent`: metrics that the evaluation does not hold."""
+    """The table of metrics, a sentence on the data behind it, and the metrics that are `absent` from the evaluation."""
 
     groups: list[Group]
     columns: list[tuple[str, str]]
@@ -101,7 +101,7 @@ class WatchedReply:
 
 @dataclass(frozen=True)
 class Page:
-    """What the template shows, by the names that it has there."""
+    """The variables of the template."""
 
     title: str
     folder: str

@@ -1,4 +1,4 @@
-"""What an evaluation has found, and evaluation.json made of it."""
+"""The results of an evaluation, and their form in evaluation.json."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -9,24 +9,24 @@ from evaluation.run_files import EVALUATION_VERSION
 from settings import GenerationSettings
 from support.files import Json, without_none
 
-DAMAGED = (AttributeError, KeyError, TypeError, ValueError)  # what `from_json` raises where the form is another
+DAMAGED = (AttributeError, KeyError, TypeError, ValueError)  # `from_json` raises these on JSON of another form
 
 
 class TooFew(NamedTuple):
-    """A metric that could not be measured; `needed` says what it takes."""
+    """A metric that could not be measured, and what it `needed`."""
 
     needed: str
 
 
 class CopiedSpan(NamedTuple):
-    """A run of words that stands in a training dialogue, and the number of that dialogue."""
+    """A run of words that also occurs in a training dialogue, and the number of that dialogue."""
 
     words: int
     text: str
     dialogue: int
 
 
-Number = Estimate | TooFew | None  # none: it was not to be measured
+Number = Estimate | TooFew | None  # None: not part of this measurement
 Group = dict[str, Estimate] | None
 
 
@@ -35,7 +35,7 @@ class Metrics:
     """The metrics of one model, or of the true replies, in the order of evaluation.json.
 
     Attributes:
-        longest_copied_span: none, too, where `copied_5grams` were looked for and nothing was copied.
+        longest_copied_span: None if nothing was copied, or if copies were not searched for.
     """
 
     loss: Estimate | None = None
@@ -78,7 +78,7 @@ class Metrics:
         return {name: found.needed for name, found in vars(self).items() if isinstance(found, TooFew)}
 
     def to_json(self) -> Json:
-        """The values by their names, then the intervals, and why a value is missing."""
+        """The values by name, then the intervals, then the reasons for missing values."""
         values: Json = {}
         intervals: Json = {}
         for name, found in vars(self).items():
@@ -100,7 +100,7 @@ class Metrics:
 
     @classmethod
     def from_json(cls, values: Json) -> "Metrics":
-        """The metrics that `to_json` has written; others are left out.
+        """Read what `to_json` wrote; unknown metrics are ignored.
 
         Raises:
             one of `DAMAGED`: `values` has another form.
@@ -125,10 +125,10 @@ def value_of(found: Number) -> float | None:
 
 @dataclass(frozen=True)
 class ShownTurn:
-    """A turn of a case that is shown.
+    """A turn of a shown case.
 
     Attributes:
-        copied: the characters that stand in the training dialogues, from and to; none where nobody has looked.
+        copied: spans of characters that also occur in the training dialogues; None if these were not searched.
     """
 
     speaker: str
@@ -138,7 +138,7 @@ class ShownTurn:
 
 @dataclass(frozen=True)
 class ShownCase:
-    """A dialogue that is shown turn by turn: how it began, how it went on, and how each model continued it."""
+    """A dialogue shown turn by turn: its beginning, its true continuation, and that of each model."""
 
     place: int
     input: list[ShownTurn]
@@ -161,7 +161,7 @@ class Overfitting:
 
 @dataclass(frozen=True)
 class Origin:
-    """Which models were measured, on which file and by which machine."""
+    """The models that were measured, the data file, and the machine."""
 
     model: str
     base_model: str | None
@@ -172,13 +172,13 @@ class Origin:
 
 @dataclass(frozen=True)
 class Size:
-    """How much was measured.
+    """The amount of data behind the metrics.
 
     Attributes:
-        part: the part of the conversations that the model has not seen.
-        dialogues: those of each part whose loss was measured.
-        replies: true ones that were scored.
-        answers: dialogues in which the model wrote a reply.
+        part: the held-out part.
+        dialogues: number of dialogues, per part, whose loss was measured.
+        replies: number of true replies that were scored.
+        answers: number of dialogues in which the model wrote a reply.
     """
 
     part: str
@@ -188,13 +188,13 @@ class Size:
 
     @property
     def held_out(self) -> int:
-        """The dialogues that the model has not seen."""
+        """The number of held-out dialogues."""
         return self.dialogues[self.part]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the numbers depend on, apart from model and data; with the `signatures` of sacrebleu."""
+    """The options that the metrics depend on, and the `signatures` of sacrebleu."""
 
     seed: int
     template: str
@@ -207,7 +207,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that evaluation.json holds."""
+    """The content of evaluation.json."""
 
     origin: Origin
     size: Size
@@ -218,7 +218,6 @@ class Evaluation:
     findings: Sequence[str] = ()
 
     def to_json(self) -> Json:
-        """The content of evaluation.json."""
         origin, options = self.origin, asdict(self.options)
         generation, signatures = options.pop("generation"), options.pop("signatures")
         return {

@@ -39,8 +39,8 @@ class Cases:
     """The cases on a page.
 
     Attributes:
-        all: how many there are, shown or not.
-        copied: whether copied spans were looked for.
+        all: number of cases in the folder.
+        copied: whether copied spans were searched for.
     """
 
     shown: list[Case]

@@ -121,7 +121,7 @@ def run_fold(settings: FinetuneSettings, fold: int, folder: Path, finetune: Call
 
 @dataclass(frozen=True)
 class FoldEstimate:
-    """A metric in each fold, and the mean of these with its standard deviation and interval."""
+    """A metric's values in the folds, their mean and standard deviation, and the interval of the mean."""
 
     values: list[float]
     mean: float
@@ -131,13 +131,13 @@ class FoldEstimate:
 
 @dataclass(frozen=True)
 class FoldsSummary:
-    """What the runs of all folds say together.
+    """The metrics of all folds together.
 
     Attributes:
         metrics: "base" or "model" → each metric that every run could measure.
-        too_small: "base" or "model" → the metrics for which a run had too little.
-        best_epochs: of each run the epoch of the lowest validation loss.
-        last_epoch: to which the longest run went.
+        too_small: "base" or "model" → the metrics for which some run had too little data.
+        best_epochs: the epoch of the lowest validation loss in each run.
+        last_epoch: the last epoch of the longest run.
     """
 
     folds: int
@@ -165,10 +165,10 @@ class FoldsSummary:
 
 
 def summarise(runs: Sequence[Path]) -> FoldsSummary:
-    """Add up the finished `runs`.
+    """Summarise the finished `runs`.
 
     Raises:
-        UserError: the evaluation of one is damaged.
+        UserError: an evaluation.json is damaged.
     """
     evaluations = [read_metrics(run / "evaluation.json") for run in runs]
     metrics, too_small = {}, {}
@@ -189,7 +189,7 @@ def summarise(runs: Sequence[Path]) -> FoldsSummary:
 
 
 def read_metrics(path: Path) -> dict[str, Metrics]:
-    """The metrics in an evaluation.json: of the base model, of the fine-tuned one and of the true replies.
+    """The metrics in an evaluation.json, by column.
 
     Raises:
         UserError: it is damaged.
@@ -203,7 +203,7 @@ def read_metrics(path: Path) -> dict[str, Metrics]:
 
 
 def finite_numbers(metrics: Metrics) -> dict[str, float]:
-    """The metrics that are one number, the loss of the training part among them."""
+    """All scalar metrics, including the loss on the training part."""
     train = (metrics.loss_by_part or {}).get("train", Metrics())
     found = metrics.numbers() | ({"train_part_loss": train.loss} if train.loss else {})
     return {name: value for name, each in found.items() if (value := number(each.value)) is not None}
@@ -239,8 +239,8 @@ def show_summary(summary: FoldsSummary) -> list[str]:
 
 
 def mean_metrics(summary: FoldsSummary, column: str) -> Metrics:
-    """The means of one model's metrics as if they were those of one run."""
+    """The means over the folds, in the form of one run's metrics."""
     means = {name: Estimate(each.mean, each.interval) for name, each in summary.metrics[column].items()}
-    means.pop("train_part_loss", None)  # a run has it among the losses of its parts
+    means.pop("train_part_loss", None)  # no field of its own: it is in `loss_by_part`
     few = dict.fromkeys(summary.too_small[column], TooFew("needs more in each fold"))
     return replace(Metrics(), **means, **few)

@@ -149,11 +149,14 @@ def measure_base(run: OpenRun, subject: Subject, settings: FinetuneSettings, mac
 def write_evaluation(
     columns: dict[str, Column], origin: Origin, subject: Subject, folder: Path, trained: Path | None
 ) -> Path:
-    """Write `evaluation.json` and the report into `folder`, print the main numbers and the findings; where it stands.
+    """Write `evaluation.json` and the report into `folder`, print the main numbers and the findings.
 
     Args:
-        columns: what was measured of each model: "model", and "base" for the one that it began as.
+        columns: the measurements of each model: "model", and "base" for the one that it began as.
         trained: the folder of the run to whose validation part this belongs, if there is one.
+
+    Returns:
+        The path of the report.
 
     Raises:
         UserError: nothing can be written there.

@@ -14,7 +14,7 @@ PROJECT = Path(__file__).resolve().parent.parent  # where the bundled files live
 MEGABYTE = 1_000_000
 
 Json = dict[str, Any]
-"""An object that was read from JSON, or is about to be written as it."""
+"""A JSON object, just read or about to be written."""
 
 
 @contextlib.contextmanager
@@ -65,7 +65,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def without_none(fields: list[tuple[str, Any]]) -> Json:
-    """What `asdict` makes of a dataclass whose empty fields are left out of its JSON."""
+    """A `dict_factory` for `asdict` that leaves out fields that are None."""
     return {name: value for name, value in fields if value is not None}
 
 
