@@ -53,9 +53,7 @@ def main() -> None:
         return Conversation(load(folder), renderer, people, seed)
 
     if settings.page.web:
-        base, why = find_base(found, settings.page.base, settings.model.model_path)
-        if why:
-            print(f"base model: left out ({why}); --base names another", file=sys.stderr)
+        base = find_base(found, settings.page.base, settings.model.model_path, partial(print, file=sys.stderr))
         title, beside = f"{people.you}, as {found.folder} writes", partial(start, base) if base else None
         serve(partial(start, found.folder), beside, title, settings.answer, settings.page)
     else:

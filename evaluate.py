@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.finished_model import FinishedModel, find_base, find_finished_model
-from pipeline.prepare import Data, choose_length, fingerprint, open_data, read_conversations, read_data
+from pipeline.job import Data
+from pipeline.prepare import choose_length, fingerprint, open_data, read_conversations, read_data
 from pipeline.run_folder import lock_run_folder, make_report_folder
-from pipeline.run_settings import read_fingerprints
+from pipeline.run_settings import read_facts, read_fingerprints
 from settings import ConversationSettings, EvaluateSettings, MachineSettings
 from support.command_line import parse_command_line
 from support.errors import UserError, check_one_process, run_command
@@ -36,7 +37,7 @@ def main() -> None:
     from evaluation.comparison import measure_column
     from evaluation.results import Origin
     from load_gpt2_weights import load_for, read_config
-    from pipeline.measure import REPLIES, choose_subject, leave_out_trained, write_evaluation
+    from pipeline.measure import REPLIES, Scope, choose_subject, leave_out_trained, write_evaluation
     from talking.decoder import Decoder
     from training.device import choose_machine, keep_freed_memory
 
@@ -44,16 +45,14 @@ def main() -> None:
     config, tokenizer = read_config(measured.folder / "config.json"), data.conversations.renderer.tokenizer
     check_speakers(data.conversations, measured, config.vocab_size)
     machine = choose_machine(settings.machine.device, settings.machine.precision)
-    base, why = find_base(measured, settings.evaluation.base, settings.model.model_path)
-    if why:
-        print(f"base model: left out ({why}); --base names another")
+    base = find_base(measured, settings.evaluation.base, settings.model.model_path, print)
     print_plan(measured.folder, base, data, own, machine)
     if measured.run and not own:
         data = leave_out_trained(data, measured.run)
     asked, seed = settings.evaluation.dialogues, settings.machine.seed
-    most = (asked, min(asked, max(REPLIES, len(data.held_out))), asked)
-    length = choose_length(settings.data.max_length, config.n_positions)
-    subject = choose_subject(data, measured.run, length, settings.generation, machine.autocast, seed, most)
+    length, replies = choose_length(settings.data.max_length, config.n_positions), max(REPLIES, len(data.held_out))
+    scope = Scope(length, asked, min(asked, replies), asked, settings.generation, seed)
+    subject = choose_subject(data, measured.run, machine, scope)
 
     def load(folder: Path) -> Decoder:
         return Decoder(load_for(tokenizer, folder, machine.device, machine.inference_dtype), machine.inference_dtype)
@@ -101,10 +100,9 @@ def read_held_out(measured: FinishedModel, settings: EvaluateSettings, own: bool
     """
     recorded, run = measured.recorded, measured.run
     if not (own and recorded and run):
-        source, template = open_data(settings.data)
-        return read_conversations(source, template, measured.folder, settings.data)
-    source, template = open_data(recorded.data)
-    data = read_data(source, template, measured.folder, recorded.data, recorded.training.seed)
+        return read_conversations(open_data(settings.data), measured.folder, settings.data)
+    seed, fold = recorded.training.seed, read_facts(run).fold
+    data = read_data(open_data(recorded.data), measured.folder, recorded.data, seed, fold)
     if fingerprint(data) != read_fingerprints(run).get("conversations"):
         raise UserError(
             f"{recorded.data.path} is not what {run} was trained with, so nothing in it is known to be held out;"
@@ -113,8 +111,7 @@ def read_held_out(measured: FinishedModel, settings: EvaluateSettings, own: bool
     chosen = {field.name: getattr(settings.data, field.name) for field in fields(settings.data)}
     if replace(recorded.data, **chosen) == recorded.data:
         return data
-    source, template = open_data(settings.data)
-    return read_data(source, template, measured.folder, replace(recorded.data, **chosen), recorded.training.seed)
+    return read_data(open_data(settings.data), measured.folder, replace(recorded.data, **chosen), seed, fold)
 
 
 def check_speakers(conversations: "Conversations", measured: FinishedModel, vocab_size: int) -> None:

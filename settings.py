@@ -76,8 +76,6 @@ class DataSettings(ConversationSettings):
     """shuffle the dialogues (by --seed) before the split"""
     folds: int = 0
     """train so many times, each time holding out another part of the conversations, and average the results; 0: once"""
-    fold: Annotated[int, tyro.conf.Suppress] = 0
-    """the part that is held out in this one of the trainings, counted from 1; 0: none of them"""
 
     @property
     def percents(self) -> list[int]:
@@ -126,8 +124,6 @@ class TrainingSettings(MachineSettings):
     """examples that are computed together"""
     gradient_accumulation: int = 1
     """batches in each optimizer step: as one large batch, in the memory of a small one"""
-    processes: Annotated[int, tyro.conf.Suppress] = 1
-    """processes that the run was started with under torchrun; each computes a share of a step's batches"""
     learning_rate: float | None = None
     """AdamW's step size at its highest; default: 5e-5, with LoRA 8e-4; for a model as small as tiny 1.2e-4 and 2e-3"""
     weight_decay: float = 0.1
@@ -151,38 +147,36 @@ class TrainingSettings(MachineSettings):
     early_stopping: int = 0
     """stop after so many evaluations without improvement, and keep the best weights; 0: keep the last"""
 
-    def with_defaults(self, parameters: int) -> "tuple[TrainingSettings, str]":
-        """What the user left open filled in for a model of that many parameters, and a line that says so."""
+    def defaults(self, parameters: int) -> dict[str, float]:
+        """Values for the options that the user left open, for a model with that many parameters."""
         small = parameters < SMALL
         rates = (2e-3, 8e-4) if self.lora_rank else (1.2e-4, 5e-5)
         defaults = {"epochs": 3 if small else 10, "learning_rate": rates[0] if small else rates[1]}
-        left_open = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        return {name: value for name, value in defaults.items() if getattr(self, name) is None}
+
+    def explain(self, parameters: int) -> str:
+        """A line that tells the values that `defaults` fills in from those that were asked for."""
+        small, left_open = parameters < SMALL, self.defaults(parameters)
         filled = replace(self, **left_open)
         default = "the default" + " with LoRA" * bool(self.lora_rank) + " for a small model" * small
         explained = [
             f"{name.replace('_', ' ')}: {getattr(filled, name)} ({default if name in left_open else 'as asked'})"
-            for name in defaults
+            for name in ("epochs", "learning_rate")
         ]
         if self.lora_rank:
             explained.append(f"LoRA of rank {self.lora_rank}")
         if self.max_steps:
             explained.append(f"at most {self.max_steps} steps (as asked)")
-        return filled, "; ".join(explained)
+        return "; ".join(explained)
 
-    @property
-    def step_batches(self) -> int:
+    def step_batches(self, processes: int) -> int:
         """Batches in each optimizer step, over all processes."""
-        return self.gradient_accumulation * self.processes
+        return self.gradient_accumulation * processes
 
-    @property
-    def step_size(self) -> int:
-        """Examples in each optimizer step, over all processes."""
-        return self.batch_size * self.step_batches
-
-    def steps(self, examples: int) -> tuple[int, int]:
-        """Optimizer steps of an epoch over so many examples, and of the whole run."""
+    def steps(self, examples: int, processes: int) -> tuple[int, int]:
+        """Optimizer steps of an epoch over `examples`, and of the whole run."""
         assert self.epochs is not None  # `with_defaults` has filled it in
-        steps_per_epoch = -(-examples // self.step_size)
+        steps_per_epoch = -(-examples // (self.batch_size * self.step_batches(processes)))
         steps = self.epochs * steps_per_epoch
         return steps_per_epoch, min(steps, self.max_steps or steps)
 
@@ -249,8 +243,6 @@ class RunSettings:
     """folder of this run; none: the next free runs/<model>-<n>"""
     resume: Path | None = None
     """folder of a run that was stopped: go on with it, with its own options"""
-    resume_inexactly: bool = False
-    """resume although device, precision, threads or PyTorch differ, so that the last bits will"""
     checkpoint_minutes: float = 5.0
     """at most one checkpoint in that time, and one when the run is stopped; 0: after every epoch"""
     keep_checkpoint: bool = False
@@ -267,8 +259,6 @@ class RunSettings:
         found = out_of_range(self, "0 or more", lambda value: 0 <= value < float("inf"), "checkpoint_minutes")
         if self.resume and self.run_dir:
             found.append(f"--run-dir {self.run_dir}: --resume goes on in the folder of its run; leave one out")
-        if self.resume_inexactly and not self.resume:
-            found.append("--resume-inexactly: which run? give --resume too")
         return found
 
 

@@ -5,6 +5,7 @@ its own: `ours.py TASK JSON`.
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,24 +30,27 @@ def training(folder: str, data: str, steps: int, device: str, precision: str, **
     from settings import DataSettings, RunSettings, TrainingSettings
     from training.checkpoint import Checkpoints
     from training.device import choose_machine, keep_freed_memory
-    from training.loop import Examples, Run
+    from training.loop import Examples, Trainer, TrainingSetup
     from training.optimizer import make_optimizer
 
     keep_freed_memory()
     machine = choose_machine(device, precision)
-    settings = TrainingSettings(**options).with_defaults(parameters=1 << 30)[0]
-    read = read_data(*open_data(DataSettings(Path(data))), Path(folder), DataSettings(split="50/50"), settings.seed)
+    settings = TrainingSettings(**options)
+    settings = replace(settings, **settings.defaults(parameters=1 << 30))
+    read = read_data(open_data(DataSettings(Path(data))), Path(folder), DataSettings(split="50/50"), settings.seed)
     tokenizer = read.conversations.renderer.tokenizer
     model = make_model(Path(folder), settings, tokenizer, machine.precision).to(machine.device)
     datasets = make_datasets(read, 0, model.config.n_positions)
     examples = Examples(datasets["train"], datasets["val"], tokenizer.eot_token)
     checkpoints = Checkpoints(Path("checkpoint").resolve(), {})
-    run = Run(model, make_optimizer(model, settings), examples, settings, machine, checkpoints, RunSettings())
+    optimizer = make_optimizer(model, settings)
+    setup = TrainingSetup(model, optimizer, examples, settings, RunSettings(), machine, checkpoints)
+    trainer = Trainer(setup)
     lengths = [length - 1 for length in examples.train.lengths()]  # the last token is only ever a target
     seconds, numbers = [], []
     for step in islice(epoch_steps(lengths, settings.batch_size, 1, settings.seed, 0), WARM_UP + steps):
         started = time.perf_counter()
-        run.step(step)
+        trainer.step(step)
         seconds.append(time.perf_counter() - started)
         numbers.append([number for batch in step for number in batch])
     measured = [number for step in numbers[WARM_UP:] for number in step]
@@ -123,7 +127,7 @@ def count_written(folder: str, data: str, new_tokens: int, device: str, precisio
     machine = choose_machine(device, precision)
     model, tokenizer = load_model(Path(folder), dtype=machine.inference_dtype)
     settings = GenerationSettings(max_new_tokens=new_tokens)
-    read = read_data(*open_data(DataSettings(Path(data))), Path(folder), DataSettings(), 0)
+    read = read_data(open_data(DataSettings(Path(data))), Path(folder), DataSettings(), 0)
     renderer = read.conversations.renderer
     dialogues = [read.conversations[number] for number in read.held_out[: settings.cases]]
     prompts = [renderer.encode_prompt(dialogue, choose_turn(renderer, dialogue, "all")) for dialogue in dialogues]
@@ -161,7 +165,7 @@ def reading(folder: str, data: str) -> dict[str, Any]:
     from settings import DataSettings
 
     started = time.perf_counter()
-    read = read_data(*open_data(DataSettings(Path(data))), Path(folder), DataSettings(), 0)
+    read = read_data(open_data(DataSettings(Path(data))), Path(folder), DataSettings(), 0)
     seconds = time.perf_counter() - started
     return {"dialogues_per_second": len(read.conversations) / seconds, "tokens": len(read.conversations.tokens)}
 

@@ -75,10 +75,12 @@ class Ledger:
         return asdict(self, dict_factory=without_none)
 
 
-def make_ledger(source: Source, datasets: dict[str, DialogueDataset], training: TrainingSettings) -> Ledger:
+def make_ledger(
+    source: Source, datasets: dict[str, DialogueDataset], training: TrainingSettings, processes: int = 1
+) -> Ledger:
     """Count the conversations of `source` and the examples in the datasets of its parts."""
     train, conversations = datasets["train"], datasets["train"].conversations
-    parts = {name: count_part(dataset, train, training) for name, dataset in datasets.items()}
+    parts = {name: count_part(dataset, train, training, processes) for name, dataset in datasets.items()}
     per_word, n_vocab = tokens_per_word(conversations), conversations.renderer.tokenizer.n_vocab
     return Ledger(
         file=str(source.path),
@@ -109,10 +111,13 @@ def tokens_per_word(conversations: Conversations) -> float:
     return tokens / words
 
 
-def count_part(dataset: DialogueDataset, train: DialogueDataset, training: TrainingSettings) -> PartLedger:
+def count_part(
+    dataset: DialogueDataset, train: DialogueDataset, training: TrainingSettings, processes: int
+) -> PartLedger:
     conversations, dialogues = dataset.conversations, dataset.dialogues
     tokens = int((conversations.starts[dialogues + 1] - conversations.starts[dialogues]).sum())
-    steps = epoch_steps(dataset.lengths(), training.batch_size, training.step_batches, training.seed, epoch=0)
+    step_batches = training.step_batches(processes)
+    steps = epoch_steps(dataset.lengths(), training.batch_size, step_batches, training.seed, epoch=0)
     return PartLedger(
         dialogues=len(dialogues),
         turns=int((conversations.turn_starts[dialogues + 1] - conversations.turn_starts[dialogues]).sum()),

@@ -1,5 +1,6 @@
 """A model to be measured or talked to: the run or folder that is named, and the model that it began as."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,17 +42,18 @@ def find_finished_model(named: FinishedModelSettings) -> FinishedModel:
     return FinishedModel(folder, dialogue, run, read_settings(run) if run else None)
 
 
-def find_base(model: FinishedModel, asked: str | None, model_path: Path) -> tuple[Path | None, str]:
-    """The folder of the model to compare with, if there is one; and if that of a run is gone, why.
+def find_base(model: FinishedModel, asked: str | None, model_path: Path, say: Callable[[str], None]) -> Path | None:
+    """The folder of the model to compare with, if there is one.
 
     Args:
         asked: as `--base`: a model, "none", or None for the one that the run began as.
+        say: prints why there is none where one was expected.
 
     Raises:
         UserError: the one that was asked for can't be found, or has another vocabulary.
     """
     if asked == "none" or not (asked or model.run):
-        return None, ""
+        return None
     if asked:
         base = find_model_folder(asked, model_path)
         theirs, ours = load_tokenizer(base), load_tokenizer(model.folder)
@@ -61,12 +63,15 @@ def find_base(model: FinishedModel, asked: str | None, model_path: Path) -> tupl
                 f"--base {asked}: its vocabulary is another than that of {model.folder}; measure it by itself, and"
                 " compare bits per byte"
             )
-        return base, ""
+        return base
     assert model.run
     assert model.recorded
     try:
         base = find_model_folder(model.recorded.model.name, model.recorded.model.model_path)
     except UserError as error:
-        return None, str(error)
+        say(f"base model: left out ({error}); --base names another")
+        return None
     changed = weights_checksum(base) != read_fingerprints(model.run).get("model")
-    return (None, f"{base} has changed since") if changed else (base, "")
+    if changed:
+        say(f"base model: left out ({base} has changed since); --base names another")
+    return None if changed else base

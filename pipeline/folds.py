@@ -15,17 +15,20 @@ from evaluation.metrics import CONFIDENCE, Estimate, t_quantile
 from evaluation.results import DAMAGED, Metrics, TooFew
 from evaluation.run_files import number, read_lines, read_losses
 from hub.find import find_model_folder, weights_checksum
+from pipeline.job import RunFacts
 from pipeline.prepare import fingerprint, open_data, read_data
 from pipeline.run_folder import FOLDS, OUTPUT, SETTINGS, create_run_folder, lock_run_folder, resumable
-from pipeline.run_settings import changed_options, check_record, read_settings, write_settings
+from pipeline.run_settings import Record, changed_options, check_record, read_facts, read_settings, write_settings
 from settings import FinetuneSettings
 from support.errors import UserError, check_one_process
 from support.files import Json, read_json_object, write_json, writing
 
 VERSION = 1
 
+Finetune = Callable[[FinetuneSettings, RunFacts], None]
 
-def cross_validate(settings: FinetuneSettings, finetune: Callable[[FinetuneSettings], None]) -> None:
+
+def cross_validate(settings: FinetuneSettings, finetune: Finetune) -> None:
     """Train and measure once for each fold, or go on where that was stopped; write `folds.json`, and print the means.
 
     Each fold is an ordinary run, in `fold-<n>/` of the job's folder; its `--output` lies there too.
@@ -78,9 +81,9 @@ def open_job(settings: FinetuneSettings, begun: Path | None) -> tuple[Path, File
         UserError: as of a run: what can be wrong with files and folders is found before the training.
     """
     lock = lock_run_folder(begun) if begun else None
-    source, template = open_data(settings.data)
+    opened = open_data(settings.data)
     model = find_model_folder(settings.model.name, settings.model.model_path, weights=False)
-    data = read_data(source, template, model, replace(settings.data, fold=1), settings.training.seed)
+    data = read_data(opened, model, settings.data, settings.training.seed, fold=1)
 
     from gpt_model import count_parameters
     from load_gpt2_weights import read_config
@@ -89,11 +92,10 @@ def open_job(settings: FinetuneSettings, begun: Path | None) -> tuple[Path, File
     machine = choose_machine(settings.training.device, settings.training.precision)
     model = find_model_folder(settings.model.name, settings.model.model_path)
     fingerprints = {"conversations": fingerprint(data), "model": weights_checksum(model)}
-    record = {"machine": machine.record(), "fingerprints": fingerprints}
+    record = Record(RunFacts(), machine.record(), fingerprints)
     if begun:
         folder = begun
-        if note := check_record(folder, record, settings.run.resume_inexactly):
-            print(note)
+        check_record(folder, record)
     else:
         needed = 4 * count_parameters(read_config(model / "config.json")) * settings.data.folds
         name = Path(settings.model.name).resolve().name
@@ -104,7 +106,9 @@ def open_job(settings: FinetuneSettings, begun: Path | None) -> tuple[Path, File
     return folder, lock
 
 
-def run_fold(settings: FinetuneSettings, fold: int, folder: Path, finetune: Callable[[FinetuneSettings], None]) -> None:
+def run_fold(
+    settings: FinetuneSettings, fold: int, folder: Path, finetune: Callable[[FinetuneSettings, RunFacts], None]
+) -> None:
     """Make the run of one fold in `folder`, or go on with it; a finished one is left as it is."""
     if (folder / OUTPUT).exists():
         print(f"finished before: {folder}")
@@ -116,7 +120,8 @@ def run_fold(settings: FinetuneSettings, fold: int, folder: Path, finetune: Call
                 shutil.rmtree(folder)
             folder.mkdir()
     run = replace(settings.run, run_dir=None if begun else folder, resume=folder if begun else None)
-    finetune(replace(settings, data=replace(settings.data, fold=fold), run=run, output=folder / OUTPUT))
+    facts = read_facts(folder) if begun else RunFacts(fold)
+    finetune(replace(settings, run=run, output=folder / OUTPUT), facts)
 
 
 @dataclass(frozen=True)

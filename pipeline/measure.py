@@ -2,8 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,10 @@ from evaluation.report import write_report
 from evaluation.results import DAMAGED, Evaluation, Options, Origin, Size
 from evaluation.run_files import EVALUATION_VERSION, read_lines, read_losses
 from evaluation.scoring import choose_replies
-from pipeline.prepare import Data, choose_length, read_rendered, read_turns, rendered_path
+from pipeline.job import Data
+from pipeline.prepare import choose_length, read_rendered, read_turns, rendered_path
 from pipeline.train import OpenRun
-from settings import FinetuneSettings, GenerationSettings
+from settings import GenerationSettings
 from support.errors import UserError
 from support.files import read_json_object, write_json
 from talking.decoder import Decoder
@@ -38,49 +39,51 @@ def replies_after(training_examples: int) -> int:
     return min(MOST_DIALOGUES, max(FEWEST_REPLIES, training_examples // TRAINED_FOR_EACH_REPLY))
 
 
-def choose_subject(
-    data: Data,
-    run: Path | None,
-    length: int,
-    generation: GenerationSettings,
-    autocast: Callable[[], contextlib.AbstractContextManager[object]],
-    seed: int,
-    most: tuple[int, int, int],
-) -> Subject:
-    """What is measured of `data`: the loss on a sample of each part, everything else on the held-out part.
+@dataclass(frozen=True)
+class Scope:
+    """How much is measured, and how."""
+
+    length: int  # the most tokens that a model sees at a time
+    dialogues: int  # at most, of each part, whose loss is measured
+    replies: int  # at most, that are scored
+    answers: int  # dialogues in which a reply is generated, besides those that are shown
+    generation: GenerationSettings
+    seed: int
+
+
+def choose_subject(data: Data, run: Path | None, machine: Machine, scope: Scope) -> Subject:
+    """Choose what is measured of `data`: the loss on a sample of each part, everything else on the held-out part.
 
     Args:
         run: the folder of the run in which the model was trained, if there is one.
-        length: the most tokens that a model sees at a time.
-        most: dialogues whose loss is measured, replies that are scored, and dialogues in which one is generated.
     """
-    dialogues, replies, answers = most
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(scope.seed)
 
     def draw(numbers: np.ndarray, size: int) -> np.ndarray:
         return numbers if len(numbers) <= size else np.sort(random.choice(numbers, size, replace=False))
 
-    parts = {name: draw(numbers, dialogues) for name, numbers in data.parts.items()}
+    parts = {name: draw(numbers, scope.dialogues) for name, numbers in data.parts.items()}
     if "train" in parts:
         parts["train"] = data.parts["train"][:TRAIN_SAMPLE]
-    datasets = {name: DialogueDataset(data.conversations, numbers, length) for name, numbers in parts.items()}
-    if "train" in parts:  # what the training has measured itself by
+    datasets = {name: DialogueDataset(data.conversations, numbers, scope.length) for name, numbers in parts.items()}
+    if "train" in parts:  # the same examples by which training measures itself
         datasets["train"].spans = datasets["train"].spans[:TRAIN_SAMPLE]
-    shown, others = data.held_out[: generation.cases], data.held_out[generation.cases :]
-    answered = np.concatenate([shown, draw(others, max(0, answers - len(shown)))]).tolist()
+    cases = scope.generation.cases
+    shown, others = data.held_out[:cases], data.held_out[cases:]
+    answered = np.concatenate([shown, draw(others, max(0, scope.answers - len(shown)))]).tolist()
     renderer, speakers = data.conversations.renderer, data.conversations.speakers
     rendered = rendered_path(run, "train") if run else None
     return Subject(
         conversations=data.conversations,
         datasets=datasets,
         part=data.held_out_part,
-        replies=choose_replies(data.conversations, data.held_out, replies, seed),
+        replies=choose_replies(data.conversations, data.held_out, scope.replies, scope.seed),
         answered=answered,
         reply_tokens=min(REPLY_TOKENS, longest_reply(data, answered)),
         training=(lambda: read_turns(rendered, renderer, speakers)) if rendered and rendered.exists() else None,
-        generation=generation,
-        seed=seed,
-        autocast=autocast,
+        generation=scope.generation,
+        seed=scope.seed,
+        autocast=machine.autocast,
     )
 
 
@@ -112,27 +115,28 @@ def longest_reply(data: Data, dialogues: Sequence[int]) -> int:
     return max(end - start for start, end, _ in texts)
 
 
-def subject_of_run(run: OpenRun, data: Data, settings: FinetuneSettings, machine: Machine) -> Subject:
-    """What the model of a run is measured on, before and after its training."""
-    training = settings.training
-    examples = (training.epochs or 1) * len(data.parts["train"])
-    most = (MOST_DIALOGUES, replies_after(examples), 0)
-    length = choose_length(settings.data.max_length, run.model.config.n_positions)
-    return choose_subject(data, run.folder, length, settings.generation, machine.autocast, training.seed, most)
+def subject_of_run(run: OpenRun) -> Subject:
+    """Choose what the model of a run is measured on, before and after its training."""
+    job, settings = run.job, run.job.settings
+    replies = replies_after((settings.training.epochs or 1) * len(job.data.parts["train"]))
+    length = choose_length(settings.data.max_length, job.config.n_positions)
+    scope = Scope(length, MOST_DIALOGUES, replies, 0, settings.generation, job.seed)
+    return choose_subject(job.data, run.folder, job.machine, scope)
 
 
-def measure_base(run: OpenRun, subject: Subject, settings: FinetuneSettings, machine: Machine) -> Column | None:
-    """Measure the model that a run begins with, or read what was measured before the run was stopped.
+def measure_base(run: OpenRun, subject: Subject) -> Column | None:
+    """Measure the model that a run starts from, or read what was measured before the run was stopped.
 
     Now, while it is in memory; of several processes one is enough. None for a run that was trained without this: the
     base model is not in memory any more.
     """
+    machine = run.job.machine
     if not machine.primary:
         return None
     path = run.folder / BASE
     measured = [EVALUATION_VERSION, subject.seed, subject.replies, subject.answered, asdict(subject.generation)]
     key = json.loads(json.dumps(measured))
-    # One that is damaged, or that was made for other options, is made anew.
+    # Recompute if it is damaged or was made with other options.
     with contextlib.suppress(UserError, *DAMAGED):
         known = read_json_object(path)
         if known["subject"] == key:
@@ -191,22 +195,15 @@ def write_evaluation(
     return write_report(folder)
 
 
-def measure_run(
-    run: OpenRun,
-    decoder: Decoder,
-    cases: list[Case],
-    base: Column | None,
-    data: Data,
-    subject: Subject,
-    machine: Machine,
-) -> Path:
-    """Measure the trained model of a run, that has written `cases`, beside its `base`; see `write_evaluation`."""
+def measure_run(run: OpenRun, subject: Subject, base: Column | None, decoder: Decoder, cases: list[Case]) -> Path:
+    """Measure the trained model of a run, whose `cases` are written, beside its base; see `write_evaluation`."""
     columns = {"model": measure_column(decoder, subject, cases)} | ({"base": base} if base else {})
+    job = run.job
     origin = Origin(
         model=str(run.folder / "model"),
-        base_model=str(run.source),
-        file=str(data.source.path),
-        device=machine.device.type,
-        precision=machine.precision,
+        base_model=str(job.source),
+        file=str(job.data.source.path),
+        device=job.machine.device.type,
+        precision=job.machine.precision,
     )
     return write_evaluation(columns, origin, subject, run.folder, run.folder)

@@ -3,85 +3,133 @@
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dialogues.conversations import Conversations
 from dialogues.dialogue import hold_out_fold, split_dialogues
 from dialogues.encoding import encode_source
 from dialogues.reading import Source, open_source
 from dialogues.template import Renderer
 from dialogues.tokenizer import END_OF_TEXT
-from settings import ConversationSettings, DataSettings, FinetuneSettings, TrainingSettings
+from hub.find import find_model_folder
+from pipeline.job import Data, Job, RunFacts
+from pipeline.run_folder import lock_run_folder
+from settings import ConversationSettings, DataSettings, FinetuneSettings
 from support.errors import UserError
 from support.files import atomic_path, check_output_path, writing
+from training.mirror import check_tracker
 
 if TYPE_CHECKING:
     from dialogues.batches import DialogueDataset
-    from dialogues.ledger import Ledger
-    from gpt_model import GPTConfig
-    from training.device import Machine
     from training.memory import Size
 
 
-class Data(NamedTuple):
-    """The conversations of a file, and the numbers of those in each part: train, val and perhaps test."""
+def prepare_job(settings: FinetuneSettings, facts: RunFacts) -> Job:
+    """Read and split the conversations, find the model and choose the machine; print what the model will see.
+
+    Everything that can be wrong with files and folders is found here, before the training. With `--preview` some of
+    the examples are shown and written, too.
+
+    Raises:
+        UserError: something that the user can mend.
+    """
+    lock = lock_run_folder(settings.run.resume) if settings.run.resume else None
+    check_tracker(settings.run.track)
+    check_output_path(settings.output, [settings.data.locate()])
+    opened = open_data(settings.data)
+    folder = find_model_folder(settings.model.name, settings.model.model_path, weights=False)
+    data = read_data(opened, folder, settings.data, settings.training.seed, facts.fold)
+
+    # PyTorch takes a second to import: `--help`, a mistyped option and an unreadable file don't wait for it.
+    from dialogues.ledger import make_ledger
+    from load_gpt2_weights import read_config
+    from training.device import choose_machine, keep_freed_memory
+
+    keep_freed_memory()
+    machine = choose_machine(settings.training.device, settings.training.precision)
+    if not settings.run.resume:
+        facts = replace(facts, processes=machine.processes)
+    config = replace(read_config(folder / "config.json"), vocab_size=data.conversations.renderer.tokenizer.n_vocab)
+    datasets = make_datasets(data, settings.data.max_length, config.n_positions)
+    ledger = make_ledger(data.source, datasets, settings.training, facts.processes)
+    job = Job(settings, facts, machine, data, datasets, ledger, config, folder, lock, settings.run.resume)
+    if settings.preview:
+        preview(job)
+    show_data(job)
+    if settings.preview:
+        return job
+    source = find_model_folder(settings.model.name, settings.model.model_path)
+    check_output_path(settings.output, list(source.iterdir()))
+    return complete_settings(replace(job, source=source))
+
+
+def complete_settings(job: Job) -> Job:
+    """Fill in the options that were left open, for this model and machine; print them and the memory they take.
+
+    Raises:
+        UserError: there is too little memory, or PyTorch can't compile.
+    """
+    from training.device import check_compiler
+    from training.memory import check_memory
+
+    size, settings, machine = model_size(job), job.settings, job.machine
+    training = replace(settings.training, **settings.training.defaults(size.parameters))
+    resume, explained = settings.run.resume, settings.training.explain(size.parameters)
+    chosen = f"options: those of {resume}" if resume else explained
+    print(f"model: {job.source}, {size.parameters:,} parameters", machine.explanation, chosen, sep="\n")
+    if training.compile:
+        check_compiler(machine)
+        print("--compile: the first steps take longer, since they compile the model")
+    print(check_memory(size, training, machine))
+    return replace(job, settings=replace(settings, training=training))
+
+
+class OpenedData(NamedTuple):
+    """A recognised file of conversations, and the template for it."""
 
     source: Source
-    conversations: Conversations
-    parts: dict[str, np.ndarray]
-
-    @property
-    def held_out_part(self) -> str:
-        """The part that the model is asked to complete: test, or where there is none, validation; of others all."""
-        return next(name for name in ("test", "val", "all") if name in self.parts)
-
-    @property
-    def held_out(self) -> np.ndarray:
-        """The numbers of the conversations in that part."""
-        return self.parts[self.held_out_part]
+    template: str
 
 
-def open_data(settings: ConversationSettings) -> tuple[Source, str]:
+def open_data(settings: ConversationSettings) -> OpenedData:
     """The file of `--data`, recognised, and the template for it.
 
     Raises:
         UserError: it can't be read as asked.
     """
     source = open_source(settings.locate(), settings.format, settings.pause_hours)
-    return source.for_template(settings.template)
+    return OpenedData(*source.for_template(settings.template))
 
 
-def read_data(source: Source, template: str, vocabulary: Path, settings: DataSettings, seed: int) -> Data:
-    """Read the whole file, with the vocabulary of a model folder, and split it, or hold out one fold of it.
+def read_data(opened: OpenedData, vocabulary: Path, settings: DataSettings, seed: int, fold: int = 0) -> Data:
+    """Read the whole file, with the vocabulary of a model folder, and split it, or hold out one `fold` of it.
 
     Raises:
         UserError: as `read_conversations`, or too few dialogues.
     """
-    data = read_conversations(source, template, vocabulary, settings)
+    data = read_conversations(opened, vocabulary, settings)
     numbers = data.parts["all"]
     if settings.shuffle:
         numbers = np.random.default_rng(seed).permutation(numbers)
     try:
-        if settings.fold:
-            parts = hold_out_fold(numbers, settings.folds, settings.fold)
-        else:
-            parts = split_dialogues(numbers, settings.percents)
+        parts = hold_out_fold(numbers, settings.folds, fold) if fold else split_dialogues(numbers, settings.percents)
     except UserError as error:
-        cut = ", or cut the chat at shorter pauses with --pause-hours" if source.format == "chat-export" else ""
-        raise UserError(f"{source.path}: {error}{cut}") from None
+        cut = ", or cut the chat at shorter pauses with --pause-hours" if data.source.format == "chat-export" else ""
+        raise UserError(f"{data.source.path}: {error}{cut}") from None
     return data._replace(parts=dict(zip(["train", "val", "test"], parts, strict=False)))
 
 
-def read_conversations(source: Source, template: str, vocabulary: Path, settings: ConversationSettings) -> Data:
+def read_conversations(opened: OpenedData, vocabulary: Path, settings: ConversationSettings) -> Data:
     """Read the whole file, with the vocabulary of a model folder, as one part.
 
     Raises:
         UserError: a broken record, or one in which nothing is to be learned. (Of an exported chat, which the program
             has cut and not its user, such dialogues are left out.)
     """
+    source, template = opened
     if template == "alpaca" and settings.rename:
         raise UserError("--rename: the speakers of the alpaca template are the published ones; leave it out")
     conversations = encode_source(source, vocabulary, template, settings.learn, settings.new_names)
@@ -133,77 +181,49 @@ def choose_length(max_length: int, n_positions: int) -> int:
     return max_length or n_positions
 
 
-def show_data(
-    data: Data,
-    datasets: "dict[str, DialogueDataset]",
-    settings: FinetuneSettings,
-    config: "GPTConfig",
-    machine: "Machine",
-) -> "Ledger":
-    """Print what the model will see, and with `--preview` some of it; return the account of it for the run folder.
+def show_data(job: Job) -> None:
+    """Print what the model will see."""
+    from dialogues.ledger import ledger_lines
 
-    Raises:
-        UserError: the preview can't be written.
-    """
-    from dialogues.ledger import ledger_lines, make_ledger
-
-    training = settings.training
-    ledger = make_ledger(data.source, datasets, training)
-    if settings.preview:
-        preview(data, datasets, settings, config, machine)
-    print(*ledger_lines(ledger), sep="\n")
-    default = " (the default)" if settings.data.template == "auto" else ""
-    order = f"shuffled by seed {training.seed}" if settings.data.shuffle else "in file order"
-    fold, folds = settings.data.fold, settings.data.folds
-    split = f"held out: fold {fold} of {folds}" if fold else f"split {settings.data.split}"
-    template = data.conversations.renderer.name
-    print(f"template: {template}{default}; learned: {settings.data.learn}; {split}, {order}")
-    return ledger
+    data, training = job.settings.data, job.settings.training
+    print(*ledger_lines(job.ledger), sep="\n")
+    default = " (the default)" if data.template == "auto" else ""
+    order = f"shuffled by seed {training.seed}" if data.shuffle else "in file order"
+    split = f"held out: fold {job.facts.fold} of {data.folds}" if job.facts.fold else f"split {data.split}"
+    template = job.data.conversations.renderer.name
+    print(f"template: {template}{default}; learned: {data.learn}; {split}, {order}")
 
 
-def preview(
-    data: Data,
-    datasets: "dict[str, DialogueDataset]",
-    settings: FinetuneSettings,
-    config: "GPTConfig",
-    machine: "Machine",
-) -> None:
-    """Show two examples and a batch as the model sees them, say what memory it takes, and write all of them as text.
+def preview(job: Job) -> None:
+    """Show two examples and a batch as the model sees them, print the memory they take, and write all dialogues.
 
     Raises:
         UserError: a file that can't be written, or would overwrite the data.
     """
     from dialogues.preview import show_batch, show_examples
+    from training.memory import expected_memory
 
-    training, train_set = settings.training, datasets["train"]
+    training, train_set = job.settings.training, job.datasets["train"]
     print(*show_examples(train_set, colour=sys.stdout.isatty()), sep="\n")
     batch = show_batch(train_set, training.batch_size, training.gradient_accumulation, training.seed)
     print(*batch, sep="\n", end="\n\n")
-    print(explain_memory(config, train_set, training, machine))
+    print(f"memory: {expected_memory(model_size(job), training, job.machine.precision)}")
 
-    folder = settings.run.run_dir or Path()
+    folder = job.settings.run.run_dir or Path()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    for path in rendered_paths(folder, data):
-        check_output_path(path, [data.source.path])
-    write_rendered(folder, data)
-    print(f"written: {', '.join(map(str, rendered_paths(folder, data)))}")
+    for path in rendered_paths(folder, job.data):
+        check_output_path(path, [job.data.source.path])
+    write_rendered(folder, job.data)
+    print(f"written: {', '.join(map(str, rendered_paths(folder, job.data)))}")
 
 
-def explain_memory(
-    config: "GPTConfig", dataset: "DialogueDataset", training: TrainingSettings, machine: "Machine"
-) -> str:
-    """What the longest batch of `dataset` would take, in one line; the model is never made."""
-    from training.memory import expected_memory
-
-    return f"memory: {expected_memory(model_size(config, dataset), training, machine.precision)}"
-
-
-def model_size(config: "GPTConfig", dataset: "DialogueDataset") -> "Size":
-    """What decides on the memory that it takes to train such a model on `dataset`."""
+def model_size(job: Job) -> "Size":
+    """What decides how much memory the training takes; the model is not made."""
     from gpt_model import count_parameters
     from training.memory import Size
 
+    config, dataset = job.config, job.datasets["train"]
     longest = dataset.padded(max(dataset.lengths()) - 1)
     return Size(count_parameters(config), config.n_layer, config.n_embd, config.vocab_size, longest, len(dataset))
 

@@ -5,27 +5,40 @@ import math
 import operator
 import sys
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from pipeline.job import RunFacts
 from pipeline.run_folder import SETTINGS
 from settings import FinetuneSettings
 from support.command_line import parse_command_line
 from support.errors import UserError
-from support.files import read_json_object, write_json
+from support.files import Json, read_json_object, write_json
 
-# Options of older versions, by group, with their defaults.
-RETIRED: dict[str, dict[str, object]] = {"training": {"padding_free": False, "shard": False}}
-RECORD = ("machine", "fingerprints")  # what stands in settings.json beside the options
-# What a resumed run may be told anew, besides where its model is (fingerprints tell whether it is the same), when it is
-# saved, and what happens after the training.
+# Options that no longer exist, by group, with their defaults.
+RETIRED: dict[str, dict[str, object]] = {
+    "training": {"padding_free": False, "shard": False},
+    "run": {"resume_inexactly": False},
+}
+FACTS = {"data": "fold", "training": "processes"}  # groups in which older versions recorded them
+ADVICE = "put it back, or start a new run"
+# Options that may change on --resume, besides --model-path, saving, and everything after the training.
 FREE = ("path", "device", "precision")  # the machine that they lead to is compared
 EXTENDED = ("epochs", "max_steps")  # may grow
 
 
-def write_settings(folder: Path, settings: FinetuneSettings, source: Path, record: dict[str, Any]) -> None:
-    """Write what a run depends on: every option, its paths absolute, and `record`, what it was found to work with.
+@dataclass(frozen=True)
+class Record:
+    """What a run worked with, in `settings.json` beside its options."""
+
+    facts: RunFacts
+    machine: dict[str, str | int]  # what the bits of a result depend on
+    fingerprints: dict[str, str]  # of the conversations and the model
+
+
+def write_settings(folder: Path, settings: FinetuneSettings, source: Path, record: Record) -> None:
+    """Write what a run depends on: every option, its paths absolute, and its `record`.
 
     Args:
         source: the model folder that was found for `--model`.
@@ -34,9 +47,9 @@ def write_settings(folder: Path, settings: FinetuneSettings, source: Path, recor
     model = replace(settings.model, model_path=settings.model.model_path.absolute())
     if Path(model.name).resolve() in (source.resolve(), source.resolve().parent):  # a folder, and no known name
         model = replace(model, name=str(Path(model.name).absolute()))
-    run = replace(settings.run, run_dir=None, resume=None, resume_inexactly=False)
+    run = replace(settings.run, run_dir=None, resume=None)
     absolute = replace(settings, data=data, model=model, run=run, output=settings.output.absolute())
-    write_json(folder / SETTINGS, {**asdict(absolute), **record})
+    write_json(folder / SETTINGS, {**asdict(absolute), **asdict(record)})
 
 
 def parse_finetune_settings(arguments: list[str] | None = None) -> FinetuneSettings:
@@ -82,18 +95,22 @@ def read_settings(folder: Path) -> FinetuneSettings:
     """
     if not (folder / SETTINGS).is_file():
         raise UserError(f"--resume {folder}: no {SETTINGS} there; name a folder of a run, such as runs/tiny-1")
-    recorded = read_json_object(folder / SETTINGS, "put it back, or start a new run")
+    recorded = read_json_object(folder / SETTINGS, ADVICE)
     if retired := drop_retired(recorded):
         print(f"{folder / SETTINGS}: options that no longer exist are ignored: {', '.join(retired)}", file=sys.stderr)
+    beside = {field.name for field in fields(Record)}
     try:
-        return from_json(FinetuneSettings, {name: value for name, value in recorded.items() if name not in RECORD})
+        return from_json(FinetuneSettings, {name: value for name, value in recorded.items() if name not in beside})
     except (TypeError, AttributeError, ValueError) as error:
         raise unknown_settings(folder, error) from None
 
 
-def drop_retired(recorded: dict[str, Any]) -> list[str]:
+def drop_retired(recorded: Json) -> list[str]:
     """Remove the options that no longer exist from a `settings.json`, in place; return those that were in use."""
     used = []
+    for group, name in FACTS.items():
+        if isinstance(values := recorded.get(group), dict):
+            values.pop(name, None)
     for group, defaults in RETIRED.items():
         if isinstance(values := recorded.get(group), dict):
             found = {name: values.pop(name, default) for name, default in defaults.items()}
@@ -103,15 +120,30 @@ def drop_retired(recorded: dict[str, Any]) -> list[str]:
 
 def read_fingerprints(folder: Path) -> dict[str, str]:
     """What the run in `folder` noted of its conversations and of the model that it began with."""
-    recorded = read_json_object(folder / SETTINGS, "put it back, or start a new run").get("fingerprints")
+    recorded = read_json_object(folder / SETTINGS, ADVICE).get("fingerprints")
     return recorded if isinstance(recorded, dict) else {}
+
+
+def read_facts(folder: Path | None) -> RunFacts:
+    """What the run in `folder` was started with; for none the facts of a new run."""
+    if folder is None:
+        return RunFacts()
+    recorded = read_json_object(folder / SETTINGS, ADVICE)
+    found = recorded.get("facts")
+    if found is None:  # of an older version
+        groups = {group: values for group in FACTS if isinstance(values := recorded.get(group), dict)}
+        found = {name: groups[group][name] for group, name in FACTS.items() if name in groups.get(group, {})}
+    try:
+        return from_json(RunFacts, found)
+    except (TypeError, AttributeError, ValueError) as error:
+        raise unknown_settings(folder, error) from None
 
 
 def unknown_settings(folder: Path, error: Exception) -> UserError:
     return UserError(f"{folder / SETTINGS}: not the settings of this version of the program ({error})")
 
 
-def from_json(kind: Any, values: dict[str, Any]) -> Any:
+def from_json(kind: Any, values: Json) -> Any:
     """A dataclass of settings from what `asdict` and JSON made of it.
 
     Raises:
@@ -171,36 +203,30 @@ def changed_options(recorded: FinetuneSettings, settings: FinetuneSettings) -> l
     return found
 
 
-def check_record(folder: Path, record: dict[str, Any], inexactly: bool) -> str:
-    """Compare what the run in `folder` worked with and what it would go on with; return a line on what differs.
+def check_record(folder: Path, now: Record) -> None:
+    """Compare what the run in `folder` worked with and what it would be resumed with; print how machines differ.
 
     Raises:
-        UserError: other conversations, another model, or, unless `inexactly`, another machine.
+        UserError: other conversations, or another model.
     """
-    recorded = read_json_object(folder / SETTINGS, "put it back, or start a new run")
-    if not all(isinstance(recorded.get(name), dict) for name in RECORD):
-        raise UserError(f"{folder / SETTINGS} does not say what the run worked with; put it back, or start a new run")
-    before, now = recorded["fingerprints"], record["fingerprints"]
+    recorded = read_json_object(folder / SETTINGS, ADVICE)
+    before, machine = recorded.get("fingerprints"), recorded.get("machine")
+    if not isinstance(before, dict) or not isinstance(machine, dict):
+        raise UserError(f"{folder / SETTINGS} does not say what the run worked with; {ADVICE}")
     found = [
-        f"the {name} {'has' if name == 'model' else 'have'} changed" for name in now if now[name] != before.get(name)
+        f"the {name} {'has' if name == 'model' else 'have'} changed"
+        for name, value in now.fingerprints.items()
+        if value != before.get(name)
     ]
     if found:
         raise UserError(
             f"{folder} can't go on: since it began, {' and '.join(found)}; restore what it was, or start a new run"
         )
-    before, now = recorded["machine"], record["machine"]
-    names = [name for name in now if now[name] != before.get(name)]
-    notes = []
+    names = [name for name, value in now.machine.items() if value != machine.get(name)]
     if "processes" in names:  # torchrun gives each process fewer threads
         names = [name for name in names if name not in ("processes", "threads")]
-        processes = f"{before.get('processes')} processes, going on with {now['processes']}"
-        notes.append(f"made with {processes}: equal up to rounding")
-    differences = ", ".join(f"{name} {json.dumps(before.get(name))} → {json.dumps(now[name])}" for name in names)
-    if differences and not inexactly:
-        raise UserError(
-            f"{folder}: this machine is another than it began on ({differences}), and the last bits would differ;"
-            " --resume-inexactly goes on all the same"
-        )
-    if differences:
-        notes.append(f"the machine has changed: {differences}; the last bits will differ")
-    return "; ".join(notes)
+        processes = f"{machine.get('processes')} processes, resuming with {now.machine['processes']}"
+        print(f"made with {processes}: equal up to rounding")
+    if names:
+        changes = (f"{name} {json.dumps(machine.get(name))} → {json.dumps(now.machine[name])}" for name in names)
+        print(f"resuming on another machine ({', '.join(changes)}): results will not be bit-identical")

@@ -1,113 +1,107 @@
-"""A run from its model folder to its fine-tuned one: opened, or gone on with, trained, and saved."""
+"""A run from its model folder to the fine-tuned model: opened or resumed, trained, saved."""
 
-from collections.abc import Callable
-from dataclasses import replace
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import tiktoken
 import torch
-from filelock import FileLock
 
-from dialogues.batches import DialogueDataset
 from dialogues.tokenizer import copy_vocabulary
 from gpt_model import GPTModel, count_parameters
 from hub.find import HUB_IDS, weights_checksum
 from load_gpt2_weights import add_embeddings, load_model, read_weights, save_model
-from pipeline.prepare import Data, fingerprint, write_rendered
-from pipeline.run_folder import OUTPUT, create_run_folder, lock_run_folder
-from pipeline.run_settings import check_record, write_settings
-from settings import FinetuneSettings, TrainingSettings
+from pipeline.job import Job
+from pipeline.prepare import fingerprint, model_size, write_rendered
+from pipeline.run_folder import OUTPUT, create_run_folder, lock_run_folder, resumable
+from pipeline.run_settings import Record, check_record, write_settings
+from settings import TrainingSettings
 from support.errors import UserError
+from support.files import write_json
 from talking.decoder import Decoder
 from talking.generation import complete_dialogues
-from training.checkpoint import Checkpoints, RunState
-from training.device import Machine, check_compiler, return_freed_memory
-from training.loop import Examples, Run, train
+from training.checkpoint import Checkpoints, TrainingState
+from training.device import return_freed_memory
+from training.loop import Examples, Trainer, TrainingSetup, train
 from training.lora import add_adapters, load_adapter, merge_adapters, save_adapter
-from training.memory import Size, check_memory
+from training.memory import explain_lack_of_memory
+from training.mirror import mirrored
 from training.optimizer import make_optimizer
 from training.stopping import StopSignals
 
 
-def complete_settings(settings: FinetuneSettings, folder: Path, size: Size, machine: Machine) -> FinetuneSettings:
-    """What was left open, filled in for this model and machine, and printed; of a resumed run all of it is known.
+@dataclass(frozen=True)
+class OpenRun:
+    """A run folder with its model in memory."""
 
-    Raises:
-        UserError: there is too little memory.
-    """
-    training, chosen = settings.training.with_defaults(size.parameters)
-    chosen = f"options: those of {settings.run.resume}" if settings.run.resume else chosen
-    print(f"model: {folder}, {size.parameters:,} parameters", machine.explanation, chosen, sep="\n")
-    if training.compile:
-        check_compiler(machine)
-        print("--compile: the first steps take longer, since they compile the model")
-    print(check_memory(size, training, machine))
-    return replace(settings, training=training)
-
-
-class OpenRun(NamedTuple):
-    """A run that is ready to be trained: its folder, the model, and what the folder holds to go on from."""
-
-    folder: Path
-    source: Path  # the model folder that it began with
+    job: Job
     model: GPTModel
     checkpoints: Checkpoints
-    trained: RunState | None  # of a run that was stopped after its training
-    lock: FileLock | None
+    trained: TrainingState | None  # of a run that was stopped after its training
+
+    @property
+    def folder(self) -> Path:
+        return self.job.folder
 
 
-def open_run(
-    settings: FinetuneSettings,
-    source: Path,
-    data: Data,
-    datasets: dict[str, DialogueDataset],
-    machine: Machine,
-    lock: FileLock | None,
-) -> OpenRun:
-    """Load the model of `source`, and then make the folder of this run, or check the one that is gone on with.
+@contextlib.contextmanager
+def open_run(job: Job) -> Iterator[OpenRun]:
+    """Load the model and make the run folder, or check the one that is resumed; keep both open while inside.
 
-    Args:
-        lock: on the folder that is gone on with.
+    Inside, a lack of memory becomes advice, a Ctrl-C says how to resume, and `--track` mirrors the run. A finished run
+    loses its checkpoint unless it is to be kept.
 
     Raises:
-        UserError: the model is damaged, no folder can be made, or the run in it can't be gone on with.
+        UserError: the model is damaged, no folder can be made, or the run in it can't be resumed.
     """
-    training, tokenizer, folder = settings.training, data.conversations.renderer.tokenizer, settings.run.resume
-    fingerprints = {"conversations": fingerprint(data), "model": weights_checksum(source)}
-    record = {"machine": machine.record(), "fingerprints": fingerprints}
-    trained = check_resumed(folder, settings, record, len(datasets["train"])) if folder else None
-    # Adapters lie without the weights beside which they were trained.
-    weights = folder / "model" if folder and trained and not training.lora_rank else source
-    model = make_model(weights, training, tokenizer, machine.precision)
-    model.to(machine.device)
+    with explain_lack_of_memory(model_size(job), job.settings.training, job.machine):
+        run = load_run(job)
+        tracker = job.settings.run.track if job.machine.primary else "none"
+        with resumable(run.folder), mirrored(tracker, run.folder):
+            if job.machine.primary:
+                write_json(run.folder / "ledger.json", job.ledger.to_json())
+            yield run
+    if job.machine.primary and not job.settings.run.keep_checkpoint:
+        run.checkpoints.remove()
+
+
+def load_run(job: Job) -> OpenRun:
+    """Load the model, then make the run folder or check the one that is resumed; see `open_run`."""
+    training, tokenizer, folder = job.settings.training, job.data.conversations.renderer.tokenizer, job.run_folder
+    fingerprints = {"conversations": fingerprint(job.data), "model": weights_checksum(job.source)}
+    record = Record(job.facts, job.machine.record(), fingerprints)
+    trained = check_resumed(folder, job, record) if folder else None
+    # adapter/ holds no base weights, so load them from the source.
+    weights = folder / "model" if folder and trained and not training.lora_rank else job.source
+    model = make_model(weights, training, tokenizer, job.machine.precision).to(job.machine.device)
     if folder and trained and training.lora_rank:
         load_adapter(model, folder / "adapter")
-    if machine.primary:
+    lock = job.lock
+    if job.machine.primary:
         if not folder:
-            name, needed = Path(settings.model.name).resolve().name, 4 * count_parameters(model.config)
-            folder = create_run_folder(settings.run.run_dir, name, needed)
+            name, needed = Path(job.settings.model.name).resolve().name, 4 * count_parameters(model.config)
+            folder = create_run_folder(job.settings.run.run_dir, name, needed)
             lock = lock_run_folder(folder)
         print(f"run folder: {folder}")
-        write_settings(folder, settings, source, record)
-        copy_vocabulary(source, folder / "model", tokenizer)  # now: by the end the source may have changed
-        write_rendered(folder, data)
-    folder = Path(machine.agree(str(folder)))
-    checkpoints = Checkpoints(folder / "checkpoint", fingerprints, machine.primary)
-    return OpenRun(folder, source, model, checkpoints, trained, lock)
+        write_settings(folder, job.settings, job.source, record)
+        copy_vocabulary(job.source, folder / "model", tokenizer)  # now: by the end the source may have changed
+        write_rendered(folder, job.data)
+    folder = Path(job.machine.agree(str(folder)))
+    checkpoints = Checkpoints(folder / "checkpoint", fingerprints, job.machine.primary)
+    return OpenRun(replace(job, run_folder=folder, lock=lock), model, checkpoints, trained)
 
 
-def check_resumed(folder: Path, settings: FinetuneSettings, record: dict[str, Any], examples: int) -> RunState | None:
-    """Whether the run in `folder` can go on; where it has come to, if its training is over.
+def check_resumed(folder: Path, job: Job, record: Record) -> TrainingState | None:
+    """Check that the run in `folder` can be resumed; return its state if its training is over.
 
     Raises:
-        UserError: it is finished, or something about it has changed.
+        UserError: it is finished, or its conversations or its model have changed.
     """
-    if note := check_record(folder, record, settings.run.resume_inexactly):
-        print(note)
-    checkpoints = Checkpoints(folder / "checkpoint", record["fingerprints"])
-    trained = checkpoints.trained(settings.training.steps(examples)[1])
-    over = trained if settings.run.keep_checkpoint else not checkpoints.folder.exists()
+    check_record(folder, record)
+    checkpoints = Checkpoints(folder / "checkpoint", record.fingerprints)
+    trained = checkpoints.trained(job.total_steps)
+    over = trained if job.settings.run.keep_checkpoint else not checkpoints.folder.exists()
     if over and (folder / OUTPUT).exists():
         longer = (
             "its length was set by --max-minutes"
@@ -132,66 +126,77 @@ def make_model(folder: Path, training: TrainingSettings, tokenizer: tiktoken.Enc
     return model
 
 
-def train_model(
-    run: OpenRun, settings: FinetuneSettings, data: Data, datasets: dict[str, DialogueDataset], machine: Machine
-) -> RunState:
-    """Train the model of a run and save it in the run's folder; return how that went.
+def train_model(run: OpenRun) -> TrainingState:
+    """Train the model of a run, save it in the run folder, and return the final state.
 
     Raises:
-        UserError: a loss is no number, or the disk is full.
+        UserError: a loss is NaN or infinite, or the disk is full.
     """
     if run.trained:
         print(f"the training was over after {run.trained.step} steps")
+        run.job.machine.leave()
         return run.trained
-    return_freed_memory()  # of measuring the base model: packed matrices leave holes in what training takes
-    training, model, tokenizer = settings.training, run.model, data.conversations.renderer.tokenizer
-    description = data.conversations.describe(data.parts["train"])
-
-    def save(target: Path) -> None:
-        if machine.primary:
-            merged = merge_adapters(model, read_weights(run.source)) if training.lora_rank else None
-            save_model(model, target, description, parameters=merged)
+    return_freed_memory()  # of measuring the base model: packed weights leave holes in what training takes
+    job, tokenizer = run.job, run.job.data.conversations.renderer.tokenizer
 
     def after_epoch(number: int) -> None:
-        if settings.run.keep_epochs:
-            if machine.primary:
-                copy_vocabulary(run.folder / "model", run.folder / "epochs" / str(number), tokenizer)
-            save(run.folder / "epochs" / str(number))
+        if job.settings.run.keep_epochs and job.machine.primary:
+            copy_vocabulary(run.folder / "model", run.folder / "epochs" / str(number), tokenizer)
+            save(run, run.folder / "epochs" / str(number))
 
-    optimizer = make_optimizer(model, training)
-    examples = Examples(datasets["train"], datasets["val"], tokenizer.eot_token)
-    # The model is whole in each process, and one is enough to ask.
-    watch = make_watch(model, data, settings) if settings.run.watch and machine.primary else None
-    with StopSignals(machine) as signals:
-        training_run = Run(model, optimizer, examples, training, machine, run.checkpoints, settings.run, watch)
-        state = train(training_run, signals, after_epoch)
-        if machine.primary and training.lora_rank:
-            save_adapter(model, run.folder / "adapter", base_name(settings, run.source))  # before the merging
-        save(run.folder / "model")
-        if machine.primary:
+    setup = TrainingSetup(
+        model=run.model,
+        optimizer=make_optimizer(run.model, job.settings.training),
+        examples=Examples(job.datasets["train"], job.datasets["val"], tokenizer.eot_token),
+        settings=job.settings.training,
+        saving=job.settings.run,
+        machine=job.machine,
+        checkpoints=run.checkpoints,
+        processes=job.facts.processes,
+        # The model is the same in each process, so one is enough to ask.
+        watch=make_watch(run) if job.settings.run.watch and job.machine.primary else None,
+    )
+    with StopSignals(job.machine) as signals:
+        trainer = Trainer(setup)
+        state = train(trainer, signals, after_epoch)
+        if job.machine.primary:
+            if job.settings.training.lora_rank:
+                save_adapter(run.model, run.folder / "adapter", base_name(job))  # before the merging
+            save(run, run.folder / "model")
             run.checkpoints.mark_trained(state)
-        del training_run  # now: a signal that meets the end of its progress bar would be lost
+        del trainer  # now: a signal that meets the end of its progress bar would be lost
+    job.machine.leave()
     return state
 
 
-def make_watch(model: GPTModel, data: Data, settings: FinetuneSettings) -> Callable[[], dict[str, str]]:
-    """What asks `model`, as it then is, for its next turn in the first case, beside the true one."""
-    renderer, first = data.conversations.renderer, data.conversations[data.held_out[0]]
-    learn, generation, seed = settings.data.learn, settings.generation, settings.training.seed
+def save(run: OpenRun, target: Path) -> None:
+    """Write the model of a run, adapters merged, into the model folder `target`, which has its vocabulary."""
+    description = run.job.data.conversations.describe(run.job.data.parts["train"])
+    lora = run.job.settings.training.lora_rank
+    merged = merge_adapters(run.model, read_weights(run.job.source)) if lora else None
+    save_model(run.model, target, description, parameters=merged)
+
+
+def make_watch(run: OpenRun) -> Callable[[], dict[str, str]]:
+    """A function that asks the model, as it is by then, for its next turn in the first case, beside the true one."""
+    job, renderer = run.job, run.job.data.conversations.renderer
+    first = job.data.conversations[job.data.held_out[0]]
+    learn, generation = job.settings.data.learn, job.settings.generation
 
     def watch() -> dict[str, str]:
-        (case,) = complete_dialogues(Decoder(model), renderer, [first], learn, generation, seed, one_turn=True)
+        decoder = Decoder(run.model)
+        (case,) = complete_dialogues(decoder, renderer, [first], learn, generation, job.seed, one_turn=True)
         return case._replace(true=case.true[:1]).as_texts(renderer.name)
 
     return watch
 
 
-def base_name(settings: FinetuneSettings, source: Path) -> str:
-    """How others find the model that adapters were trained on."""
-    return HUB_IDS.get(settings.model.name, str(source.absolute()))
+def base_name(job: Job) -> str:
+    """How other programs find the model that adapters were trained on."""
+    return HUB_IDS.get(job.settings.model.name, str(job.source.absolute()))
 
 
-def finished_decoder(run: OpenRun, machine: Machine) -> Decoder:
+def finished_decoder(run: OpenRun) -> Decoder:
     """The trained model of a run, ready to generate."""
     return_freed_memory()  # of gradients and moments: the bf16 copy comes on top of what is kept
-    return Decoder(run.model, machine.inference_dtype)
+    return Decoder(run.model, run.job.machine.inference_dtype)

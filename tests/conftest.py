@@ -26,9 +26,9 @@ from dialogues.reading import Source, open_source
 from gpt_model import GPTModel
 from models.tiny.build import train_vocabulary
 from settings import RunSettings, TrainingSettings
-from training.checkpoint import Checkpoints, RunState
+from training.checkpoint import Checkpoints, TrainingState
 from training.device import Machine
-from training.loop import Examples, Run, train
+from training.loop import Examples, Trainer, TrainingSetup, train
 from training.optimizer import make_optimizer
 from training.stopping import StopSignals
 
@@ -73,15 +73,21 @@ def fit(
     saving: RunSettings = RunSettings(),  # noqa: B008
     optimizer: torch.optim.Optimizer | None = None,
     watch: Callable[[GPTModel], dict[str, str]] | None = None,
-) -> RunState:
+) -> TrainingState:
     """Train `model` as the command does, with what it writes in `folder`; padding is token 100."""
     folder.mkdir(exist_ok=True)
-    examples = Examples(train_set, val_set, 100)
-    checkpoints = Checkpoints(folder / "checkpoint", {"model": "a test's"})
-    optimizer = optimizer or make_optimizer(model, settings)
+    setup = TrainingSetup(
+        model=model,
+        optimizer=optimizer or make_optimizer(model, settings),
+        examples=Examples(train_set, val_set, 100),
+        settings=settings,
+        saving=saving,
+        machine=machine,
+        checkpoints=Checkpoints(folder / "checkpoint", {"model": "a test's"}),
+        watch=partial(watch, model) if watch else None,
+    )
     with StopSignals(machine) as signals:
-        watched = partial(watch, model) if watch else None
-        return train(Run(model, optimizer, examples, settings, machine, checkpoints, saving, watched), signals)
+        return train(Trainer(setup), signals)
 
 
 def logged(folder: Path, name: str) -> list[float]:

@@ -265,7 +265,7 @@ class TestWatching:
         seconds = []
         measure = training.loop.Run.measure
 
-        def noted(self: training.loop.Run):
+        def noted(self: training.loop.Trainer):
             result = measure(self)
             seconds.append(self.pace.evaluation_seconds)
             return result
@@ -274,7 +274,7 @@ class TestWatching:
             time.sleep(0.5)
             return self.reply(model)
 
-        monkeypatch.setattr(training.loop.Run, "measure", noted)
+        monkeypatch.setattr(training.loop.Trainer, "measure", noted)
         run(model, tmp_path / "run", replace(SETTINGS, max_steps=1), watch=slowly)
         assert len(seconds) == 2
         assert min(seconds) >= 0.5
@@ -320,7 +320,7 @@ def test_trained_weights_are_not_trained_again(tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoint", {})
     assert checkpoints.trained(9) is None
     losses = checkpoint.Losses(1.5, 2.5)
-    state = checkpoint.RunState(step=9, steps=9, evaluations=[(0, 2.0), (9, 2.5)], before=losses, after=losses)
+    state = checkpoint.TrainingState(step=9, steps=9, evaluations=[(0, 2.0), (9, 2.5)], before=losses, after=losses)
     checkpoints.mark_trained(state)
     assert checkpoints.trained(9) == state
     assert checkpoints.trained(12) is None  # more epochs
@@ -355,16 +355,21 @@ def test_a_signal_after_the_last_step_waits_until_the_model_is_saved(model, tmp_
     settings = replace(TestEarlyStopping.SETTINGS, max_steps=9)
     saved = False
 
-    def choose(self: training.loop.Run) -> None:
+    def choose(self: training.loop.Trainer) -> None:
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(training.loop.Run, "choose_weights", choose)
+    monkeypatch.setattr(training.loop.Trainer, "choose_weights", choose)
     with pytest.raises(KeyboardInterrupt), StopSignals(CPU) as signals:
-        checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoint", {})
-        examples = training.loop.Examples(make_dataset(20, 30, 25), make_dataset(10), 100)
-        optimizer = make_optimizer(model, settings)
-        run = training.loop.Run(model, optimizer, examples, settings, CPU, checkpoints, RunSettings())
-        training.loop.train(run, signals)
+        setup = training.loop.TrainingSetup(
+            model=model,
+            optimizer=make_optimizer(model, settings),
+            examples=training.loop.Examples(make_dataset(20, 30, 25), make_dataset(10), 100),
+            settings=settings,
+            saving=RunSettings(),
+            machine=CPU,
+            checkpoints=checkpoint.Checkpoints(tmp_path / "checkpoint", {}),
+        )
+        training.loop.train(training.loop.Trainer(setup), signals)
         saved = True
     assert saved
 

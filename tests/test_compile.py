@@ -15,7 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from conftest import CPU, fit, logged, make_examples, refused, written
 from gpt_model import GPTConfig, GPTModel
 from settings import TrainingSettings
-from training.checkpoint import RunState
+from training.checkpoint import TrainingState
 from training.device import for_training
 from training.pace import Pace
 
@@ -68,7 +68,7 @@ def test_what_is_compiled_later_is_not_taken_for_the_pace(compiles, tmp_path, ca
     settings = TrainingSettings(max_minutes=10, compile=compiles)
     pace = Pace(tmp_path, settings, evaluate_every=1000, machine=CPU)
     progress = SimpleNamespace(step_seconds=[], say=print, bar=SimpleNamespace())
-    state = RunState(step=0, steps=1000)
+    state = TrainingState(step=0, steps=1000)
     for seconds in (40, 20, 1, 1, 1):
         state.step += 1
         progress.step_seconds.append(seconds)

@@ -19,6 +19,7 @@ from finetune import finetune
 from gpt_model import GPTModel
 from load_gpt2_weights import load_model
 from pipeline.folds import FoldsSummary, cross_validate, estimate, show_summary
+from pipeline.job import RunFacts
 from pipeline.run_folder import find_run, resumable
 from pipeline.run_settings import parse_finetune_settings
 from settings import FinetuneSettings
@@ -80,7 +81,7 @@ def test_the_folds_of_a_job_are_a_partition_of_its_file(job):
 
 def test_a_fold_is_an_ordinary_run(job, model, here):
     """The last of three folds is what an ordinary run holds out with --split 60/40."""
-    finetune(parse(model, "--split", "60/40", "--epochs", EPOCHS, *QUICK))
+    finetune(parse(model, "--split", "60/40", "--epochs", EPOCHS, *QUICK), RunFacts())
     for name in RESULTS:
         assert (here / "runs/small-1" / name).read_bytes() == (job / "fold-3" / name).read_bytes(), name
         differs = name != "generated_conversations.json"  # of two tokens each

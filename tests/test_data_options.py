@@ -22,8 +22,7 @@ TALK = [{"Ann": f"Is it number {number}?", "Cem": "Yes, it is.", "Dora": "No."} 
 
 def read_parts(settings: DataSettings, seed: int) -> Data:
     """The data of a run with the bundled model."""
-    source, template = open_data(settings)
-    return read_data(source, template, PROJECT / "models" / "tiny", settings, seed)
+    return read_data(open_data(settings), PROJECT / "models" / "tiny", settings, seed)
 
 
 def run_ledger(work, name: str = "run") -> dict:

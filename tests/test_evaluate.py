@@ -20,7 +20,7 @@ from evaluation.results import Evaluation, Metrics, Options, Origin, Size
 from evaluation.run_files import Losses, Point, read_losses
 from hub.find import BUNDLED
 from load_gpt2_weights import load_model
-from pipeline.measure import choose_subject, write_evaluation
+from pipeline.measure import Scope, choose_subject, write_evaluation
 from pipeline.prepare import Data, read_turns
 from settings import GenerationSettings
 from talking.decoder import Decoder
@@ -295,7 +295,7 @@ def make_subject(dialogues: list[Dialogue], template: str = "prompt"):
         open_source(BUNDLED.parent.parent / "llm_train_text.json"), conversations, {"all": np.arange(len(dialogues))}
     )
     generation = GenerationSettings(max_new_tokens=10)
-    return model, choose_subject(data, None, 512, generation, CPU.autocast, 1, (100, 100, 3))
+    return model, choose_subject(data, None, CPU, Scope(512, 100, 100, 3, generation, 1))
 
 
 def test_empty_replies_are_counted_and_break_nothing(tmp_path, capsys):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,16 @@ import pytest
 from conftest import PROJECT, refused, tiny_reference, write_layout
 from hub.find import BUNDLED, weights_checksum
 from load_gpt2_weights import load_model
+from pipeline.job import RunFacts
 from pipeline.run_folder import lock_run_folder
-from pipeline.run_settings import check_record, parse_finetune_settings, read_settings, write_settings
+from pipeline.run_settings import (
+    Record,
+    check_record,
+    parse_finetune_settings,
+    read_facts,
+    read_settings,
+    write_settings,
+)
 from settings import FinetuneSettings, ModelSettings
 from support.errors import UserError
 from support.files import write_json
@@ -270,19 +278,44 @@ def test_changed_conversations_are_refused_and_moved_ones_are_not(stopped, comma
     assert done.returncode == 0, done.stderr
 
 
-def test_another_machine_must_be_asked_for(stopped, command):
+def test_another_precision_resumes_and_says_that_bits_will_differ(stopped, command):
     used = json.loads((stopped / "settings.json").read_text())["machine"]["precision"]
     other = "fp32" if used == "bf16" else "bf16"
-    line = refused(command("finetune.py", "--resume", stopped, "--precision", other))
-    assert f'precision "{used}" → "{other}"' in line
-    assert "--resume-inexactly goes on all the same" in line
-    options = ("--resume-inexactly", "--precision", other, "--epochs", 3, "--output", "else.json")
-    done = command("finetune.py", "--resume", stopped, *options)
+    done = command("finetune.py", "--resume", stopped, "--precision", other, "--epochs", 3, "--output", "else.json")
     assert done.returncode == 0, done.stderr
-    assert f'the machine has changed: precision "{used}" → "{other}"; the last bits will differ' in done.stdout
+    line = f'resuming on another machine (precision "{used}" → "{other}"): results will not be bit-identical'
+    assert done.stdout.count(line) == 1
     assert "going on after step 8" in done.stdout
     assert json.loads((stopped / "settings.json").read_text())["machine"]["precision"] == other
     assert (stopped.parent / "else.json").exists()
+
+
+def test_options_that_no_longer_exist_are_ignored_and_named(stopped, command):
+    """Settings as an older version wrote them: at their defaults nothing is said."""
+    recorded = json.loads((stopped / "settings.json").read_text())
+    del recorded["facts"]
+    recorded["data"]["fold"] = 0
+    recorded["training"] |= {"processes": 1, "padding_free": False, "shard": False}
+    recorded["run"]["resume_inexactly"] = False
+    write_json(stopped / "settings.json", recorded)
+    done = command("finetune.py", "--resume", stopped)
+    assert done.returncode == 0, done.stderr
+    assert "no longer exist" not in done.stderr
+    recorded["training"]["padding_free"] = True
+    write_json(stopped / "settings.json", recorded)
+    for script, *options in (("chat.py", "--seed", "1"), ("evaluate.py",)):
+        done = command(script, stopped, *options)
+        assert done.returncode == 0, done.stderr
+        assert "options that no longer exist are ignored: --padding-free True" in done.stderr
+
+
+def test_facts_of_older_runs_are_found(tmp_path):
+    write_json(tmp_path / "settings.json", {"data": {"fold": 2, "folds": 3}, "training": {"processes": 4}})
+    assert read_facts(tmp_path) == RunFacts(fold=2, processes=4)
+    write_json(tmp_path / "settings.json", {"facts": {"fold": "x"}})
+    with pytest.raises(UserError, match="not the settings of this version"):
+        read_facts(tmp_path)
+    assert read_facts(None) == RunFacts()
 
 
 def test_a_finished_run_says_so(stopped, command):
@@ -309,22 +342,24 @@ def test_damaged_settings(tmp_path, content, reason):
         parse_finetune_settings(["--resume", str(tmp_path)])
 
 
-def test_the_record_of_the_machine(tmp_path):
+def test_the_record_of_the_machine(tmp_path, capsys):
     machine = {"torch": "2.13", "threads": 2, "processes": 1}
-    record = {"machine": machine, "fingerprints": {"model": "a", "conversations": "b"}}
-    for damaged in ({**record, "machine": [1]}, {**record, "fingerprints": None}, {}):
+    record = Record(RunFacts(), machine, {"model": "a", "conversations": "b"})
+    whole = asdict(record)
+    for damaged in ({**whole, "machine": [1]}, {**whole, "fingerprints": None}, {}):
         write_json(tmp_path / "settings.json", damaged)
         with pytest.raises(UserError, match="does not say what the run worked with"):
-            check_record(tmp_path, record, inexactly=False)
-    write_json(tmp_path / "settings.json", record)
-    assert check_record(tmp_path, record, inexactly=False) == ""
-    two = {**record, "machine": {**machine, "processes": 2, "threads": 1}}
-    note = "made with 1 processes, going on with 2: equal up to rounding"
-    assert check_record(tmp_path, two, inexactly=False) == note
-    other = {**two, "machine": {**two["machine"], "torch": "2.11"}}
-    with pytest.raises(UserError, match='torch "2.13" → "2.11"'):
-        check_record(tmp_path, other, inexactly=False)
-    assert check_record(tmp_path, other, inexactly=True).startswith(note)
+            check_record(tmp_path, record)
+    write_json(tmp_path / "settings.json", whole)
+    check_record(tmp_path, record)
+    assert capsys.readouterr().out == ""
+    two = replace(record, machine={**machine, "processes": 2, "threads": 1})
+    note = "made with 1 processes, resuming with 2: equal up to rounding\n"
+    check_record(tmp_path, two)
+    assert capsys.readouterr().out == note
+    check_record(tmp_path, replace(two, machine={**two.machine, "torch": "2.11"}))
+    other = 'resuming on another machine (torch "2.13" → "2.11"): results will not be bit-identical\n'
+    assert capsys.readouterr().out == note + other
 
 
 def test_what_is_no_run(command, work):
@@ -332,7 +367,6 @@ def test_what_is_no_run(command, work):
     line = refused(command("finetune.py", "--resume", ".", "--run-dir", "x", "--checkpoint-minutes", -1))
     assert "--resume goes on in the folder of its run" in line
     assert "--checkpoint-minutes -1.0" in line
-    assert "--resume-inexactly: which run?" in refused(command("finetune.py", "--resume-inexactly"))
 
 
 def test_a_model_folder_for_each_epoch(command, work, model_folder):
@@ -382,9 +416,9 @@ def test_the_checksum_of_a_model_covers_its_shape(base, tmp_path):
 
 
 def test_a_changed_model_is_refused(tmp_path):
-    record = {"machine": {}, "fingerprints": {"model": "a", "conversations": "b"}}
-    write_json(tmp_path / "settings.json", record)
+    record = Record(RunFacts(), {}, {"model": "a", "conversations": "b"})
+    write_json(tmp_path / "settings.json", asdict(record))
     for name, words in (("model", "the model has changed"), ("conversations", "the conversations have changed")):
-        changed = {**record, "fingerprints": {**record["fingerprints"], name: "c"}}
+        changed = replace(record, fingerprints={**record.fingerprints, name: "c"})
         with pytest.raises(UserError, match=f"since it began, {words}; restore"):
-            check_record(tmp_path, changed, inexactly=True)
+            check_record(tmp_path, changed)

@@ -32,7 +32,7 @@ from support.errors import UserError
 from talking.decoder import Decoder
 from talking.generation import generate
 from training.device import Machine
-from training.loop import Batch, take_step
+from training.loop import Batch, Learner, take_step
 from training.lora import LoRALinear, add_adapters, load_adapter, merge_adapters, save_adapter
 from training.optimizer import make_optimizer
 
@@ -62,8 +62,8 @@ def take_steps(model: GPTModel, machine: Machine = FP32, steps: int = 4) -> list
         group["lr"] = settings.learning_rate
     ids = some_ids(model.config.vocab_size)
     batch = Batch(ids[:, :-1], ids[:, 1:], ids[:, 1:].numel())
-    scaler = machine.gradient_scaler({})
-    return [take_step(model, optimizer, scaler, [batch], [step], 1.0, machine)[0] for step in range(steps)]
+    learner = Learner(model, optimizer, machine.gradient_scaler({}), 1.0)
+    return [take_step(learner, [batch._replace(seed=step)], machine)[0] for step in range(steps)]
 
 
 def write_merged(model: GPTModel, base: Path, folder: Path) -> Path:

@@ -10,6 +10,7 @@ import pytest
 
 from conftest import PROJECT, logged
 from finetune import finetune
+from pipeline.job import RunFacts
 from pipeline.run_settings import parse_finetune_settings
 from settings import TrainingSettings
 from training.loop import all_steps, batch_seed
@@ -33,7 +34,7 @@ def torchrun(work: Path, processes: int, *arguments: object) -> subprocess.Compl
 
 def in_this_process(*arguments: object) -> None:
     """The command without the seconds in which PyTorch is imported."""
-    finetune(parse_finetune_settings([*map(str, arguments)]))
+    finetune(parse_finetune_settings([*map(str, arguments)]), RunFacts())
 
 
 def test_two_processes_are_one_with_twice_the_batch(work, command, model_folder):
@@ -77,7 +78,7 @@ def test_a_checkpoint_goes_on_with_any_number_of_processes(work, command, model_
     assert weights[0] == weights[1]
 
     done = command("finetune.py", "--resume", "other", "--epochs", 2)
-    assert "made with 2 processes, going on with 1: equal up to rounding" in done.stdout, done.stderr
+    assert "made with 2 processes, resuming with 1: equal up to rounding" in done.stdout, done.stderr
     assert logged(work / "other", "train_loss") == pytest.approx(losses, rel=1e-4)
 
 
@@ -89,9 +90,9 @@ def test_a_users_mistake_is_one_line(work):
 
 def test_every_batch_has_one_process(tmp_path):
     """What two processes take of the steps is all of them, once."""
-    settings = TrainingSettings(epochs=1, batch_size=2, processes=2)
-    steps = all_steps([10] * 7, settings)
-    epoch = [next(steps) for _ in range(settings.steps(7)[0])]
+    settings = TrainingSettings(epochs=1, batch_size=2)
+    steps = all_steps([10] * 7, settings, processes=2)
+    epoch = [next(steps) for _ in range(settings.steps(7, processes=2)[0])]
     shares = [[step[rank::2] for step in epoch] for rank in (0, 1)]
     taken = [number for share in shares for step in share for batch in step for number in batch]
     assert sorted(taken) == list(range(7))

@@ -15,7 +15,7 @@ from gpt_model import GPTConfig, GPTModel
 from settings import RunSettings, TrainingSettings
 from support.errors import UserError
 from training.device import Machine, choose_machine
-from training.loop import evaluate, make_batch, take_step
+from training.loop import Learner, evaluate, make_batch, take_step
 from training.optimizer import learning_rate_at, make_optimizer
 
 END = 100
@@ -94,7 +94,7 @@ def test_training_learns_and_logs(model, tmp_path):
 def test_lengths_of_batches_are_rounded_up_as_far_as_there_are_positions(model):
     dataset = make_dataset(5, 18, 60, 62)  # of at most 64 tokens
     for number, T in [(0, 16), (1, 32), (2, 64), (3, 64)]:
-        inputs, targets, learned = make_batch(dataset, [number], END, CPU)
+        inputs, targets, learned, _ = make_batch(dataset, [number], END, CPU)
         assert inputs.shape == targets.shape == (1, T)
         assert T % ROUND == 0
         assert learned == len(dataset[number].tokens) - 1
@@ -273,7 +273,7 @@ def test_a_step_whose_fp16_gradient_overflows_is_skipped(model, tmp_path):
     scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**40})
     optimizer = make_optimizer(model, TrainingSettings())
     batch = make_batch(make_dataset(20), [0], END, FP16)
-    _, _, norm = take_step(model, optimizer, scaler, [batch], [0], 1.0, FP16)
+    _, _, norm = take_step(Learner(model, optimizer, scaler, 1.0), [batch], FP16)
     assert norm is not None
     assert not math.isfinite(norm)
     assert scaler.get_scale() == 2.0**39
@@ -281,7 +281,7 @@ def test_a_step_whose_fp16_gradient_overflows_is_skipped(model, tmp_path):
     scaler.load_state_dict({**scaler.state_dict(), "scale": 1.0})
     model.wte.weight.register_hook(lambda gradient: gradient + math.inf)
     with pytest.raises(FloatingPointError, match="too large for fp16"):
-        take_step(model, optimizer, scaler, [batch], [0], 1.0, FP16)
+        take_step(Learner(model, optimizer, scaler, 1.0), [batch], FP16)
 
 
 def test_the_scale_of_fp16_is_resumed(model, tmp_path):

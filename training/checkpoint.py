@@ -35,7 +35,7 @@ class Losses(NamedTuple):
 
 
 @dataclass
-class RunState:
+class TrainingState:
     """Where a run is, besides weights and moments."""
 
     step: int = 0  # optimizer steps that are done
@@ -51,7 +51,7 @@ class RunState:
     sizes: dict[str, int] = field(default_factory=dict)  # of the logs, in bytes
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "RunState":
+    def from_json(cls, values: dict[str, Any]) -> "TrainingState":
         """What `asdict` and JSON made of a state; JSON has lists for tuples."""
         losses = {name: Losses(*values[name]) if values[name] else None for name in ("before", "after")}
         evaluations = [(step, loss) for step, loss in values["evaluations"]]
@@ -85,7 +85,7 @@ class Checkpoints:
         self.folder, self.primary = folder, primary
         self.fingerprints = dict(fingerprints)
 
-    def save(self, model: nn.Module, optimizer: Optimizer, state: RunState) -> str:
+    def save(self, model: nn.Module, optimizer: Optimizer, state: TrainingState) -> str:
         """Write a checkpoint, let go of all but the newest two, and return a line on its cost.
 
         Raises:
@@ -129,7 +129,7 @@ class Checkpoints:
             raise UserError(f"{path} is damaged ({error}): the best weights are lost; start a new run") from None
         put(trainable(model), path)
 
-    def load(self, model: nn.Module, optimizer: Optimizer) -> RunState | None:
+    def load(self, model: nn.Module, optimizer: Optimizer) -> TrainingState | None:
         """Put the newest whole checkpoint in place; none without one. Those that are damaged are named and removed.
 
         Raises:
@@ -137,7 +137,7 @@ class Checkpoints:
         """
         for path in self.paths():
             try:
-                state = RunState.from_json(self.read(path))
+                state = TrainingState.from_json(self.read(path))
                 if state.kept >= 0:
                     self.read(self.best_path(state.kept))
             except Damaged as error:
@@ -150,12 +150,12 @@ class Checkpoints:
             return state
         return None
 
-    def mark_trained(self, state: RunState) -> None:
+    def mark_trained(self, state: TrainingState) -> None:
         """Note that the training is over and the model is saved, so that what comes after it can be done again."""
         self.folder.mkdir(exist_ok=True)
         write_json(self.folder / TRAINED, asdict(state))
 
-    def trained(self, steps: int) -> RunState | None:
+    def trained(self, steps: int) -> TrainingState | None:
         """What `mark_trained` noted, unless the run was to end earlier then; none when the training is not over.
 
         Raises:
@@ -163,7 +163,7 @@ class Checkpoints:
         """
         path, advice = self.folder / TRAINED, "delete it, and the run goes on from its checkpoint"
         try:
-            state = RunState.from_json(read_json_object(path, advice)) if path.exists() else RunState()
+            state = TrainingState.from_json(read_json_object(path, advice)) if path.exists() else TrainingState()
         except (LookupError, TypeError, ValueError) as error:
             raise UserError(f"{path} is damaged ({error}); {advice}") from None
         return state if state.measured or state.steps >= steps else None

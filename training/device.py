@@ -92,7 +92,7 @@ class Machine(NamedTuple):
         if self.processes > 1:
             distributed.destroy_process_group()
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, str | int]:
         """What the bits of a result depend on."""
         return {
             "device": self.device.type,

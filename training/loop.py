@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import Literal, NamedTuple
 
@@ -17,7 +18,7 @@ from dialogues.batches import IGNORED, ROUND, DialogueDataset, collate, epoch_st
 from gpt_model import GPTModel
 from settings import RunSettings, TrainingSettings
 from support.errors import UserError
-from training.checkpoint import Checkpoints, Losses, RunState
+from training.checkpoint import Checkpoints, Losses, TrainingState
 from training.device import Machine, for_training
 from training.optimizer import learning_rate_at
 from training.pace import Pace
@@ -42,31 +43,47 @@ class Batch(NamedTuple):
     inputs: Tensor  # (B, T)
     targets: Tensor  # (B, T)
     learned: int  # how many of the targets
+    seed: int = 0  # of dropout
 
 
-class Run:
-    """A training run: what its pieces share, and where it has come to (`state`); begun anew or from its checkpoint."""
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What a training needs."""
 
-    def __init__(
-        self,
-        model: GPTModel,
-        optimizer: Optimizer,
-        examples: Examples,
-        settings: TrainingSettings,
-        machine: Machine,
-        checkpoints: Checkpoints,
-        saving: RunSettings,
-        watch: Callable[[], dict[str, str]] | None = None,  # what the model as it is replies, as in the output file
-    ) -> None:
-        self.model, self.optimizer, self.examples, self.settings = model, optimizer, examples, settings
-        self.machine, self.checkpoints, self.saving, self.watch = machine, checkpoints, saving, watch
-        self.steps_per_epoch, steps = settings.steps(len(examples.train))
+    model: GPTModel
+    optimizer: Optimizer
+    examples: Examples
+    settings: TrainingSettings
+    saving: RunSettings
+    machine: Machine
+    checkpoints: Checkpoints  # in the run folder
+    processes: int = 1  # that the run was started with: they set the size of a step
+    watch: Callable[[], dict[str, str]] | None = None  # returns what the model replies now, as in the output file
+
+
+class Learner(NamedTuple):
+    """A model as it is trained, with what changes its weights."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    max_grad_norm: float
+
+
+class Trainer:
+    """A training in progress (`state`), from its start or from its checkpoint."""
+
+    def __init__(self, setup: TrainingSetup) -> None:
+        self.setup, self.settings, self.machine, self.examples = setup, setup.settings, setup.machine, setup.examples
+        settings, machine, checkpoints = setup.settings, setup.machine, setup.checkpoints
+        self.steps_per_epoch, steps = settings.steps(len(setup.examples.train), setup.processes)
         self.evaluate_every = settings.evaluate_every or self.steps_per_epoch
-        self.state = checkpoints.load(model, optimizer) or RunState()
+        self.state = checkpoints.load(setup.model, setup.optimizer) or TrainingState()
         former = self.state.steps
         self.state.steps = former if self.state.measured else steps
-        self.scaler = machine.gradient_scaler(self.state.scaler)
-        self.shared = machine.share(for_training(model, settings))
+        scaler = machine.gradient_scaler(self.state.scaler)
+        shared = machine.share(for_training(setup.model, settings))
+        self.learner = Learner(shared, setup.optimizer, scaler, settings.max_grad_norm)
         run_folder = checkpoints.folder.parent
         self.progress = Progress(run_folder, self.state, self.steps_per_epoch, machine.primary)
         self.pace = Pace(run_folder, settings, self.evaluate_every, machine)
@@ -87,18 +104,15 @@ class Run:
         settings, machine = self.settings, self.machine
         step = self.state.step + 1
         self.progress.resume_clock()
-        padding_id = self.examples.padding_id
-        for group in self.optimizer.param_groups:
+        for group in self.learner.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, self.state.steps, settings)
-        mine = machine.take_share(batches)
-        made = [make_batch(self.examples.train, numbers, padding_id, machine) for numbers in mine]
-        seeds = [
-            batch_seed(settings.seed, step, machine.rank + place * machine.processes) for place in range(len(mine))
-        ]
+        made = []
+        for place, numbers in enumerate(machine.take_share(batches)):
+            batch = make_batch(self.examples.train, numbers, self.examples.padding_id, machine)
+            seed = batch_seed(settings.seed, step, machine.rank + place * machine.processes)
+            made.append(batch._replace(seed=seed))
         try:
-            loss, learned, norm = take_step(
-                self.shared, self.optimizer, self.scaler, made, seeds, settings.max_grad_norm, machine
-            )
+            loss, learned, norm = take_step(self.learner, made, machine)
         except FloatingPointError as error:
             numbers = [number for batch in batches for number in batch]
             places = ", ".join(map(str, self.examples.train.places(numbers)))
@@ -129,7 +143,7 @@ class Run:
         val_loss = self.evaluate("val")
         if not math.isfinite(val_loss + (train_loss or 0)):
             raise UserError(f"step {self.state.step}: the evaluation's loss is no number; try a lower --learning-rate")
-        watched = self.watch() if self.watch else None
+        watched = self.setup.watch() if self.setup.watch else None
         self.pace.evaluation_seconds = time.perf_counter() - started
         return val_loss, train_loss, watched
 
@@ -137,8 +151,8 @@ class Run:
         """The loss on the validation part, or on the first examples of the training part."""
         train_set, val_set, padding_id = self.examples
         if part == "train":
-            return evaluate(self.model, train_set, padding_id, self.machine, TRAIN_SAMPLE)
-        return evaluate(self.model, val_set, padding_id, self.machine)
+            return evaluate(self.setup.model, train_set, padding_id, self.machine, TRAIN_SAMPLE)
+        return evaluate(self.setup.model, val_set, padding_id, self.machine)
 
     def record(self, val_loss: float, train_loss: float | None, watched: dict[str, str] | None) -> None:
         """Note what was measured, and with `--early-stopping` the weights if they are the best so far."""
@@ -149,7 +163,7 @@ class Run:
             self.state.after = Losses(train_loss, val_loss)
             self.state.before = self.state.before or self.state.after
         if self.settings.early_stopping and self.state.best == self.state.step:
-            self.checkpoints.save_best(self.model, self.state.step)
+            self.setup.checkpoints.save_best(self.setup.model, self.state.step)
             self.state.kept = self.state.step
 
     def is_hopeless(self) -> bool:
@@ -161,12 +175,12 @@ class Run:
         """The last weights are kept, or with `--early-stopping` the best: put those back, and measure them again."""
         state = self.state
         if state.kept not in (-1, state.step):
-            self.checkpoints.load_best(self.model, state.kept)
+            self.setup.checkpoints.load_best(self.setup.model, state.kept)
             state.after = Losses(self.evaluate("train"), self.evaluate("val"))
             self.progress.kept()
 
     def save_is_due(self) -> bool:
-        minutes = self.saving.checkpoint_minutes
+        minutes = self.setup.saving.checkpoint_minutes
         if minutes == 0:
             return self.epoch_is_over
         # Processes whose clocks differ must agree.
@@ -177,23 +191,26 @@ class Run:
         if self.state.step == self.saved_step:
             return
         self.saved_step = self.state.step  # even if it fails: the processes must go the same way
-        self.state.scaler = self.scaler.state_dict()
+        self.state.scaler = self.learner.scaler.state_dict()
         self.progress.flush()
         try:
-            self.progress.say(self.checkpoints.save(self.model, self.optimizer, self.state))
+            self.progress.say(self.setup.checkpoints.save(self.setup.model, self.setup.optimizer, self.state))
         except UserError as error:
             self.progress.say(f"no checkpoint of step {self.state.step}: {error}")
         self.saved_at = time.monotonic()
 
 
-def train(run: Run, signals: StopSignals, after_epoch: Callable[[int], None] = lambda epoch: None) -> RunState:
-    """Train the model of `run` in place, and return where it has come to: its losses, and the step whose weights are
-    kept. What happens on the way goes to the screen and into the run folder, which is that of the checkpoints.
+def train(
+    trainer: Trainer, signals: StopSignals, after_epoch: Callable[[int], None] = lambda epoch: None
+) -> TrainingState:
+    """Train the model in place, and return the final state: its losses, and the step whose weights are kept.
+
+    Losses and evaluations go to the screen and into the run folder, which is that of the checkpoints.
 
     The loss of a step is the summed negative log-likelihood of all the learned tokens in all its batches divided by
     their number, so that every token counts the same: 8 examples together are 4 times 2.
 
-    A run that finds a checkpoint goes on from it. Stopped by one of `signals`, it writes one first. After the last
+    A run that finds a checkpoint resumes from it. Stopped by one of `signals`, it writes one first. After the last
     step the signals are held back, so that the model can be saved.
 
     Args:
@@ -203,56 +220,50 @@ def train(run: Run, signals: StopSignals, after_epoch: Callable[[int], None] = l
         UserError: a loss that is no number.
         KeyboardInterrupt: stopped; its text says where.
     """
-    state, plan = run.state, all_steps(run.examples.train.lengths(), run.settings, run.state.step)
+    state, processes = trainer.state, trainer.setup.processes
+    plan = all_steps(trainer.examples.train.lengths(), trainer.settings, state.step, processes)
     try:
         while True:
-            if run.epoch_is_over:
-                after_epoch(state.step // run.steps_per_epoch)
-            if run.evaluation_is_due():
-                measured = run.measure()
+            if trainer.epoch_is_over:
+                after_epoch(state.step // trainer.steps_per_epoch)
+            if trainer.evaluation_is_due():
+                measured = trainer.measure()
                 with signals.whole():
-                    run.record(*measured)
+                    trainer.record(*measured)
             signals.check()
-            if state.step >= state.steps or run.is_hopeless():
+            if state.step >= state.steps or trainer.is_hopeless():
                 break
-            if run.save_is_due():
+            if trainer.save_is_due():
                 with signals.whole():
-                    run.save()
+                    trainer.save()
             with signals.whole():
-                run.step(next(plan))
-                run.pace.measure(state, run.progress)
+                trainer.step(next(plan))
+                trainer.pace.measure(state, trainer.progress)
     except KeyboardInterrupt:
-        run.save()
+        trainer.save()
         raise KeyboardInterrupt(f" after step {state.step} of {state.steps}") from None
     signals.hold()  # what was learned since the last checkpoint is nowhere else until the model is saved
-    if run.saving.keep_checkpoint:
-        run.save()
-    run.choose_weights()
-    run.progress.bar.close()
+    if trainer.setup.saving.keep_checkpoint:
+        trainer.save()
+    trainer.choose_weights()
+    trainer.progress.bar.close()
     return state
 
 
-def take_step(
-    model: nn.Module,
-    optimizer: Optimizer,
-    scaler: torch.amp.GradScaler,
-    batches: Sequence[Batch],
-    seeds: Sequence[int],
-    max_grad_norm: float,
-    machine: Machine,
-) -> tuple[float, int, float | None]:
+def take_step(learner: Learner, batches: Sequence[Batch], machine: Machine) -> tuple[float, int, float | None]:
     """One optimizer step over all of `batches`: its mean loss, its learned tokens, and the norm of its gradient.
 
-    Of several processes each has its share of the batches, and the same result. `seeds` are those of dropout.
+    Of several processes each has its share of the batches, and the same result.
 
     Raises:
         FloatingPointError: the loss is no number; the weights are as they were.
     """
+    model, optimizer, scaler, max_grad_norm = learner
     learned = int(machine.total(sum(batch.learned for batch in batches))[0])
     loss = 0.0
     model.train()
-    for number, (inputs, targets, _) in enumerate(batches, 1):
-        torch.manual_seed(seeds[number - 1])
+    for number, (inputs, targets, _, seed) in enumerate(batches, 1):
+        torch.manual_seed(seed)
         last = number == len(batches)
         with contextlib.nullcontext() if last else machine.without_sharing(model):
             with machine.autocast():
@@ -276,11 +287,13 @@ def take_step(
     return loss, learned, norm
 
 
-def all_steps(lengths: Sequence[int], settings: TrainingSettings, finished: int = 0) -> Iterator[list[list[int]]]:
+def all_steps(
+    lengths: Sequence[int], settings: TrainingSettings, finished: int = 0, processes: int = 1
+) -> Iterator[list[list[int]]]:
     """The batches of each step after the first `finished`, as example numbers, epoch after epoch, without an end."""
-    first, done = divmod(finished, settings.steps(len(lengths))[0])
+    first, done = divmod(finished, settings.steps(len(lengths), processes)[0])
     for epoch in count(first):
-        steps = epoch_steps(lengths, settings.batch_size, settings.step_batches, settings.seed, epoch)
+        steps = epoch_steps(lengths, settings.batch_size, settings.step_batches(processes), settings.seed, epoch)
         yield from steps[done:]
         done = 0
 
@@ -313,7 +326,7 @@ def evaluate(
     model.eval()
     total, tokens = 0.0, 0
     for numbers in machine.take_share(list(evaluation_batches(dataset.lengths()[:examples]))):
-        inputs, targets, learned = make_batch(dataset, numbers, padding_id, machine)
+        inputs, targets, learned, _ = make_batch(dataset, numbers, padding_id, machine)
         with machine.autocast():
             total += model(inputs, targets).item()
         tokens += learned

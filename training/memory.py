@@ -116,7 +116,7 @@ def check_memory(size: Size, training: TrainingSettings, machine: Machine) -> st
 
 def advice(size: Size, training: TrainingSettings, machine: Machine, free: int) -> str:
     """Which options would make the run fit into `free` bytes, and what each of them takes."""
-    one = {"batch_size": 1, "gradient_accumulation": training.step_size // training.processes}
+    one = {"batch_size": 1, "gradient_accumulation": training.batch_size * training.gradient_accumulation}
     ways = [
         one,
         {"gradient_checkpointing": True},

@@ -6,7 +6,7 @@ from pathlib import Path
 from settings import TrainingSettings
 from support.errors import UserError
 from support.files import read_json_object, write_json
-from training.checkpoint import RunState
+from training.checkpoint import TrainingState
 from training.device import Machine
 from training.progress import Progress
 
@@ -38,7 +38,7 @@ class Pace:
         if self.recorded and {type(self.recorded.get(name)) for name in ("measured", "steps")} != {int}:
             raise UserError(f"{self.path} is damaged; {advice}")
 
-    def measure(self, state: RunState, progress: Progress) -> None:
+    def measure(self, state: TrainingState, progress: Progress) -> None:
         """After a step: tell, when enough of them are measured, how long the rest takes; perhaps set their number."""
         if self.done or state.measured:
             return
@@ -67,7 +67,7 @@ class Pace:
         elif (left := (state.steps - state.step) * per_step) > LONG:
             progress.say(f"{per_step:.2f} s a step: about {left / 60:.0f} min to go")
 
-    def set_steps(self, state: RunState, progress: Progress, steps: int, measured: int) -> None:
+    def set_steps(self, state: TrainingState, progress: Progress, steps: int, measured: int) -> None:
         progress.say(f"the time is enough for {steps} of {state.steps} steps")
         state.steps, state.measured = steps, measured
         progress.bar.total = steps

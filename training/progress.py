@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from support.errors import printable
 from support.files import writing
-from training.checkpoint import RunState
+from training.checkpoint import TrainingState
 
 LOGS = ("metrics.jsonl", "timing.jsonl")
 SHOWN = 100  # characters of a reply, on the screen
@@ -23,7 +23,7 @@ class Progress:
     `primary` of several processes shows and writes anything.
     """
 
-    def __init__(self, run_folder: Path, state: RunState, steps_per_epoch: int, primary: bool = True) -> None:
+    def __init__(self, run_folder: Path, state: TrainingState, steps_per_epoch: int, primary: bool = True) -> None:
         self.run_folder, self.state, self.steps_per_epoch, self.primary = run_folder, state, steps_per_epoch, primary
         self.bar = tqdm(
             total=state.steps,
@@ -137,7 +137,7 @@ def shorten(text: str) -> str:
     return line if len(line) <= SHOWN else f"{line[: SHOWN - 4]} ..."
 
 
-def show_losses(state: RunState) -> str:
+def show_losses(state: TrainingState) -> str:
     """The losses before and after."""
     before, after = state.before, state.after
     assert before is not None

@@ -33,7 +33,7 @@ from support.errors import run_command
 from support.files import write_json, write_text
 from training.checkpoint import Checkpoints
 from training.device import choose_machine, keep_freed_memory
-from training.loop import Examples, Run, evaluate, train
+from training.loop import Examples, Trainer, TrainingSetup, evaluate, train
 from training.stopping import StopSignals
 
 DIALOGUE = {"template": "prompt", "instruction": INSTRUCTION, "speakers": [], "learn": "all"}  # of the model
@@ -143,7 +143,8 @@ def build(settings: BuildSettings) -> None:
     checkpoints = Checkpoints(settings.work / "checkpoint", {"corpus": checksum(settings.corpus)})
     with StopSignals(machine) as signals:
         saving = RunSettings(keep_checkpoint=True)
-        train(Run(model, optimizer, examples, settings.training, machine, checkpoints, saving), signals)
+        setup = TrainingSetup(model, optimizer, examples, settings.training, saving, machine, checkpoints)
+        train(Trainer(setup), signals)
     copy_vocabulary(vocabulary, settings.folder)
     save_model(model, settings.folder, DIALOGUE, dtype=torch.float16)
     write_checksums(settings.folder)
