@@ -66,12 +66,13 @@ def finetune(settings: FinetuneSettings, facts: RunFacts) -> None:
 
 def complete_cases(run: "OpenRun", decoder: "Decoder") -> "list[Case]":
     """Let the model complete the held-out conversations, and print the generated beside the true ones."""
-    from talking.generation import complete_dialogues
+    from talking.generation import CompletionConfig, complete_dialogues
 
     job, generation = run.job, run.job.settings.generation
     renderer = job.data.conversations.renderer
     dialogues = [job.data.conversations[number] for number in job.data.held_out[: generation.cases]]
-    cases = complete_dialogues(decoder, renderer, dialogues, job.settings.data.learn, generation, job.seed)
+    config = CompletionConfig(renderer, job.settings.data.learn, generation, job.seed)
+    cases = complete_dialogues(decoder, dialogues, config)
     print_cases([case.as_texts(renderer.name) for case in cases], generation.cases)
     return cases
 

@@ -86,7 +86,7 @@ def generation(folder: str, prompts: list[list[int]], new_tokens: int, device: s
     from load_gpt2_weights import load_model
     from settings import GenerationSettings
     from talking.decoder import Decoder
-    from talking.generation import generate
+    from talking.generation import Bounds, generate
     from training.device import choose_machine, keep_freed_memory
 
     keep_freed_memory()
@@ -96,7 +96,7 @@ def generation(folder: str, prompts: list[list[int]], new_tokens: int, device: s
 
     def complete(count: int) -> list[list[int]]:
         settings = GenerationSettings(max_new_tokens=count)
-        return generate(decoder, prompts, -1, settings, 0, lambda tokens, limit: tokens[-limit:])
+        return generate(decoder, prompts, Bounds(-1), settings, 0)
 
     return generation_figures(complete, new_tokens, device)
 
@@ -121,7 +121,7 @@ def count_written(folder: str, data: str, new_tokens: int, device: str, precisio
     from pipeline.prepare import open_data, read_data
     from settings import DataSettings, GenerationSettings
     from talking.decoder import Decoder
-    from talking.generation import choose_turn, generate
+    from talking.generation import Bounds, choose_turn, generate
     from training.device import choose_machine
 
     machine = choose_machine(device, precision)
@@ -131,14 +131,8 @@ def count_written(folder: str, data: str, new_tokens: int, device: str, precisio
     renderer = read.conversations.renderer
     dialogues = [read.conversations[number] for number in read.held_out[: settings.cases]]
     prompts = [renderer.encode_prompt(dialogue, choose_turn(renderer, dialogue, "all")) for dialogue in dialogues]
-    replies = generate(
-        Decoder(model.to(device), machine.inference_dtype),
-        prompts,
-        tokenizer.eot_token,
-        settings,
-        0,
-        renderer.newest_turns,
-    )
+    decoder = Decoder(model.to(device), machine.inference_dtype)
+    replies = generate(decoder, prompts, Bounds(tokenizer.eot_token, renderer.newest_turns), settings, 0)
     return {"tokens_written": [len(reply) for reply in replies]}
 
 

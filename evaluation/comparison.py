@@ -14,7 +14,7 @@ from evaluation.results import CopiedSpan, Metrics, ShownCase, ShownTurn, TooFew
 from evaluation.scoring import Scorer
 from support.files import Json
 from talking.decoder import Decoder
-from talking.generation import Case, complete_dialogues
+from talking.generation import Case, CompletionConfig, complete_dialogues
 
 REPLY_TOKENS = 64  # of a reply that are measured, at most
 
@@ -101,10 +101,10 @@ def measure_column(
     if written is None:
         conversations, shown = subject.conversations, subject.generation.cases if whole else 0
         dialogues = [conversations[number] for number in subject.answered]
+        config = CompletionConfig(conversations.renderer, conversations.learn, subject.generation, subject.seed)
         short = replace(subject.generation, max_new_tokens=min(subject.reply_tokens, subject.generation.max_new_tokens))
-        renderer, learn, seed = conversations.renderer, conversations.learn, subject.seed
-        written = complete_dialogues(decoder, renderer, dialogues[:shown], learn, subject.generation, seed)
-        written += complete_dialogues(decoder, renderer, dialogues[shown:], learn, short, seed, one_turn=True)
+        written = complete_dialogues(decoder, dialogues[:shown], config)
+        written += complete_dialogues(decoder, dialogues[shown:], replace(config, sampling=short, one_turn=True))
     scorer = Scorer(decoder.model, subject.autocast, subject.tokenizer.eot_token)
     return Column(*measure_likelihood(scorer, subject), written)
 

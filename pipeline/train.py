@@ -20,7 +20,7 @@ from settings import TrainingSettings
 from support.errors import UserError
 from support.files import write_json
 from talking.decoder import Decoder
-from talking.generation import complete_dialogues
+from talking.generation import CompletionConfig, complete_dialogues
 from training.checkpoint import Checkpoints, TrainingState
 from training.device import return_freed_memory
 from training.loop import Examples, Trainer, TrainingSetup, train
@@ -182,10 +182,10 @@ def make_watch(run: OpenRun) -> Callable[[], dict[str, str]]:
     job, renderer = run.job, run.job.data.conversations.renderer
     first = job.data.conversations[job.data.held_out[0]]
     learn, generation = job.settings.data.learn, job.settings.generation
+    config = CompletionConfig(renderer, learn, generation, job.seed, one_turn=True)
 
     def watch() -> dict[str, str]:
-        decoder = Decoder(run.model)
-        (case,) = complete_dialogues(decoder, renderer, [first], learn, generation, job.seed, one_turn=True)
+        (case,) = complete_dialogues(Decoder(run.model), [first], config)
         return case._replace(true=case.true[:1]).as_texts(renderer.name)
 
     return watch

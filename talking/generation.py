@@ -1,6 +1,7 @@
 """Text from a model: greedy or drawn, many prompts at once, as long as one likes."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from tqdm import tqdm
 
 from dialogues.dialogue import Dialogue, Turn
 from dialogues.template import Renderer
-from settings import GenerationSettings, SamplingSettings
+from settings import SamplingSettings
 from talking.decoder import Decoder
 
 BATCH = 16  # prompts at a time: their keys and values take memory
@@ -35,31 +36,40 @@ class Case(NamedTuple):
         return {"input": asked, "response": true, "model_response": written}
 
 
-def complete_dialogues(
-    decoder: Decoder,
-    renderer: Renderer,
-    dialogues: Sequence[Dialogue],
-    learn: str,
-    settings: GenerationSettings,
-    seed: int,
-    one_turn: bool = False,
-) -> list[Case]:
-    """Let the model go on with each dialogue, beside how it really went on.
+@dataclass(frozen=True)
+class CompletionConfig:
+    """How a model completes dialogues.
+
+    Attributes:
+        learn: as in the model's training.
+        one_turn: the model writes one turn only; one that has not learned `all` always does.
+    """
+
+    renderer: Renderer
+    learn: str
+    sampling: SamplingSettings
+    seed: int
+    one_turn: bool = False
+
+
+def complete_dialogues(decoder: Decoder, dialogues: Sequence[Dialogue], config: CompletionConfig) -> list[Case]:
+    """Let the model complete each dialogue, and keep the true continuation beside its own.
 
     A model that has learned all of a dialogue writes the rest from the opening turn, or with `one_turn` the next turn.
     One that has learned replies, or what one speaker says, does not know who speaks next: it writes the first such
-    turn. With the `alpaca` template it writes the response, which stands alone.
+    turn. With the `alpaca` template it writes the response.
     """
-    one_turn = one_turn or learn != "all"
+    renderer = config.renderer
+    one_turn = config.one_turn or config.learn != "all"
     stop = renderer.stop if one_turn and renderer.name != "labels" else []  # a newline ends nothing for sure
-    turns = [choose_turn(renderer, dialogue, learn) for dialogue in dialogues]
+    bounds = Bounds(renderer.tokenizer.eot_token, renderer.newest_turns, stop)
+    turns = [choose_turn(renderer, dialogue, config.learn) for dialogue in dialogues]
     prompts = [renderer.encode_prompt(dialogue, turn) for dialogue, turn in zip(dialogues, turns, strict=True)]
-    end_of_text = renderer.tokenizer.eot_token
     replies: list[list[int]] = []
     starts = range(0, len(prompts), BATCH)
     for start in tqdm(starts, desc="writing", unit="batch", delay=2, leave=False, disable=None):
         batch = prompts[start : start + BATCH]
-        replies += generate(decoder, batch, end_of_text, settings, seed + start, renderer.newest_turns, stop)
+        replies += generate(decoder, batch, bounds, config.sampling, config.seed + start)
     cases = []
     for dialogue, turn, reply in zip(dialogues, turns, replies, strict=True):
         speakers = [speaker for speaker, _ in dialogue.turns]
@@ -77,15 +87,29 @@ def choose_turn(renderer: Renderer, dialogue: Dialogue, learn: str) -> int:
     return next(spoken, 1)
 
 
+def newest_tokens(tokens: list[int], limit: int) -> list[int]:
+    """The last `limit` of `tokens`."""
+    return tokens[-limit:]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What ends a text, and how it is shortened when it outgrows the positions.
+
+    Attributes:
+        end_id: the token with which the model ends a text; it is not part of the result.
+        shorten: `shorten(tokens, limit)` returns the end of a text, at most `limit` tokens, which the model continues.
+        stop: tokens after which a text ends too; they are the end of its result.
+    """
+
+    end_id: int
+    shorten: Callable[[list[int], int], list[int]] = newest_tokens
+    stop: Sequence[int] = ()
+
+
 @torch.inference_mode()
 def generate(
-    decoder: Decoder,
-    prompts: Sequence[list[int]],
-    end_id: int,
-    settings: SamplingSettings,
-    seed: int,
-    shorten: Callable[[list[int], int], list[int]],
-    stop: Sequence[int] = (),
+    decoder: Decoder, prompts: Sequence[list[int]], bounds: Bounds, settings: SamplingSettings, seed: int
 ) -> list[list[int]]:
     """Continue each prompt until the model ends it or `settings.max_new_tokens` are written.
 
@@ -93,19 +117,17 @@ def generate(
 
     Args:
         prompts: token ids, one or more for each prompt; lengths may differ.
-        end_id: the token with which the model ends a text; it is not part of the result.
         seed: for what is drawn at a temperature above 0.
-        shorten: `shorten(tokens, limit)` returns the end of a text that has outgrown the positions, to go on from.
-        stop: tokens behind which a text ends too; they are the end of its result.
     """
     device = decoder.device
     generator = torch.Generator(device).manual_seed(seed)
     positions = decoder.config.n_positions
     texts = {row: list(prompt) for row, prompt in enumerate(prompts)}  # what the model sees, of the rows not yet ended
     replies: list[list[int]] = [[] for _ in prompts]
-    left = settings.max_new_tokens
+    stop, left = bounds.stop, settings.max_new_tokens
     while texts and left:
-        texts = {row: text if len(text) <= positions else shorten(text, positions // 2) for row, text in texts.items()}
+        outgrown = [row for row, text in texts.items() if len(text) > positions]
+        texts |= {row: bounds.shorten(texts[row], positions // 2) for row in outgrown}
         rows = list(texts)
         ids, padding = pad_left(list(texts.values()), device)
         decoding = decoder.start(padding, capacity=min(positions, ids.size(1) + left))
@@ -115,7 +137,7 @@ def generate(
             ids = draw(logits, settings, generator)  # (B, 1)
             left -= 1
             for row, token in zip(rows, ids[:, 0].tolist(), strict=True):
-                if row in texts and token == end_id:
+                if row in texts and token == bounds.end_id:
                     del texts[row]
                 elif row in texts:
                     texts[row].append(token)

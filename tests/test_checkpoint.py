@@ -21,7 +21,7 @@ from models.tiny.build import MuonAndAdamW
 from settings import GenerationSettings, RunSettings, TrainingSettings
 from support.errors import UserError
 from talking.decoder import Decoder
-from talking.generation import generate
+from talking.generation import Bounds, generate
 from training import checkpoint
 from training.optimizer import make_optimizer
 from training.stopping import StopSignals
@@ -209,7 +209,7 @@ class TestWatching:
     @staticmethod
     def reply(model: GPTModel) -> dict[str, str]:
         settings = GenerationSettings(max_new_tokens=8, temperature=1)
-        (tokens,) = generate(Decoder(model), [[1, 2, 3]], 100, settings, 7, lambda tokens, limit: tokens[-limit:])
+        (tokens,) = generate(Decoder(model), [[1, 2, 3]], Bounds(100), settings, 7)
         return {
             "input": "A: 1 2 3",
             "response": "B: 4\x1b\n5",

@@ -21,7 +21,7 @@ from support.errors import UserError
 from support.files import write_json
 from talking.conversation import Conversation, People, choose_people, read_turn
 from talking.decoder import Decoder
-from talking.generation import generate
+from talking.generation import Bounds, generate
 
 PEOPLE = People("Ann", "Bo", others=("Cy",))
 GREEDY = AnswerSettings(temperature=0, repetition_penalty=1, max_new_tokens=40)
@@ -94,9 +94,8 @@ def test_an_answer_is_that_of_the_uncached_whole(template):
         conversation.say(text)
         prompt = conversation.prompt(40)
         settings = GenerationSettings(max_new_tokens=40)
-        reply = generate(
-            loaded(template)[0], [prompt], renderer.tokenizer.eot_token, settings, 0, renderer.newest_turns
-        )
+        bounds = Bounds(renderer.tokenizer.eot_token, renderer.newest_turns)
+        reply = generate(loaded(template)[0], [prompt], bounds, settings, 0)
         expected = "".join(read_turn(reply[0], renderer, conversation.people))
         assert "".join(conversation.answer(GREEDY)) == expected
         assert conversation.turns[-1] == Turn(conversation.people.you, expected)

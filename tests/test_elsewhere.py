@@ -18,7 +18,7 @@ from hub.find import BUNDLED
 from load_gpt2_weights import add_embeddings, load_model, save_model
 from settings import GenerationSettings
 from talking.decoder import Decoder
-from talking.generation import generate
+from talking.generation import Bounds, generate
 
 TALK = Dialogue((Turn("Alex", "Did you sleep well?"), Turn("Bob", "A <|endofturn|> log."), Turn("Alex", "(Me too.)")))
 ALPACA_TALK = Dialogue((Turn("Instruction", "Add 1 and 2."), Turn("Response", "3"), *TALK.turns), ALPACA)
@@ -98,7 +98,8 @@ def test_the_bundled_model_talks_alike_everywhere(question, tmp_path):
     dialogue = Dialogue((Turn("User", question), Turn("Assistant", "")))
     prompt = renderer.encode_prompt(dialogue, 1)
     limits = GenerationSettings(max_new_tokens=60)
-    (ours,) = generate(Decoder(model), [prompt], tokenizer.eot_token, limits, 0, renderer.newest_turns, renderer.stop)
+    bounds = Bounds(tokenizer.eot_token, renderer.newest_turns, renderer.stop)
+    (ours,) = generate(Decoder(model), [prompt], bounds, limits, 0)
     (turn,) = renderer.parse_turns(tokenizer.decode(ours), "Assistant", [])
     assert 0 < len(ours) < 60
 

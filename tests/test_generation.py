@@ -17,11 +17,7 @@ from hub.find import BUNDLED
 from load_gpt2_weights import load_model
 from settings import GenerationSettings
 from talking.decoder import Decoder
-from talking.generation import BATCH, complete_dialogues, draw, generate, penalize_repetition
-
-
-def newest(tokens: list[int], limit: int) -> list[int]:
-    return tokens[-limit:]
+from talking.generation import BATCH, Bounds, CompletionConfig, complete_dialogues, draw, generate, penalize_repetition
 
 
 @pytest.fixture
@@ -32,15 +28,15 @@ def model(vocabulary, tmp_path):
 def test_a_batch_writes_what_each_prompt_writes_alone(model):
     prompts = [[1, 2, 3], [50, 60, 70, 80, 90, 100, 110], [7]]
     settings = GenerationSettings(max_new_tokens=40)
-    together = generate(Decoder(model), prompts, 399, settings, 0, newest)
-    alone = [generate(Decoder(model), [prompt], 399, settings, 0, newest)[0] for prompt in prompts]
+    together = generate(Decoder(model), prompts, Bounds(399), settings, 0)
+    alone = [generate(Decoder(model), [prompt], Bounds(399), settings, 0)[0] for prompt in prompts]
     assert together == alone
 
 
 def test_generation_goes_on_past_the_positions(model):
     """128 positions, 300 new tokens: equal to an uncached loop that keeps the newest 64 tokens at an overflow."""
     prompts = [[1, 2, 3], list(range(200, 240))]
-    replies = generate(Decoder(model), prompts, -1, GenerationSettings(max_new_tokens=300), 0, newest)
+    replies = generate(Decoder(model), prompts, Bounds(-1), GenerationSettings(max_new_tokens=300), 0)
     for prompt, reply in zip(prompts, replies, strict=True):
         context, expected = list(prompt), []
         for _ in range(300):
@@ -55,22 +51,22 @@ def test_generation_goes_on_past_the_positions(model):
 def test_a_prompt_longer_than_the_positions(model):
     prompt = [number % 390 for number in range(500)]
     settings = GenerationSettings(max_new_tokens=5)
-    assert generate(Decoder(model), [prompt], 399, settings, 0, newest) == generate(
-        Decoder(model), [prompt[-64:]], 399, settings, 0, newest
+    assert generate(Decoder(model), [prompt], Bounds(399), settings, 0) == generate(
+        Decoder(model), [prompt[-64:]], Bounds(399), settings, 0
     )
 
 
 def test_it_stops_at_end_of_text(model):
     settings = GenerationSettings(max_new_tokens=30)
-    (reply,) = generate(Decoder(model), [[1, 2, 3]], 399, settings, 0, newest)
+    (reply,) = generate(Decoder(model), [[1, 2, 3]], Bounds(399), settings, 0)
     end = reply[10]
-    (ended,) = generate(Decoder(model), [[1, 2, 3]], end, settings, 0, newest)
+    (ended,) = generate(Decoder(model), [[1, 2, 3]], Bounds(end), settings, 0)
     assert ended == reply[: reply.index(end)]
 
 
 def test_drawing_is_repeatable_and_follows_the_seed(model):
     settings = GenerationSettings(max_new_tokens=30, temperature=1.0)
-    first, again, other = (generate(Decoder(model), [[1, 2, 3]], 399, settings, seed, newest) for seed in (1, 1, 2))
+    first, again, other = (generate(Decoder(model), [[1, 2, 3]], Bounds(399), settings, seed) for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
@@ -112,7 +108,7 @@ def test_cases_hold_the_opening_the_truth_and_the_models_words(vocabulary, tmp_p
         Dialogue((Turn("Ann", "Is it still raining over there?"), Turn("Bo", "Yes."))),
     ]
     settings = GenerationSettings(max_new_tokens=20)
-    completed = complete_dialogues(Decoder(model), Renderer(tokenizer), dialogues, "all", settings, seed=1)
+    completed = complete_dialogues(Decoder(model), dialogues, CompletionConfig(Renderer(tokenizer), "all", settings, 1))
     cases = [case.as_texts("prompt") for case in completed]
     assert [case["input"] for case in cases] == ["Ann: Hi.", "Ann: Is it still raining over there?"]
     assert cases[0]["response"] == "Cem: Hey! Cem: You?"
@@ -125,10 +121,12 @@ def test_a_model_that_learned_one_speaker_writes_that_speakers_turn(vocabulary, 
     model, tokenizer = load_model(write_layout(tiny_reference(std=0.25), vocabulary, tmp_path / "m", "bare"))
     dialogue = Dialogue((Turn("Ann", "Hi."), Turn("Cem", "Hey!"), Turn("Ann", "You?"), Turn("Cem", "Me.")))
     settings = GenerationSettings(max_new_tokens=20)
-    (case,) = complete_dialogues(Decoder(model), Renderer(tokenizer), [dialogue], "Ann", settings, seed=1)
+    (case,) = complete_dialogues(Decoder(model), [dialogue], CompletionConfig(Renderer(tokenizer), "Ann", settings, 1))
     assert (case.asked, case.true) == (dialogue.turns[:2], dialogue.turns[2:])
     assert [turn.speaker for turn in case.written] == ["Ann"]
-    (case,) = complete_dialogues(Decoder(model), Renderer(tokenizer), [dialogue], "replies", settings, seed=1)
+    (case,) = complete_dialogues(
+        Decoder(model), [dialogue], CompletionConfig(Renderer(tokenizer), "replies", settings, 1)
+    )
     assert (case.asked, case.true) == (dialogue.turns[:1], dialogue.turns[1:])
     assert [turn.speaker for turn in case.written] == ["Cem"]
 
@@ -138,12 +136,13 @@ def test_one_turn_is_the_first_of_the_whole():
     model, tokenizer = load_model(BUNDLED)
     dialogues, renderer = bundled_dialogues()[7:], Renderer(tokenizer)
     settings = GenerationSettings(max_new_tokens=100)
-    whole = complete_dialogues(Decoder(model), renderer, dialogues, "all", settings, seed=1)
-    alone = complete_dialogues(Decoder(model), renderer, dialogues, "all", settings, seed=1, one_turn=True)
+    whole = complete_dialogues(Decoder(model), dialogues, CompletionConfig(renderer, "all", settings, 1))
+    alone = complete_dialogues(Decoder(model), dialogues, CompletionConfig(renderer, "all", settings, 1, one_turn=True))
     assert any(len(case.written) > 1 for case in whole)
     assert [case.written for case in alone] == [case.written[:1] for case in whole]
     prompts = [renderer.encode_prompt(dialogue, 1) for dialogue in dialogues]
-    replies = generate(Decoder(model), prompts, tokenizer.eot_token, settings, 1, renderer.newest_turns, renderer.stop)
+    bounds = Bounds(tokenizer.eot_token, renderer.newest_turns, renderer.stop)
+    replies = generate(Decoder(model), prompts, bounds, settings, 1)
     assert any(reply[-len(renderer.stop) :] == renderer.stop for reply in replies)
     assert not any(tokenizer.decode(reply).count("###") > 1 for reply in replies)
 
@@ -166,16 +165,13 @@ def test_a_dialogue_that_outgrows_the_positions_goes_on_from_whole_turns(vocabul
     assert tokenizer.decode(start).startswith("\n\n### ")
     assert start != prompt[-64:]
     settings = GenerationSettings(max_new_tokens=150)
-    assert generate(Decoder(model), [prompt], -1, settings, 0, renderer.newest_turns) == [expected]
+    assert generate(Decoder(model), [prompt], Bounds(-1, renderer.newest_turns), settings, 0) == [expected]
 
 
 def test_many_cases_are_written_in_batches(vocabulary, tmp_path):
     model, tokenizer = load_model(write_layout(tiny_reference(std=0.25), vocabulary, tmp_path / "m", "bare"))
     dialogues = [Dialogue((Turn("A", f"number {number}"), Turn("B", "yes"))) for number in range(BATCH + 3)]
-    settings = GenerationSettings(max_new_tokens=8)
-    together = complete_dialogues(Decoder(model), Renderer(tokenizer), dialogues, "all", settings, seed=1)
-    alone = [
-        complete_dialogues(Decoder(model), Renderer(tokenizer), [dialogue], "all", settings, seed=1)[0]
-        for dialogue in dialogues
-    ]
+    config = CompletionConfig(Renderer(tokenizer), "all", GenerationSettings(max_new_tokens=8), seed=1)
+    together = complete_dialogues(Decoder(model), dialogues, config)
+    alone = [complete_dialogues(Decoder(model), [dialogue], config)[0] for dialogue in dialogues]
     assert together == alone

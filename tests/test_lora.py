@@ -30,7 +30,7 @@ from models.tiny.build import DIALOGUE
 from settings import GenerationSettings, TrainingSettings
 from support.errors import UserError
 from talking.decoder import Decoder
-from talking.generation import generate
+from talking.generation import Bounds, generate
 from training.device import Machine
 from training.loop import Batch, Learner, take_step
 from training.lora import LoRALinear, add_adapters, load_adapter, merge_adapters, save_adapter
@@ -228,7 +228,7 @@ def test_unmerged_generation_with_the_cache_equals_without(dtype, tie, vocabular
     prompts = [[5, 80, 402, 250, 9], [300, 20, 11]]
     settings = GenerationSettings(max_new_tokens=30)
     decoder = Decoder(model)
-    replies = generate(decoder, prompts, 399, settings, 0, lambda tokens, limit: tokens[-limit:])
+    replies = generate(decoder, prompts, Bounds(399), settings, 0)
     for prompt, reply in zip(prompts, replies, strict=True):
         text = list(prompt)
         with torch.no_grad():
@@ -244,9 +244,7 @@ def test_decoding_makes_no_second_copy_of_frozen_weights(model_folder):
     copied = Decoder(model, torch.bfloat16).model
     for parameter, shared in zip(model.parameters(), copied.parameters(), strict=True):
         assert shared is parameter
-    generate(
-        Decoder(copied), [[1, 2, 3]], -1, GenerationSettings(max_new_tokens=4), 0, lambda tokens, limit: tokens[-limit:]
-    )
+    generate(Decoder(copied), [[1, 2, 3]], Bounds(-1), GenerationSettings(max_new_tokens=4), 0)
     adapters = [layer for layer in copied.modules() if isinstance(layer, LoRALinear)]
     assert len(adapters) == 4 * model.config.n_layer
     assert not any(type(layer) is PackedLinear for layer in copied.modules())

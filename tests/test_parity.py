@@ -16,7 +16,7 @@ from load_gpt2_weights import TRANSPOSED, load_model, save_model
 from models.tiny.build import DIALOGUE
 from settings import GenerationSettings, TrainingSettings
 from talking.decoder import Decoder
-from talking.generation import generate
+from talking.generation import Bounds, generate
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -46,7 +46,7 @@ def test_greedy_generation_equals_transformers(vocabulary, tmp_path, penalty):
     model, _ = load_model(write_layout(reference, vocabulary, tmp_path / "m", "bare"))
     prompts = [[5, 80, 7, 250, 9], [300, 20, 11]]
     settings = GenerationSettings(max_new_tokens=60, repetition_penalty=penalty)
-    ours = generate(Decoder(model), prompts, 399, settings, 0, lambda tokens, limit: tokens[-limit:])
+    ours = generate(Decoder(model), prompts, Bounds(399), settings, 0)
     for prompt, reply in zip(prompts, ours, strict=True):
         expected = reference.generate(
             torch.tensor([prompt]),
