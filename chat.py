@@ -22,7 +22,7 @@ def main() -> None:
     """
     settings = parse_command_line(ChatSettings)
     check_one_process("a chat")
-    found = find_finished_model(settings.model)
+    found = find_finished_model(settings.model, settings.model_path)
 
     # PyTorch takes a second to import: a mistyped option doesn't wait for it.
     from load_gpt2_weights import load_for
@@ -33,12 +33,12 @@ def main() -> None:
     from training.device import choose_machine, keep_freed_memory
 
     keep_freed_memory()
-    people = choose_people(found.dialogue, settings.people.me, settings.people.you)
-    if settings.page.web:
-        check_page(settings.page)
+    people = choose_people(found.dialogue, settings.me, settings.you)
+    if settings.web:
+        check_page(settings)
     template, speakers = found.dialogue.get("template", "prompt"), found.dialogue.get("speakers", [])
     renderer = Renderer(load_tokenizer(found.folder), template, speakers)
-    machine = choose_machine(settings.machine.device, settings.machine.precision)
+    machine = choose_machine(settings.device, settings.precision)
     print(f"model: {found.folder}", machine.explanation, sep="\n", file=sys.stderr)
     if (learned := found.dialogue.get("learn")) in speakers and learned != people.you:
         print(f"the model has learned only what {learned} says, and speaks for {people.you}", file=sys.stderr)
@@ -52,10 +52,10 @@ def main() -> None:
         seed = secrets.randbits(63) if settings.seed is None else settings.seed
         return Conversation(load(folder), renderer, people, seed)
 
-    if settings.page.web:
-        base = find_base(found, settings.page.base, settings.model.model_path, partial(print, file=sys.stderr))
+    if settings.web:
+        base = find_base(found, settings.base, settings.model_path, partial(print, file=sys.stderr))
         title, beside = f"{people.you}, as {found.folder} writes", partial(start, base) if base else None
-        serve(partial(start, found.folder), beside, title, settings.answer, settings.page)
+        serve(partial(start, found.folder), beside, title, settings)
     else:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # Ctrl-C stops an answer, and a kill all of it
         conversation = start(found.folder)

@@ -10,7 +10,7 @@ from pipeline.job import Data
 from pipeline.prepare import choose_length, fingerprint, open_data, read_conversations, read_data
 from pipeline.run_folder import lock_run_folder, make_report_folder
 from pipeline.run_settings import read_facts, read_fingerprints
-from settings import ConversationSettings, EvaluateSettings, MachineSettings
+from settings import ConversationSettings, EvaluateSettings
 from support.command_line import parse_command_line
 from support.errors import UserError, check_one_process, run_command
 
@@ -26,11 +26,12 @@ def main() -> None:
         UserError: something that the user can mend.
     """
     started = time.perf_counter()
-    measured = find_finished_model(parse_command_line(EvaluateSettings).model)
+    named = parse_command_line(EvaluateSettings)
+    measured = find_finished_model(named.model, named.model_path)
     check_one_process("an evaluation")
     settings, own = complete_options(measured)
     data = read_held_out(measured, settings, own)
-    folder = settings.evaluation.report_dir or (measured.run if own else None)
+    folder = settings.report_dir or (measured.run if own else None)
     folder = folder and make_report_folder(folder, measured.run or measured.folder)  # before the work, not after it
     lock = lock_run_folder(folder) if folder and measured.run and folder.samefile(measured.run) else None
 
@@ -44,14 +45,14 @@ def main() -> None:
     keep_freed_memory()
     config, tokenizer = read_config(measured.folder / "config.json"), data.conversations.renderer.tokenizer
     check_speakers(data.conversations, measured, config.vocab_size)
-    machine = choose_machine(settings.machine.device, settings.machine.precision)
-    base = find_base(measured, settings.evaluation.base, settings.model.model_path, print)
+    machine = choose_machine(settings.device, settings.precision)
+    base = find_base(measured, settings.base, settings.model_path, print)
     print_plan(measured.folder, base, data, own, machine)
     if measured.run and not own:
         data = leave_out_trained(data, measured.run)
-    asked, seed = settings.evaluation.dialogues, settings.machine.seed
+    asked = settings.dialogues
     length, replies = choose_length(settings.data.max_length, config.n_positions), max(REPLIES, len(data.held_out))
-    scope = Scope(length, asked, min(asked, replies), asked, settings.generation, seed)
+    scope = Scope(length, asked, min(asked, replies), asked, settings.generation, settings.seed)
     subject = choose_subject(data, measured.run, machine, scope)
 
     def load(folder: Path) -> Decoder:
@@ -78,17 +79,16 @@ def complete_options(measured: FinishedModel) -> tuple[EvaluateSettings, bool]:
 
     Other conversations may have another form: how they are read is not taken over from the run's.
     """
-    recorded, options = measured.recorded, {}
+    recorded, default = measured.recorded, EvaluateSettings()
     if recorded:
-        machine = MachineSettings(precision=recorded.training.precision, seed=recorded.training.seed)
-        options = {"generation": recorded.generation, "machine": machine}
+        precision, seed = recorded.training.precision, recorded.training.seed
+        default = replace(default, generation=recorded.generation, precision=precision, seed=seed)
         known = {field.name: getattr(recorded.data, field.name) for field in fields(ConversationSettings)}
-        default = EvaluateSettings(data=ConversationSettings(**known), **options)
-        settings = parse_command_line(EvaluateSettings, default=default)
+        settings = parse_command_line(EvaluateSettings, default=replace(default, data=ConversationSettings(**known)))
         if settings.data.locate().resolve() == recorded.data.path.resolve():
             return settings, True
     known = {name: measured.dialogue[name] for name in ("template", "learn") if name in measured.dialogue}
-    default = EvaluateSettings(data=ConversationSettings(**known), **options)
+    default = replace(default, data=ConversationSettings(**known))
     return parse_command_line(EvaluateSettings, default=default), False
 
 

@@ -95,15 +95,11 @@ class DataSettings(ConversationSettings):
 
 
 @dataclass(frozen=True)
-class DeviceSettings:
+class MachineSettings:
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """where to compute; auto: a GPU if there is one"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """number format of the matrix products; the weights stay fp32; auto: bf16 where the hardware has it"""
-
-
-@dataclass(frozen=True)
-class MachineSettings(DeviceSettings):
     seed: int = 123
     """fixes every random choice"""
 
@@ -175,7 +171,7 @@ class TrainingSettings(MachineSettings):
 
     def steps(self, examples: int, processes: int) -> tuple[int, int]:
         """Optimizer steps of an epoch over `examples`, and of the whole run."""
-        assert self.epochs is not None  # `with_defaults` has filled it in
+        assert self.epochs is not None  # `complete_settings` has filled it in
         steps_per_epoch = -(-examples // (self.batch_size * self.step_batches(processes)))
         steps = self.epochs * steps_per_epoch
         return steps_per_epoch, min(steps, self.max_steps or steps)
@@ -284,7 +280,15 @@ class FinetuneSettings:
 
 
 @dataclass(frozen=True)
-class EvaluationSettings:
+class EvaluateSettings(MachineSettings):
+    """Measure a model on conversations that it has not seen, and write a report."""
+
+    model: Annotated[tyro.conf.Positional[str | None], arg(metavar="MODEL")] = None
+    """a run folder, a model folder, or a name; default: the newest finished run in runs/"""
+    model_path: Path = Path("models")
+    """where model folders live and where downloads go"""
+    data: ConversationSettings = field(default_factory=ConversationSettings)
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
     base: str | None = None
     """a model to compare with, or none; default: of a run, the one that it began as"""
     dialogues: int = 1000
@@ -295,34 +299,7 @@ class EvaluationSettings:
 
     def problems(self) -> list[str]:
         """What is wrong with the values, a sentence each."""
-        return out_of_range(self, "at least 1", lambda value: value >= 1, "dialogues")
-
-
-@dataclass(frozen=True)
-class FinishedModelSettings:
-    name: Annotated[tyro.conf.Positional[str | None], arg(name="model", metavar="MODEL")] = None
-    """a run folder, a model folder, or a name; default: the newest finished run in runs/"""
-    model_path: Path = Path("models")
-    """where model folders live and where downloads go"""
-
-
-@dataclass(frozen=True)
-class EvaluateSettings:
-    """Measure a model on conversations that it has not seen, and write a report."""
-
-    model: FinishedModelSettings = field(default_factory=FinishedModelSettings)
-    data: ConversationSettings = field(default_factory=ConversationSettings)
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-    machine: MachineSettings = field(default_factory=MachineSettings)
-    generation: GenerationSettings = field(default_factory=GenerationSettings)
-
-
-@dataclass(frozen=True)
-class PeopleSettings:
-    me: str | None = None
-    """who you are; default: of the two people that the model knows the first"""
-    you: str | None = None
-    """who the model is; default: the other one"""
+        return out_of_range(self, "at least 1", lambda value: value >= 1, "dialogues") + super().problems()
 
 
 @dataclass(frozen=True)
@@ -340,7 +317,24 @@ class AnswerSettings(SamplingSettings):
 
 
 @dataclass(frozen=True)
-class PageSettings:
+class ChatSettings:
+    """Talk to a model: you write as one of the two people, it answers as the other."""
+
+    model: Annotated[tyro.conf.Positional[str | None], arg(metavar="MODEL")] = None
+    """a run folder, a model folder, or a name; default: the newest finished run in runs/"""
+    model_path: Path = Path("models")
+    """where model folders live and where downloads go"""
+    me: str | None = None
+    """who you are; default: of the two people that the model knows the first"""
+    you: str | None = None
+    """who the model is; default: the other one"""
+    answer: AnswerSettings = field(default_factory=AnswerSettings)
+    seed: int | None = None
+    """fixes what is drawn, so that the same messages get the same answers; default: another talk each time"""
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """where to compute; auto: a GPU if there is one"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """number format of the matrix products; the weights stay fp32; auto: bf16 where the hardware has it"""
     web: bool = False
     """talk on a page in the browser rather than in the terminal (an extra: requirements-extra.txt)"""
     host: str = "127.0.0.1"
@@ -352,24 +346,10 @@ class PageSettings:
 
     def problems(self) -> list[str]:
         """What is wrong with the values, a sentence each."""
-        return out_of_range(self, "1 to 65535", lambda value: 1 <= value <= 65535, "port")
-
-
-@dataclass(frozen=True)
-class ChatSettings:
-    """Talk to a model: you write as one of the two people, it answers as the other."""
-
-    model: FinishedModelSettings = field(default_factory=FinishedModelSettings)
-    people: PeopleSettings = field(default_factory=PeopleSettings)
-    answer: AnswerSettings = field(default_factory=AnswerSettings)
-    seed: int | None = None
-    """fixes what is drawn, so that the same messages get the same answers; default: another talk each time"""
-    machine: DeviceSettings = field(default_factory=DeviceSettings)
-    page: PageSettings = field(default_factory=PageSettings)
-
-    def problems(self) -> list[str]:
-        """What is wrong with the values, a sentence each."""
-        return out_of_range(self, "from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63, "seed")
+        return [
+            *out_of_range(self, "from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63, "seed"),
+            *out_of_range(self, "1 to 65535", lambda value: 1 <= value <= 65535, "port"),
+        ]
 
 
 def out_of_range(settings: object, needed: str, allowed, *names: str) -> list[str]:

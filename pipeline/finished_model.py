@@ -9,7 +9,7 @@ from dialogues.tokenizer import load_tokenizer
 from hub.find import find_model_folder, weights_checksum
 from pipeline.run_folder import find_run
 from pipeline.run_settings import read_fingerprints, read_settings
-from settings import FinetuneSettings, FinishedModelSettings
+from settings import FinetuneSettings
 from support.errors import UserError
 from support.files import read_json_object
 
@@ -23,14 +23,14 @@ class FinishedModel(NamedTuple):
     recorded: FinetuneSettings | None  # of the run
 
 
-def find_finished_model(named: FinishedModelSettings) -> FinishedModel:
-    """The model that the command line names.
+def find_finished_model(name: str | None, model_path: Path) -> FinishedModel:
+    """Find the model that the command line names, or if it names none, that of the newest finished run.
 
     Raises:
         UserError: there is no such model, or its run has not finished.
     """
-    run = find_run(named.name)
-    folder = find_model_folder(str(run or named.name), named.model_path)
+    run = find_run(name)
+    folder = find_model_folder(str(run or name), model_path)
     described = folder / "dialogue.json"
     dialogue = read_json_object(described, "put it back, or remove it") if described.exists() else {}
     names = dialogue.get("speakers", [])

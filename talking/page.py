@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from settings import AnswerSettings, PageSettings
+from settings import AnswerSettings, ChatSettings
 from support.errors import UserError, check_extra, reason
 from talking.conversation import Conversation
 
@@ -32,7 +32,7 @@ Messages = list[dict[str, str]]
 Shown = tuple["Visit", Messages, Messages]
 
 
-def check_page(settings: PageSettings) -> None:
+def check_page(settings: ChatSettings) -> None:
     """Find out whether a page can be served, before a model is loaded for it.
 
     Raises:
@@ -205,19 +205,18 @@ def serve(
     start: Callable[[], Conversation],
     start_beside: Callable[[], Conversation] | None,
     title: str,
-    answer: AnswerSettings,
-    settings: PageSettings,
+    settings: ChatSettings,
 ) -> None:
     """Serve the page until Ctrl-C.
 
     Args:
         start: makes a new conversation with the model.
         start_beside: makes one with the model beside it, which it may load for that; none: there is no such model.
-        answer: how it answers, until somebody moves the sliders.
+        settings: where the page is served, and how the model answers until somebody moves the sliders.
     """
     # Before gradio is imported: nothing leaves this computer.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
-    page = lay_out(Desk(start, start_beside, answer), title)
+    page = lay_out(Desk(start, start_beside, settings.answer), title)
     page.launch(
         server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
         server_port=settings.port,

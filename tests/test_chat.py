@@ -291,7 +291,7 @@ def test_a_kill_in_mid_answer_ends_it(work):
 def test_a_page_needs_gradio_and_a_port(monkeypatch):
     import socket
 
-    from settings import PageSettings
+    from settings import ChatSettings
     from talking.page import check_page
 
     with socket.socket() as taken:
@@ -299,10 +299,10 @@ def test_a_page_needs_gradio_and_a_port(monkeypatch):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"--port {port} can't be served at: .*; choose another"):
-            check_page(PageSettings(port=port))
-    check_page(PageSettings(port=port))
+            check_page(ChatSettings(port=port))
+    check_page(ChatSettings(port=port))
     with pytest.raises(UserError, match="--host nowhere.invalid"):
-        check_page(PageSettings(host="nowhere.invalid"))
+        check_page(ChatSettings(host="nowhere.invalid"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match='--web: the package gradio is not installed; pip install "gradio>='):
-        check_page(PageSettings())
+        check_page(ChatSettings())

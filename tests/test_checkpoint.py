@@ -263,7 +263,7 @@ class TestWatching:
 
     def test_it_belongs_to_the_time_of_an_evaluation(self, model, tmp_path, monkeypatch):
         seconds = []
-        measure = training.loop.Run.measure
+        measure = training.loop.Trainer.measure
 
         def noted(self: training.loop.Trainer):
             result = measure(self)

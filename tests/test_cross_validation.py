@@ -56,7 +56,7 @@ def parse(model: Path, *options: object) -> FinetuneSettings:
     return parse_finetune_settings(["--model", str(model), *map(str, options)])
 
 
-def record_and_stop(settings: FinetuneSettings) -> None:
+def record_and_stop(settings: FinetuneSettings, facts: RunFacts) -> None:
     """In place of the job of a run: it is stopped after its first step."""
     with resumable(settings.run.resume or settings.run.run_dir):
         raise KeyboardInterrupt(" after step 1 of 9")
@@ -174,7 +174,7 @@ def test_no_model_outlives_its_fold(here, model):
     """Nor what PyTorch keeps in a ring with it, as it does when it makes the first optimizer of a process."""
     kept: list[weakref.ref[GPTModel]] = []
 
-    def keep_in_a_ring(settings: FinetuneSettings) -> None:
+    def keep_in_a_ring(settings: FinetuneSettings, facts: RunFacts) -> None:
         assert not [reference for reference in kept if reference()]
         if len(kept) == 2:
             raise KeyboardInterrupt
@@ -259,7 +259,7 @@ def test_a_fold_that_was_killed_before_it_began_is_made_anew(here, model):
     (here / "job" / "fold-1" / ".lock").touch()
     asked = []
 
-    def stop(settings: FinetuneSettings) -> None:
+    def stop(settings: FinetuneSettings, facts: RunFacts) -> None:
         asked.append(settings)
         raise KeyboardInterrupt
 

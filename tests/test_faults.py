@@ -399,7 +399,7 @@ def test_a_folder_with_the_name_of_a_model(tmp_path, monkeypatch):
     settings = FinetuneSettings()
     found = {"tiny": BUNDLED, "mine": Path("mine"), "theirs": Path("theirs/model")}
     for name, source in found.items():
-        write_settings(tmp_path, replace(settings, model=ModelSettings(name)), source, {})
+        write_settings(tmp_path, replace(settings, model=ModelSettings(name)), source, Record(RunFacts(), {}, {}))
         recorded = read_settings(tmp_path).model.name
         assert recorded == (name if name == "tiny" else str(tmp_path / name))
 

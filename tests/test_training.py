@@ -143,16 +143,14 @@ def test_a_loss_that_is_no_number_stops_the_run_before_the_weights(model, tmp_pa
 
 
 def test_what_is_left_open_depends_on_the_size_of_the_model():
-    small, why = TrainingSettings().with_defaults(7_000_000)
-    large, _ = TrainingSettings().with_defaults(82_000_000)
-    assert (large.epochs, large.learning_rate) == (10, 5e-5)
-    assert (small.epochs, small.learning_rate) == (3, 1.2e-4)
-    assert why.count("the default for a small model") == 2
-    asked, why = TrainingSettings(epochs=3, seed=4).with_defaults(82_000_000)
-    assert (asked.epochs, asked.learning_rate, asked.seed) == (3, 5e-5, 4)
-    assert why == "epochs: 3 (as asked); learning rate: 5e-05 (the default)"
-    _, why = TrainingSettings(max_steps=7).with_defaults(82_000_000)
-    assert why.endswith("; at most 7 steps (as asked)")
+    new = TrainingSettings()
+    assert new.defaults(82_000_000) == {"epochs": 10, "learning_rate": 5e-5}
+    assert new.defaults(7_000_000) == {"epochs": 3, "learning_rate": 1.2e-4}
+    assert new.explain(7_000_000).count("the default for a small model") == 2
+    asked = TrainingSettings(epochs=3, seed=4)
+    assert asked.defaults(82_000_000) == {"learning_rate": 5e-5}
+    assert asked.explain(82_000_000) == "epochs: 3 (as asked); learning rate: 5e-05 (the default)"
+    assert TrainingSettings(max_steps=7).explain(82_000_000).endswith("; at most 7 steps (as asked)")
 
 
 def test_clipping_can_be_turned_off(model, tmp_path):

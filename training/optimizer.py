@@ -42,7 +42,7 @@ def learning_rate_at(step: int, steps: int, settings: TrainingSettings) -> float
 
     `constant` stays; `linear` and `cosine` (Loshchilov and Hutter 2017, "SGDR") fall to 0 just after the last step.
     """
-    assert settings.learning_rate is not None  # `with_defaults` has filled it in
+    assert settings.learning_rate is not None  # `complete_settings` has filled it in
     warmup = math.ceil(settings.warmup * steps)
     if step <= warmup:
         return settings.learning_rate * step / warmup
