@@ -1,28 +1,11 @@
 """AdamW (Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization") and the learning rate over the steps."""
 
-import inspect
 import math
-from typing import Any
 
-import torch
 from torch import nn
-from torch.optim import Optimizer
 
+from fast.optimizer import AdamW
 from settings import TrainingSettings
-
-
-class AdamW(torch.optim.AdamW):
-    """PyTorch's, without what hides these methods from its compiler and imports all of that: a second at each start."""
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        inspect.unwrap(Optimizer.add_param_group)(self, param_group)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        inspect.unwrap(Optimizer.zero_grad)(self, set_to_none)
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        inspect.unwrap(torch.optim.AdamW.step)(self, closure)
 
 
 def make_optimizer(model: nn.Module, settings: TrainingSettings) -> AdamW:
