@@ -9,16 +9,16 @@ from dialogues.batches import DialogueDataset, collate, epoch_steps
 from dialogues.template import Renderer
 from support.errors import printable
 
-EXAMPLES = 2  # that are shown, in full
+EXAMPLES = 2  # shown in full
 ROWS = 100  # of the table, for each example: the first and the last; the others are left out and counted
 GREEN, PLAIN = "\033[32m", "\033[0m"
 
 
-def show_examples(dataset: DialogueDataset, colour: bool) -> Iterator[str]:
-    """The first examples as the model sees them, what is learned in green, or in brackets."""
+def show_examples(dataset: DialogueDataset, count: int, colour: bool = False) -> Iterator[str]:
+    """The first `count` examples as the model sees them, learned spans in green, or in brackets."""
     renderer = dataset.conversations.renderer
     before, after = (GREEN, PLAIN) if colour else ("[", "]")
-    for number in range(min(EXAMPLES, len(dataset))):
+    for number in range(min(count, len(dataset))):
         tokens, learned = dataset[number]
         cuts = [0, *(np.flatnonzero(np.diff(learned)) + 1).tolist(), len(tokens)]
         pieces = []

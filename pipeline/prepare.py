@@ -19,12 +19,15 @@ from pipeline.job import Data, Job, RunFacts
 from pipeline.run_folder import lock_run_folder
 from settings import ConversationSettings, DataSettings, FinetuneSettings
 from support.errors import UserError
-from support.files import atomic_path, check_output_path, writing
+from support.files import atomic_path, check_output_path, write_text, writing
 from training.mirror import check_tracker
 
 if TYPE_CHECKING:
     from dialogues.batches import DialogueDataset
     from training.memory import Size
+
+
+LEARNED_EXAMPLES = 100  # in learned.txt, at most
 
 
 def prepare_job(settings: FinetuneSettings, facts: RunFacts) -> Job:
@@ -200,11 +203,11 @@ def preview(job: Job) -> None:
     Raises:
         UserError: a file that can't be written, or would overwrite the data.
     """
-    from dialogues.preview import show_batch, show_examples
+    from dialogues.preview import EXAMPLES, show_batch, show_examples
     from training.memory import expected_memory
 
     training, train_set = job.settings.training, job.datasets["train"]
-    print(*show_examples(train_set, colour=sys.stdout.isatty()), sep="\n")
+    print(*show_examples(train_set, EXAMPLES, colour=sys.stdout.isatty()), sep="\n")
     batch = show_batch(train_set, training.batch_size, training.gradient_accumulation, training.seed)
     print(*batch, sep="\n", end="\n\n")
     print(f"memory: {expected_memory(model_size(job), training, job.machine.precision)}")
@@ -242,6 +245,14 @@ def write_rendered(folder: Path, data: Data) -> None:
         with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
             for number in numbers:
                 file.write(data.conversations.render(number) + "\n")
+
+
+def write_learned(job: Job) -> None:
+    """Write the first training examples of a run, with the learned spans marked as `--preview` marks them."""
+    from dialogues.preview import show_examples
+
+    examples = show_examples(job.datasets["train"], LEARNED_EXAMPLES)
+    write_text(job.folder / "learned.txt", "\n".join(examples).lstrip("\n") + "\n")
 
 
 def read_rendered(path: Path) -> Iterator[str]:

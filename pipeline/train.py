@@ -13,7 +13,7 @@ from gpt_model import GPTModel, count_parameters
 from hub.find import HUB_IDS, weights_checksum
 from load_gpt2_weights import add_embeddings, load_model, read_weights, save_model
 from pipeline.job import Job
-from pipeline.prepare import fingerprint, model_size, write_rendered
+from pipeline.prepare import fingerprint, model_size, write_learned, write_rendered
 from pipeline.run_folder import OUTPUT, create_run_folder, lock_run_folder, resumable
 from pipeline.run_settings import Record, check_record, write_settings
 from settings import TrainingSettings
@@ -61,6 +61,7 @@ def open_run(job: Job) -> Iterator[OpenRun]:
         with resumable(run.folder), mirrored(tracker, run.folder):
             if job.machine.primary:
                 write_json(run.folder / "ledger.json", job.ledger.to_json())
+                write_learned(run.job)
             yield run
     if job.machine.primary and not job.settings.run.keep_checkpoint:
         run.checkpoints.remove()

@@ -33,6 +33,7 @@ class TestTheWholeJob:
             "context_use.png",
             "evaluation.json",
             "generated_conversations.json",
+            "learned.txt",
             "ledger.json",
             "loss.png",
             "metrics.jsonl",

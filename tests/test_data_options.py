@@ -48,6 +48,16 @@ class TestPreview:
         assert written(work) == ["train_data.txt", "val_data.txt"]
         assert (work / "train_data.txt").read_text(encoding="utf-8").count("<|endoftext|>\n") == 7
 
+    def test_a_run_shows_what_it_learns_as_the_preview_does(self, command, work):
+        shown = command("finetune.py", "--preview", "--learn", "Bob").stdout
+        done = command("finetune.py", "--learn", "Bob", "--max-steps", 1, "--cases", 1, "--run-dir", "run")
+        assert done.returncode == 0, done.stderr
+        learned = (work / "run" / "learned.txt").read_text(encoding="utf-8")
+        second = learned.index("example 3 of 7")
+        assert learned[:second].strip() in shown
+        assert learned.count("what is learned in brackets") == 7
+        assert learned.count("[") == learned.count("###]") + learned.count("<|endoftext|>]") == 7
+
     def test_the_table_is_the_batch(self, command):
         """Rows of the table: each target is the next row's input, or -100 where the target is not learned."""
         shown = command("finetune.py", "--preview", "--learn", "Bob", "--batch-size", 1).stdout
