@@ -38,7 +38,8 @@ def main() -> None:
     from evaluation.comparison import measure_column
     from evaluation.results import Origin
     from load_gpt2_weights import load_for, read_config
-    from pipeline.measure import REPLIES, Scope, choose_subject, leave_out_trained, write_evaluation
+    from pipeline.measure import write_evaluation
+    from pipeline.subject import REPLIES, Scope, choose_subject, leave_out_trained
     from talking.decoder import Decoder
     from training.device import choose_machine, keep_freed_memory
 

@@ -43,7 +43,8 @@ def finetune(settings: FinetuneSettings, facts: RunFacts) -> None:
     if settings.preview:
         return
     # PyTorch takes a second to import, so these wait until the options and the data are known to be good.
-    from pipeline.measure import measure_base, measure_run, subject_of_run
+    from pipeline.measure import measure_base, measure_run
+    from pipeline.subject import subject_of_run
     from pipeline.train import finished_decoder, open_run, train_model
     from training.progress import show_losses
 

@@ -20,8 +20,9 @@ from evaluation.results import Evaluation, Metrics, Options, Origin, Size
 from evaluation.run_files import Losses, Point, read_losses
 from hub.find import BUNDLED
 from load_gpt2_weights import load_model
-from pipeline.measure import Scope, choose_subject, write_evaluation
+from pipeline.measure import write_evaluation
 from pipeline.prepare import Data, read_turns
+from pipeline.subject import Scope, choose_subject
 from settings import GenerationSettings
 from talking.decoder import Decoder
 

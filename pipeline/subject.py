@@ -1,0 +1,115 @@
+"""Choose what models are measured on: how much of which conversations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dialogues.batches import DialogueDataset
+from evaluation.comparison import REPLY_TOKENS
+from evaluation.likelihood import Subject
+from evaluation.scoring import choose_replies
+from pipeline.job import Data
+from pipeline.prepare import choose_length, read_rendered, read_turns, rendered_path
+from pipeline.train import OpenRun
+from settings import GenerationSettings
+from support.errors import UserError
+from talking.generation import choose_turn
+from training.device import Machine
+from training.loop import TRAIN_SAMPLE
+
+MOST_DIALOGUES = 1000  # of a part, at the end of a training
+FEWEST_REPLIES = 5
+REPLIES = 100  # that evaluate.py scores of few dialogues; of many it scores one each
+TRAINED_FOR_EACH_REPLY = 30  # examples; so scoring stays a small part of a training's time
+
+
+def replies_after(training_examples: int) -> int:
+    """How many replies are scored after a training of so many examples, each as often as it was seen."""
+    return min(MOST_DIALOGUES, max(FEWEST_REPLIES, training_examples // TRAINED_FOR_EACH_REPLY))
+
+
+@dataclass(frozen=True)
+class Scope:
+    """How much is measured, and how."""
+
+    length: int  # the most tokens that a model sees at a time
+    dialogues: int  # at most, of each part, whose loss is measured
+    replies: int  # at most, that are scored
+    answers: int  # dialogues in which a reply is generated, besides those that are shown
+    generation: GenerationSettings
+    seed: int
+
+
+def choose_subject(data: Data, run: Path | None, machine: Machine, scope: Scope) -> Subject:
+    """Choose what is measured of `data`: the loss on a sample of each part, everything else on the held-out part.
+
+    Args:
+        run: the folder of the run in which the model was trained, if there is one.
+    """
+    random = np.random.default_rng(scope.seed)
+
+    def draw(numbers: np.ndarray, size: int) -> np.ndarray:
+        return numbers if len(numbers) <= size else np.sort(random.choice(numbers, size, replace=False))
+
+    parts = {name: draw(numbers, scope.dialogues) for name, numbers in data.parts.items()}
+    if "train" in parts:
+        parts["train"] = data.parts["train"][:TRAIN_SAMPLE]
+    datasets = {name: DialogueDataset(data.conversations, numbers, scope.length) for name, numbers in parts.items()}
+    if "train" in parts:  # the same examples by which training measures itself
+        datasets["train"].spans = datasets["train"].spans[:TRAIN_SAMPLE]
+    cases = scope.generation.cases
+    shown, others = data.held_out[:cases], data.held_out[cases:]
+    answered = np.concatenate([shown, draw(others, max(0, scope.answers - len(shown)))]).tolist()
+    renderer, speakers = data.conversations.renderer, data.conversations.speakers
+    rendered = rendered_path(run, "train") if run else None
+    return Subject(
+        conversations=data.conversations,
+        datasets=datasets,
+        part=data.held_out_part,
+        replies=choose_replies(data.conversations, data.held_out, scope.replies, scope.seed),
+        answered=answered,
+        reply_tokens=min(REPLY_TOKENS, longest_reply(data, answered)),
+        training=(lambda: read_turns(rendered, renderer, speakers)) if rendered and rendered.exists() else None,
+        generation=scope.generation,
+        seed=scope.seed,
+        autocast=machine.autocast,
+    )
+
+
+def leave_out_trained(data: Data, run: Path) -> Data:
+    """`data` without the dialogues that the model of `run` was trained on.
+
+    Raises:
+        UserError: none is left.
+    """
+    rendered = rendered_path(run, "train")
+    if not rendered.exists():
+        print(f"there is no {rendered}: whether the model was trained on some of these is not known")
+        return data
+    trained = set(map(hash, read_rendered(rendered)))
+    new = [number for number in data.held_out.tolist() if hash(data.conversations.render(number)) not in trained]
+    seen = len(data.held_out) - len(new)
+    if not new:
+        raise UserError(f"{data.source.path}: {run} was trained on all of these conversations; name others with --data")
+    if seen:
+        print(f"{seen:,} of {len(data.held_out):,} dialogues are left out: the model was trained on them")
+    return data._replace(parts={"all": np.array(new)})
+
+
+def longest_reply(data: Data, dialogues: Sequence[int]) -> int:
+    """The tokens of the longest true reply in these dialogues."""
+    conversations = data.conversations
+    turns = [choose_turn(conversations.renderer, conversations[number], conversations.learn) for number in dialogues]
+    texts = [conversations.texts_of(number)[turn].tolist() for number, turn in zip(dialogues, turns, strict=True)]
+    return max(end - start for start, end, _ in texts)
+
+
+def subject_of_run(run: OpenRun) -> Subject:
+    """Choose what the model of a run is measured on, before and after its training."""
+    job, settings = run.job, run.job.settings
+    replies = replies_after((settings.training.epochs or 1) * len(job.data.parts["train"]))
+    length = choose_length(settings.data.max_length, job.config.n_positions)
+    scope = Scope(length, MOST_DIALOGUES, replies, 0, settings.generation, job.seed)
+    return choose_subject(job.data, run.folder, job.machine, scope)
