@@ -1,4 +1,4 @@
-"""Fine-tune GPT-2 on conversations: read → load → train → generate → write."""
+"""Fine-tune GPT-2 on conversations: read → load → train → generate → measure → write."""
 
 import time
 from typing import TYPE_CHECKING
@@ -49,11 +49,11 @@ def finetune(settings: FinetuneSettings, facts: RunFacts) -> None:
     from training.progress import show_losses
 
     with open_run(job) as run:
-        subject = subject_of_run(run)
+        subject = subject_of_run(run)  # the held-out conversations to measure on
         base = measure_base(run, subject)
         state = train_model(run)
         if not job.machine.primary:
-            return
+            return  # under torchrun, one process does the rest
         decoder = finished_decoder(run)
         cases = complete_cases(run, decoder)
         print(show_losses(state))
@@ -66,7 +66,7 @@ def finetune(settings: FinetuneSettings, facts: RunFacts) -> None:
 
 
 def complete_cases(run: "OpenRun", decoder: "Decoder") -> "list[Case]":
-    """Let the model complete the held-out conversations, and print the generated beside the true ones."""
+    """Let the model complete the held-out conversations, and print generated and true replies side by side."""
     from talking.generation import CompletionConfig, complete_dialogues
 
     job, generation = run.job, run.job.settings.generation
@@ -79,7 +79,7 @@ def complete_cases(run: "OpenRun", decoder: "Decoder") -> "list[Case]":
 
 
 def write_cases(job: Job, cases: "list[Case]") -> str:
-    """Write the generated beside the true conversations, and return a line that says where."""
+    """Write generated and true conversations side by side, and return a line that says where."""
     texts = [case.as_texts(job.data.conversations.renderer.name) for case in cases]
     output = job.settings.output
     replaced = "replaced" if output.exists() else "written"
@@ -89,7 +89,7 @@ def write_cases(job: Job, cases: "list[Case]") -> str:
 
 
 def print_cases(cases: list[dict[str, str]], wanted: int) -> None:
-    """Print the generated beside the true conversations."""
+    """Print generated and true conversations side by side."""
     if len(cases) < wanted:
         print(f"{len(cases)} cases, all there are (--cases {wanted})")
     for number, case in enumerate(cases, 1):

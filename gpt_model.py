@@ -1,10 +1,10 @@
 """GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
 
 Shapes: B dialogues in the batch, T tokens, C channels (`n_embd`), H heads, D = C / H channels of a head,
-S keys and values that a token can attend to, V tokens in the vocabulary.
+S keys and values (cached and new), V tokens in the vocabulary.
 
-Parameters have the names of the published files, so loading one is a look-up by name. The four names from `fast` are
-drop-ins for torch's own: replace the import and every number is the same, only slower.
+Parameters have the names of the published files. The four names from `fast` are drop-ins for torch's own: replace the
+import and every number is the same up to rounding, only slower.
 """
 
 import math
@@ -40,7 +40,7 @@ PUBLISHED = {
 
 
 class KVCache:
-    """Keys and values of all tokens so far, so that a new token costs one token and not the whole text.
+    """Keys and values of all tokens so far, so that a new token costs one token's work and not the whole text's.
 
     Args:
         padding: (B,) the number of padding tokens at the left of each row; they are masked.
@@ -138,7 +138,7 @@ class GPTModel(nn.Module):
         self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         self.tie_weights()
         for name, parameter in self.named_parameters():
-            if not parameter.is_meta:  # PyTorch takes a second to import what draws numbers that don't exist
+            if not parameter.is_meta:  # drawing numbers for meta tensors imports a module that takes a second
                 initialise(name, parameter, config.n_layer)
 
     def tie_weights(self) -> None:
@@ -150,8 +150,9 @@ class GPTModel(nn.Module):
     ) -> Tensor:
         """(B, T) token ids → logits: (B, T, V), or with a `cache` those of the last token, (B, 1, V).
 
-        With `targets` (B, T) → the negative log-likelihood of the targets in nats, where -100 is ignored: a sum, or
-        with `reduction="none"` (B * T,). Without a cache, rows may be padded on the right: attention is causal.
+        With `targets` (B, T) → the negative log-likelihood of the targets in nats, where -100 is ignored: a sum, not a
+        mean (the loop divides by the tokens of the whole step), or with `reduction="none"` (B * T,). Without a cache,
+        rows may be padded on the right: attention is causal.
         """
         T = ids.size(1)
         positions = torch.arange(T, device=ids.device) if cache is None else cache.positions(T)

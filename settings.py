@@ -38,7 +38,8 @@ class ConversationSettings:
     template: Literal["auto", "prompt", "labels", "tokens", "alpaca"] = "auto"
     """how a dialogue becomes text; auto: alpaca for instruction data, prompt otherwise"""
     learn: str = "all"
-    """which tokens count in the loss: all, replies (every turn but the first), or a speaker's name (their turns)"""
+    """which tokens count in the loss: all, replies (every turn but the first), or a speaker's name (their turns); a run
+    shows them in learned.txt"""
     rename: tuple[str, ...] = ()
     """other names for speakers, as in Alice=Alex Robert=Bob"""
     pause_hours: float = 8

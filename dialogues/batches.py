@@ -1,7 +1,7 @@
 """The examples that are cut from dialogues, and the batches made of these."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +13,8 @@ from dialogues.conversations import Conversations
 
 EVALUATION_TOKENS = 2048  # in one batch, padding included: without gradients there is room for more than in training
 GROUPED = 50  # batches whose examples are sorted by length together
-IGNORED = -100  # the target of a position where there is nothing to learn; PyTorch's own default
-ROUND = 16  # what lengths of batches are multiples of
+IGNORED = -100  # the target where nothing is learned, padding included; PyTorch's own default
+ROUND = 16  # pad batch lengths to a multiple of this
 
 
 class Example(NamedTuple):
@@ -121,15 +121,20 @@ def cut_into_examples(turn_ends: Sequence[int], max_length: int) -> Iterator[tup
         turn = last
 
 
-def collate(examples: Sequence[Example], padding_id: int) -> tuple[Tensor, Tensor]:
-    """Pad a batch to its own longest example and shift the targets one to the left.
+def collate(
+    examples: Sequence[Example], padding_id: int, padded: Callable[[int], int] = lambda longest: longest
+) -> tuple[Tensor, Tensor]:
+    """Pad a batch to its own longest example, shift the targets one to the left, and mask padding with -100.
+
+    Args:
+        padded: from the inputs of the longest example to T, as `DialogueDataset.padded`, which rounds up.
 
     Returns:
         inputs (B, T) and targets (B, T), int64, where `targets[b, t]` is the token after `inputs[b, t]`, or -100 where
         there is nothing to learn: context and padding. Padding is known by its position, never by its id, since
         `padding_id` is the end-of-text token, which is learned wherever a dialogue ends.
     """
-    T = max(len(example.tokens) for example in examples) - 1
+    T = padded(max(len(example.tokens) for example in examples) - 1)
     inputs = torch.full((len(examples), T), padding_id)
     targets = torch.full((len(examples), T), IGNORED)
     for row, (tokens, learned) in enumerate(examples):
@@ -142,8 +147,8 @@ def collate(examples: Sequence[Example], padding_id: int) -> tuple[Tensor, Tenso
 def round_up(length: int) -> int:
     """The next multiple of `ROUND`.
 
-    The kernels of the matrix products are made, and kept, for each new shape: a quarter of a small model's time went
-    there when every batch had a length of its own.
+    oneDNN compiles and caches a kernel for every new shape: a quarter of a small model's time went there when every
+    batch had a length of its own.
     """
     return -(-length // ROUND) * ROUND
 

@@ -37,7 +37,7 @@ class Scorer(NamedTuple):
         losses = [np.zeros(0)] * len(examples)
         with progress(what, len(examples)) as bar:
             for numbers in evaluation_batches([len(example.tokens) for example in examples]):
-                inputs, targets = self.pad(*collate([examples[number] for number in numbers], self.padding_id))
+                inputs, targets = self.collate([examples[number] for number in numbers])
                 with self.autocast():
                     flat = self.model(inputs, targets, reduction="none")
                 for number, part in zip(numbers, split_rows(flat, targets), strict=True):
@@ -81,7 +81,7 @@ class Scorer(NamedTuple):
     def branch_losses(self, cache: KVCache, rows: Sequence[int], branches: Sequence[list[int]]) -> list[np.ndarray]:
         """The losses of the tokens of each branch after its first, where `branches[b]` goes on from row `rows[b]`."""
         examples = [Example(np.array(branch), np.arange(len(branch)) > 0) for branch in branches]
-        inputs, targets = self.pad(*collate(examples, self.padding_id))
+        inputs, targets = self.collate(examples)
         with self.autocast():
             branched = BranchedCache(cache, rows, self.model.config.n_positions)
             return split_rows(self.model(inputs, targets, branched, reduction="none"), targets)
@@ -90,12 +90,11 @@ class Scorer(NamedTuple):
     def device(self) -> torch.device:
         return self.model.wpe.weight.device
 
-    def pad(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def collate(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """(B, T) inputs and targets on the model's device, T rounded up as far as the model's positions go."""
-        missing = min(round_up(inputs.size(1)), self.model.config.n_positions) - inputs.size(1)
-        pad = torch.nn.functional.pad
-        inputs = pad(inputs, (0, missing), value=self.padding_id)
-        return inputs.to(self.device), pad(targets, (0, missing), value=IGNORED).to(self.device)
+        positions = self.model.config.n_positions
+        inputs, targets = collate(examples, self.padding_id, lambda longest: min(round_up(longest), positions))
+        return inputs.to(self.device), targets.to(self.device)
 
 
 class BranchedCache(KVCache):

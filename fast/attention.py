@@ -24,7 +24,8 @@ def scaled_dot_product_attention(
     is_causal: bool = False,
 ) -> Tensor:
     """(B, H, T, D) queries, (B, H, S, D) keys and values → (B, H, T, D)."""
-    if is_causal and query.is_cpu and query.dtype == torch.bfloat16 and query.size(2) <= SHORT:
+    plain = is_causal and attn_mask is None and query.shape == key.shape
+    if plain and query.is_cpu and query.dtype == torch.bfloat16 and query.size(2) <= SHORT:
         return short_attention(query, key, value, dropout_p)
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal
@@ -32,9 +33,9 @@ def scaled_dot_product_attention(
 
 
 def short_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """Causal attention (B, H, T, D) as the formula has it, keeping its weights."""
+    """Causal attention (B, H, T, D) by the textbook formula; autograd keeps the T * T weights."""
     B, H, T, D = q.shape
     q, k, v = (x.reshape(B * H, T, D) for x in (q, k, v))
-    hidden = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
-    weights = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=1 / math.sqrt(D)).softmax(dim=-1)  # (B * H, T, T)
+    mask = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
+    weights = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=1 / math.sqrt(D)).softmax(dim=-1)  # (B * H, T, T)
     return torch.bmm(F.dropout(weights, dropout), v).view(B, H, T, D)

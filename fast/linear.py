@@ -30,7 +30,7 @@ class CastLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         dtype = torch.get_autocast_dtype(x.device.type)
         x = x.to(dtype)
-        # x is half of what training remembers, and only the weight's gradient asks for it: not where that is frozen.
+        # x is half of the saved activations and only the weight's gradient needs it: not saved for a frozen weight.
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         with torch.autocast(x.device.type, enabled=False):
             parts = [
@@ -47,7 +47,7 @@ class CastLinear(torch.autograd.Function):
         grad_x = grad_weight = None
         if needs_x:
             parts = [grad_y[..., rows] @ weight[rows].to(grad_y.dtype) for rows in row_blocks(weight)]
-            # The sum of bf16 is made in fp32 and rounded once.
+            # The sum of bf16 parts accumulates in fp32.
             grad_x = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)  # (..., in)
         if needs_weight:
             grad_weight = torch.empty_like(weight)
@@ -58,7 +58,7 @@ class CastLinear(torch.autograd.Function):
 
 
 def row_blocks(weight: Tensor) -> Iterator[slice]:
-    """Slices of at most 8M parameters each: all of a layer's matrix, and the token embedding of 51M in seven parts."""
+    """Slices of at most 8M parameters each: one for most layers, seven for the token embedding of gpt2-medium."""
     rows = max(1, (8 << 20) // weight.size(1))
     for start in range(0, len(weight), rows):
         yield slice(start, start + rows)

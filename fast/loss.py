@@ -1,7 +1,7 @@
 """Drop-in for `torch.nn.functional.linear_cross_entropy` (new in torch 2.13): output head and loss in one.
 
-Replaces: logits for all positions. Only those of learned targets are computed, a few rows at a time, and in training
-their gradient at once, so that they never exist together.
+Replaces: logits for every position. Only rows with a learned target are computed, a chunk at a time; in training each
+chunk is turned into its gradient at once, so the full logits never exist.
 Saves: a few percent of a step with half of the tokens learned; 1.7 of 12.9 GB and 8 % of the time at 4 × 1024 tokens of
 gpt2-medium (two cores of AMD EPYC Zen 4, `benchmarks/LOG.md`). `compiled_loss` saves a tenth of a step on an H100.
 Off: nothing is made in pieces in training with up to `TRAINED_ROWS` learned targets, where there is nothing to save,
@@ -45,7 +45,7 @@ def linear_cross_entropy(input: Tensor, linear_weight: Tensor, target: Tensor, *
     """The negative log-likelihood in nats of (N,) targets by the logits of (N, C) inputs and a (V, C) weight.
 
     Args:
-        reduction: "sum", or "none" for (N,), without gradients.
+        reduction: "sum", or "none" for (N,), meant for evaluation.
     """
     learned = target != IGNORED
     x, wanted = input[learned], target[learned]  # (n, C), (n,)
@@ -74,9 +74,9 @@ def trained_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def cast_aligned(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """`weight` (V, C) in `dtype`; where that is another, with zeros below it up to a multiple of 8 rows.
+    """`weight` (V, C) in `dtype`; if it has to be cast, padded with zeros to a multiple of 8 rows.
 
-    A GPU has slow kernels of its own for a product whose number of columns, here V = 50,257, 8 does not divide.
+    GPUs fall back to slow kernels where V (50,257) is not a multiple of 8.
     """
     if dtype == weight.dtype:
         return weight
@@ -91,8 +91,8 @@ class LinearCrossEntropy(torch.autograd.Function):
     """The summed negative log-likelihood of targets by the logits x (N, C) times weight (V, C), -100 left out.
 
     With V = 50,257 columns the logits, their softmax and its gradient would be the largest tensors of a training step.
-    The gradient of the loss is known with the loss (softmax less one at the target): both are made for a few rows at a
-    time, and forgotten.
+    The gradient is known with the loss (softmax minus one at the target), so each chunk's logits become its loss and
+    the gradients of x and weight, and are then freed.
     """
 
     @staticmethod
@@ -107,7 +107,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             for rows, wanted in zip(x.split(size), targets.split(size), strict=True):
                 logits = F.linear(rows, cast)  # (rows, V or a few more)
                 logits[:, len(weight) :] = -math.inf
-                ignored = (wanted == -100)[:, None]
+                ignored = (wanted == IGNORED)[:, None]
                 loss, grad = differentiate(logits, wanted[:, None].masked_fill(ignored, 0))
                 losses.append(loss.masked_fill_(ignored, 0).sum())
                 grads.append((grad @ cast).masked_fill_(ignored, 0))
@@ -124,9 +124,9 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The negative log-likelihood (N, 1) of targets (N, 1) by the logits (N, V), and its gradient by them (N, V)."""
+    """The negative log-likelihood (N, 1) of targets (N, 1) by logits (N, V), and its gradient by the logits (N, V)."""
     log_p = logits.float().log_softmax(dim=-1)
-    hit = log_p.gather(1, targets)
+    hit = log_p.gather(1, targets)  # exp(hit) - 1 is the gradient at the target; expm1 keeps its digits
     grad = log_p.exp_().to(logits.dtype)
     return -hit, grad.scatter_(1, targets, hit.expm1().to(grad.dtype))
 

@@ -1,12 +1,13 @@
-"""Drop-ins for `torch.nn.Linear` in decoding, where a few rows are multiplied by a bf16 weight that nobody trains.
+"""Drop-ins for `torch.nn.Linear` in decoding, where a few rows are multiplied by a bf16 weight that is not trained.
 
 Replaces: oneDNN's bf16 products. FBGEMM's fp16 weights are packed in the order in which they are read, so a few rows
-read them at three quarters of the memory's rate, where oneDNN reaches one third. The products are fp32, so only the
-weight is rounded, to 11 bits in place of 8.
+read them at three quarters of the memory's rate, where oneDNN reaches one third. fp16 holds the bf16 weights exactly in
+its normal range, and neither activations nor products are rounded.
 Saves: half of the time of decoding 1 to 3 prompts with gpt2-medium, for 0.7 GB and 2.5 s once (two cores of AMD EPYC
 Zen 4, `benchmarks/LOG.md`).
 Off: for fp32 weights, on a GPU, on processors other than x86, for more than `FEW_ROWS` rows, beside LoRA adapters (a
 second copy of the weights would be most of their memory), and under autocast, where losses are computed as in training.
+A bf16 head computes fp32 logits even where packing is off.
 """
 
 import torch
@@ -27,7 +28,7 @@ class PackedLinear(Linear):
         super().__init__(weight.size(1), weight.size(0), bias=bias is not None, device="meta")
         self.weight, self.bias = as_parameter(weight), bias  # pyright: ignore[reportAttributeAccessIssue]
         self.packed = None
-        # One thread packs; others would halve the time, and one that ends as a signal ends the process aborts it.
+        # Pack in one thread: a worker thread that exits while a signal ends the process makes it abort.
         if weight.is_cpu and torch.backends.quantized.engine in ("x86", "fbgemm"):
             self.packed = torch.ops.quantized.linear_prepack_fp16(weight.detach().float(), bias)
 

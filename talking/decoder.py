@@ -19,7 +19,7 @@ class Decoder:
     """Everything that generates text decodes through this: sampling, the chat, `--watch`, evaluation.
 
     Args:
-        model: may be trained on; the decoder shares what it does not round, and never changes it.
+        model: the decoder shares what it does not round, and never changes it. Make a new decoder after more training.
         dtype: bf16 rounds the matrices once. Decoding one token reads all the weights and does little else, so half of
             the bytes take half of the time.
     """
@@ -61,7 +61,7 @@ class Decoding:
         if ids.size(1) > 1 or not ids.is_cuda:
             return self.model(ids, cache=self.cache)[:, -1]
         self.step = self.step or CapturedStep(self.model, self.cache)
-        return self.step(ids, self.cache)
+        return self.step(ids)
 
 
 def decoding_copy(model: GPTModel, dtype: torch.dtype) -> GPTModel:
@@ -73,7 +73,7 @@ def decoding_copy(model: GPTModel, dtype: torch.dtype) -> GPTModel:
         parameter
         for name, parameter in model.named_parameters()
         if parameter.dim() == 2 and name.endswith(".weight") and name != "wpe.weight"
-        if dtype == torch.bfloat16 != parameter.dtype
+        if dtype == torch.bfloat16 and parameter.dtype != torch.bfloat16
     ]
     sizes = [matrix.numel() for matrix in matrices]
     # One block: many of them, once freed, would leave holes in the memory that training then takes.
@@ -83,15 +83,17 @@ def decoding_copy(model: GPTModel, dtype: torch.dtype) -> GPTModel:
         for matrix, part in zip(matrices, block.split(sizes), strict=True)
     }
     shared = {id(parameter): parameter for parameter in model.parameters()}
+    # deepcopy takes what its memo holds instead of copying it.
     copied = copy.deepcopy(model, shared | rounded).eval()
     pack_layers(copied)
     return copied
 
 
 class StaticCache(KVCache):
-    """The keys and values of another cache, so arranged that every decode step is the same work in the same memory.
+    """The keys and values of another cache, arranged so that every decode step is the same work in the same memory.
 
-    The position of the token is a number on the device. Attention reads the whole cache and masks what lies beyond it.
+    The position of the next token is a tensor, `place`, so a replay reads its new value; `length` means nothing here.
+    Attention reads the whole cache and masks what lies beyond `place`.
     """
 
     def __init__(self, cache: KVCache) -> None:
@@ -101,7 +103,7 @@ class StaticCache(KVCache):
             unwritten[..., cache.length :, :] = 0  # 0 * NaN is NaN, so masked slots must be finite
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, H, 1, D) keys and values at the place; return the whole cache, (B, H, S, D)."""
+        """Store (B, H, 1, D) keys and values at `place`; return the whole cache, (B, H, S, D)."""
         self.keys[layer].index_copy_(2, self.place, k)
         self.values[layer].index_copy_(2, self.place, v)
         return self.keys[layer], self.values[layer]
@@ -117,14 +119,13 @@ class StaticCache(KVCache):
 
 
 class CapturedStep:
-    """A decode step for a cache; on a GPU it is captured as a CUDA graph and replayed.
+    """A decode step for a cache, captured as a CUDA graph and replayed (on a CPU, where tests use it, it just runs).
 
     Python launches some 700 kernels a token, which takes longer than they run; a graph is launched at once.
     """
 
     def __init__(self, model: GPTModel, cache: KVCache) -> None:
-        # Not the cache itself: its `Decoding` has this step, and a circle would keep gigabytes until Python looks.
-        self.model, self.static = model, StaticCache(cache)
+        self.model, self.cache, self.static = model, cache, StaticCache(cache)
         self.ids = torch.zeros(len(cache.padding), 1, dtype=torch.long, device=cache.padding.device)
         self.graph = torch.cuda.CUDAGraph() if self.ids.is_cuda else None
         if self.graph:
@@ -135,7 +136,7 @@ class CapturedStep:
         return self.model(self.ids, cache=self.static)[:, -1]
 
     def capture(self, graph: torch.cuda.CUDAGraph) -> None:
-        """Warm up on a side stream, since libraries allocate at their first call, which can't be captured; capture."""
+        """Warm up on a side stream (libraries allocate at their first call, which can't be captured), then capture."""
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -144,11 +145,11 @@ class CapturedStep:
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self.logits = self.compute()
 
-    def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
-        """(B, 1) new token ids → (B, V) logits. `cache`, which may have been cut meanwhile, then holds the tokens."""
+    def __call__(self, ids: Tensor) -> Tensor:
+        """(B, 1) new token ids → (B, V) logits. The cache, which may have been cut meanwhile, then holds the tokens."""
         self.ids.copy_(ids)
-        self.static.place.fill_(cache.length)
-        cache.length += 1
+        self.static.place.fill_(self.cache.length)
+        self.cache.length += 1
         if self.graph is None:
             return self.compute()
         self.graph.replay()

@@ -43,6 +43,20 @@ def test_a_compiled_model_learns_the_same(tmp_path, monkeypatch):
     assert losses[0][-1] < losses[0][0]
 
 
+def test_compiled_blocks_can_be_checkpointed(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    losses = []
+    for options in ({}, {"compile": True, "gradient_checkpointing": True}):
+        torch.manual_seed(0)
+        model = GPTModel(GPTConfig(n_layer=2, n_head=2, n_embd=40, vocab_size=101, n_positions=64))
+        dataset = make_examples(([*range(20), 100], [2, 21]), ([*range(30, 60), 100], [9, 31]), max_length=64)
+        settings = TrainingSettings(epochs=2, batch_size=2, learning_rate=1e-3, **options)
+        fit(model, dataset, dataset, settings, tmp_path / str(len(losses)))
+        losses.append(logged(tmp_path / str(len(losses)), "val_loss"))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 def test_only_training_runs_compiled_blocks():
     model = GPTModel(GPTConfig(n_layer=1, n_head=2, n_embd=32, vocab_size=101, n_positions=64))
     trained = for_training(model, TrainingSettings(compile=True))

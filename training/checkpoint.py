@@ -2,6 +2,9 @@
 
 Batches and dropout are functions of the seed and the step, and the learning rate is one of the step, so that no
 generator has a state of its own: weights, the optimizer's moments and a few numbers are all there is to keep.
+
+A run that is stopped by Ctrl-C or SIGTERM writes a checkpoint and loses nothing. A killed run repeats the work since
+its last checkpoint (at most `--checkpoint-minutes`, 5 by default), with the same result to the last bit.
 """
 
 import json

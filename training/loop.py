@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from dialogues.batches import IGNORED, ROUND, DialogueDataset, collate, epoch_steps, evaluation_batches
@@ -306,14 +305,12 @@ def batch_seed(seed: int, step: int, batch: int) -> int:
 def make_batch(dataset: DialogueDataset, numbers: Sequence[int], padding_id: int, machine: Machine) -> Batch:
     """The examples `numbers` as a batch on the machine.
 
-    T is rounded up, as far as examples may go. No examples make a batch in which nothing is learned.
+    No examples make a batch in which nothing is learned.
     """
     if not numbers:
         inputs = torch.full((1, ROUND), padding_id, device=machine.device)
         return Batch(inputs, torch.full_like(inputs, IGNORED), 0)
-    inputs, targets = collate([dataset[number] for number in numbers], padding_id)
-    missing = dataset.padded(inputs.size(1)) - inputs.size(1)
-    inputs, targets = F.pad(inputs, (0, missing), value=padding_id), F.pad(targets, (0, missing), value=IGNORED)
+    inputs, targets = collate([dataset[number] for number in numbers], padding_id, dataset.padded)
     learned = int((targets != IGNORED).sum())
     return Batch(inputs.to(machine.device), targets.to(machine.device), learned)
 
