@@ -5,7 +5,7 @@ chunk is turned into its gradient at once, so the full logits never exist.
 Saves: a few percent of a step with half of the tokens learned; 1.7 of 12.9 GB and 8 % of the time at 4 × 1024 tokens of
 gpt2-medium (two cores of AMD EPYC Zen 4, `benchmarks/LOG.md`). `compiled_loss` saves a tenth of a step on an H100.
 Off: nothing is made in pieces in training with up to `TRAINED_ROWS` learned targets, where there is nothing to save,
-and in fp16, whose small gradients would be lost before the loss is scaled.
+with a weight in parts, and in fp16, whose small gradients would be lost before the loss is scaled.
 """
 
 import contextlib
@@ -41,20 +41,24 @@ def compiled_loss() -> Iterator[None]:
         COMPILED.reset(token)
 
 
-def linear_cross_entropy(input: Tensor, linear_weight: Tensor, target: Tensor, *, reduction: str) -> Tensor:
+def linear_cross_entropy(
+    input: Tensor, linear_weight: Tensor | tuple[Tensor, ...], target: Tensor, *, reduction: str
+) -> Tensor:
     """The negative log-likelihood in nats of (N,) targets by the logits of (N, C) inputs and a (V, C) weight.
 
     Args:
+        linear_weight: in several parts where only some rows are trained.
         reduction: "sum", or "none" for (N,), meant for evaluation.
     """
     learned = target != IGNORED
     x, wanted = input[learned], target[learned]  # (n, C), (n,)
     missing = -len(wanted) % ROUND
     x, wanted = F.pad(x, (0, 0, 0, missing)), F.pad(wanted, (0, missing), value=IGNORED)
+    parts = linear_weight if isinstance(linear_weight, tuple) else (linear_weight,)
     if torch.is_grad_enabled() and reduction == "sum":
-        return trained_loss(x, linear_weight, wanted)
+        return trained_loss(x, parts, wanted)
     losses = [
-        F.cross_entropy(linear(some, linear_weight), those, reduction=reduction)  # logits: (rows, V)
+        F.cross_entropy(logits_of(some, parts), those, reduction=reduction)  # logits: (rows, V)
         for some, those in zip(x.split(EVALUATED_ROWS), wanted.split(EVALUATED_ROWS), strict=True)
     ]
     if reduction == "sum":
@@ -63,14 +67,19 @@ def linear_cross_entropy(input: Tensor, linear_weight: Tensor, target: Tensor, *
     return found.new_zeros(target.shape).masked_scatter_(learned, found)
 
 
-def trained_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def logits_of(x: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
+    """(n, C) inputs and the parts of a (V, C) weight → (n, V)."""
+    return linear(x, parts[0]) if len(parts) == 1 else torch.cat([linear(x, part) for part in parts], dim=-1)
+
+
+def trained_loss(x: Tensor, parts: tuple[Tensor, ...], targets: Tensor) -> Tensor:
     """The summed loss of (n,) targets, to be trained."""
-    weight = shared_weight(weight)
     device = x.device.type
     fp16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-    if fp16 or len(targets) <= TRAINED_ROWS:
-        return F.cross_entropy(linear(x, weight), targets, reduction="sum")
-    return LinearCrossEntropy.apply(x, weight, targets, COMPILED.get())  # pyright: ignore[reportReturnType]
+    parts = (shared_weight(parts[0]), *parts[1:])
+    if fp16 or len(targets) <= TRAINED_ROWS or len(parts) > 1:
+        return F.cross_entropy(logits_of(x, parts), targets, reduction="sum")
+    return LinearCrossEntropy.apply(x, parts[0], targets, COMPILED.get())  # pyright: ignore[reportReturnType]
 
 
 def cast_aligned(weight: Tensor, dtype: torch.dtype) -> Tensor:

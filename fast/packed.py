@@ -22,11 +22,10 @@ HEAD_ROWS = 512  # rows of a bf16 head that are cast to fp32 at a time, so that 
 class PackedLinear(Linear):
     """`layer` with its bf16 weight packed, if it is on a processor that has the kernels."""
 
-    def __init__(self, layer: nn.Module) -> None:
-        weight, bias = layer.weight, getattr(layer, "bias", None)
-        assert isinstance(weight, Tensor)
+    def __init__(self, layer: Linear) -> None:
+        weight, bias = layer.weight, layer.bias
         super().__init__(weight.size(1), weight.size(0), bias=bias is not None, device="meta")
-        self.weight, self.bias = as_parameter(weight), bias  # pyright: ignore[reportAttributeAccessIssue]
+        self.weight, self.bias = weight, bias
         self.packed = None
         # Pack in one thread: a worker thread that exits while a signal ends the process makes it abort.
         if weight.is_cpu and torch.backends.quantized.engine in ("x86", "fbgemm"):
@@ -54,14 +53,16 @@ class PackedHead(PackedLinear):
         return torch.cat(parts).t().reshape(*input.shape[:-1], -1)
 
 
-def as_parameter(weight: Tensor) -> nn.Parameter:
-    return weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
-
-
 def pack_layers(model: nn.Module) -> None:
     """Replace the layers of a GPTModel that have a bf16 weight by packed ones; those with adapters stay as they are."""
-    if model.lm_head.weight.dtype == torch.bfloat16:  # pyright: ignore
-        model.lm_head = PackedHead(model.lm_head)  # pyright: ignore
+    head = model.get_submodule("lm_head")
+    parent, name = (
+        (model, "lm_head") if isinstance(head, Linear) else (head, "old")
+    )  # new tokens have rows of their own
+    old = parent.get_submodule(name)
+    assert isinstance(old, Linear)
+    if old.weight.dtype == torch.bfloat16:
+        setattr(parent, name, PackedHead(old))
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if type(layer) is Linear and layer.weight.is_cpu and layer.weight.dtype == torch.bfloat16:

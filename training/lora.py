@@ -65,19 +65,20 @@ class ExtendedEmbedding(Embedding):
 
 
 class ExtendedHead(nn.Module):
-    """The output head tied to an `ExtendedEmbedding`."""
+    """The output head tied to an `ExtendedEmbedding`: the frozen rows, and the new ones behind them."""
 
-    def __init__(self, embedding: ExtendedEmbedding) -> None:
+    def __init__(self, head: Linear, embedding: ExtendedEmbedding) -> None:
         super().__init__()
+        head.weight = embedding.weight
+        self.old = head
         self.tied = [embedding]  # in a list: its parameters are those of `wte`, and are not listed twice
 
     @property
-    def weight(self) -> Tensor:
-        old, new = self.tied[0].weight, self.tied[0].new_rows
-        return torch.cat([old, new.to(old.dtype)])
+    def weight(self) -> tuple[Tensor, Tensor]:
+        return self.tied[0].weight, self.tied[0].new_rows
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.weight)
+        return torch.cat([self.old(input), linear(input, self.tied[0].new_rows)], dim=-1)
 
 
 def add_adapters(model: GPTModel, rank: int, seed: int, new_tokens: int = 0) -> None:
@@ -96,7 +97,7 @@ def add_adapters(model: GPTModel, rank: int, seed: int, new_tokens: int = 0) -> 
                 setattr(parent, name, LoRALinear(layer, rank, generator))
     if new_tokens:
         model.wte = ExtendedEmbedding(model.wte, new_tokens)
-        model.lm_head = ExtendedHead(model.wte)  # pyright: ignore[reportAttributeAccessIssue]
+        model.lm_head = ExtendedHead(model.lm_head, model.wte)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def merge_adapters(model: GPTModel, base: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
