@@ -3,11 +3,7 @@
 import time
 from typing import TYPE_CHECKING
 
-from hub.find import BUNDLED
-from pipeline.folds import cross_validate
 from pipeline.job import Job, RunFacts
-from pipeline.prepare import prepare_job
-from pipeline.run_folder import OUTPUT
 from pipeline.run_settings import parse_finetune_settings, read_facts
 from settings import FinetuneSettings
 from support.errors import printable, run_command
@@ -27,6 +23,8 @@ def main() -> None:
     settings = parse_finetune_settings()
     facts = read_facts(settings.run.resume)
     if settings.data.folds and not facts.fold:
+        from pipeline.folds import cross_validate
+
         cross_validate(settings, finetune)
     else:
         finetune(settings, facts)
@@ -38,6 +36,10 @@ def finetune(settings: FinetuneSettings, facts: RunFacts) -> None:
     Raises:
         UserError: something that the user can mend.
     """
+    # Imported here, so that `--help` and a mistyped option don't wait for them.
+    from hub.find import BUNDLED
+    from pipeline.prepare import prepare_job
+
     started = time.perf_counter()
     job = prepare_job(settings, facts)
     if settings.preview:
@@ -80,6 +82,8 @@ def complete_cases(run: "OpenRun", decoder: "Decoder") -> "list[Case]":
 
 def write_cases(job: Job, cases: "list[Case]") -> str:
     """Write generated and true conversations side by side, and return a line that says where."""
+    from pipeline.run_folder import OUTPUT
+
     texts = [case.as_texts(job.data.conversations.renderer.name) for case in cases]
     output = job.settings.output
     replaced = "replaced" if output.exists() else "written"

@@ -5,7 +5,7 @@ head's. The loss runs first in the backward pass and shows the head's gradient (
 that one in place.
 Saves: 206 MB at the peak of a step of gpt2-medium, and 11 ms (two cores of AMD EPYC Zen 4, `benchmarks/LOG.md`). Also a
 second at the start: torch's layer draws random numbers that loading replaces.
-Off: where the head has no gradient of its own; then the rows get torch's.
+Off: where the head has no gradient of its own, and in a model that is compiled as a whole; then the rows get torch's.
 """
 
 from typing import Any
@@ -20,6 +20,8 @@ class Embedding(nn.Embedding):
         """Nothing: GPTModel initialises its parameters, or takes loaded ones."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return F.embedding(input, self.weight)
         return Lookup.apply(self.weight, input)  # pyright: ignore[reportReturnType]
 
 
@@ -60,4 +62,6 @@ class ShowGradient(torch.autograd.Function):
 
 def shared_weight(weight: Tensor) -> Tensor:
     """`weight` for the use that comes first in the backward pass, where an `Embedding` has it too."""
+    if torch.compiler.is_compiling():
+        return weight
     return ShowGradient.apply(weight)  # pyright: ignore[reportReturnType]

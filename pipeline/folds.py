@@ -69,6 +69,8 @@ def find_job(settings: FinetuneSettings) -> Path | None:
     folder = settings.run.resume or settings.run.run_dir
     if folder is None or not (folder / SETTINGS).exists():
         return None
+    if read_facts(folder).fold:
+        raise UserError(f"{folder} is one fold of a cross-validation; resume it with --resume, or name a new folder")
     if problems := changed_options(read_settings(folder), settings):
         raise UserError(f"{folder} can't go on like this: {'; '.join(problems)}; or name a new folder")
     return folder

@@ -4,16 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-from filelock import FileLock
-
-from dialogues.conversations import Conversations
-from dialogues.reading import Source
 from settings import FinetuneSettings
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `--help` waits for none of these
+    import numpy as np
+    from filelock import FileLock
+
     from dialogues.batches import DialogueDataset
+    from dialogues.conversations import Conversations
     from dialogues.ledger import Ledger
+    from dialogues.reading import Source
     from gpt_model import GPTConfig
     from training.device import Machine
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class Data(NamedTuple):
     """The conversations of a file, and the numbers of those in each part: train, val and perhaps test."""
 
-    source: Source
-    conversations: Conversations
-    parts: dict[str, np.ndarray]
+    source: "Source"
+    conversations: "Conversations"
+    parts: "dict[str, np.ndarray]"
 
     @property
     def held_out_part(self) -> str:
@@ -31,7 +31,7 @@ class Data(NamedTuple):
         return next(name for name in ("test", "val", "all") if name in self.parts)
 
     @property
-    def held_out(self) -> np.ndarray:
+    def held_out(self) -> "np.ndarray":
         """The numbers of the conversations in that part."""
         return self.parts[self.held_out_part]
 
@@ -56,7 +56,7 @@ class Job:
     ledger: "Ledger"  # the account of the data
     config: "GPTConfig"  # of the model that is trained, new tokens included
     source: Path  # the model folder that the training starts from
-    lock: FileLock | None = None  # on the run folder
+    lock: "FileLock | None" = None  # on the run folder
     run_folder: Path | None = None  # none until a new run makes it
 
     @property

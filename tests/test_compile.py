@@ -57,6 +57,24 @@ def test_compiled_blocks_can_be_checkpointed(tmp_path, monkeypatch):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+def test_a_model_can_be_compiled_as_a_whole():
+    """As `models/tiny/build.py` does."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = GPTModel(GPTConfig(n_layer=1, n_head=2, n_embd=40, vocab_size=101, n_positions=64))
+    whole = copy.deepcopy(model)
+    whole.compile(backend="aot_eager", dynamic=True)
+    ids = torch.randint(
+        101, (8, 60), generator=torch.Generator().manual_seed(0)
+    )  # more rows than the loss takes at once
+    losses = [each(ids, ids.roll(-1, dims=1)) for each in (model, whole)]
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(losses[1], losses[0])
+    for (name, parameter), other in zip(model.named_parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, parameter.grad, msg=name)
+
+
 def test_only_training_runs_compiled_blocks():
     model = GPTModel(GPTConfig(n_layer=1, n_head=2, n_embd=32, vocab_size=101, n_positions=64))
     trained = for_training(model, TrainingSettings(compile=True))

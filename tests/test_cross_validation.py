@@ -217,6 +217,13 @@ def test_a_job_goes_on_with_its_own_options_only(here, model, options, problem):
         cross_validate(parse(model, *folds, "--run-dir", "job", *options), finetune)
 
 
+def test_a_fold_is_not_taken_for_a_job(job, model):
+    recorded = (job / "fold-1" / "settings.json").read_bytes()
+    with pytest.raises(UserError, match="fold-1 is one fold of a cross-validation"):
+        cross_validate(parse(model, "--folds", 3, "--run-dir", job / "fold-1"), finetune)
+    assert (job / "fold-1" / "settings.json").read_bytes() == recorded
+
+
 def test_other_conversations_are_refused(here, model):
     path = here / "data.json"
     path.write_text(json.dumps([{"A": f"one {number}", "B": "two"} for number in range(4)]))
