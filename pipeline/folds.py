@@ -29,7 +29,7 @@ Finetune = Callable[[FinetuneSettings, RunFacts], None]
 
 
 def cross_validate(settings: FinetuneSettings, finetune: Finetune) -> None:
-    """Train and measure once for each fold, or go on where that was stopped; write `folds.json`, and print the means.
+    """Train and measure once for each fold, or resume where that stopped; write `folds.json` and print the means.
 
     Each fold is an ordinary run, in `fold-<n>/` of the job's folder; its `--output` lies there too.
 
@@ -61,7 +61,7 @@ def cross_validate(settings: FinetuneSettings, finetune: Finetune) -> None:
 
 
 def find_job(settings: FinetuneSettings) -> Path | None:
-    """The folder of the cross-validation to go on with: of `--resume`, or a `--run-dir` in which it has begun.
+    """The folder of the cross-validation to resume: of `--resume`, or a `--run-dir` in which it has begun.
 
     Raises:
         UserError: it was begun with other options.
@@ -111,7 +111,7 @@ def open_job(settings: FinetuneSettings, begun: Path | None) -> tuple[Path, File
 def run_fold(
     settings: FinetuneSettings, fold: int, folder: Path, finetune: Callable[[FinetuneSettings, RunFacts], None]
 ) -> None:
-    """Make the run of one fold in `folder`, or go on with it; a finished one is left as it is."""
+    """Make the run of one fold in `folder`, or resume it; a finished one stays as it is."""
     if (folder / OUTPUT).exists():
         print(f"finished before: {folder}")
         return

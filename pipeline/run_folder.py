@@ -1,4 +1,4 @@
-"""The folder of a run: made, locked against a second process, recorded in `settings.json`, and gone on with."""
+"""The folder of a run: made, found, and locked against a second process."""
 
 import contextlib
 import shlex
