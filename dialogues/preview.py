@@ -1,4 +1,4 @@
-"""What the model would see and learn, for the eye."""
+"""What the model sees and learns, for the eye: `--preview`, and `learned.txt` in the folder of a run."""
 
 from collections.abc import Iterator
 from itertools import pairwise
