@@ -26,7 +26,7 @@ class Embedding(nn.Embedding):
 
 
 class Lookup(torch.autograd.Function):
-    """`F.embedding`; its gradient is added to the one that `shared_weight` has shown, if there is one."""
+    """`F.embedding`; adds its gradient to the one that `shared_weight` has shown, if any."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, ids: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def write_evaluation(
     """Write `evaluation.json` and the report into `folder`, print the main numbers and the findings.
 
     Args:
-        columns: the measurements of each model: "model", and "base" for the one that it began as.
+        columns: the measurements of each model: "model", and "base" for its base model.
         trained: the folder of the run to whose validation part this belongs, if there is one.
 
     Returns:

@@ -126,7 +126,7 @@ def lock_run_folder(folder: Path) -> FileLock | None:
 
 @contextlib.contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Let a Ctrl-C say how the run in `folder` goes on; of a run inside another job, how that job does."""
+    """Let a Ctrl-C name the command that resumes the run in `folder`, or the job that it is a part of."""
     try:
         yield
     except KeyboardInterrupt as stop:
