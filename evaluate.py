@@ -66,7 +66,7 @@ def main() -> None:
     origin = Origin(
         model=str(measured.folder),
         base_model=base and str(base),
-        file=str(data.source.path),
+        file=str(data.source.input),
         device=machine.device.type,
         precision=machine.precision,
     )
@@ -139,7 +139,9 @@ def print_plan(folder: Path, base: Path | None, data: Data, own: bool, machine: 
     what = f"the {len(data.held_out):,} that the run held out ({data.held_out_part})" if own else "all of them"
     template, learn = data.conversations.renderer.name, data.conversations.learn
     total = f"{len(data.conversations):,} dialogues"
-    print(f"data: {data.source.path} ({data.source.format}), {total}, measured on {what}; {template}; learned: {learn}")
+    print(
+        f"data: {data.source.input} ({data.source.format}), {total}, measured on {what}; {template}; learned: {learn}"
+    )
 
 
 if __name__ == "__main__":

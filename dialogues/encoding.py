@@ -44,16 +44,16 @@ def encode_source(
     records = iter(source.records)
     blocks = iter(lambda: list(islice(records, BLOCK)), [])
     encode = partial(encode_records, source._replace(records=()), vocabulary, template, rename)
-    large = source.unit == "line" and source.path.stat().st_size > LARGE
+    large = source.unit == "line" and source.input.path.stat().st_size > LARGE
     encoded = map_in_processes(encode, blocks) if large else map(encode, blocks)
     conversations = Conversations(make_renderer(vocabulary, template), shown(encoded, source), learn, rename)
     if not len(conversations):
-        raise UserError(f"{source.path}: no dialogue of two turns or more; it was read as {source.format}")
+        raise UserError(f"{source.input}: no dialogue of two turns or more; it was read as {source.format}")
     if unknown := (rename or {}).keys() - conversations.renamed:
         names = conversations.name_speakers()
-        raise UserError(f"--rename {unknown.pop()}=...: nobody in {source.path} has that name; there are {names}")
+        raise UserError(f"--rename {unknown.pop()}=...: nobody in {source.input} has that name; there are {names}")
     if len(conversations.speakers) == 1:
-        raise UserError(f"{source.path}: only {conversations.speakers[0]} speaks; a conversation needs two")
+        raise UserError(f"{source.input}: only {conversations.speakers[0]} speaks; a conversation needs two")
     return conversations
 
 

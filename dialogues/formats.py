@@ -46,6 +46,10 @@ class FormatError(ValueError):
     """What is wrong with a record, as the end of a sentence that began with its place."""
 
 
+class NotRecognisedError(FormatError):
+    """What begins a file is in no known form: it may hold something else than conversations."""
+
+
 class Format(NamedTuple):
     fits: Callable[[Any], bool]
     convert: Callable[[Any], Dialogue]
@@ -256,11 +260,11 @@ def recognise(record: Any) -> str:
     if has_keys(record, "input_ids") or (is_list(record) and record and isinstance(record[0], int)):
         raise FormatError("these are token ids; conversations are needed as text")
     if isinstance(record, Pairs):
-        raise FormatError(
+        raise NotRecognisedError(
             f"no known form of a conversation has {keys_of(record)}; see the formats in README.md"
             " (--format names takes every key as a speaker's name)"
         )
-    raise FormatError(f"{kind(record)} is no conversation; see the formats in README.md")
+    raise NotRecognisedError(f"{kind(record)} is no conversation; see the formats in README.md")
 
 
 def unused_keys(record: Any, form: str) -> list[str]:

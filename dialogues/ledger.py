@@ -83,7 +83,7 @@ def make_ledger(
     parts = {name: count_part(dataset, train, training, processes) for name, dataset in datasets.items()}
     per_word, n_vocab = tokens_per_word(conversations), conversations.renderer.tokenizer.n_vocab
     return Ledger(
-        file=str(source.path),
+        file=str(source.input),
         format=source.format,
         not_used=list(source.not_used),
         unit=source.unit,

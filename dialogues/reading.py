@@ -1,19 +1,12 @@
 """From a conversation file, whatever its form, to records that each become a dialogue, and the place of mistakes."""
 
-import bz2
-import codecs
-import gzip
 import json
-import lzma
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from dialogues.chats import (
     dialogues_of_export,
@@ -28,6 +21,7 @@ from dialogues.dialogue import Dialogue
 from dialogues.formats import (
     FORMATS,
     FormatError,
+    NotRecognisedError,
     Pairs,
     as_alpaca,
     fitting,
@@ -37,13 +31,10 @@ from dialogues.formats import (
     recognise,
     unused_keys,
 )
+from dialogues.inputs import LIMIT, Input, reading
 from dialogues.tables import SEPARATOR, group_turns, read_columns, records_of_table
-from support.errors import UserError, reason
+from support.errors import UserError
 
-PACKED = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open, b"BZh": bz2.open}
-ARCHIVE = b"PK\x03\x04"
-TEXT_NAMES = (".json", ".jsonl", ".txt", ".csv", ".tsv")
-DAMAGED = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zipfile.BadZipFile, NotImplementedError)
 HEAD = 1 << 16  # bytes that decide what a file is
 PEEKED = 100  # records of which one decides what form they have
 
@@ -57,7 +48,7 @@ class Source(NamedTuple):
     first record that nothing is taken from.
     """
 
-    path: Path
+    input: Input
     format: str
     form: str
     unit: str
@@ -75,7 +66,7 @@ class Source(NamedTuple):
         try:
             return self.convert(record)
         except FormatError as error:
-            raise UserError(f"{self.path}: {self.unit} {number}: {error}") from None
+            raise UserError(f"{self.input}: {self.unit} {number}: {error}") from None
 
     def for_template(self, template: str) -> "tuple[Source, str]":
         """The source as a template needs it, and the template that `auto` stands for.
@@ -90,12 +81,12 @@ class Source(NamedTuple):
         if self.form != "pairs":
             raise UserError(
                 f"--template alpaca is for instruction data (instruction and output, or prompt and completion);"
-                f" {self.path} is {self.format}: choose another template"
+                f" {self.input} is {self.format}: choose another template"
             )
         return self._replace(convert=partial(convert_to_alpaca, self.convert)), template
 
 
-def open_source(path: Path, format: str = "auto", pause_hours: float = 8) -> Source:
+def open_source(path: Path | Input, format: str = "auto", pause_hours: float = 8) -> Source:
     """Recognise a conversation file by its content.
 
     JSON Lines are then read one by one, every other form at once.
@@ -103,82 +94,28 @@ def open_source(path: Path, format: str = "auto", pause_hours: float = 8) -> Sou
     Raises:
         UserError: the file is missing, unreadable, binary, not UTF-8, or holds no conversations in a known form.
     """
-    with reading(path):
-        with open_bytes(path) as file:
+    input = path if isinstance(path, Input) else Input.of(path)
+    with reading(input):
+        with input.open() as file:
             head = file.read(HEAD)
-        container = recognise_container(head, path, format)
+        container = recognise_container(head, input, format)
         pause = timedelta(hours=pause_hours)
         if container == "JSON Lines":
-            return json_lines_source(path, format)
+            return json_lines_source(input, format)
         if container == "JSON":
-            return json_source(path, format, pause)
-        lines = (decode(line, number) for number, line in raw_lines(path))
+            return json_source(input, format, pause)
+        lines = (decode(line, number) for number, line in input.lines(LIMIT))
         if container == "chat-export":
             dialogues = list(enumerate(dialogues_of_export(messages_of_export(lines), pause), 1))
-            return Source(path, container, "turns", "dialogue", dialogues, as_it_is, len(dialogues))
+            return Source(input, container, "turns", "dialogue", dialogues, as_it_is, len(dialogues))
         if container == "text":
             dialogues = list(dialogues_of_text(lines))
-            return Source(path, container, "turns", "line", dialogues, as_it_is, len(dialogues))
+            return Source(input, container, "turns", "line", dialogues, as_it_is, len(dialogues))
         records = list(records_of_table(lines, container))
         if not records:
             raise FormatError("there is nothing below the names of the columns")
         form = recognise(records[0][1])
-        return Source(path, container, form, "line", records, FORMATS[form].convert, len(records))
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn everything that can be wrong with the file `path` into a `UserError`."""
-    try:
-        yield
-    except FormatError as error:
-        raise UserError(f"{path}: {error}") from None
-    except FileNotFoundError:
-        raise UserError(f"--data {path} does not exist; name your conversation file") from None
-    except DAMAGED as error:
-        raise UserError(f"{path} is damaged or cut short: {error}") from None
-    except OSError as error:
-        raise UserError(f"cannot read --data {path}: {reason(error)}") from error
-
-
-def open_bytes(path: Path) -> IO[bytes]:
-    """Open a file to read its bytes, unpacked."""
-    with open(path, "rb") as file:
-        magic = file.read(6)
-    if magic.startswith(ARCHIVE):
-        return open_member(path)
-    unpack = next((unpack for start, unpack in PACKED.items() if magic.startswith(start)), None)
-    return unpack(path, "rb") if unpack else open(path, "rb")  # pyright: ignore[reportReturnType]
-
-
-def is_packed(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(6).startswith((ARCHIVE, *PACKED))
-
-
-def open_member(path: Path) -> IO[bytes]:
-    """The one conversation file in a zip archive; phones put the photographs of a chat beside it."""
-    archive = zipfile.ZipFile(path)
-    members = [
-        member
-        for member in archive.infolist()
-        if member.filename.lower().endswith(TEXT_NAMES) and "__MACOSX" not in member.filename
-    ]
-    if any(name.endswith("xl/workbook.xml") for name in archive.namelist()):
-        raise FormatError("a spreadsheet; save it as CSV")
-    if len(members) != 1:
-        found = ", ".join(member.filename for member in members[:5]) or "no .json, .jsonl, .txt, .csv or .tsv file"
-        raise FormatError(f"one conversation file is needed in the archive, it holds {found}; unpack it")
-    if members[0].flag_bits & 1:
-        raise FormatError("the archive is encrypted; unpack it")
-    return archive.open(members[0])
-
-
-def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file, unpacked, numbered from 1, without a byte order mark."""
-    with reading(path), open_bytes(path) as file:
-        for number, line in enumerate(file, 1):
-            yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        return Source(input, container, form, "line", records, FORMATS[form].convert, len(records))
 
 
 def decode(content: bytes, line: int) -> str:
@@ -190,40 +127,38 @@ def decode(content: bytes, line: int) -> str:
         raise FormatError(f"line {line} is not UTF-8 text; save the file as UTF-8") from None
 
 
-def recognise_container(head: bytes, path: Path, format: str) -> str:
+def recognise_container(head: bytes, input: Input, format: str) -> str:
     """What kind of file begins with `head`: "JSON", "JSON Lines", or the format of a file that is neither."""
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise FormatError("this is UTF-16; save the file as UTF-8")
     if b"\0" in head:
-        raise FormatError("a binary file; conversations are needed as text")
+        raise NotRecognisedError("a binary file; conversations are needed as text")
     if b"\r" in head and b"\n" not in head and head[:1] not in b"[{":
         raise FormatError("its lines end in CR alone, as on old Macs; save it with the line ends of today")
     if format in ("text", "csv", "tsv"):
         return format
     text = head.decode("utf-8-sig", errors="replace").strip()
     if not text:
-        raise FormatError("the file is empty")
+        raise NotRecognisedError("the file is empty")
     lines = [line for line in text.splitlines() if line.strip()]
     if lines[0].startswith(SEPARATOR) and len(lines) > 1:
         lines.pop(0)
     if format in ("auto", "chat-export") and is_export(lines):
         return "chat-export"
     if text[0] in "[{" or format in FORMATS:
-        return "JSON Lines" if has_json_lines(path) else "JSON"
+        return "JSON Lines" if has_json_lines(input) else "JSON"
     table = "tsv" if read_columns(lines[0], "tsv") else "csv" if read_columns(lines[0]) else None
     if format == "auto" and table:
         return table
     if format == "auto" and is_spoken((1, lines[0])):
         return "text"
-    raise FormatError(
+    raise NotRecognisedError(
         f"{text[:40]!r} is no beginning of {'conversations' if format == 'auto' else f'a {format}'};"
         " see the formats in README.md (a text file has lines as in `Alex: Hello!`)"
     )
 
 
-def has_json_lines(path: Path) -> bool:
+def has_json_lines(input: Input) -> bool:
     """Whether more lines follow the first, and that is a whole JSON value."""
-    lines = (line for _, line in raw_lines(path) if line.strip())
+    lines = (line for _, line in input.lines() if line.strip())
     first = next(lines)
     if next(lines, None) is None:
         return False
@@ -234,32 +169,31 @@ def has_json_lines(path: Path) -> bool:
     return True
 
 
-def json_lines_source(path: Path, format: str) -> Source:
+def json_lines_source(input: Input, format: str) -> Source:
     """One JSON value a line; they are parsed where they are converted, perhaps in another process."""
-    records = ((number, line) for number, line in raw_lines(path) if line.strip())
+    records = ((number, line) for number, line in input.lines() if line.strip())
     first = list(islice(records, PEEKED))
     name, not_used = choose_form(parse_lines(first), format, "line")
-    size = None if is_packed(path) else path.stat().st_size
     convert = partial(convert_line, name, format != "auto")
-    return Source(path, name, name, "line", chain(first, records), convert, size, not_used)
+    return Source(input, name, name, "line", chain(first, records), convert, input.size, not_used)
 
 
-def json_source(path: Path, format: str, pause: timedelta) -> Source:
+def json_source(input: Input, format: str, pause: timedelta) -> Source:
     """One JSON value: a list of records, one record, an object that holds the list, or what Telegram exports."""
-    value = parse_json(b"".join(line for _, line in raw_lines(path)))
+    value = parse_json(input.read())
     chats = telegram_chats(value) if format in ("auto", "chat-export") else []
     if chats or format == "chat-export":
         parts = [part for chat in chats for part in dialogues_of_export(messages_of_telegram(chat), pause)]
         if not parts:
             raise FormatError("no exported chat: WhatsApp's and Signal's are text, Telegram's is result.json")
-        return Source(path, "chat-export", "turns", "dialogue", list(enumerate(parts, 1)), as_it_is, len(parts))
+        return Source(input, "chat-export", "turns", "dialogue", list(enumerate(parts, 1)), as_it_is, len(parts))
     records = list_of_records(value)
     if not records:
         raise FormatError("the file holds no conversations: its list is empty")
     numbered = list(enumerate(records, 1))
     name, not_used = choose_form(iter(numbered), format, "record")
     convert = partial(convert_record, name, format != "auto")
-    return Source(path, name, name, "record", numbered, convert, len(records), not_used)
+    return Source(input, name, name, "record", numbered, convert, len(records), not_used)
 
 
 def choose_form(records: Iterator[tuple[int, Any]], format: str, unit: str) -> tuple[str, tuple[str, ...]]:
@@ -275,7 +209,7 @@ def choose_form(records: Iterator[tuple[int, Any]], format: str, unit: str) -> t
         name = recognise(record) if format == "auto" else format
         return name, tuple(unused_keys(record, name))
     except FormatError as error:
-        raise FormatError(f"{unit} {number}: {error}") from None
+        raise type(error)(f"{unit} {number}: {error}") from None
 
 
 def list_of_records(value: Any) -> list[Any]:
@@ -289,7 +223,7 @@ def list_of_records(value: Any) -> list[Any]:
         lists = [held for _, held in value if is_list(held) and held and isinstance(held[0], list)]
         return lists[0] if len(lists) == 1 else [value]
     if not is_list(value):
-        raise FormatError(f"conversations are needed, this is {kind(value)}")
+        raise NotRecognisedError(f"conversations are needed, this is {kind(value)}")
     return [value] if value and isinstance(value[0], int) else value
 
 

@@ -121,7 +121,7 @@ def read_data(opened: OpenedData, vocabulary: Path, settings: DataSettings, seed
         parts = hold_out_fold(numbers, settings.folds, fold) if fold else split_dialogues(numbers, settings.percents)
     except UserError as error:
         cut = ", or cut the chat at shorter pauses with --pause-hours" if data.source.format == "chat-export" else ""
-        raise UserError(f"{data.source.path}: {error}{cut}") from None
+        raise UserError(f"{data.source.input}: {error}{cut}") from None
     return data._replace(parts=dict(zip(["train", "val", "test"], parts, strict=False)))
 
 
@@ -142,7 +142,7 @@ def read_conversations(opened: OpenedData, vocabulary: Path, settings: Conversat
         first = conversations.numbers[np.setdiff1d(np.arange(len(conversations)), numbers)[0]]
         others = f" (nor in {left_out - 1:,} others)" if left_out > 1 else ""
         raise UserError(
-            f"{source.path}: {source.unit} {first}: with --learn {settings.learn} there is nothing to learn in it"
+            f"{source.input}: {source.unit} {first}: with --learn {settings.learn} there is nothing to learn in it"
             f"{others}; remove it or choose another --learn"
         )
     return Data(source, conversations, {"all": numbers})
@@ -216,7 +216,7 @@ def preview(job: Job) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for path in rendered_paths(folder, job.data):
-        check_output_path(path, [job.data.source.path])
+        check_output_path(path, [job.data.source.input.path])
     write_rendered(folder, job.data)
     print(f"written: {', '.join(map(str, rendered_paths(folder, job.data)))}")
 

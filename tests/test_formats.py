@@ -395,7 +395,8 @@ def test_bytes_that_are_no_text(tmp_path):
     path = tmp_path / "data"
     for content, message in [
         (b"\0\1\2", "a binary file"),
-        ("[]".encode("utf-16"), "this is UTF-16; save the file as UTF-8"),
+        ("[]".encode("utf-16"), "its list is empty"),
+        ("[]".encode("utf-16")[:-1], "it begins as UTF-16 and is none; save the file as UTF-8"),
         ('[{"A": "b",\n"B": "caf\xe9"}]'.encode("latin-1"), "line 2 is not UTF-8 text; save the file as UTF-8"),
         ('{"A": "b", "B": "c"}\n{"A": "b", "B": "caf\xe9"}'.encode("latin-1"), "line 2: not UTF-8 text"),
         ("Ann: caf\xe9\nCem: ja".encode("latin-1"), "line 1 is not UTF-8 text"),
@@ -413,7 +414,7 @@ def test_archives_of_several_files(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.txt", "Ann: Tea?")
         archive.writestr("b.json", "[]")
-    assert "one conversation file is needed in the archive, it holds a.txt, b.json; unpack it" in refusal(path)
+    assert refusal(path) == f"{path} holds 2 files ({path}/a.txt, {path}/b.json, …); name one"
 
 
 def test_forced_formats(tmp_path):

@@ -1,0 +1,394 @@
+"""The bytes of one or many inputs: files, folders, archives, patterns, pipes, data sets; unpacked, and as UTF-8."""
+
+import bz2
+import codecs
+import glob
+import gzip
+import io
+import lzma
+import os
+import re
+import shutil
+import stat
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path, PurePath
+from typing import IO, NamedTuple, cast
+
+from dialogues.arrow import MARKS as ARROW
+from dialogues.arrow import json_lines
+from dialogues.formats import FormatError, NotRecognisedError
+from dialogues.kinds import HEAD, MEDIA_NAMES, packed_document, unreadable_kind
+from support.errors import UserError, check_one_process, printable, reason
+
+PACKED = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open, b"BZh": bz2.open}
+ARCHIVE = (b"PK\x03\x04", b"PK\x05\x06")  # the second of an empty one
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+DAMAGED = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zipfile.BadZipFile, NotImplementedError)
+PIECE = 1 << 16  # bytes that are recoded together
+LIMIT = 2_000_000_000  # bytes that are read at once
+PIPE = Path("-")
+STANDARD_INPUT = "standard input"
+
+# What is taken from a folder or an archive; a file that is named itself may have any name.
+TEXT_NAMES = (".json", ".jsonl", ".ndjson", ".txt", ".csv", ".tsv", ".log", ".md", ".srt", ".vtt")
+NAMES = frozenset((*TEXT_NAMES, ".parquet", ".arrow"))
+PACKED_NAMES = frozenset((".gz", ".xz", ".bz2"))
+NO_CONVERSATIONS = re.compile(
+    r"(readme|license|licence|copying|changelog|requirements)\b.*"
+    r"|(dataset_infos?|dataset_dict|state)\.json|cache-.*\.arrow",
+    re.IGNORECASE,
+)
+OF_A_MODEL = ("model.safetensors", "metrics.jsonl")  # a folder with one of these is a model's or a run's
+IOS_CHAT = "_chat.txt"  # what an iPhone calls the chat, among the files that were sent in it
+DATA_SET = re.compile(r"[\w.-]+/[\w.-]+")
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+class NotConversationsError(UserError):
+    """A file in which no conversations are recognised. Of several that were found in a folder it is left out."""
+
+
+class Input(NamedTuple):
+    """One file of conversations, or one member of an archive. It can be sent to another process.
+
+    `name` is what is printed. `path` is the file that holds the bytes: the archive of a `member`, a copy of a pipe.
+    `size` is its size in bytes where these are what `open` yields, None where the file is packed or recoded. `found`:
+    it was not named, but found in a folder or an archive with others.
+    """
+
+    name: str
+    path: Path
+    member: str | None = None
+    size: int | None = None
+    found: bool = False
+
+    @classmethod
+    def of(cls, path: Path) -> "Input":
+        """The one input under a path.
+
+        Raises:
+            UserError: there is none, or there are several.
+        """
+        inputs = find_inputs([path]).inputs
+        if len(inputs) > 1:
+            names = ", ".join(each.name for each in inputs[:3])
+            raise UserError(f"{path} holds {len(inputs)} files ({names}, …); name one")
+        return inputs[0]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def open(self) -> IO[bytes]:
+        """The content from its beginning: unpacked, as UTF-8 without a byte order mark, tables as JSON Lines.
+
+        Raises:
+            UserError: it can't be read, or is of a kind that holds no conversations for this program.
+        """
+        with reading(self):
+            file = unpacked(self)
+            head = file.read(HEAD)
+            if kind := unreadable_kind(head, self.name):
+                raise NotConversationsError(f"{self.name} is {kind}")
+            if head.startswith(codecs.BOM_UTF8):
+                file.seek(len(codecs.BOM_UTF8))
+                return file
+            file.seek(0)
+            if head.startswith(ARROW):
+                return io.BufferedReader(Pieces(file, json_lines(file, head, self.name)))
+            return io.BufferedReader(Pieces(file, recoded(file))) if head.startswith(UTF_16) else file
+
+    def lines(self, limit: int | None = None) -> Iterator[tuple[int, bytes]]:
+        """The lines, numbered from 1, each with its end.
+
+        Args:
+            limit: of bytes in all, for who keeps them; none for who doesn't. One line has at most `LIMIT`.
+
+        Raises:
+            UserError: it can't be read, or exceeds the limit.
+        """
+        taken = 0
+        with reading(self), self.open() as file:
+            for number, line in enumerate(iter(partial(file.readline, LIMIT + 1), b""), 1):
+                taken += len(line)
+                if len(line) > LIMIT or (limit is not None and taken > limit):
+                    raise self.too_large(limit or LIMIT)
+                yield number, line
+
+    def read(self, limit: int = LIMIT) -> bytes:
+        """The whole content, where it has at most `limit` bytes, unpacked.
+
+        Raises:
+            UserError: it can't be read, or has more.
+        """
+        with reading(self), self.open() as file:
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise self.too_large(limit)
+        return content
+
+    def too_large(self, limit: int) -> UserError:
+        return UserError(
+            f"{self.name}: more than {limit / 1e9:g} GB{' unpacked' if self.size is None else ''} would have to be in"
+            " memory at once; save it as JSON Lines, which is read line by line, or as several files"
+        )
+
+
+class Found(NamedTuple):
+    """The inputs under some paths, and what else lay there: how many files of each kind are not read."""
+
+    inputs: list[Input]
+    ignored: dict[str, int]
+
+
+class Pieces(io.RawIOBase):
+    """Pieces of bytes as a stream, which closes the file that they are made of."""
+
+    def __init__(self, file: IO[bytes], pieces: Iterator[bytes]) -> None:
+        super().__init__()
+        self.file, self.pieces, self.rest = file, pieces, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.rest = self.rest or next(filter(None, self.pieces), b"")
+        size = min(len(buffer), len(self.rest))
+        buffer[:size], self.rest = self.rest[:size], self.rest[size:]
+        return size
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+@contextmanager
+def reading(name: object) -> Iterator[None]:
+    """Turn everything that can be wrong with the file `name` into a `UserError`."""
+    try:
+        yield
+    except NotRecognisedError as error:
+        raise NotConversationsError(f"{name}: {error}") from None
+    except FormatError as error:
+        raise UserError(f"{name}: {error}") from None
+    except FileNotFoundError:
+        raise UserError(f"--data {name} does not exist; name your conversation file") from None
+    except DAMAGED as error:
+        raise UserError(f"{name} is damaged or cut short: {error}") from None
+    except OSError as error:
+        raise UserError(f"cannot read --data {name}: {reason(error)}") from error
+
+
+def unpacked(input: Input) -> IO[bytes]:
+    """The bytes of a file or a member of an archive, unpacked, from their beginning; the stream can seek."""
+    file = input.path.open("rb") if input.member is None else open_member(input.path, input.member)
+    magic = file.read(6)
+    file.seek(0)
+    unpack = next((unpack for start, unpack in PACKED.items() if magic.startswith(start)), None)
+    return cast("IO[bytes]", unpack(file, "rb")) if unpack else file
+
+
+def open_member(path: Path, member: str) -> IO[bytes]:
+    with zipfile.ZipFile(path) as archive:
+        if archive.getinfo(member).flag_bits & 1:
+            raise FormatError("the archive is encrypted; unpack it")
+        return archive.open(member)
+
+
+def recoded(file: IO[bytes]) -> Iterator[bytes]:
+    """UTF-16 with its byte order mark as UTF-8 without one."""
+    decoder = codecs.getincrementaldecoder("utf-16")()
+    try:
+        for piece in iter(partial(file.read, PIECE), b""):
+            yield decoder.decode(piece).encode()
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        raise FormatError("it begins as UTF-16 and is none; save the file as UTF-8") from None
+
+
+def find_inputs(paths: Iterable[Path]) -> Found:
+    """The files of conversations under some paths: of files, folders, archives, patterns and pipes.
+
+    The paths stay in their order; what one of them holds is sorted as people count (`message_2` before `message_10`).
+
+    Raises:
+        UserError: a path without any, or of a kind that can't be read.
+    """
+    inputs: dict[tuple[Path, str | None], Input] = {}
+    ignored: Counter[str] = Counter()
+    for path in paths:
+        for each in inputs_of(path, ignored):
+            key = each.path.resolve(), each.member
+            if key in inputs:
+                ignored["files named twice"] += 1
+            inputs.setdefault(key, each)
+    return Found(list(inputs.values()), dict(ignored))
+
+
+def inputs_of(path: Path, ignored: Counter[str]) -> list[Input]:
+    """The inputs under one path; what is not read there is counted in `ignored`."""
+    if is_pipe(path):
+        if is_standard_input(path):
+            return inputs_of_file(spool(PIPE), STANDARD_INPUT, ignored)
+        return inputs_of_file(spool(path), str(path), ignored)
+    with reading(path):
+        if path.is_dir():
+            return inputs_of_folder(path, ignored)
+        if path.exists():
+            return inputs_of_file(path, str(path), ignored)
+    if glob.has_magic(str(path)):
+        matches = sorted(map(Path, glob.glob(str(path), recursive=True)), key=as_people_count)  # noqa: PTH207
+        found = [each for match in matches for each in inputs_of(match, ignored)]
+        if not found:
+            raise UserError(f"--data {path}: no file has such a name")
+        return found
+    raise UserError(f"--data {path} does not exist; {advice_for_missing(str(path))}")
+
+
+def advice_for_missing(path: str) -> str:
+    if ADDRESS.match(path) and "huggingface.co" not in path:
+        return "it is an address: download the file and name it"
+    if ADDRESS.match(path) or (DATA_SET.fullmatch(path) and PurePath(path).suffix.lower() not in NAMES):
+        name = re.sub(r".*huggingface\.co/(datasets/)?", "", path)
+        return (
+            "name your conversation file; a data set of Hugging Face is downloaded first:"
+            f" hf download {name} --repo-type dataset --local-dir FOLDER, then --data FOLDER"
+        )
+    return "name your conversation file"
+
+
+def inputs_of_folder(folder: Path, ignored: Counter[str]) -> list[Input]:
+    """The inputs in a folder and the folders below it."""
+    if is_of_a_model(folder):
+        raise UserError(f"--data {folder} is the folder of a run or a model; name conversations (a model comes first)")
+    found, others = [], []
+    for path in sorted(files_below(folder, ignored), key=as_people_count):
+        if kind := ignored_kind(path):
+            ignored[kind] += 1
+            others.append(path)
+        else:
+            found += inputs_of_file(path, printable(str(path)), ignored, found=True)
+    if not found:
+        for path in others[:1]:
+            named_input(path, str(path)).open().close()  # says what can be done about a kind that is known
+        raise UserError(f"--data {folder} holds no conversation file ({', '.join(sorted(NAMES))}); name another folder")
+    return found
+
+
+def files_below(folder: Path, ignored: Counter[str]) -> Iterator[Path]:
+    """All files below a folder, without those of models and runs; what is hidden is counted in `ignored`."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        for name in list(folders):
+            if is_hidden(name) or is_of_a_model(Path(parent, name)):
+                ignored["hidden folders" if is_hidden(name) else "folders of models and runs"] += 1
+                folders.remove(name)
+        yield from (Path(parent, name) for name in names)
+
+
+def ignored_kind(path: PurePath) -> str | None:
+    """What a file in a folder or an archive is called that is not read; None for one that is."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if any(map(is_hidden, path.parts)):
+        return "hidden files"
+    if suffixes[-1:] and suffixes[-1] in MEDIA_NAMES:
+        return "pictures, sounds and films"
+    last = suffixes[-2:-1] if suffixes and suffixes[-1] in PACKED_NAMES else suffixes[-1:]
+    if NO_CONVERSATIONS.fullmatch(path.name) or not NAMES.union((".zip",)).intersection(last):
+        return "other files"
+    return None
+
+
+def is_hidden(name: str) -> bool:
+    return (name.startswith(".") and name not in (".", "..")) or name == "__MACOSX"
+
+
+def is_of_a_model(folder: Path) -> bool:
+    return any((folder / name).exists() for name in OF_A_MODEL)
+
+
+def as_people_count(path: PurePath | str) -> tuple[tuple[int, str] | tuple[int, int], ...]:
+    """A key that sorts names as people do: 2 before 10, whatever the case."""
+    pieces = re.split(r"([0-9]+)", str(path).lower())
+    return tuple((0, int(piece)) if number % 2 else (1, piece) for number, piece in enumerate(pieces))
+
+
+def inputs_of_file(path: Path, name: str, ignored: Counter[str], found: bool = False) -> list[Input]:
+    """A file as the one input that it is, or the members of an archive."""
+    with reading(name):
+        with open(path, "rb") as file:
+            head = file.read(HEAD)
+        if not head.startswith(ARCHIVE):
+            return [named_input(path, name)._replace(found=found)]
+        with zipfile.ZipFile(path) as archive:
+            names = [member.filename for member in archive.infolist() if not member.is_dir()]
+    if kind := packed_document(names):
+        raise UserError(f"{name} is {kind}")
+    kinds = {member: ignored_kind(PurePath(member)) for member in names}
+    members = [
+        member for member in sorted(names, key=lambda each: as_people_count(PurePath(each))) if not kinds[member]
+    ]
+    if chats := [member for member in members if PurePath(member).name == IOS_CHAT]:
+        kinds |= dict.fromkeys(set(members) - set(chats), "other files")
+        members = chats
+    ignored.update(kind for kind in kinds.values() if kind)
+    if not members:
+        raise UserError(f"{name} holds no conversation file ({', '.join(sorted(NAMES))}); unpack it")
+    return [Input(printable(f"{name}/{member}"), path, member, found=found or len(members) > 1) for member in members]
+
+
+def named_input(path: Path, name: str) -> Input:
+    """A file that is no archive."""
+    with open(path, "rb") as file:
+        head = file.read(6)
+    changed = head.startswith((*PACKED, *UTF_16, *ARROW))
+    return Input(name, path, size=None if changed else path.stat().st_size)
+
+
+def is_standard_input(path: Path) -> bool:
+    return path in (PIPE, Path("/dev/stdin"), Path("/dev/fd/0"), Path("/proc/self/fd/0"))
+
+
+def is_pipe(path: Path) -> bool:
+    """Whether a path is standard input or another stream that can be read only once."""
+    if is_standard_input(path):
+        return True
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode)
+
+
+@cache
+def spool(path: Path) -> Path:
+    """Copy a pipe into a temporary file, once, since a reader opens a file more than once.
+
+    Raises:
+        UserError: nothing is piped into standard input, or there are several processes to read it.
+    """
+    check_one_process(f"reading --data {path}, a pipe,")
+    if path == PIPE and sys.stdin.isatty():
+        raise UserError("--data -: nothing is piped into standard input; as in: cat talk.txt | python finetune.py ...")
+    with reading(path), tempfile.NamedTemporaryFile(dir=spool_folder().name, delete=False) as copy:
+        if path == PIPE:
+            shutil.copyfileobj(sys.stdin.buffer, copy)
+        else:
+            with open(path, "rb") as file:
+                shutil.copyfileobj(file, copy)
+    return Path(copy.name)
+
+
+@cache
+def spool_folder() -> "tempfile.TemporaryDirectory[str]":
+    """Where pipes are copied to; it is removed when the program ends."""
+    return tempfile.TemporaryDirectory(prefix="conversations-")
