@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dialogues.dialogue import Dialogue, Turn
-from dialogues.formats import ALPACA_SPEAKERS, ASSISTANT, USER
+from dialogues.formats import ALPACA_SPEAKERS
 from dialogues.template import Renderer
 from dialogues.tokenizer import speaker_token
+from dialogues.words import ASSISTANT, USER
 from support.errors import UserError
 
 FIRST = 3  # places in the file that are kept for each reason to skip

@@ -27,6 +27,7 @@ class Dialogue(NamedTuple):
     turns: tuple[Turn, ...]
     instruction: str = INSTRUCTION  # the line before the first turn; empty for none
     skipped: tuple[str, ...] = ()  # why, for each turn of the file that is not among `turns`
+    context: tuple[int, ...] = ()  # turns, by number from 0, that are not learned
 
 
 def split_dialogues(dialogues: np.ndarray, percents: Sequence[int]) -> list[np.ndarray]:

@@ -65,7 +65,7 @@ def encode_records(
     records: list[tuple[int, Any]],
 ) -> tuple[Block, int]:
     """Some records as arrays, and their size in the unit of `source.size`."""
-    dialogues = ((number, source.dialogue(number, record)) for number, record in records)
+    dialogues = ((number, dialogue) for number, record in records for dialogue in source.dialogues(number, record))
     block = encode_block(make_renderer(vocabulary, template), dialogues, rename)
     return block, sum(len(record) if isinstance(record, bytes) else 1 for _, record in records)
 

@@ -1,33 +1,53 @@
-"""Conversations as JSON: one small pure function for each form a record can have, and the choice between them.
+"""Conversations as JSON: a function for each form that a record can have, and the choice between them.
 
-A further form is a further function from a record to a `Dialogue`, and a line in `FORMATS`.
+A record is what JSON holds for a conversation; a row of a table is one too. Objects are dicts, or `Pairs` where a key
+occurs twice. A further form is two further functions and a line in `FORMATS`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeGuard
+import re
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
 
 from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
+from dialogues.messages import PAUSE
+from dialogues.records import (
+    FormatError,
+    is_container,
+    is_list,
+    is_object,
+    keys_of,
+    kind,
+    make_turn,
+    once,
+    pairs_of,
+    shorten,
+)
+from dialogues.trees import unfold
+from dialogues.turns import from_turns, holds_turns, kind_of_turn, turn_list
+from dialogues.words import (
+    ASSISTANT,
+    INPUTS,
+    INSTRUCTIONS,
+    OTHER_KEYS,
+    OUTPUTS,
+    PAIRS,
+    SPEAKER_KEYS,
+    SYSTEM_PROMPTS,
+    TEXT_KEYS,
+    TURN_LISTS,
+    USER,
+    Columns,
+    find_key,
+    is_nothing,
+    plain,
+    turn_keys,
+)
 
-TURN_LISTS = ("messages", "conversations", "conversation", "turns", "dialog", "dialogue", "utterances")
-SPEAKER_KEYS = ("speaker", "sender", "author", "role", "from")
-ROLE_KEYS = ("role", "from")  # what stands here may be user, assistant, system or tool
-TEXT_KEYS = ("text", "message", "content", "utterance", "value")
-PAIRS = (("prompt", "completion"), ("question", "answer"), ("prompt", "response"), ("question", "response"))
-INPUTS, OUTPUTS = ("input", "context"), ("output", "response")
-USER, ASSISTANT = "User", "Assistant"
-ROLES = {
-    **dict.fromkeys(("user", "human", "prompter"), USER),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "chatbot", "model"), ASSISTANT),
-}
-SYSTEM = ("system", "developer")
-TOOLS = ("tool", "function", "function_call", "function_response", "observation")
-NO_NAMES = {
-    *(*TEXT_KEYS, *SPEAKER_KEYS, *TURN_LISTS, "instruction", "input", "output", "prompt", "completion", "response"),
-    *("question", "answer", "id", "label", "title", "summary", "body", "url", "source", "date", "category", "msg"),
-    *("timestamp", "time", "username", "channel", "context", "lang", "language", "score", "tags", "type"),
-}
-LONGEST_NAME = 200  # characters; what is longer is no name
-NO_TEXT = object()
+PEEKED = 100  # records that show what form a file has
+TURN_ASIDES = frozenset(("toolcalls", "functioncall", "toolcallid"))
+# A text that may be a whole dialogue: a second line or mark that says who speaks.
+TRANSCRIPT = re.compile(r"\n|__eou__|\[/INST\]|<\||###|<start_of_turn>|ASSISTANT:|\[SEP\]")
 
 # The published wording (Taori et al. 2023, "Stanford Alpaca").
 ALPACA_WITH_INPUT = (
@@ -38,79 +58,29 @@ ALPACA = "Below is an instruction that describes a task. Write a response that a
 ALPACA_SPEAKERS = ("Instruction", "Input", "Response")
 
 
-class Pairs(list[tuple[str, Any]]):
-    """A JSON object as its key-value pairs in order, so that a key that stands twice is there twice."""
-
-
-class FormatError(ValueError):
-    """What is wrong with a record, as the end of a sentence that began with its place."""
-
-
-class NotRecognisedError(FormatError):
-    """What begins a file is in no known form: it may hold something else than conversations."""
-
-
-class Format(NamedTuple):
-    fits: Callable[[Any], bool]
-    convert: Callable[[Any], Dialogue]
-
-
 def from_names(record: Any) -> Dialogue:
     """`{"Alex": "...", "Bob": "...", "Alex": "..."}`: the keys are the speakers in order, repeats kept."""
-    if not isinstance(record, Pairs):
+    if not is_object(record):
         raise FormatError(f'an object {{"speaker": "text", ...}} is needed, this is {kind(record)}')
-    if len(record) < 2:
-        raise FormatError(f"a dialogue needs two turns or more, this has {len(record)}")
-    return Dialogue(tuple(make_turn(*turn, f"turn {number}") for number, turn in enumerate(record, 1)))
+    said = [turn for turn in pairs_of(record) if not is_aside(*turn)]
+    if len(said) < 2:
+        raise FormatError(f"a dialogue needs two turns or more, this has {len(said)}")
+    return Dialogue(tuple(make_turn(*turn, f"turn {number}") for number, turn in enumerate(said, 1)))
 
 
-def from_turn_list(
-    record: Any, speaker_keys: Sequence[str] = SPEAKER_KEYS, text_keys: Sequence[str] = TEXT_KEYS
-) -> Dialogue:
-    """A list of turns, each an object with a speaker and a text: the forms `turns`, `messages` and `sharegpt`.
-
-    A system message at the beginning, or a system prompt beside the list, becomes the instruction (an empty one: none).
-    Tool calls and messages without text are left out and counted. The roles user and assistant, and their synonyms, are
-    User and Assistant; every other role, and whatever stands under `speaker`, is a name.
-    """
-    turns, skipped, instruction = [], [], []
-    if has_keys(record, "system") and (system := dict(record)["system"]) is not None:
-        instruction.append(make_turn("system", system, "the system prompt").text if system else "")
-    for number, item in enumerate(turn_list(record), 1):
-        if not isinstance(item, Pairs):
-            raise FormatError(f"turn {number} must be an object with speaker and text, this is {kind(item)}")
-        values = dict(item)
-        speaker_key, text_key = first_key(values, speaker_keys), first_key(values, text_keys)
-        speaker, text = values.get(speaker_key or ""), join_parts(values.get(text_key or ""))
-        if not isinstance(speaker, str):
-            raise FormatError(f"turn {number} has no speaker ({', '.join(SPEAKER_KEYS)})")
-        role = speaker.strip().lower() if speaker_key in ROLE_KEYS else ""
-        if role in TOOLS or values.get("tool_calls") or values.get("function_call"):
-            skipped.append("tool calls")
-        elif text is NO_TEXT:
-            skipped.append("messages of more than text")
-        elif role in SYSTEM and not turns:
-            instruction.append(make_turn(speaker, text, "the system message").text if text else "")
-        elif role in SYSTEM:
-            skipped.append("system messages inside a conversation")
-        elif text is None or text == "":
-            skipped.append("messages without text")
-        else:
-            turns.append(make_turn(ROLES.get(role, speaker), text, f"turn {number}"))
-    if turns and {turn.speaker for turn in turns} == {USER}:
-        if not skipped:
-            raise FormatError("only the user speaks here; the answers are needed too")
-        skipped += ["questions without an answer"] * len(turns)
-        turns = []
-    return Dialogue(tuple(turns), "\n".join(instruction) if instruction else INSTRUCTION, tuple(skipped))
+def from_every_key(record: Any) -> Dialogue:
+    """`from_names` where the user says so: every key is a speaker."""
+    if not is_object(record):
+        return from_names(record)
+    said = pairs_of(record)
+    if len(said) < 2:
+        raise FormatError(f"a dialogue needs two turns or more, this has {len(said)}")
+    return Dialogue(tuple(make_turn(*turn, f"turn {number}") for number, turn in enumerate(said, 1)))
 
 
-def from_messages(record: Any) -> Dialogue:
-    return from_turn_list(record, ("role", *SPEAKER_KEYS), ("content", *TEXT_KEYS))
-
-
-def from_sharegpt(record: Any) -> Dialogue:
-    return from_turn_list(record, ("from", *SPEAKER_KEYS), ("value", *TEXT_KEYS))
+def is_aside(key: str, value: Any) -> bool:
+    """Whether a member of an object of names is none of its turns: its key is a word for something else."""
+    return plain(key) in OTHER_KEYS
 
 
 def from_alpaca(record: Any) -> Dialogue:
@@ -119,197 +89,180 @@ def from_alpaca(record: Any) -> Dialogue:
     `context` is another word for the input, `response` for the output. With `history`, `[[instruction, output], ...]`,
     earlier turns come first; a `system` prompt takes the place of Alpaca's line.
     """
-    values = dict(record) if isinstance(record, Pairs) else {}
-    if "instruction" not in values or not values.keys() & {"output", "response"}:
+    values = once(record)
+    asked, answer = find_key(values, INSTRUCTIONS), find_key(values, OUTPUTS)
+    if asked is None or answer is None:
         raise FormatError(f"instruction and output are needed, this has {keys_of(record)}")
-    earlier = values.get("history") or []
-    if not is_list(earlier) or not all(is_list(pair) and len(pair) == 2 for pair in earlier):
-        raise FormatError(f"history must be a list of [instruction, output], this is {kind(earlier)}")
     instruction, input, response = ALPACA_SPEAKERS
-    said: list[tuple[str, Any]] = []
-    for asked, answered in earlier:
-        said += [(instruction, asked), (response, answered)]
-    said.append((instruction, values["instruction"]))
-    given, answer = first_key(values, INPUTS), first_key(values, OUTPUTS)
+    said = read_history(values, (instruction, response))
+    given = find_key(values, INPUTS)
+    if is_nothing(values[asked]) and given and not is_nothing(values[given]):
+        asked, given = given, None
+    said.append((instruction, values[asked]))
     if given and not is_nothing(values[given]):
         said.append((input, values[given]))
-    said.append((response, values[answer or OUTPUTS[0]]))
-    line = values.get("system") or (ALPACA_WITH_INPUT if said[-2][0] == input else ALPACA)
+    said.append((response, values[answer]))
+    line = system_prompt(values) or (ALPACA_WITH_INPUT if said[-2][0] == input else ALPACA)
     return make_answered(said, make_turn("system", line, "the system prompt").text)
 
 
-def from_pairs(record: Any) -> Dialogue:
-    """`{"prompt": ..., "completion": ...}` or `{"question": ..., "answer": ...}`."""
-    values = dict(record) if isinstance(record, Pairs) else {}
-    pair = choose_pair(values)
+def read_history(values: dict[str, Any], speakers: tuple[str, str]) -> list[tuple[str, Any]]:
+    """The earlier turns of a record: `[[asked, answered], ...]` under `history`."""
+    key = find_key(values, ("history", "chathistory"))
+    earlier = (values[key] if key else None) or []
+    if not is_list(earlier) or not all(is_list(pair) and len(pair) == 2 for pair in earlier):
+        raise FormatError(f"history must be a list of [instruction, output], this is {kind(earlier)}")
+    return [turn for pair in earlier for turn in zip(speakers, pair, strict=True)]
+
+
+def system_prompt(values: dict[str, Any]) -> Any:
+    key = find_key(values, SYSTEM_PROMPTS)
+    return values[key] if key else None
+
+
+def from_pairs(record: Any, columns: Columns = ()) -> Dialogue:
+    """`{"prompt": ..., "completion": ...}`, `{"question": ..., "answer": ...}`, and other words for the two.
+
+    The marks that GPT-3's fine-tuning wanted at the ends (`\\n\\n###\\n\\n`, ` END`) are left out.
+    """
+    values = once(record)
+    pair = choose_pair(values, columns)
     if pair is None:
         raise FormatError(f"prompt and completion, or question and answer, are needed, this has {keys_of(record)}")
-    asked, answered = pair
-    return make_answered([(USER, values[asked]), (ASSISTANT, values[answered])], INSTRUCTION)
+    asked, answered = (values.get(key) for key in pair)
+    if isinstance(asked, str) and isinstance(answered, str):
+        bare = asked.rstrip()
+        for mark in ("###", "->", "===", "---"):
+            if bare.endswith("\n" + mark) or bare.endswith(" " + mark):
+                asked, answered = bare.removesuffix(mark), strip_end(answered)
+    said = [*read_history(values, (USER, ASSISTANT)), *read_context(values), (USER, asked), (ASSISTANT, answered)]
+    if said[-3:-2] and said[-3][0] == USER:  # the context ends with what is answered
+        said = alternate_from_end(said)
+    system = system_prompt(values)
+    line = make_turn("system", system, "the system prompt").text if system else INSTRUCTION
+    return make_answered(said, line)
 
 
-def choose_pair(values: dict[str, Any]) -> tuple[str, str] | None:
-    """The first of `PAIRS` that is there and has an answer, or else the first that is there."""
-    there = [pair for pair in PAIRS if set(pair) <= values.keys()]
+def strip_end(answer: str) -> str:
+    bare = answer.rstrip()
+    for mark in ("END", "###", "<|endoftext|>"):
+        bare = bare.removesuffix(mark) if bare.removesuffix(mark) != bare else bare
+    return bare
+
+
+def read_context(values: dict[str, Any]) -> list[tuple[str, Any]]:
+    """What was said before `context`, where it is `context/0`, `context/1` and on, the latest first (DialoGPT)."""
+    found = {plain(key): key for key in values}
+    earlier = [values[found[f"context{number}"]] for number in range(100) if f"context{number}" in found]
+    return [(USER, text) for text in reversed(earlier) if not is_nothing(text)]
+
+
+def alternate_from_end(said: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """The texts with the two speakers in turns, so that the last is the assistant's."""
+    return [((USER, ASSISTANT)[(len(said) - number) % 2 == 1], text) for number, (_, text) in enumerate(said)]
+
+
+def choose_pair(values: dict[str, Any], columns: Columns = ()) -> tuple[str, str] | None:
+    """The keys of the first of `PAIRS` that is there and has an answer, or else of the first that is there."""
+    asked = dict(columns)
+    if "prompt" in asked or "reply" in asked:
+        pair = asked.get("prompt", ""), asked.get("reply", "")
+        return pair if set(pair) <= values.keys() else None
+    found = {plain(key): key for key in reversed(values)}
+    there = [(found[left], found[right]) for left, right in PAIRS if left in found and right in found]
+    there = [
+        pair for pair in there if all(values[key] is None or isinstance(values[key], str) for key in pair)
+    ] or there
     return next((pair for pair in there if not is_nothing(values[pair[1]])), there[0] if there else None)
 
 
 def as_alpaca(dialogue: Dialogue) -> Dialogue:
     """A question and its answer as an instruction and its response."""
-    names = (ALPACA_SPEAKERS[0], ALPACA_SPEAKERS[-1]) if dialogue.turns else ()
+    names = [ALPACA_SPEAKERS[0] if turn.speaker == USER else ALPACA_SPEAKERS[-1] for turn in dialogue.turns]
     turns = tuple(Turn(name, turn.text) for name, turn in zip(names, dialogue.turns, strict=True))
     return dialogue._replace(turns=turns, instruction=ALPACA)
 
 
-def turn_list(record: Any) -> list[Any]:
-    """The list of turns that a record is, or holds under one of `TURN_LISTS`.
-
-    Raises:
-        FormatError: it holds none, or several.
-    """
-    if is_list(record):
-        return record
-    lists = [value for key, value in record if key in TURN_LISTS and is_list(value)] if has_keys(record) else []
-    if len(lists) != 1:
-        raise FormatError(f"one list of turns is needed ({', '.join(TURN_LISTS)}), this has {keys_of(record)}")
-    return lists[0]
-
-
-def first_key(values: dict[str, Any], keys: Iterable[str]) -> str | None:
-    """The first of `keys` that is there and holds something, or else the first that is there."""
-    there = [key for key in keys if key in values]
-    return next((key for key in there if not is_nothing(values[key])), there[0] if there else None)
-
-
-def is_nothing(value: Any) -> bool:
-    return value is None or value == [] or (isinstance(value, str) and not value.strip())
-
-
-def has_turns(record: Any, speaker_keys: Iterable[str], text_keys: Iterable[str]) -> bool:
-    """Whether `record` holds a list of turns, the first of which has one of these keys for both."""
-    try:
-        items = turn_list(record)
-    except FormatError:
-        return False
-    keys = {key for key, _ in items[0]} if items and isinstance(items[0], Pairs) else set()
-    return bool(keys & set(speaker_keys)) and bool(keys & {*text_keys, "tool_calls"})
-
-
 def has_keys(record: Any, *needed: str) -> bool:
-    return isinstance(record, Pairs) and set(needed) <= {key for key, _ in record}
-
-
-def is_list(value: Any) -> TypeGuard[list[Any]]:
-    return isinstance(value, list) and not isinstance(value, Pairs)
-
-
-def fits_messages(record: Any) -> bool:
-    return has_turns(record, ["role"], ["content"])
-
-
-def fits_sharegpt(record: Any) -> bool:
-    return has_turns(record, ["from"], ["value"])
-
-
-def fits_turns(record: Any) -> bool:
-    others = fits_messages(record) or fits_sharegpt(record)
-    return not others and has_turns(record, SPEAKER_KEYS, TEXT_KEYS)
+    return set(needed) <= {plain(key) for key, _ in pairs_of(record)}
 
 
 def fits_alpaca(record: Any) -> bool:
-    return has_keys(record, "instruction", "output") or has_keys(record, "instruction", "response")
+    words = {plain(key) for key, _ in pairs_of(record)}
+    return bool(words & set(INSTRUCTIONS)) and bool(words & set(OUTPUTS))
 
 
-def fits_pairs(record: Any) -> bool:
-    return any(has_keys(record, *pair) for pair in PAIRS)
+def fits_pairs(record: Any, columns: Columns = ()) -> bool:
+    asked = dict(columns)
+    if "prompt" in asked or "reply" in asked:
+        return {asked.get("prompt"), asked.get("reply")} <= {key for key, _ in pairs_of(record)}
+    if fits_alpaca(record):
+        return False
+    words: dict[str, Any] = {plain(key): value for key, value in reversed(pairs_of(record))}
+    return any(
+        left in words
+        and right in words
+        and all(words[word] is None or not is_container(words[word]) for word in (left, right))
+        for left, right in PAIRS
+    )
 
 
 def fits_names(record: Any) -> bool:
-    """An object of plain values under keys that are no words of another form."""
-    pairs = record if isinstance(record, Pairs) else []
-    others = any(is_list(text) or name.strip().lower() in NO_NAMES for name, text in pairs)
-    return not others and any(isinstance(text, str) for _, text in pairs)
+    """An object of plain values under two or more keys that are no words of another form."""
+    pairs = pairs_of(record)
+    if not pairs or any(is_container(text) for _, text in pairs):
+        return False
+    people = [(name, text) for name, text in pairs if not is_aside(name, text)]
+    if any(plain(name) in FORM_WORDS for name, _ in people) or len(people) < min(len(pairs), 2):
+        return False
+    return any(isinstance(text, str) for _, text in people)
 
 
-FORMATS = {
-    "names": Format(fits_names, from_names),
-    "turns": Format(fits_turns, from_turn_list),
-    "messages": Format(fits_messages, from_messages),
-    "sharegpt": Format(fits_sharegpt, from_sharegpt),
-    "alpaca": Format(fits_alpaca, from_alpaca),
-    "pairs": Format(fits_pairs, from_pairs),
+FORM_WORDS = {
+    *(*SPEAKER_KEYS, *TEXT_KEYS, *TURN_LISTS, *INPUTS, *OUTPUTS, *INSTRUCTIONS, *SYSTEM_PROMPTS, "chosen", "rejected"),
+    *(word for pair in PAIRS for word in pair if word not in ("doctor", "patient", "customer", "agent", "q", "a")),
 }
 
 
-def fitting(record: Any) -> list[str]:
-    """The names of the forms that `record` could have."""
-    return [name for name, form in FORMATS.items() if form.fits(record)]
+def people_problem(records: Sequence[Any]) -> str | None:
+    """Why the keys of such records do not behave as people do; none where they do.
 
-
-def recognise(record: Any) -> str:
-    """The name of the one form that `record` has.
-
-    Raises:
-        FormatError: none, or more than one.
+    People say prose, and not all records have the same few of them, or their names look like names.
     """
-    names = fitting(record)
-    if len(names) == 1:
-        return names[0]
-    if names:
-        raise FormatError(f"this could be {' or '.join(names)} ({keys_of(record)}); say which with --format")
-    if has_keys(record, "input_ids") or (is_list(record) and record and isinstance(record[0], int)):
-        raise FormatError("these are token ids; conversations are needed as text")
-    if isinstance(record, Pairs):
-        raise NotRecognisedError(
-            f"no known form of a conversation has {keys_of(record)}; see the formats in README.md"
-            " (--format names takes every key as a speaker's name)"
-        )
-    raise NotRecognisedError(f"{kind(record)} is no conversation; see the formats in README.md")
+    values: dict[str, list[str]] = {}
+    for record in records:
+        for name, text in pairs_of(record):
+            if not is_aside(name, text) and isinstance(text, str):
+                values.setdefault(name, []).append(text)
+    for name, texts in values.items():
+        if re_identifier(name):
+            return f"{shorten(name)} looks like a column, not like a speaker"
+        if len(texts) > 2 and is_label_column(texts):
+            return (
+                f"what {shorten(name)} has are labels ({', '.join(shorten(text) for text in dict.fromkeys(texts[:3]))})"
+            )
+    schemas = {tuple(name for name, _ in pairs_of(record)) for record in records}
+    same = len(schemas) == 1 and len(records) > 2
+    if same and all(name.islower() for name in values) and len(set(next(iter(schemas)))) == len(next(iter(schemas))):
+        return f"all records have the same keys ({', '.join(map(shorten, values))}), as columns do"
+    return None
 
 
-def unused_keys(record: Any, form: str) -> list[str]:
-    """The keys of a record, and of its turns, that its form has no use for."""
-    keys = [key for key, _ in record] if isinstance(record, Pairs) else []
-    values = dict(record) if isinstance(record, Pairs) else {}
-    used = {
-        "names": keys,
-        "alpaca": ("instruction", "history", "system", first_key(values, INPUTS), first_key(values, OUTPUTS)),
-        "pairs": choose_pair(values) or (),
-    }
-    if form in used:
-        return [key for key in keys if key not in used[form]]
-    known = (*SPEAKER_KEYS, *TEXT_KEYS, "tool_calls", "function_call", "tool_call_id")
-    inside = [key for turn in turn_list(record) if isinstance(turn, Pairs) for key, _ in turn if key not in known]
-    return [key for key in keys if key not in (*TURN_LISTS, "system")] + list(dict.fromkeys(inside))
+def re_identifier(name: str) -> bool:
+    """Whether a key is written as programs write them: snake_case, camelCase, or a number."""
+    bare = name.strip()
+    return "_" in bare.strip("_") or bare.isdigit() or (bare[:1].islower() and any(map(str.isupper, bare[1:])))
 
 
-def join_parts(content: Any) -> Any:
-    """A message's content, stripped; a list of parts becomes their text, or `NO_TEXT` where one is an image."""
-    if not is_list(content):
-        return content.strip() if isinstance(content, str) else content
-    parts = [dict(part).get("text") if isinstance(part, Pairs) else part for part in content]
-    texts = [part for part in parts if isinstance(part, str)]
-    return "\n".join(texts).strip() if len(texts) == len(parts) else NO_TEXT
-
-
-def make_turn(speaker: str, text: Any, where: str) -> Turn:
-    """A checked turn, name and text stripped at both ends."""
-    if not isinstance(text, str):
-        raise FormatError(f"{where}: what {shorten(speaker)} says must be text, this is {kind(text)}")
-    turn = Turn(speaker.strip(), text.strip())
-    if not turn.text:
-        raise FormatError(f"{where}: {shorten(speaker)} says nothing; remove the turn or fill it")
-    if not turn.speaker or len(turn.speaker.splitlines()) != 1 or len(turn.speaker) > LONGEST_NAME:
-        raise FormatError(f"{where}: {shorten(speaker)} is no speaker's name; use a name on one line")
-    try:
-        (turn.speaker + turn.text).encode()
-    except UnicodeEncodeError:
-        raise FormatError(f"{where}: half a surrogate pair stands in it (as in \\ud83d); save the text anew") from None
-    return turn
-
-
-def shorten(name: str) -> str:
-    return repr(name if len(name) <= 40 else name[:40] + "…")
+def is_label_column(texts: Sequence[str]) -> bool:
+    """Whether values are labels, ids or categories: short ones of which there are few, or no words at all."""
+    stripped = [text.strip() for text in texts if text.strip()]
+    if not stripped:
+        return False
+    if all(not any(map(str.isalpha, text)) for text in stripped):
+        return True
+    short = all(len(text.split()) <= 2 and text[-1:] not in ".!?…" for text in stripped)
+    return short and len(set(stripped)) <= max(1, 0.7 * len(stripped)) and all(text.islower() for text in stripped)
 
 
 def make_answered(said: Sequence[tuple[str, Any]], instruction: str) -> Dialogue:
@@ -320,18 +273,169 @@ def make_answered(said: Sequence[tuple[str, Any]], instruction: str) -> Dialogue
     return Dialogue(tuple(make_turn(*turn, f"turn {number}") for number, turn in enumerate(said, 1)), instruction)
 
 
-def keys_of(record: Any) -> str:
-    """The keys of an object, the first few, for messages."""
-    if not isinstance(record, Pairs):
-        return kind(record)
-    keys = [repr(key[:40]) for key, _ in record]
-    return f"the keys {', '.join(keys[:8])}{', …' if len(keys) > 8 else ''}" if keys else "no keys"
+class Options(NamedTuple):
+    """How the user wants records to be read."""
+
+    columns: Columns = ()
+    pause: timedelta = PAUSE
 
 
-def kind(value: Any) -> str:
-    """The JSON name of a value's type, for messages."""
-    if isinstance(value, Pairs):
-        return "an object"
-    if isinstance(value, bool):
-        return "true or false"
-    return {list: "a list", str: "text", int: "a number", float: "a number"}.get(type(value), "null")
+class Format(NamedTuple):
+    fits: Callable[[Any, Columns], bool]
+    convert: Callable[[Any, Options], list[Dialogue]]
+
+
+def has_turns(record: Any, columns: Columns = ()) -> bool:
+    """Whether a record is or holds a list of turns."""
+    try:
+        _, items, _ = turn_list(record, columns)
+    except FormatError:
+        return False
+    return holds_turns(items, columns) if not is_list(record) else is_conversation(record, columns)
+
+
+def is_conversation(items: list[Any], columns: Columns = ()) -> bool:
+    """Whether a list that nothing names is one conversation: of messages, or of objects with one name each."""
+    kinds = [kind_of_turn(item, columns) for item in items[:3]]
+    if "message" in kinds:
+        return True
+    if kinds and all(kind == "pair" for kind in kinds):
+        return not isinstance(items[0][0], str)
+    return len(kinds) > 1 and all(kind == "named" for kind in kinds)
+
+
+def keys_of_turns(record: Any, columns: Columns = ()) -> set[str]:
+    """The keys of a record's first turn that is an object."""
+    if not has_turns(record, columns):
+        return set()
+    first = next((item for item in turn_list(record, columns)[1][:2] if is_object(item)), {})
+    return {plain(key) for key, _ in pairs_of(first)}
+
+
+def fits_messages(record: Any, columns: Columns = ()) -> bool:
+    return {"role", "content"} <= keys_of_turns(record, columns)
+
+
+def fits_sharegpt(record: Any, columns: Columns = ()) -> bool:
+    return {"from", "value"} <= keys_of_turns(record, columns)
+
+
+def fits_turns(record: Any, columns: Columns = ()) -> bool:
+    others = fits_messages(record, columns) or fits_sharegpt(record, columns)
+    return not others and has_turns(record, columns)
+
+
+def fits_text(record: Any, columns: Columns = ()) -> bool:
+    return transcript_key(record, columns) is not None
+
+
+def transcript_key(record: Any, columns: Columns = ()) -> str | None:
+    """The key under which a record holds a whole dialogue as one text."""
+    asked = dict(columns)
+    if "text" in asked and "speaker" not in asked:
+        return asked["text"] if asked["text"] in dict(pairs_of(record)) else None
+    found = {plain(key): (key, value) for key, value in reversed(pairs_of(record))}
+    for word in TURN_LISTS:
+        if word in found and isinstance(text := found[word][1], str) and TRANSCRIPT.search(text):
+            return found[word][0]
+    return None
+
+
+def convert_messages(record: Any, options: Options) -> list[Dialogue]:
+    return from_turns(record, options.columns, options.pause)
+
+
+FORMATS = {
+    "names": Format(lambda record, _: fits_names(record), lambda record, _: [from_names(record)]),
+    "turns": Format(fits_turns, convert_messages),
+    "messages": Format(fits_messages, convert_messages),
+    "sharegpt": Format(fits_sharegpt, convert_messages),
+    "alpaca": Format(lambda record, _: fits_alpaca(record), lambda record, _: [from_alpaca(record)]),
+    "pairs": Format(fits_pairs, lambda record, options: [from_pairs(record, options.columns)]),
+}
+
+
+def fitting(record: Any, columns: Columns = ()) -> list[str]:
+    """The names of the forms that `record` could have."""
+    names = [name for name, form in FORMATS.items() if form.fits(record, columns)]
+    if "pairs" in names and "turns" in names and plain(turn_list(record, columns)[0]) in ("history", "chosen", "text"):
+        names.remove("turns")  # a part of the pair
+    return names or (["text"] if fits_text(record, columns) else [])
+
+
+def recognise(record: Any, columns: Columns = ()) -> str:
+    """The name of the one form that `record` has.
+
+    Raises:
+        FormatError: none, or more than one.
+    """
+    names = fitting(record, columns)
+    if len(names) == 1:
+        return names[0]
+    if names:
+        raise FormatError(f"this could be {' or '.join(names)} ({keys_of(record)}); say which with --format")
+    if has_keys(record, "inputids") or (is_list(record) and record and isinstance(record[0], int)):
+        raise FormatError("these are token ids; conversations are needed as text")
+    raise FormatError(unknown_record([record]))
+
+
+def unknown_record(records: Sequence[Any]) -> str:
+    """What is said of records of no known form: their keys, and the option that names them."""
+    first = next((record for record in records if is_object(record)), records[0])
+    if not is_object(first):
+        return f"{kind(first)} is no conversation; see the formats in docs/data.md"
+    if not pairs_of(first):
+        return "no known form of a conversation has no keys; see the formats in docs/data.md"
+    speaker, text = likely_columns(first, records)
+    return (
+        f"no known form of a conversation has {keys_of(first)}; say what they hold, as in --columns speaker={speaker}"
+        f" text={text} (or prompt=... reply=...; --format names takes every key as a speaker's name)"
+    )
+
+
+def likely_columns(first: Any, records: Sequence[Any]) -> tuple[str, str]:
+    """The keys that most probably hold speaker and text: few short values that recur, and the longest ones."""
+    rows = [dict(pairs_of(record)) for record in records if is_object(record)]
+    names = list(dict(pairs_of(first)))
+    values = {name: [str(row.get(name) or "") for row in rows] for name in names}
+    text = max(names, key=lambda name: sum(map(len, values[name])))
+    others = [name for name in names if name != text] or names
+    speaker = min(others, key=lambda name: (len(set(values[name])), sum(map(len, values[name]))))
+    return quote(speaker), quote(text)
+
+
+def quote(name: str) -> str:
+    return f"'{name}'" if " " in name else name[:40]
+
+
+def unused_keys(record: Any, form: str, columns: Columns = ()) -> list[str]:
+    """The keys of a record, and of its turns, that its form has no use for."""
+    keys = list(dict(pairs_of(record)))
+    values = dict(pairs_of(record))
+    if form == "names":
+        return [key for key, value in pairs_of(record) if is_aside(key, value)]
+    if form == "alpaca":
+        used = (find_key(values, words) for words in (INSTRUCTIONS, INPUTS, OUTPUTS, SYSTEM_PROMPTS, ("history",)))
+    elif form == "pairs":
+        used = (*(choose_pair(values, columns) or ()), find_key(values, SYSTEM_PROMPTS), find_key(values, ("history",)))
+    elif form == "text":
+        used = (transcript_key(record, columns),)
+    else:
+        return unused_turn_keys(record, columns)
+    known = set(used)
+    return [key for key in keys if key not in known and not plain(key).startswith("context0")]
+
+
+def unused_turn_keys(record: Any, columns: Columns) -> list[str]:
+    key, items, _ = turn_list(record, columns)
+    values = dict(pairs_of(record))
+    used = {key, find_key(values, SYSTEM_PROMPTS)} if not unfold(record) else set(values)
+    inside: dict[str, None] = {}
+    for turn in items[:PEEKED]:
+        if is_object(turn):
+            names = turn_keys(tuple(dict(pairs_of(turn))), columns)
+            known = {*names.speaker, *names.text, *names.identity, *names.time, names.order, names.parent, names.weight}
+            inside.update(
+                (name, None) for name, _ in pairs_of(turn) if name not in known and plain(name) not in TURN_ASIDES
+            )
+    return [name for name in values if name not in used] + list(inside)

@@ -1,51 +1,50 @@
-"""From a conversation file, whatever its form, to records that each become a dialogue, and the place of mistakes."""
+"""From a conversation file, whatever its form, to records that each become dialogues, and the place of mistakes."""
 
-import json
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dialogues.chats import (
-    dialogues_of_export,
-    dialogues_of_text,
-    is_export,
-    is_spoken,
-    messages_of_export,
-    messages_of_telegram,
-    telegram_chats,
-)
+from dialogues.account import MOST_LOST
 from dialogues.dialogue import Dialogue
 from dialogues.formats import (
     FORMATS,
-    FormatError,
-    NotRecognisedError,
-    Pairs,
+    PEEKED,
+    Options,
     as_alpaca,
     fitting,
-    has_keys,
-    is_list,
-    kind,
+    from_every_key,
+    people_problem,
     recognise,
+    transcript_key,
+    unknown_record,
     unused_keys,
 )
 from dialogues.inputs import LIMIT, Input, reading
-from dialogues.tables import SEPARATOR, group_turns, read_columns, records_of_table
+from dialogues.messages import join_turns
+from dialogues.records import FormatError, NotRecognisedError, is_list, is_object, pairs_of
+from dialogues.tables import SEPARATOR, read_header, rows_of_table, unknown_columns
+from dialogues.texts import Read, read_file, read_transcripts
+from dialogues.turns import kind_of_turn, turn_list
+from dialogues.values import NO_JSON, find_records, parse_json, parse_line, parse_lines
+from dialogues.words import ROLES, Columns, plain, turn_keys
 from support.errors import UserError
 
 HEAD = 1 << 16  # bytes that decide what a file is
-PEEKED = 100  # records of which one decides what form they have
+MOST_ROWS = 0.7  # distinct speakers a row, above which they are no speakers
 
 
 class Source(NamedTuple):
-    """A recognised file: numbered records, to be read once, and the function that turns one into a dialogue.
+    """A recognised file: numbered records, to be read once, and the function that turns one into dialogues.
 
     `form` is what a record has in it, where that is another thing than the format ("csv" of "pairs"). `unit` is what
     the numbers count: "line", "record", "dialogue". `convert` and a record can be sent to another process. `size` is
     what the records sum to in bytes where they are lines, in number where that is known. `not_used` are keys of the
-    first record that nothing is taken from.
+    first record that nothing is taken from. `account` tells what became of the file's characters, as it is printed.
+    `cut`: the program divided the file into dialogues, not its user.
     """
 
     input: Input
@@ -53,20 +52,25 @@ class Source(NamedTuple):
     form: str
     unit: str
     records: Iterable[tuple[int, Any]]
-    convert: Callable[[Any], Dialogue]
+    convert: Callable[[Any], list[Dialogue]]
     size: int | None = None
     not_used: tuple[str, ...] = ()
+    account: tuple[str, ...] = ()
+    cut: bool = False
 
-    def dialogue(self, number: int, record: Any) -> Dialogue:
-        """The dialogue of one of the records, perhaps of one turn or none.
+    def dialogues(self, number: int, record: Any) -> list[Dialogue]:
+        """The dialogues of one of the records, perhaps of one turn or none.
+
+        In a chat, what one person writes in a row is one turn.
 
         Raises:
             UserError: the record is broken; it says which, and how.
         """
         try:
-            return self.convert(record)
+            found = self.convert(record)
         except FormatError as error:
             raise UserError(f"{self.input}: {self.unit} {number}: {error}") from None
+        return [join_turns(dialogue) for dialogue in found] if self.cut else found
 
     def for_template(self, template: str) -> "tuple[Source, str]":
         """The source as a template needs it, and the template that `auto` stands for.
@@ -86,36 +90,34 @@ class Source(NamedTuple):
         return self._replace(convert=partial(convert_to_alpaca, self.convert)), template
 
 
-def open_source(path: Path | Input, format: str = "auto", pause_hours: float = 8) -> Source:
+def open_source(
+    path: Path | Input,
+    format: str = "auto",
+    pause_hours: float = 8,
+    columns: Columns = (),
+    allow_loss: bool = False,
+) -> Source:
     """Recognise a conversation file by its content.
 
-    JSON Lines are then read one by one, every other form at once.
+    JSON Lines in which a line is a conversation are then read one by one, every other form at once.
 
     Raises:
         UserError: the file is missing, unreadable, binary, not UTF-8, or holds no conversations in a known form.
     """
     input = path if isinstance(path, Input) else Input.of(path)
+    options = Options(columns, timedelta(hours=pause_hours))
     with reading(input):
         with input.open() as file:
             head = file.read(HEAD)
-        container = recognise_container(head, input, format)
-        pause = timedelta(hours=pause_hours)
+        container = recognise_container(head, input, format, columns)
         if container == "JSON Lines":
-            return json_lines_source(input, format)
+            return json_lines_source(input, format, options)
         if container == "JSON":
-            return json_source(input, format, pause)
-        lines = (decode(line, number) for number, line in input.lines(LIMIT))
-        if container == "chat-export":
-            dialogues = list(enumerate(dialogues_of_export(messages_of_export(lines), pause), 1))
-            return Source(input, container, "turns", "dialogue", dialogues, as_it_is, len(dialogues))
-        if container == "text":
-            dialogues = list(dialogues_of_text(lines))
-            return Source(input, container, "turns", "line", dialogues, as_it_is, len(dialogues))
-        records = list(records_of_table(lines, container))
-        if not records:
-            raise FormatError("there is nothing below the names of the columns")
-        form = recognise(records[0][1])
-        return Source(input, container, form, "line", records, FORMATS[form].convert, len(records))
+            return json_source(input, parse_json(input.read()), format, options)
+        lines = [decode(line, number) for number, line in input.lines(LIMIT)]
+        if container in ("csv", "tsv"):
+            return table_source(input, lines, container, options)
+        return text_source(input, read_file(lines, container, options.pause), allow_loss)
 
 
 def decode(content: bytes, line: int) -> str:
@@ -127,8 +129,8 @@ def decode(content: bytes, line: int) -> str:
         raise FormatError(f"line {line} is not UTF-8 text; save the file as UTF-8") from None
 
 
-def recognise_container(head: bytes, input: Input, format: str) -> str:
-    """What kind of file begins with `head`: "JSON", "JSON Lines", or the format of a file that is neither."""
+def recognise_container(head: bytes, input: Input, format: str, columns: Columns) -> str:
+    """What kind of file begins with `head`: "JSON", "JSON Lines", "csv", "tsv", or for a text how it is to be read."""
     if b"\0" in head:
         raise NotRecognisedError("a binary file; conversations are needed as text")
     if b"\r" in head and b"\n" not in head and head[:1] not in b"[{":
@@ -138,22 +140,17 @@ def recognise_container(head: bytes, input: Input, format: str) -> str:
     text = head.decode("utf-8-sig", errors="replace").strip()
     if not text:
         raise NotRecognisedError("the file is empty")
+    json = text[0] in "[{" and not NO_JSON.match(text)
+    if json or format in FORMATS:
+        return "JSON Lines" if has_json_lines(input) else "JSON"
+    if format == "chat-export":
+        return format
     lines = [line for line in text.splitlines() if line.strip()]
     if lines[0].startswith(SEPARATOR) and len(lines) > 1:
         lines.pop(0)
-    if format in ("auto", "chat-export") and is_export(lines):
-        return "chat-export"
-    if text[0] in "[{" or format in FORMATS:
-        return "JSON Lines" if has_json_lines(input) else "JSON"
-    table = "tsv" if read_columns(lines[0], "tsv") else "csv" if read_columns(lines[0]) else None
-    if format == "auto" and table:
-        return table
-    if format == "auto" and is_spoken((1, lines[0])):
-        return "text"
-    raise NotRecognisedError(
-        f"{text[:40]!r} is no beginning of {'conversations' if format == 'auto' else f'a {format}'};"
-        " see the formats in README.md (a text file has lines as in `Alex: Hello!`)"
-    )
+    if "\t" in lines[0] and read_header(lines[0], "tsv", columns):
+        return "tsv"
+    return "csv" if read_header(lines[0], "csv", columns) else "auto"
 
 
 def has_json_lines(input: Input) -> bool:
@@ -163,120 +160,192 @@ def has_json_lines(input: Input) -> bool:
     if next(lines, None) is None:
         return False
     try:
-        json.loads(first)
-    except (ValueError, RecursionError):
+        parse_line(first)
+    except FormatError:
         return False
     return True
 
 
-def json_lines_source(input: Input, format: str) -> Source:
-    """One JSON value a line; they are parsed where they are converted, perhaps in another process."""
+def json_lines_source(input: Input, format: str, options: Options) -> Source:
+    """A JSON value a line: a conversation, to be parsed where it is converted, or a turn."""
     records = ((number, line) for number, line in input.lines() if line.strip())
     first = list(islice(records, PEEKED))
-    name, not_used = choose_form(parse_lines(first), format, "line")
-    convert = partial(convert_line, name, format != "auto")
-    return Source(input, name, name, "line", chain(first, records), convert, input.size, not_used)
+    values = list(parse_lines(first))
+    whole = format in ("auto", "chat-export", "text") and is_whole([value for _, value in values], options.columns)
+    if whole or format == "chat-export":
+        rest = ((number, line) for number, line in input.lines(LIMIT) if line.strip())
+        return json_source(input, [value for _, value in parse_lines(rest)], format, options)
+    name, not_used = choose_form(values, format, "line", options.columns)
+    convert = partial(convert_line, name, format, options)
+    cut = any(is_chat(value, options.columns) for _, value in values[:3])
+    return Source(input, name, name, "line", chain(first, records), convert, input.size, not_used, cut=cut)
 
 
-def json_source(input: Input, format: str, pause: timedelta) -> Source:
-    """One JSON value: a list of records, one record, an object that holds the list, or what Telegram exports."""
-    value = parse_json(input.read())
-    chats = telegram_chats(value) if format in ("auto", "chat-export") else []
-    if chats or format == "chat-export":
-        parts = [part for chat in chats for part in dialogues_of_export(messages_of_telegram(chat), pause)]
-        if not parts:
-            raise FormatError("no exported chat: WhatsApp's and Signal's are text, Telegram's is result.json")
-        return Source(input, "chat-export", "turns", "dialogue", list(enumerate(parts, 1)), as_it_is, len(parts))
-    records = list_of_records(value)
+def is_whole(values: Sequence[Any], columns: Columns) -> bool:
+    """Whether lines make sense only together: each is a turn, or has a transcript in it."""
+    kinds = [kind_of_turn(value, columns) for value in values if is_object(value) and not is_header(value)]
+    forms = [fitting(value, columns) for value in values[:3]]
+    if kinds.count("message") > 0.6 * len(kinds) and not any(set(form) - {"text"} for form in forms):
+        return True
+    return ["text"] in forms
+
+
+def is_header(value: Any) -> bool:
+    return any(plain(key) == "chatmetadata" for key, _ in pairs_of(value))
+
+
+def json_source(input: Input, value: Any, format: str, options: Options) -> Source:
+    """One JSON value, in which the records may be anywhere."""
+    columns = options.columns
+    records = find_records(value, columns)
     if not records:
-        raise FormatError("the file holds no conversations: its list is empty")
+        raise NotRecognisedError("the file holds no conversations: its list is empty")
     numbered = list(enumerate(records, 1))
-    name, not_used = choose_form(iter(numbered), format, "record")
-    convert = partial(convert_record, name, format != "auto")
-    return Source(input, name, name, "record", numbered, convert, len(records), not_used)
+    name, not_used = choose_form(numbered, format, "record", columns)
+    if name == "text":
+        return transcript_source(input, numbered, columns, not_used)
+    convert = partial(convert_record, name, format, options)
+    cut = any(is_chat(record, columns) for record in records[:3])
+    if format == "chat-export" and not cut:
+        raise FormatError("no exported chat: no message has a time and a person; try --format auto")
+    shown = "chat-export" if cut and format in ("auto", "chat-export") else name
+    return Source(input, shown, name, "record", numbered, convert, len(records), not_used, cut=cut)
 
 
-def choose_form(records: Iterator[tuple[int, Any]], format: str, unit: str) -> tuple[str, tuple[str, ...]]:
+def is_chat(record: Any, columns: Columns = ()) -> bool:
+    """Whether a record has messages with times between people, which pauses divide."""
+    try:
+        _, items, _ = turn_list(record, columns)
+    except FormatError:
+        return False
+    for item in items[:3]:
+        keys = turn_keys(tuple(dict(pairs_of(item))), columns)
+        role = dict(pairs_of(item)).get(keys.role) if keys.role else None
+        if keys.time and keys.speaker and not (isinstance(role, str) and plain(role) in ROLES):
+            return True
+    return False
+
+
+def choose_form(
+    records: Sequence[tuple[int, Any]], format: str, unit: str, columns: Columns
+) -> tuple[str, tuple[str, ...]]:
     """The form of the first of `records` that has a known one, and the keys of it that are not used.
 
     Raises:
         FormatError: it has more than one, or none of the first has any; it says which.
     """
-    seen = islice(records, PEEKED)
-    first = next(seen)
-    number, record = next((one for one in chain([first], seen) if format != "auto" or fitting(one[1])), first)
+    sample = records[:PEEKED]
+    number, record = next(
+        (one for one in sample if format not in ("auto", "chat-export", "text") or fitting(one[1], columns)), sample[0]
+    )
     try:
-        name = recognise(record) if format == "auto" else format
-        return name, tuple(unused_keys(record, name))
+        if format in ("auto", "chat-export"):
+            name = recognise(record, columns)
+        else:
+            name = format
+        if name == "names" and format == "auto" and (problem := people_problem([each for _, each in sample])):
+            raise NotRecognisedError(f"{problem}; {unknown_record([each for _, each in sample])}")
+        if is_list(record) and (problem := rows_problem(record, columns)):
+            raise NotRecognisedError(problem)
+        return name, tuple(unused_keys(record, name, columns))
     except FormatError as error:
         raise type(error)(f"{unit} {number}: {error}") from None
 
 
-def list_of_records(value: Any) -> list[Any]:
-    """The records of a JSON file: the value itself, its items, or those of the one list that it holds."""
-    if is_list(value) and value and all(has_keys(item, "speaker", "text") for item in value):
-        turns = ((number, dict(item)) for number, item in enumerate(value, 1))
-        return [dialogue for _, dialogue in group_turns(turns, dict(value[0]))]
-    if fitting(value):
-        return [value]
-    if isinstance(value, Pairs):
-        lists = [held for _, held in value if is_list(held) and held and isinstance(held[0], list)]
-        return lists[0] if len(lists) == 1 else [value]
-    if not is_list(value):
-        raise NotRecognisedError(f"conversations are needed, this is {kind(value)}")
-    return [value] if value and isinstance(value[0], int) else value
+def rows_problem(rows: Sequence[Any], columns: Columns) -> str | None:
+    """Why the speakers of rows do not behave as people do; none where they recur."""
+    objects = [dict(pairs_of(row)) for row in rows if is_object(row)]
+    if len(objects) < 6 or columns:
+        return None
+    keys = turn_keys(tuple(objects[1]), columns)
+    names = [str(row.get(keys.speaker[0])) for row in objects] if keys.speaker else []
+    if keys.identity or len(set(names)) <= MOST_ROWS * len(names):
+        return None
+    return f"what {keys.speaker[0]!r} has does not recur, as speakers do; {unknown_record(objects[:PEEKED])}"
 
 
-def as_it_is(dialogue: Dialogue) -> Dialogue:
-    return dialogue
+def table_source(input: Input, lines: list[str], format: str, options: Options) -> Source:
+    """A table: its rows are turns, or each row is a conversation."""
+    rows = list(rows_of_table(iter(lines), format, options.columns))
+    if not rows:
+        raise FormatError("there is nothing below the names of the columns")
+    columns = options.columns
+    forms = fitting(rows[0][1], columns)
+    keys = turn_keys(tuple(rows[0][1]), columns)
+    if keys.speaker and keys.text and "prompt" not in dict(columns):
+        records = [row for _, row in rows]
+        if problem := rows_problem(records, columns):
+            raise NotRecognisedError(problem)
+        convert = partial(convert_record, "turns", format, options)
+        cut = bool(keys.time) and not keys.identity
+        unused = tuple(unused_keys(records, "turns", columns))
+        return Source(input, format, "turns", "dialogue", [(1, records)], convert, None, unused, cut=cut)
+    name = forms[0] if forms else None
+    if name is None:
+        raise NotRecognisedError(unknown_columns(list(rows[0][1]), [row for _, row in rows[:PEEKED]]))
+    unused = tuple(unused_keys(rows[0][1], name, columns))
+    if name == "text":
+        return transcript_source(input, rows, columns, unused, format)
+    convert = partial(convert_record, name, format, options)
+    return Source(input, format, name, "line", rows, convert, len(rows), unused)
 
 
-def convert_to_alpaca(convert: Callable[[Any], Dialogue], record: Any) -> Dialogue:
-    return as_alpaca(convert(record))
+def transcript_source(
+    input: Input, records: Sequence[tuple[int, Any]], columns: Columns, unused: tuple[str, ...], format: str = "text"
+) -> Source:
+    """Records with a whole dialogue in one text."""
+    key = next((found for _, record in records if (found := transcript_key(record, columns))), "")
+    texts = [(number, dict(pairs_of(record)).get(key) or "") for number, record in records]
+    read = read_transcripts([(number, text) for number, text in texts if isinstance(text, str)])
+    if read is None or len(read.speakers) < 2:
+        raise NotRecognisedError(
+            f"what {key!r} has is text in which nobody speaks (no `Name: text`); {unknown_record([record for _, record in records[:PEEKED]])}"
+        )
+    return Source(input, format, "turns", "record", *whole(read), unused, tuple(read.account.lines()))
 
 
-def convert_line(name: str, forced: bool, line: bytes) -> Dialogue:
-    return convert_record(name, forced, parse_line(line))
+def text_source(input: Input, read: Read, allow_loss: bool) -> Source:
+    """A text file that has been read.
+
+    Raises:
+        FormatError: too much of it is unaccounted for, unless `allow_loss`.
+    """
+    account = tuple(read.account.lines())
+    unit = "dialogue" if read.cut else "line"
+    if not allow_loss and read.account.lost_share > MOST_LOST:
+        print(*account, sep="\n", file=sys.stderr)
+        raise FormatError(
+            f"read as {read.format}, {read.account.lost_share:.0%} of its text is unaccounted for"
+            f" ({'; '.join(read.account.examples[:2])}); remove those lines, or read it all the same with --allow-loss"
+        )
+    return Source(input, read.format, "turns", unit, *whole(read), account=account, cut=read.cut)
 
 
-def convert_record(name: str, forced: bool, record: Any) -> Dialogue:
-    """The dialogue of a record in the form `name`; a record of another form is a mistake, unless the form is forced."""
-    others = [] if forced or FORMATS[name].fits(record) else fitting(record)
-    if others:
+def whole(read: Read) -> tuple[list[tuple[int, Dialogue]], Callable[[Any], list[Dialogue]], int]:
+    return read.dialogues, as_it_is, len(read.dialogues)
+
+
+def as_it_is(dialogue: Dialogue) -> list[Dialogue]:
+    return [dialogue]
+
+
+def convert_to_alpaca(convert: Callable[[Any], list[Dialogue]], record: Any) -> list[Dialogue]:
+    return [as_alpaca(dialogue) for dialogue in convert(record)]
+
+
+def convert_line(name: str, format: str, options: Options, line: bytes) -> list[Dialogue]:
+    return convert_record(name, format, options, parse_line(line))
+
+
+def convert_record(name: str, format: str, options: Options, record: Any) -> list[Dialogue]:
+    """The dialogues of a record in the form `name`; a record of another form is a mistake, unless the form is forced."""
+    form = FORMATS[name]
+    if format == "names":
+        return [from_every_key(record)]
+    if (
+        format not in FORMATS
+        and not form.fits(record, options.columns)
+        and (others := fitting(record, options.columns))
+    ):
         raise FormatError(f"this is {' or '.join(others)}, the first record was {name}; a file has one form")
-    return FORMATS[name].convert(record)
-
-
-def parse_line(line: bytes) -> Any:
-    """One JSON value, objects as `Pairs`."""
-    try:
-        return json.loads(line.decode(), object_pairs_hook=Pairs)
-    except UnicodeDecodeError:
-        raise FormatError("not UTF-8 text; save the file as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise FormatError(f"column {error.colno}: not JSON ({error.msg})") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a million brackets
-        raise FormatError(f"no JSON that can be read ({error})") from None
-
-
-def parse_lines(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, Any]]:
-    """The values of numbered lines."""
-    for number, line in lines:
-        try:
-            yield number, parse_line(line)
-        except FormatError as error:
-            raise FormatError(f"line {number}: {error}") from None
-
-
-def parse_json(content: bytes) -> Any:
-    """The JSON value that a whole file is, objects as `Pairs`; errors name line and column."""
-    try:
-        return json.loads(decode(content, 1), object_pairs_hook=Pairs)
-    except FormatError:
-        raise
-    except json.JSONDecodeError as error:
-        raise FormatError(f"line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from None
-    except ValueError as error:
-        raise FormatError(str(error)) from None  # a number of thousands of digits
-    except RecursionError:
-        raise FormatError("JSON nested too deeply to be conversations") from None
+    return form.convert(record, options)

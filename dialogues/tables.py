@@ -1,110 +1,142 @@
-"""Conversations as tables (.csv, .tsv): a row for each turn, or a row for each question and answer."""
+"""Tables (.csv, .tsv) as records: what stands between the cells, the names of the columns, and the rows."""
 
+import ast
 import csv
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from dialogues.formats import ROLE_KEYS, SPEAKER_KEYS, TEXT_KEYS, FormatError, Pairs, fits_alpaca, fits_pairs
+from dialogues.formats import fits_alpaca, fits_pairs
+from dialogues.records import FormatError, make_object
+from dialogues.words import TURN_LISTS, Columns, plain, turn_keys
 
-SPEAKER_COLUMNS = (*SPEAKER_KEYS, "name", "user", "username")
-TEXT_COLUMNS = (*TEXT_KEYS, "body", "line")
-IDS = ("dialogueid", "dialogid", "conversationid", "convid", "chatid", "threadid", "sessionid", "id")
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}
 SEPARATOR = "sep="  # with which spreadsheets may begin a file
+PEEKED = 20  # lines that show whether a file is a table
+LONGEST_COLUMN = 60  # characters of a name
 
 
-class Columns(NamedTuple):
-    """The names in a table's first line, in lower case, and what stands between them."""
+class Header(NamedTuple):
+    """The names in a table's first line, and what stands between them."""
 
     names: list[str]
     delimiter: str
 
-    def first(self, known: Iterable[str]) -> str | None:
-        return next((name for name in known if name in self.names), None)
 
-
-def read_columns(header: str, format: str = "csv") -> Columns | None:
-    """The columns of a table whose first line is `header`, if it is the first line of one that can be read."""
-    csv.field_size_limit(1 << 30)
-    for delimiter in DELIMITERS[format]:
-        try:
-            cells = next(csv.reader([header], delimiter=delimiter), [])
-        except csv.Error:
-            continue
-        columns = Columns([cell.strip().lower() for cell in cells], delimiter)
-        record = Pairs((name, "") for name in columns.names)
-        turns = columns.first(SPEAKER_COLUMNS) and columns.first(TEXT_COLUMNS)
-        if turns or fits_alpaca(record) or fits_pairs(record):
-            return columns
+def read_header(line: str, format: str = "csv", columns: Columns = ()) -> Header | None:
+    """The header of a table whose first line is `line`, if its columns are known."""
+    for header in headers(line, format):
+        if knows_columns(header.names, columns):
+            return header
     return None
 
 
-def records_of_table(lines: Iterator[str], format: str) -> Iterator[tuple[int, Any]]:
-    """The records of a table, as JSON would hold them, each with the number of its first line.
+def headers(line: str, format: str) -> Iterator[Header]:
+    csv.field_size_limit(1 << 30)
+    for delimiter in DELIMITERS[format]:
+        try:
+            cells = next(csv.reader([line], delimiter=delimiter), [])
+        except csv.Error:
+            continue
+        yield Header([cell.strip() for cell in cells], delimiter)
 
-    With columns for speaker and text, the rows of one dialogue id are the turns of one dialogue (without an id, all
-    rows are); else a row is a record of instruction and output, or of question and answer.
+
+def knows_columns(names: Sequence[str], columns: Columns) -> bool:
+    """Whether these columns hold turns, or records of a known form."""
+    if any(len(name) > LONGEST_COLUMN for name in names):
+        return False
+    record = dict.fromkeys(names, "")
+    if columns:
+        return {key for _, key in columns} <= set(names)
+    keys = turn_keys(tuple(names))
+    if (keys.speaker and keys.text) or fits_alpaca(record) or fits_pairs(record):
+        return True
+    words = [plain(name) for name in names]
+    return any(word in TURN_LISTS for word in words) and (
+        len(names) > 1 or words[0] not in ("text", "content", "data", "lines")
+    )
+
+
+def find_unknown_header(lines: Sequence[str], format: str = "csv") -> Header | None:
+    """The header of what looks like a table with columns of unknown names."""
+    first = [line for line in lines[:PEEKED] if line.strip()]
+    if len(first) < 2:
+        return None
+    for header in headers(first[0], format):
+        counts = Counter(len(next(csv.reader([line], delimiter=header.delimiter), [])) for line in first[1:])
+        named = all(0 < len(name) < 40 and not re.search(r"[.!?:]$|://", name) for name in header.names[1:])
+        if len(header.names) > 1 and named and counts[len(header.names)] > 0.8 * (len(first) - 1):
+            return header
+    return None
+
+
+def rows_of_table(lines: Iterator[str], format: str, columns: Columns = ()) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a table below its header, each with the number of its first line.
 
     Raises:
-        FormatError: no known columns, or a row of another length; it says the line.
+        FormatError: no known columns, a name that two columns have, or a row of another length; it says the line.
     """
-    header = next(lines, "")
-    number = 2
-    if header.startswith(SEPARATOR):
-        header, number = next(lines, ""), 3
-    columns = read_columns(header, format)
-    if columns is None:
+    line, number = next(lines, ""), 2
+    if line.startswith(SEPARATOR):
+        line, number = next(lines, ""), 3
+    header = read_header(line, format, columns) or next(iter(headers(line, format)))
+    name, count = Counter(header.names).most_common(1)[0]
+    if count > 1:
         raise FormatError(
-            "its first line must name the columns: speaker and text (and perhaps dialogue_id), question and answer,"
-            " or instruction and output"
+            f"line {number - 1}: {count} columns have the name {name!r}; rename them, so that none is lost"
         )
-    rows = read_rows(lines, columns, number)
-    speaker, text = columns.first(SPEAKER_COLUMNS), columns.first(TEXT_COLUMNS)
-    if speaker is None or text is None:
-        yield from ((number, Pairs(row.items())) for number, row in rows)
-    else:
-        key = "role" if speaker in ROLE_KEYS else "speaker"
-        turns = ((number, {**row, key: row[speaker], "text": row[text]}) for number, row in rows)
-        yield from group_turns(turns, columns.names, key)
+    if not knows_columns(header.names, columns):
+        raise FormatError(unknown_columns(header.names, []))
+    yield from read_rows(lines, header, number)
 
 
-def group_turns(
-    rows: Iterable[tuple[int, dict[str, Any]]], names: Iterable[str], speaker: str = "speaker"
-) -> Iterable[tuple[int, list[Pairs]]]:
-    """Turns that stand one by one, as lists: those of one dialogue id together, or all, each with its first number.
-
-    An id that no two turns share numbers the turns, not the dialogues.
-    """
-    rows = list(rows)
-    plain = {re.sub(r"[\W_]", "", name.lower()): name for name in names}
-    identity = next((plain[name] for name in IDS if name in plain), None)
-    if identity and len({row[identity] for _, row in rows}) == len(rows) > 1:
-        identity = None
-    dialogues: dict[Any, tuple[int, list[Pairs]]] = {}
-    for number, row in rows:
-        _, turns = dialogues.setdefault(row[identity] if identity else "", (number, []))
-        turns.append(Pairs([(speaker, row[speaker]), ("text", row["text"])]))
-    return dialogues.values()
+def unknown_columns(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
+    """What is said of a table, or of objects, in which no column is known: the names, and the option to use."""
+    listed = ", ".join(repr(name[:40]) for name in names[:12])
+    speaker, text = likely_columns(names, rows)
+    return (
+        f"no known form of a conversation has the keys or columns {listed}; say what they hold, as in --columns"
+        f" speaker={quote(speaker)} text={quote(text)} (or prompt=... reply=...)"
+    )
 
 
-def read_rows(lines: Iterable[str], columns: Columns, number: int) -> Iterator[tuple[int, dict[str, str]]]:
+def quote(name: str) -> str:
+    return f"'{name}'" if re.search(r"\s", name) else name
+
+
+def likely_columns(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """The columns that most probably hold the speaker and the text: few short values that recur, and long ones."""
+    values = {name: [str(row.get(name) or "") for row in rows] for name in names}
+    lengths = {name: sum(map(len, held)) for name, held in values.items()}
+    text = max(names, key=lambda name: lengths[name]) if rows else names[-1]
+    others = [name for name in names if name != text] or list(names)
+    speaker = (
+        min(others, key=lambda name: (len(set(values[name])) < 2, len(set(values[name])), lengths[name]))
+        if rows
+        else others[0]
+    )
+    return speaker, text
+
+
+def read_rows(lines: Iterable[str], header: Header, number: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows from line `number` on, each with the number of its first line.
 
     Between tabs a quotation mark is a character like others, unless it stands at both ends of a cell: few programs that
     write such files quote, and one that is never closed would swallow the rows behind it.
     """
-    tabs = columns.delimiter == "\t"
+    tabs = header.delimiter == "\t"
     quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    reader = csv.reader(lines, delimiter=columns.delimiter, strict=True, quoting=quoting)
+    reader = csv.reader(lines, delimiter=header.delimiter, strict=True, quoting=quoting)
     first = number
     try:
         for row in reader:
             if any(row):
-                if len(row) != len(columns.names):
-                    raise FormatError(f"line {number} has {len(row)} columns, the header {len(columns.names)}")
+                if len(row) != len(header.names):
+                    raise FormatError(f"line {number} has {len(row)} columns, the header {len(header.names)}")
                 cells = map(unquote, row) if tabs else row
-                yield number, dict(zip(columns.names, cells, strict=True))
+                yield number, {name: read_cell(cell) for name, cell in zip(header.names, cells, strict=True)}
             number = first + reader.line_num
     except csv.Error as error:
         raise FormatError(f"line {number}: {' '.join(str(error).split())}") from None
@@ -113,3 +145,18 @@ def read_rows(lines: Iterable[str], columns: Columns, number: int) -> Iterator[t
 def unquote(cell: str) -> str:
     quoted = len(cell) > 1 and cell[0] == cell[-1] == '"'
     return cell[1:-1].replace('""', '"') if quoted else cell
+
+
+def read_cell(cell: str) -> Any:
+    """A cell as it is, or the list or object that it holds as JSON, or as Python or NumPy write it."""
+    if cell[:1] not in ("[", "{") or cell[-1:] not in ("]", "}"):
+        return cell
+    try:
+        return json.loads(cell, object_pairs_hook=make_object)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        value = ast.literal_eval(re.sub(r"(?<=['\"])\s*\n\s*(?=['\"{])|(?<=\})\s*\n?\s*(?=\{)", ", ", cell))
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return cell
+    return value if isinstance(value, list | dict) else cell

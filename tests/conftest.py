@@ -43,7 +43,7 @@ def bundled_dialogues() -> list[Dialogue]:
 
 def dialogues_of(source: Source) -> Iterator[Dialogue]:
     """All dialogues of a file, one by one."""
-    return (source.dialogue(number, record) for number, record in source.records)
+    return (dialogue for number, record in source.records for dialogue in source.dialogues(number, record))
 
 
 def encoded(*dialogues: tuple[list[int], list[int]]) -> SimpleNamespace:

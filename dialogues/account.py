@@ -1,0 +1,56 @@
+"""How much of a file became turns, how much is known markup, and how much is neither: by that a reading is judged."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+MOST_LOST = 0.1  # share of the characters that may be unaccounted for
+SHOWN = 3
+
+
+@dataclass
+class Account:
+    """Characters of a file, by what became of them.
+
+    Attributes:
+        spoken: in turns.
+        markup: stamps, names, notices, separators, other known fields.
+        lost: neither.
+        examples: the first lost lines or keys, with their places.
+        as_text: beginnings of lines that look like a name and were read as text → how many.
+    """
+
+    spoken: int = 0
+    markup: int = 0
+    lost: int = 0
+    examples: list[str] = field(default_factory=list)
+    as_text: Counter[str] = field(default_factory=Counter)
+
+    def lose(self, what: str, size: int) -> None:
+        """Count `size` characters that are neither, seen at `what`."""
+        self.lost += size
+        if len(self.examples) < SHOWN:
+            self.examples.append(what)
+
+    @property
+    def total(self) -> int:
+        return self.spoken + self.markup + self.lost
+
+    @property
+    def lost_share(self) -> float:
+        return self.lost / (self.spoken + self.lost) if self.lost else 0.0
+
+    def lines(self) -> list[str]:
+        """The account as it is printed."""
+        if not self.total:
+            return []
+        told = [
+            f"account: {self.spoken:,} characters in turns, {self.markup:,} of stamps, names and markup,"
+            f" {self.lost:,} unaccounted for ({self.lost / self.total:.1%})"
+        ]
+        if self.lost:
+            told.append(f"unaccounted for: {'; '.join(self.examples)}")
+        if self.as_text:
+            names = ", ".join(repr(name) for name, _ in self.as_text.most_common(SHOWN))
+            count = sum(self.as_text.values())
+            told.append(f"read as text: {count:,} lines that begin like a name ({names}), which nobody there has")
+        return told

@@ -1,0 +1,215 @@
+"""One message of a structured export: who speaks, what is said, and why it may be no turn."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from dialogues.records import FormatError, is_container, is_list, is_object, pairs_of
+from dialogues.words import ROLES, SPEAKER_KEYS, SYSTEM, TOOLS, TurnKeys, is_nothing, plain
+
+NO_TEXT = object()  # a message of pictures or the like
+TOOL_TEXT = object()  # a message of tool calls or their results
+# Keys under which `human`, `user` and `assistant` are roles; elsewhere they are names.
+ROLE_KEYS = frozenset(("role", "from", "type", "sender", "author", "creator", "usertype", "chatrole"))
+THOUGHTS = frozenset(("thinking", "reasoning", "thought", "thoughts", "redactedthinking", "reasoningrecap"))
+TOOL_PARTS = frozenset(("tooluse", "toolresult", "toolcall", "toolresponse", "functioncall", "servertooluse"))
+SPANS = frozenset(
+    [
+        "plain",
+        "link",
+        "bold",
+        "italic",
+        "code",
+        "mention",
+        "email",
+        "phone",
+        "hashtag",
+        "texturl",
+        "pre",
+        "custome",
+        "moji",
+        "customemoji",
+    ]
+)
+NAME_KEYS = ("nickname", "displayname", "realname", "globalname", "name", "username", "login", "email", "id")
+NOTICE_TYPES = re.compile(
+    r"service|channel(?:join|leave|topic|purpose|name|namechange|iconchange|pinnedmessage)|group(?:join|leave)|call"
+    r"|recipient(?:add|remove)|guildmemberjoin|userjoin|userpremium\w*|threadcreated|threadactivity\w*|event\w*|system\w*"
+    r"|notification|notice|missed\w*|botadd|pinneditem"
+)
+MEDIA_KEYS = frozenset(
+    (
+        "photo",
+        "photos",
+        "file",
+        "files",
+        "mediatype",
+        "attachments",
+        "attachment",
+        "sticker",
+        "stickers",
+        "audiofiles",
+        "gifs",
+        "videos",
+        "share",
+        "image",
+        "images",
+    )
+)
+DIRECTIONS = ("type", "direction", "folder", "box", "messagetype", "isfromme", "fromme", "issent", "outgoing", "event")
+OUTGOING = frozenset(("outgoing", "sent", "out", "outbound", "senditem", "sentitem"))
+INCOMING = frozenset(("incoming", "received", "inbox", "in", "inbound"))
+ME, UNKNOWN = "Me", "Unknown"
+
+
+def read_speaker(values: Mapping[str, Any], keys: TurnKeys) -> tuple[str, str]:
+    """The speaker's name, and the role that it comes from; both empty where nobody is named."""
+    if keys.role and isinstance(values[keys.role], str):
+        word = plain(values[keys.role])
+        if word in ROLES or word in SYSTEM or word in TOOLS:
+            return ROLES.get(word, values[keys.role].strip()), word
+    for key in keys.speaker:
+        word = plain(key)
+        name, role = name_of(word, values[key])
+        if name:
+            return (ME, "") if word.endswith("id") and is_outgoing(values) else (name, role)
+    return (ME if is_outgoing(values) else ""), ""
+
+
+def name_of(word: str, value: Any) -> tuple[str, str]:
+    """The name and the role in what stands under a key for the speaker, `word` as `plain` makes it."""
+    if isinstance(value, str):
+        name = value.strip()
+        role = plain(name) if word in ROLE_KEYS else ""
+        if role in ROLES:
+            return ROLES[role], role
+        return name, role if role in SYSTEM or role in TOOLS else ""
+    if isinstance(value, bool):
+        return (ME if value else UNKNOWN) if word in ("isuser", "fromme", "isfromme") else (
+            "User" if value else "Agent"
+        ), ""
+    if isinstance(value, int):
+        return str(value), ""
+    if is_list(value):
+        return " & ".join(filter(None, (name_of(word, each)[0] for each in value))), ""
+    if is_object(value):
+        found = {plain(key): held for key, held in reversed(pairs_of(value))}
+        if isinstance(found.get("role"), str):
+            return name_of("role", found["role"])
+        for key in (*NAME_KEYS, *SPEAKER_KEYS):
+            if isinstance(found.get(key), str) and found[key].strip():
+                return found[key].strip(), ""
+    return "", ""
+
+
+def is_outgoing(values: Mapping[str, Any]) -> bool:
+    """Whether the owner of the phone wrote the message, where a field says so in a word."""
+    return any(
+        isinstance(value, str) and plain(value) in OUTGOING and plain(key) in DIRECTIONS
+        for key, value in values.items()
+    )
+
+
+def read_content(values: Mapping[str, Any], keys: TurnKeys) -> Any:
+    """The text of a message, stripped: the first key for it that holds something.
+
+    `NO_TEXT` for pictures and the like, `TOOL_TEXT` for tool calls, None for nothing; other values as they are.
+    """
+    found: Any = None
+    for key in keys.text:
+        text = read_text(values[key])
+        if not is_nothing(text):
+            return text
+        found = text if found is None else found
+    return found
+
+
+def read_text(content: Any) -> Any:
+    """A message's content as text, stripped; of a list of parts their texts, thoughts and tool calls left out."""
+    if isinstance(content, str):
+        return content.strip().replace("_comma_", ",")  # as EmpatheticDialogues writes it
+    if is_object(content):
+        found = {plain(key): value for key, value in reversed(pairs_of(content))}
+        if plain(str(found.get("contenttype") or "")) in (*THOUGHTS, "code", "executionoutput"):
+            return TOOL_TEXT
+        inside = next((found[word] for word in ("parts", "text", "content", "value", "body") if word in found), NO_TEXT)
+        return inside if inside is NO_TEXT else read_text(inside)
+    return join_parts(content) if is_list(content) else content
+
+
+def join_parts(parts: list[Any]) -> Any:
+    """The text of a list of parts; `NO_TEXT` where one is a picture or the like."""
+    texts: list[str] = []
+    tools = media = False
+    spans = False
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        values = dict(pairs_of(part))
+        kind = plain(str(values.get("type") or ""))
+        spans |= kind in SPANS
+        if kind in THOUGHTS or "thought" in values:
+            continue
+        text = next((values[key] for key in ("text", "value", "content") if isinstance(values.get(key), str)), None)
+        if kind in TOOL_PARTS or (not kind and "functionCall" in values):
+            tools = True
+        elif text is None or is_container(text):
+            media = True
+        else:
+            texts.append(text)
+    joined = ("" if spans else "\n").join(texts).strip()
+    if media:
+        return NO_TEXT
+    return joined or (TOOL_TEXT if tools else "")
+
+
+def why_skipped(values: Mapping[str, Any], role: str, text: Any) -> str:
+    """Why a message is no turn; empty where it is one."""
+    if role in TOOLS or text is TOOL_TEXT:
+        return "tool calls"
+    if values.get("isThought") is True:
+        return "thoughts"
+    if text is NO_TEXT:
+        return "messages of more than text"
+    if is_notice_type(values):
+        return "system lines"
+    if text is not None and text != "":
+        recipient = values.get("recipient")
+        return "tool calls" if isinstance(recipient, str) and recipient != "all" and role else ""
+    if values.get("tool_calls") or values.get("function_call") or values.get("toolCalls"):
+        return "tool calls"
+    if any(plain(key) in MEDIA_KEYS and not is_nothing(value) for key, value in values.items()):
+        return "media and notices"
+    return "messages without text"
+
+
+def is_notice_type(values: Mapping[str, Any]) -> bool:
+    """Whether a field says that the program wrote the message, not a person."""
+    for key, value in values.items():
+        if isinstance(value, str) and plain(key) in ("type", "subtype", "messagetype"):
+            if NOTICE_TYPES.fullmatch(plain(value)):
+                return True
+        elif value is True and plain(key) in ("issystem", "meta", "issystemmessage"):
+            return True
+    return False
+
+
+def mend_encoding(text: str) -> str:
+    """Text that was encoded twice, as Messenger and Instagram write it, decoded once more."""
+    if text.isascii():
+        return text
+    try:
+        return text.encode("latin-1").decode()
+    except UnicodeError:
+        return text
+
+
+def check_speaker(name: str, number: int) -> None:
+    """Refuse a message without a speaker.
+
+    Raises:
+        FormatError: nobody is named.
+    """
+    if not name:
+        raise FormatError(f"turn {number} has no speaker (speaker, sender, author, role, from)")

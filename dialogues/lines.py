@@ -1,0 +1,414 @@
+"""Text files without times: `Name: text` in the dialects that people write, as the file itself shows."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dialogues.account import Account
+from dialogues.dialogue import Dialogue
+from dialogues.records import FormatError, make_turn
+from dialogues.words import ROLES, plain
+
+CUT = "\0cut"  # a line that separates dialogues, put there by a reader
+RULE = re.compile(r"\s*([-=_*~#•·])\1{2,}\s*$|\s*(?:[-=_*~#] ){2,}[-=_*~#]\s*$")
+END_MARKS = re.compile(r"<\|(?:start|end)oftext\|>")
+HEADING = re.compile(
+    r"[\W_]*(?:(?:dialog(?:ue)?|conversation|chat|scene|episode|example|sample|session|transcript|part|story|gespräch|szene"
+    r"|unterhaltung|diálogo|conversación|conversa|escena|scène|act|topic)s?\s*(?:n[o°]\.?\s*|#\s*)?(?:\d{1,6}|[ivxlc]{1,6})\b"
+    r"[^\n]{0,60}|(?:\w{3,12}|\d{1,4}(?:st|nd|rd|th)) (?:dialog(?:ue)?|conversation|chat|scene|example))[\W_]*$",
+    re.IGNORECASE,
+)
+# Words before a colon that begin a line of an answer.
+LABELS = frozenset(
+    [
+        "note",
+        "notes",
+        "nb",
+        "ps",
+        "tip",
+        "tips",
+        "example",
+        "examples",
+        "warning",
+        "caution",
+        "hint",
+        "step",
+        "option",
+        "part",
+        "day",
+        "ingredients",
+        "instructions",
+        "directions",
+        "method",
+        "summary",
+        "title",
+        "subject",
+        "re",
+        "fwd",
+        "date",
+        "time",
+        "location",
+        "place",
+        "address",
+        "price",
+        "total",
+        "result",
+        "results",
+        "output",
+        "code",
+        "http",
+        "https",
+        "ftp",
+        "file",
+        "source",
+        "sources",
+        "reference",
+        "references",
+        "edit",
+        "update",
+        "conclusion",
+        "solution",
+        "pros",
+        "cons",
+        "important",
+        "remember",
+        "reminder",
+        "question",
+        "answer",
+        "problem",
+        "explanation",
+        "reason",
+        "steps",
+        "preparation",
+        "serves",
+        "servings",
+        "introduction",
+        "overview",
+        "background",
+        "definition",
+        "chapter",
+        "week",
+        "phase",
+        "section",
+        "goal",
+        "goals",
+        "cost",
+        "link",
+        "links",
+        "url",
+        "email",
+        "phone",
+        "tel",
+        "mailto",
+        "todo",
+        "task",
+        "plan",
+        "option",
+        "figure",
+        "table",
+        "line",
+        "item",
+        "first",
+        "second",
+        "third",
+        "finally",
+        "todo",
+        "fact",
+        "advantages",
+        "disadvantages",
+        "benefits",
+        "features",
+        "requirements",
+        "materials",
+        "tools",
+        "hinweis",
+        "achtung",
+        "wichtig",
+        "zutaten",
+        "schritt",
+        "beispiel",
+        "tipp",
+        "anmerkung",
+        "nota",
+        "importante",
+        "ejemplo",
+        "paso",
+        "ingredientes",
+        "consejo",
+        "exemple",
+        "étape",
+        "ingrédients",
+        "remarque",
+        "conseil",
+        "attention",
+        "esempio",
+        "passo",
+        "ingredienti",
+        "esempio",
+        "dica",
+        "exemplo",
+        "observação",
+        "voorbeeld",
+        "stap",
+        "opmerking",
+        "let",
+        "op",
+    ]
+)
+NAME = r"(?P<name>(?:[^\W_]|[@+#~$&(]|[^\x00-\x7f\s])[^:：\n]{0,60}?)"
+ODD = r"(?!//)(?<!\d:(?=\d))"  # no URL, no time of day
+KINDS = {
+    "angle": re.compile(r"<\s?[@+%&~!. ]?(?P<name>[^<>\n|/]{1,60}?)>:?\s*(?P<text>.*)$"),
+    "voice": re.compile(r"<v(?:\.\w+)?\s(?P<name>[^<>\n]{1,60})>(?P<text>.*?)(?:</v>)?$"),
+    "bold": re.compile(
+        r"(?:[-*•>]\s+|\d{1,5}[.)]\s+)?(?P<mark>\*\*|__|\*|_)(?P<name>[^*_\n:：][^*\n:：]{0,60}?)\s?(?::(?P=mark)|(?P=mark)\s?:)\s*(?P<text>.*)$"
+    ),
+    "hash": re.compile(r"(?:\#{1,6}\s+(?P<name>[^:\n#]{1,60}):|\#(?P<name2>[^:\n#]{1,60})\#\s?:)\s*(?P<text>.*)$"),
+    "bracket": re.compile(r"\[(?P<name>[^\[\]\n]{1,60})\]\s?:?\s*(?P<text>.*)$"),
+    "numbered": re.compile(rf"(?:\(?\d{{1,5}}[.):]|>{{1,3}}|[-*•–—+])\s+{NAME}\s?[:：]{ODD}(?:\s+(?P<text>.*))?$"),
+    "colon": re.compile(rf"{NAME}\s?(?::(?=\s|$)|：){ODD}\s*(?P<text>.*)$"),
+    "tight": re.compile(rf"{NAME}\s?[:：]{ODD}\s*(?P<text>.*)$"),
+    "heading": re.compile(r"(?:\#{1,6}\s+(?P<name>[^\n#]{1,60}?)|\*\*(?P<name2>[^*\n]{1,60})\*\*)\s*:?(?P<text>)$"),
+    "tab": re.compile(r"(?P<name>[^\t\n]{1,40}?)\s?\t\s*(?P<text>.*)$"),
+    "arrow": re.compile(r"(?P<name>[^\s>|][^>|\n]{0,40}?)\s?(?:>+|\||»|→|=>)\s+(?P<text>.*)$"),
+    "play": re.compile(r"(?P<name>[^\W\d_a-zß-ÿ][^\W\d_a-zß-ÿ' ]{1,40})\.\s+(?P<text>.*)$"),
+    "dash": re.compile(r"(?P<name>[^\W\d_][^\n–—-]{0,40}?)\s+[–—-]+\s+(?P<text>.*)$"),
+    "bare": re.compile(r"(?P<name>[^\W\d_][^\n.!?,;]{0,40})(?P<text>)$"),
+}
+STRICT = ("play", "tight", "heading", "tab", "arrow", "dash", "bare")  # kinds whose every name must recur
+NUMBERED_NAME = re.compile(r"(?P<name>[A-Z])\.\d{1,5}$")  # Switchboard's A.1, B.2
+LEADING_ROLES = re.compile(r"(?P<name>[^\n:]{1,40}?) said:?$")
+
+
+class Start(NamedTuple):
+    """A line that begins like a turn."""
+
+    place: int  # of the line
+    name: str
+    text: str
+
+
+class Shape(NamedTuple):
+    """How the lines of a file say who speaks: the kind of line, and the turns it gives."""
+
+    kind: str
+    starts: dict[int, Start]
+    rejected: list[Start]  # lines that begin like a turn, with nobody's name
+
+
+def prepare(lines: Sequence[str]) -> list[tuple[int, str]]:
+    """The lines without space at their ends, each with its number; marks that end a text are lines of their own."""
+    prepared: list[tuple[int, str]] = []
+    for number, line in enumerate(lines, 1):
+        parts = END_MARKS.split(line) if "<|" in line else [line]
+        for part, piece in enumerate(parts):
+            if part:
+                prepared.append((number, CUT))
+            if len(parts) == 1 or piece.strip():
+                prepared.append((number, piece.strip()))
+    return prepared
+
+
+def find_shape(lines: list[tuple[int, str]]) -> Shape | None:
+    """The kind of line that gives most turns to people whose names recur; the more specific one where it is near."""
+    shapes = [make_shape(kind, lines) for kind in KINDS]
+    shapes = [shape for shape in shapes if shape.starts]
+    if not shapes:
+        return None
+    most = max((len(shape.starts) for shape in shapes if shape.kind not in STRICT), default=0)
+    best = max(len(shape.starts) for shape in shapes)
+    best = most if most > 0.6 * best else best
+    return next(shape for shape in shapes if len(shape.starts) >= 0.95 * best)
+
+
+def make_shape(kind: str, lines: list[tuple[int, str]]) -> Shape:
+    """What one kind of line makes of a file."""
+    pattern, found = KINDS[kind], []
+    for place, (_, line) in enumerate(lines):
+        if (match := pattern.match(line)) and (name := read_name(match)):
+            found.append(Start(place, name, (match["text"] or "").strip()))
+    if kind == "bare":
+        found = [start for start in found if is_bare(start, lines)]
+    people = choose_people(found, lines, kind)
+    starts = {start.place: start for start in found if start.place in people}
+    return Shape(kind, starts, [start for start in found if start.place not in people])
+
+
+def read_name(match: re.Match[str]) -> str | None:
+    """The name in a matched line; none for what can't be one."""
+    groups = match.groupdict()
+    name = (groups.get("name") or groups.get("name2") or "").strip()
+    if said := LEADING_ROLES.match(name):
+        name = said["name"]
+    if counted := NUMBERED_NAME.match(name):
+        name = counted["name"]
+    return name if any(map(str.isalnum, name)) and not name.lower().endswith(("http", "https")) else None
+
+
+def is_bare(start: Start, lines: list[tuple[int, str]]) -> bool:
+    """Whether a name alone on its line has text below, and nothing or a blank line above."""
+    above = lines[start.place - 1][1] if start.place else ""
+    below = lines[start.place + 1][1] if start.place + 1 < len(lines) else ""
+    return (above in ("", CUT) and below not in ("", CUT)) or bool(start.name.isupper() and below)
+
+
+def choose_people(found: list[Start], lines: list[tuple[int, str]], kind: str) -> set[int]:
+    """The places of the lines that begin a turn.
+
+    A name is somebody's where it recurs in turn position: it begins a block, or follows others than one speaker alone,
+    and stands behind a blank line where the others do. A name that occurs once is somebody's where its block would
+    otherwise have one speaker or begin with nobody.
+    """
+    counts = Counter(start.name for start in found)
+    openings = {start.place for start in found if start.place == 0 or lines[start.place - 1][1] in ("", CUT)}
+    recurring = {name for name, count in counts.items() if count > 1 and not is_label(name)}
+    if kind in STRICT:
+        texts = sum(counts[name] for name in recurring)
+        return (
+            {start.place for start in found if start.name in recurring and counts[start.name] > 1}
+            if len(recurring) > 1 and texts >= 4 * (len(recurring) - 1) and len(recurring) < 12 + texts / 20
+            else set()
+        )
+    spaced = [start for start in found if start.name in recurring]
+    behind_blank = len(spaced) > 3 and sum(start.place in openings for start in spaced) > 0.8 * len(spaced)
+    if behind_blank:
+        recurring = {
+            name
+            for name in recurring
+            if 2 * sum(start.place in openings for start in found if start.name == name) > counts[name]
+        }
+    recurring -= find_followers(found, recurring, openings)
+    people = {
+        start.place for start in found if start.name in recurring and not (behind_blank and start.place not in openings)
+    }
+    return people | find_guests(found, lines, recurring, behind_blank)
+
+
+def is_label(name: str) -> bool:
+    """Whether a word before a colon is one that answers use: `Note`, `Step 2`."""
+    word = plain(re.sub(r"[\d.]+$", "", name.strip("*_#[]() ")))
+    return word in LABELS or not word
+
+
+def find_followers(found: list[Start], recurring: set[str], openings: set[int]) -> set[str]:
+    """Where a user and an assistant talk, names that never begin a block: labels inside an answer."""
+    roles = {name for name in recurring if is_role(name)}
+    opening = {start.name for start in found if start.place in openings}
+    return recurring - roles - opening if len(roles) > 1 else set()
+
+
+def is_role(name: str) -> bool:
+    return plain(name) in ROLES or plain(name) in ("q", "a", "question", "answer", "you", "system")
+
+
+def find_guests(found: list[Start], lines: list[tuple[int, str]], recurring: set[str], behind_blank: bool) -> set[int]:
+    """The places of names that occur once and are somebody's all the same."""
+    guests: set[int] = set()
+    blocks = split_blocks(lines, set())
+    by_place = {start.place: start for start in found}
+    for block in blocks:
+        starts = [by_place[place] for place in block if place in by_place]
+        if not starts:
+            continue
+        first = next(place for place in block if lines[place][1])
+        names = {start.name for start in starts if start.name in recurring}
+        if (
+            not behind_blank
+            and starts[0].place == first
+            and starts[0].name not in recurring
+            and not is_label(starts[0].name)
+        ):
+            guests.add(first)
+            names.add(starts[0].name)
+        if len(names) < 2 and not behind_blank:
+            others = [start for start in starts if start.name not in recurring and not is_label(start.name)]
+            guests |= {start.place for start in others}
+    return guests
+
+
+def split_blocks(lines: list[tuple[int, str]], starts: set[int]) -> list[list[int]]:
+    """The places of the lines of each dialogue, separated by marks, headings or rules, or else by blank lines."""
+    places = range(len(lines))
+    marked = {place for place in places if lines[place][1] == CUT}
+    headings = {place for place in places if HEADING.match(lines[place][1])} - starts
+    rules = {place for place in places if RULE.match(lines[place][1])}
+    for separators in (marked, headings, rules):
+        if separators:
+            blocks = runs(places, separators | marked | headings | rules)
+            blocks = [block for block in blocks if any(lines[place][1] for place in block)]
+            turns = [sum(place in starts for place in block) for block in blocks]
+            if not starts or len(blocks) < 2 or max(turns) > 1:
+                return blocks
+            break
+    blank = {place for place in places if not lines[place][1]} | marked | headings | rules
+    blocks = runs(places, blank)
+    if starts and blocks and all(sum(place in starts for place in block) == 1 for block in blocks):
+        return join_blocks(blocks, lines)
+    behind_blank = [place for place in sorted(starts)[1:] if not lines[place - 1][1]]
+    if starts and len(behind_blank) == len(starts) - 1 and len(starts) > 2:
+        return join_blocks(blocks, lines)
+    return blocks
+
+
+def join_blocks(blocks: list[list[int]], lines: list[tuple[int, str]]) -> list[list[int]]:
+    """Blocks that a single blank line separates are one dialogue; a longer run of them separates dialogues."""
+    joined = [blocks[0]]
+    for before, block in zip(blocks, blocks[1:], strict=False):
+        apart = range(before[-1] + 1, block[0])
+        if len(apart) > 1 or any(lines[place][1] for place in apart):
+            joined.append(block)
+        else:
+            joined[-1] = [*joined[-1], *apart, *block]
+    # Two blank lines between all turns separate nothing either.
+    return joined if any(len(block) > 2 for block in joined) or len(joined) == 1 else [sum(joined, [])]
+
+
+def runs(places: Sequence[int], separators: set[int]) -> list[list[int]]:
+    found: list[list[int]] = [[]]
+    for place in places:
+        if place in separators:
+            found.append([])
+        else:
+            found[-1].append(place)
+    return [run for run in found if run]
+
+
+def dialogues_of_lines(lines: list[tuple[int, str]], shape: Shape, account: Account) -> list[tuple[int, Dialogue]]:
+    """The dialogues of a text, each with the number of its first line.
+
+    Raises:
+        FormatError: a dialogue begins with a line that nobody says.
+    """
+    found = []
+    for block in split_blocks(lines, set(shape.starts)):
+        numbered = read_block(block, lines, shape, account)
+        if numbered:
+            found.append(numbered)
+    for _, line in lines:
+        if line == CUT or RULE.match(line) or HEADING.match(line):
+            account.markup += len(line)
+    account.as_text.update(start.name for start in shape.rejected)
+    return found
+
+
+def read_block(
+    block: list[int], lines: list[tuple[int, str]], shape: Shape, account: Account
+) -> tuple[int, Dialogue] | None:
+    turns: list[tuple[int, str, list[str]]] = []
+    for place in block:
+        number, line = lines[place]
+        if start := shape.starts.get(place):
+            turns.append((number, start.name, [start.text]))
+            account.markup += len(line) - len(start.text)
+        elif turns:
+            turns[-1][2].append(line)
+        elif line:
+            raise FormatError(
+                f"line {number}: nobody says this; a dialogue begins with `Name: text`"
+                " (where texts have blank lines in them, separate dialogues by a line of ---)"
+            )
+    said = [(number, name, "\n".join(texts).strip()) for number, name, texts in turns]
+    kept = [make_turn(name, text, f"line {number}") for number, name, text in said if text]
+    account.spoken += sum(len(turn.text) for turn in kept)
+    return (turns[0][0], Dialogue(tuple(kept), skipped=("empty turns",) * (len(said) - len(kept)))) if turns else None

@@ -1,0 +1,286 @@
+"""Chat exports, logs and transcripts: lines with times, of any program, as the file itself shows them."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import NamedTuple
+
+from dialogues.account import Account
+from dialogues.lines import KINDS as UNTIMED
+from dialogues.lines import RULE, read_name
+from dialogues.messages import Message
+from dialogues.notices import is_notice, is_system_line, strip_marks
+from dialogues.records import FormatError, make_turn
+from dialogues.stamps import MARKS, Stamp, moments, parse_stamp
+from dialogues.timed import EDITS, Line, Timed, find_timed, read_day
+
+KINDS = {
+    "angle": UNTIMED["angle"],
+    "from": re.compile(
+        r"\s*(?:From\s+|Von\s+|De\s+)(?P<name>.{1,60}?)\s+(?:to|an|à|a|para)\s+.{1,60}?\s?:\s*(?P<text>.*)$"
+    ),
+    "tab": re.compile(r"(?P<name>[^\t\n]{1,60}?)\s?\t\s*(?P<text>.*)$"),
+    "bracket": re.compile(r"\[(?P<name>[^\[\]\n]{1,60})\]:?\s(?P<text>.*)$"),
+    "bold": UNTIMED["bold"],
+    "voice": UNTIMED["voice"],
+    "bar": re.compile(r"(?P<name>[^\s|][^|\n]{0,40}?)\s*\|\s(?P<text>.*)$"),
+    "space": re.compile(r"(?P<name>\S{1,30})\s(?P<text>.*)$"),
+    "colon": re.compile(r"(?P<name>[^:：\n]{1,100}?)\s?[:：](?!//)\s?(?P<text>.*)$"),
+    "arrow": re.compile(r"(?P<name>[^\s>][^>\n]{0,40}?)>\s(?P<text>.*)$"),
+}
+NO_NAMES = {"-->", "<--", "--", "***", "*", "-!-", "=-=", "!", "-", "→", "←", "•", ">>", "<<", "system"}
+FOOTERS = re.compile(
+    r"exported \d+ message|meeting ended|this editable transcript|transcribed (by|with)|https?://\S+$|end of (transcript|conversation|chat)",
+    re.IGNORECASE,
+)
+BEGINNING = timedelta(minutes=6)
+LEVELS = re.compile(r"\W?(?:INFO|WARN(?:ING)?|ERROR|DEBUG|TRACE|FATAL|NOTICE|CRITICAL)\b")  # of a program's log
+LOG_MARKS = re.compile(
+    r"[*=-]*\s*(?:BEGIN LOGGING|ENDING LOGGING|Log (?:opened|closed)|Day changed|Session \w+:)", re.IGNORECASE
+)
+ATTACHED = re.compile(
+    r"(?:^|\n)\s*\{(?:Attachments|Reactions|Embed|Stickers|Inline Emojis?)\}\s*\n.*", re.DOTALL
+)  # Discord
+HEADER = 12  # lines before the first stamp that may say what the file is
+
+
+class Entry(NamedTuple):
+    """A message as it was found: without a name it is a notice."""
+
+    number: int
+    stamp: Stamp | None
+    name: str | None
+    texts: list[str]
+    known: bool = False  # a notice by its place
+
+
+def find_kind(rests: list[str]) -> str:
+    """How names stand in what follows the stamps: a kind of `KINDS`, or "bare" for a name alone."""
+    said = [rest for rest in rests if rest and not is_system_line(rest)] or [rest for rest in rests if rest]
+    if not said:
+        return "none"
+    matched = {kind: sum(1 for rest in said if pattern.match(rest)) for kind, pattern in KINDS.items()}
+    for kind in ("angle", "voice", "from", "tab", "bracket", "bold", "bar"):
+        if matched[kind] > 0.6 * len(said):
+            return kind
+    names = Counter(EDITS.sub("", rest).strip() for rest in said)
+    if sum(count for count in names.values() if count > 1) > 0.6 * len(said) and len(names) < 0.5 * len(said) + 2:
+        if matched["colon"] < 0.8 * len(said) or all(rest.endswith(":") for rest in said):
+            return "bare"
+    if matched["colon"] < 0.3 * len(said) and matched["arrow"] > 0.6 * len(said):
+        return "arrow"
+    words = Counter(rest.split()[0] for rest in said)
+    if matched["colon"] < 0.6 * len(said) and len(words) < 0.2 * len(said) + 3 and min(words.values()) > 1:
+        return "space"
+    return "colon"
+
+
+def messages_of_log(lines: Sequence[Line], account: Account) -> list[Message] | None:
+    """The messages of a file whose lines carry times; none for a file of another kind.
+
+    Raises:
+        FormatError: a date that can't be one.
+    """
+    found = find_timed(lines)
+    if found is None:
+        return None
+    where, timed = found
+    entries = collect(lines, timed, where, account)
+    if entries is None:
+        return None
+    try:
+        times = moments([entry.stamp for entry in entries])
+    except ValueError as error:
+        number = entries[error.args[0]].number
+        raise FormatError(
+            f"line {number}: in no order of day, month and year this is a date as those before it are"
+        ) from None
+    if is_recording([entry.stamp for entry in entries]):
+        times = [None] * len(entries)
+    names = Counter(entry.name for entry in entries if entry.name)
+    plain_names = without_numbers(names)
+    entries = [entry._replace(name=plain_names.get(entry.name or "", entry.name)) for entry in entries]
+    return [make_message(entry, time, names, account) for entry, time in zip(entries, times, strict=True)]
+
+
+def is_recording(stamps: Sequence[Stamp | None]) -> bool:
+    """Whether clocks count from the beginning of a recording, in which nothing is a pause."""
+    clocks = [stamp.clock for stamp in stamps if stamp and stamp.clock is not None]
+    if not clocks or any(stamp.date for stamp in stamps if stamp):
+        return False
+    if any(stamp.elapsed for stamp in stamps if stamp):
+        return True
+    return clocks[0] < BEGINNING and all(before <= after for before, after in pairwise(clocks))
+
+
+def without_numbers(names: Counter[str]) -> dict[str, str]:
+    """Discord's `Nora#0001` as Nora, where there is one Nora."""
+    short = {name: re.sub(r"#\d{4}$", "", name) for name in names}
+    counts = Counter(short.values())
+    return {name: bare for name, bare in short.items() if bare and counts[bare] == 1}
+
+
+def collect(lines: Sequence[Line], timed: dict[int, Timed], where: str, account: Account) -> list[Entry] | None:
+    """The messages of the lines, each with its stamp, its name and its texts."""
+    stacked = where == "first" and not any(line.rest for line in timed.values())
+    if sum(1 for line in timed.values() if LEVELS.match(line.rest)) > 0.5 * len(timed):
+        return None
+    kind = "second" if where == "second" else "none" if stacked else find_kind([line.rest for line in timed.values()])
+    heads = find_heads(lines, timed) if kind == "none" else {}
+    if kind == "none" and not heads:
+        return None
+    names = find_names(timed, kind) if kind != "none" else set()
+    entries: list[Entry] = []
+    day: tuple[tuple[int, int, int], str] | None = None
+    for place, (number, text) in enumerate(lines):
+        line = timed.get(place)
+        if place in heads and (name := heads[place][0]) is not None and line is None:
+            stamp = heads[place][2]
+            entries.append(Entry(number, with_day(stamp, day), name, [heads[place][1]]))
+            account.markup += len(text) - len(heads[place][1])
+        elif line is not None and kind == "none":
+            account.markup += len(text)
+        elif line is not None:
+            name, said = read_rest(line, kind, names)
+            stamp = with_day(parse_stamp(line.stamp), day)
+            known = kind in ("angle", "voice", "from", "tab", "bar") or not entries
+            entries.append(Entry(number, stamp, name, [said], known))
+            account.markup += len(text) - len(said)
+        elif found := read_day(text):
+            day = found
+            account.markup += len(text)
+        elif is_separator(lines, place, timed, heads):
+            account.markup += len(text)
+        elif entries:
+            entries[-1].texts.append(text.strip(MARKS) if not text.strip(MARKS + " ") else text)
+        elif text.strip(MARKS + " "):
+            skip_header(number, text, account)
+    return entries
+
+
+def skip_header(number: int, text: str, account: Account) -> None:
+    """Count a line before the first message: a few say what the file is."""
+    if number <= HEADER and len(text) < 200:
+        account.markup += len(text)
+    else:
+        account.lose(f"line {number}: {text[:40]!r}", len(text))
+
+
+def is_separator(lines: Sequence[Line], place: int, timed: dict[int, Timed], heads: dict) -> bool:
+    """Whether a line without a stamp is no part of a message: a rule, the number of a cue, a footer."""
+    text = lines[place].text.strip(MARKS + " ")
+    if not text:
+        return False
+    if RULE.match(text) or LOG_MARKS.match(text) or (place >= len(lines) - 6 and FOOTERS.match(text)):
+        return True
+    cue = place + 1 in timed and "-->" in lines[place + 1].text
+    return cue and (text.isdigit() or not place or not lines[place - 1].text.strip())
+
+
+def with_day(stamp: Stamp | None, day: tuple[tuple[int, int, int], str] | None) -> Stamp | None:
+    if stamp is None or stamp.date or day is None:
+        return stamp
+    return stamp._replace(date=day[0], order=day[1])
+
+
+def find_names(timed: dict[int, Timed], kind: str) -> set[str]:
+    """The names in turn position that recur."""
+    if kind in ("second", "bare"):
+        counts = Counter(
+            line.before if kind == "second" else EDITS.sub("", line.rest).strip() for line in timed.values()
+        )
+    else:
+        matches = (KINDS[kind].match(line.rest) for line in timed.values())
+        counts = Counter(clean_name(match["name"]) for match in matches if match)
+    return {name for name, count in counts.items() if count > 1}
+
+
+def clean_name(name: str) -> str:
+    return name.strip(MARKS + "~ \t").strip()
+
+
+def read_rest(line: Timed, kind: str, names: set[str]) -> tuple[str | None, str]:
+    """The name and the text behind (or around) a stamp; a notice has no name."""
+    if kind == "second":
+        return line.before, line.rest
+    if kind == "bare":
+        name = EDITS.sub("", line.rest).strip().rstrip(":")
+        return (name, "") if name and (name in names or len(name) < 40) else (None, line.rest)
+    match = KINDS[kind].match(line.rest)
+    if not match:
+        return None, line.rest
+    name = clean_name(match["name"])
+    if not name or name in NO_NAMES or is_open(name) or (name not in names and not is_plausible(name, line.rest)):
+        return None, line.rest
+    return name, match["text"]
+
+
+def is_plausible(name: str, rest: str) -> bool:
+    """Whether what stands once before a colon can be a name, not a notice."""
+    return not is_system_line(rest) and len(name.split()) < 7
+
+
+def is_open(name: str) -> bool:
+    """Whether a quotation begins in what stands before a colon and does not end there."""
+    if name.count('"') % 2 or name.count("«") != name.count("»"):
+        return True
+    return name.count("„") != name.count("“") and name.count("“") != name.count("”")
+
+
+def find_heads(lines: Sequence[Line], timed: dict[int, Timed]) -> dict[int, tuple[str, str, Stamp | None]]:
+    """For stamps alone on their lines: the lines around them that hold the names, with name, text and stamp.
+
+    The names are in `Name: text` below (captions), alone below, or alone above.
+    """
+    below: dict[int, tuple[str, Stamp | None]] = {}
+    for place, line in timed.items():
+        following = next((at for at in range(place + 1, min(place + 3, len(lines))) if lines[at].text.strip()), None)
+        if following is not None and following not in timed:
+            below[following] = (lines[following].text.strip(), parse_stamp(line.stamp))
+    for kind in ("voice", "numbered", "colon", "angle", "bracket", "bold"):
+        matches = {place: UNTIMED[kind].match(text) for place, (text, _) in below.items()}
+        found = {
+            place: (name, match["text"] or "", below[place][1])
+            for place, match in matches.items()
+            if match and (name := read_name(match))
+        }
+        counts = Counter(name for name, _, _ in found.values())
+        if sum(counts[name] > 1 for name, _, _ in found.values()) > 0.4 * len(below):
+            return {place: head for place, head in found.items() if counts[head[0]] > 1}
+    counts = Counter(text for text, _ in below.values())
+    if sum(counts[text] > 1 for text, _ in below.values()) > 0.8 * len(below) and len(counts) < 0.5 * len(below) + 2:
+        return {place: (text, "", stamp) for place, (text, stamp) in below.items()}
+    above = {
+        place - 1: (lines[place - 1].text.strip(), "", parse_stamp(line.stamp))
+        for place, line in timed.items()
+        if place and lines[place - 1].text.strip()
+    }
+    counts = Counter(name for name, _, _ in above.values())
+    if above and sum(counts[name] > 1 for name, _, _ in above.values()) > 0.8 * len(timed):
+        return above
+    return {}
+
+
+def make_message(entry: Entry, time: datetime | None, names: Counter[str], account: Account) -> Message:
+    """The message of an entry, or why there is none."""
+    text = ATTACHED.sub("", "\n".join(entry.texts))
+    if len(entry.texts) > 1 and text[:1] == text[-1:] == '"':  # LINE quotes what has several lines
+        text = text[1:-1].replace('""', '"')
+    if entry.name is None:
+        known = is_system_line(text) or any(name and name in text for name, _ in names.most_common(20))
+        if known or entry.known:
+            account.markup += len(text)
+        else:
+            account.lose(f"line {entry.number}: {text[:40]!r}", len(text))
+        return Message(None, "system lines", time)
+    if text.startswith("\u200e") or is_notice(text):
+        account.markup += len(text)
+        return Message(None, "media and notices", time)
+    bare = strip_marks(text)
+    if not bare:
+        return Message(None, "messages without text", time)
+    account.spoken += len(bare)
+    account.markup += max(len(text) - len(bare), 0)
+    return Message(make_turn(entry.name, bare, f"line {entry.number}"), "", time)

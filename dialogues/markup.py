@@ -1,0 +1,92 @@
+"""Texts in which marks of chat templates say who speaks: ChatML, Llama, Gemma, Vicuna, Alpaca, and their like."""
+
+import re
+from typing import NamedTuple
+
+from dialogues.words import ASSISTANT, ROLES, SYSTEM, TOOLS, USER, plain
+
+WHO = r"(?P<role>[Uu]ser|[Aa]ssistant|[Ss]ystem|[Hh]uman|[Bb]ot|[Pp]rompter|[Mm]odel|[Tt]ool|GPT|AI|USER|ASSISTANT|SYSTEM)"
+
+
+class Template(NamedTuple):
+    """How a chat template marks the beginning of a turn (with a group `role`) and its end."""
+
+    start: re.Pattern[str]
+    ends: re.Pattern[str]
+
+
+TEMPLATES = (
+    Template(re.compile(r"<\|im_start\|>\s?(?P<role>\w[\w ]{0,30})\n?"), re.compile(r"<\|im_end\|>|<\|endoftext\|>")),
+    Template(
+        re.compile(r"<\|start_header_id\|>(?P<role>\w{1,30})<\|end_header_id\|>"),
+        re.compile(r"<\|eot_id\|>|<\|begin_of_text\|>|<\|end_of_text\|>"),
+    ),
+    Template(re.compile(r"<start_of_turn>(?P<role>\w{1,30})\n?"), re.compile(r"<end_of_turn>|<bos>|<eos>")),
+    Template(re.compile(rf"<\|{WHO}\|>:?"), re.compile(r"<\|(?:end|eot|endoftext|end_of_text|im_end)\|>|</?s>")),
+    Template(re.compile(r"(?P<role>\[/?INST\])"), re.compile(r"</?s>|<<SYS>>.{0,4000}?<</SYS>>", re.DOTALL)),
+    Template(
+        re.compile(rf"(?:(?<=\n)|^|(?<=[^#\n]))#{{2,4}}\s?{WHO}:\s?"),
+        re.compile(r"</?s>|<\|endoftext\|>|<\|end\|>"),
+    ),
+    Template(
+        re.compile(r"#{2,4}\s?(?P<role>Instruction|Input|Response|Question|Answer|Prompt|Output):?\s*\n"),
+        re.compile(r"</?s>|<\|endoftext\|>|#{2,4}\s?End"),
+    ),
+    Template(re.compile(rf"(?:\n\n|^){WHO}:\s?"), re.compile(r"</?s>|<\|endoftext\|>")),
+    Template(re.compile(r"(?:^|(?<=\s)|(?<=</s>))(?P<role>USER|ASSISTANT|SYSTEM):\s?"), re.compile(r"</?s>")),
+)
+BRACKETS = {"[INST]": USER, "[/INST]": ASSISTANT}
+SEPARATED = re.compile(r"\s?__eou__\s?|\s?<(?:eou|EOU|turn|sep|SEP)>\s?|\s?\[SEP\]\s?|\s?<\|sep\|>\s?")  # DailyDialog
+
+
+class Said(NamedTuple):
+    role: str
+    text: str
+    behind: str  # what stood behind the end mark
+
+
+def find_template(texts: list[str]) -> Template | None:
+    """The template of texts each of which has two turns or more; most of them must."""
+    for template in TEMPLATES:
+        found = 0
+        for text in texts:
+            roles = {match["role"].lower() for match in template.start.finditer(text)}
+            found += len(roles) > 1
+        if found > 0.9 * len(texts):
+            return template
+    return None
+
+
+def split_turns(text: str, template: Template) -> tuple[str, list[Said]]:
+    """What stands before the first mark, and the turns; a `text` without marks has none."""
+    matches = list(template.start.finditer(text))
+    if not matches:
+        return text, []
+    before = template.ends.sub(clean_system, text[: matches[0].start()]).strip()
+    turns = []
+    for match, following in zip(matches, [*matches[1:], None], strict=True):
+        said = text[match.end() : following.start() if following else len(text)]
+        end = None
+        for end in template.ends.finditer(said):
+            if not end[0].startswith("<<SYS"):
+                break
+        body = said[: end.start()] if end and not end[0].startswith("<<SYS") else said
+        behind = said[end.end() :] if end else said[len(said.rstrip()) :]
+        if system := re.match(r"\s*<<SYS>>(.*?)<</SYS>>", body, re.DOTALL):
+            before, body = system[1].strip(), body[system.end() :]
+        turns.append(Said(match["role"], body.strip(), behind))
+    return before, turns
+
+
+def clean_system(match: re.Match[str]) -> str:
+    return match[0].removeprefix("<<SYS>>").removesuffix("<</SYS>>") if "SYS" in match[0] else ""
+
+
+def name_of(role: str) -> str | None:
+    """The speaker that a role stands for; none for the system and for tools."""
+    word = plain(role)
+    if role in BRACKETS:
+        return BRACKETS[role]
+    if word in SYSTEM or word in TOOLS:
+        return None
+    return ROLES.get(word, role.strip())

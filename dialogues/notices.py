@@ -1,0 +1,194 @@
+"""What chat programs write in place of a text, known by their words in many languages, and by their marks.
+
+All functions take linear time: whatever a regular expression sees is at most `LONGEST` characters long, and its
+repetitions are bounded.
+"""
+
+import re
+import unicodedata
+from typing import NamedTuple
+
+from dialogues import phrases, system_phrases
+
+LEFT_TO_RIGHT = "\u200e"  # WhatsApp on iOS writes it before everything that is its own
+MARKS = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"  # direction marks, which phones add
+BLANKS = MARKS + " \t\r\n\u00a0\u202f"
+PLAIN = str.maketrans({**dict.fromkeys(MARKS), **dict.fromkeys("\u00a0\u202f", " "), "’": "'", "‹": "<", "›": ">"})
+FULL_STOPS = " .。।۔"
+LONGEST = 3000  # characters of a poll: a question of 255, twelve options of 100, and their votes
+LONGEST_LINE = 400  # characters of a file name, 255, and of the words about it
+
+FILE = r"[^\n]{1,255}\.\w{2,5}"
+BYTES = r"\d{1,6}(?:[.,]\d{1,3})? ?(?:[kmg]i?b|[кмг]б|bytes?)"
+PAGES = r"\d{1,5} [^\d\n]{1,12}"
+CLOCK = r"\d{1,2}(?::\d{2}){1,2}"
+
+
+def either(*families: tuple[str, ...]) -> str:
+    """A group of all alternatives of the families."""
+    return f"(?:{'|'.join(piece for family in families for piece in family)})"
+
+
+def split(family: tuple[str, ...]) -> tuple[str, ...]:
+    """All phrases of a family that holds plain text."""
+    return tuple(phrase for piece in family for phrase in piece.split("|"))
+
+
+KIND, OMITTED, CALL, UNIT = map(either, (phrases.KINDS, phrases.OMITTED, phrases.CALLS, phrases.UNITS))
+LASTED = rf"(?:{CLOCK}|\d{{1,3}} ?{UNIT}(?: ?\d{{1,2}} ?{UNIT})?)"  # 3:12, 3 min, 1 hr 5 min
+CALL_END, TIMED_CALL = either(phrases.CALL_ENDS), either(phrases.TIMED_CALLS)
+MAP = (
+    r"https?://(?:maps\.google\.[a-z.]{2,6}/|www\.google\.[a-z.]{2,6}/maps|goo\.gl/maps|maps\.app\.goo\.gl/"
+    r"|maps\.apple\.com/)\S{0,300}"
+)
+NOTICE = re.compile(
+    "|".join(
+        (
+            either(phrases.DELETED, phrases.LIVE_LOCATION, phrases.NOT_SHOWN, phrases.BARE, phrases.DEEDS),
+            OMITTED,
+            rf"{either(phrases.MISSED)}(?:[,.]? ?[^\n\d]{{0,9}}{CLOCK}(?: ?[ap]\.?m)?)?(?:[,.] ?{CALL_END})?",
+            rf"(?:☎\ufe0f? ?(?:{CALL}|{TIMED_CALL})|{TIMED_CALL}) ?{CLOCK}|☎\ufe0f? ?{either(phrases.MISSED)}",
+            rf"{CALL}(?:[,.·–-] ?(?:{LASTED}|{CALL_END})| ?\({LASTED}\))(?:[,.·] ?\d[^\n]{{0,30}})?",
+            rf"(?:{either(phrases.LOCATION)} ?[:：] ?)?{MAP}|[^:]{{1,100}}\([^:]{{1,150}}\): https://foursquare\.com/\S{{1,200}}",
+            rf"\[ ?{KIND}(?: ?[:：,] ?[^\]\n]{{1,200}})? ?\](?: ?{FILE}| ?{CLOCK})?",
+            rf"[📷📸🎥📹🎤🎙🎵📄📍👤🎬🖼📎🎞🏷💬📊]\ufe0f? ?{KIND}(?: ?\({CLOCK}\)| {CLOCK})?",
+            rf"{KIND}\nnot included, change data exporting settings to download[^\n]{{0,100}}(?:\n[^\n]{{0,100}})?",
+            rf"{FILE}(?: ?[•·] ?(?:{PAGES}|{BYTES})){{1,2}}|{FILE} ?(?:[–-] ?{BYTES}|\({BYTES}\))|{FILE} {OMITTED}",
+        )
+    )
+)
+SOMEBODY = re.compile(rf"{either(phrases.PRONOUNS)}\b")
+NAMED_DEED = re.compile(rf"(?:\S{{1,30}} ){{1,3}}{either(phrases.NAMED_DEEDS)}")
+POLL = re.compile(rf"{either(phrases.POLL)} ?[:：]")
+OPTION = re.compile(rf"{either(phrases.OPTION)} ?[:：]")
+ATTACHED = re.compile(either(phrases.ATTACHED))
+FILE_NAME = re.compile(rf"{FILE}(?: ?[•·] ?(?:{PAGES}|{BYTES})){{0,2}}")
+WHATSAPP_FILE = re.compile(r"(?:img|vid|ptt|aud|doc|stk)-\d{8}-wa\d{4}\.\w{2,5}")
+OMITTED_MARK = re.compile(rf"<? ?{OMITTED} ?>?")
+ATTACHED_MARK = re.compile(
+    rf"<[^<>:\n]{{1,25}}[:：] ?\d{{4,8}}-{FILE}>"
+)  # <attached: 00000012-PHOTO.jpg>, in any language
+EDITED_MARK = re.compile(rf"<{either(phrases.EDITED)}[.。।]?>")
+STARTS, PARTS, ENDS = map(split, (system_phrases.STARTS, system_phrases.PARTS, system_phrases.ENDS))
+# irssi and WeeChat (-!-, -->, <--), XChat and mIRC (***).
+LOG_MARK = re.compile(r"(?:-!-|\*{3}|-->|<--|←|→|---) ?[^\s*-]")
+LOG_DEED = re.compile(
+    r"(?:\* )?(?:(?:joins|parts|quits): |[^\s:]{1,40}(?: [\[(][^\])\n]{1,100}[\])])? "
+    r"(?:\(?(?:has )?(?:joined|left|quit)\)?(?: ?[#&(\[]|$)|is now known as |sets? mode|was kicked|has kicked "
+    r"|(?:has )?(?:changed|changes|set) (?:the )?topic))"
+)
+
+
+class Stripped(NamedTuple):
+    """A text without marks, and whether it had those of a file, or of a change."""
+
+    text: str
+    file: bool
+    edited: bool
+
+
+def plain(text: str) -> str:
+    """A short text as the phrases are written: lower case, NFC, no direction marks, no full stop at its end."""
+    return unicodedata.normalize("NFC", text.translate(PLAIN)).lower().strip().rstrip(FULL_STOPS)
+
+
+def is_notice(text: str) -> bool:
+    """Whether the text of a message, what follows the name, is only a notice of the program; no text at all is none.
+
+    What begins with U+200E is one whatever its words are, unless it is the caption of a file, or was edited.
+    """
+    stripped = strip(text)
+    if not stripped.text:
+        return stripped.file or stripped.edited
+    if stripped.file and len(stripped.text) <= LONGEST_LINE and FILE_NAME.fullmatch(plain(stripped.text)):
+        return True
+    if text.lstrip(" ").startswith(LEFT_TO_RIGHT) and not stripped.file and not stripped.edited:
+        return True
+    if len(stripped.text) > LONGEST:
+        return False
+    bare = plain(stripped.text)
+    return NOTICE.fullmatch(bare) is not None or is_poll(bare) or is_named_deed(stripped.text)
+
+
+def is_poll(bare: str) -> bool:
+    """Whether a plain text is a poll of WhatsApp: its title, the question, and a line for each option."""
+    return POLL.match(bare) is not None and any(OPTION.match(line.strip()) for line in bare.split("\n"))
+
+
+def is_named_deed(text: str) -> bool:
+    """Whether a text says, in the words of a program, what somebody with a name did."""
+    if len(text) > LONGEST_LINE or text[:1].islower():
+        return False
+    lower = text.translate(PLAIN).lower()
+    return NAMED_DEED.fullmatch(lower) is not None and not SOMEBODY.match(lower)
+
+
+def strip_marks(text: str) -> str:
+    """What a reader wants of a text: no edit marks, no lines of files, no direction marks at its ends or at mentions.
+
+    A notice that is not a mark of a file is kept: see `is_notice`.
+    """
+    text = strip(text).text
+    return text.replace("\u2068", "").replace("\u2069", "") if "\u2068" in text else text
+
+
+def strip(text: str) -> Stripped:
+    """Take the marks of files and of changes off both ends."""
+    text, file, edited = text.strip(BLANKS), False, False
+    head, _, rest = text.partition("\n")
+    if is_file(head):
+        text, file = rest.strip(BLANKS), True
+    for _ in range(3):  # a file, a change, and what both phones write
+        tail, rest = split_tail(text)
+        if not tail:
+            break
+        bare = plain(tail)
+        if EDITED_MARK.fullmatch(bare):
+            edited = True
+        elif ATTACHED_MARK.fullmatch(bare) or OMITTED_MARK.fullmatch(bare):
+            file = True
+        else:
+            break
+        text = rest.rstrip(BLANKS)
+    return Stripped(text, file, edited)
+
+
+def split_tail(text: str) -> tuple[str, str]:
+    """The end of a text that may be a mark, <...> or what follows U+200E, and what comes before; else nothing."""
+    sign = "<" if text.endswith(">") else LEFT_TO_RIGHT
+    start = text.rfind(sign, max(0, len(text) - LONGEST_LINE))
+    return (text[start:], text[:start]) if start >= 0 else ("", text)
+
+
+def is_file(line: str) -> bool:
+    """Whether a first line tells of a file: `IMG-1.jpg (file attached)`, or <Media omitted>."""
+    if len(line) > LONGEST_LINE:
+        return False
+    bare = plain(line)
+    if bare.startswith("<"):
+        return bare.endswith(">") and bool(OMITTED_MARK.fullmatch(bare) or ATTACHED_MARK.fullmatch(bare))
+    name, _, words = bare.removesuffix(")").rpartition(" (")
+    if not bare.endswith(")") or not name:
+        return False
+    attached = ATTACHED.fullmatch(words) and re.fullmatch(FILE, name)
+    return bool(attached or WHATSAPP_FILE.fullmatch(name))
+
+
+def is_system_line(text: str) -> bool:
+    """Whether a line without a name, what follows its stamp, tells of the chat itself: who joined, what was set.
+
+    A line with a name may be given too: only what comes before its first colon can tell of anything.
+    """
+    if len(text) > LONGEST:
+        return False
+    bare = plain(text.strip(BLANKS))
+    if LOG_MARK.match(bare) or bare.startswith(STARTS):
+        return True
+    if SOMEBODY.match(bare):
+        return False
+    if LOG_DEED.match(bare):
+        return True
+    if bare.startswith("* "):  # what somebody does, said by themselves
+        return False
+    head, colon, _ = bare.partition(":")
+    return any(part in head for part in PARTS) or (not colon and head.endswith(ENDS)) or is_notice(bare)

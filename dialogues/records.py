@@ -1,0 +1,104 @@
+"""JSON objects that keep doubled keys, checked turns, and what is said of records that are wrong."""
+
+from collections import Counter
+from typing import Any, TypeGuard
+
+from dialogues.dialogue import Turn
+
+LONGEST_NAME = 200  # characters; what is longer is no name
+
+
+class Pairs(list[tuple[str, Any]]):
+    """A JSON object in which a key occurs twice, as its key-value pairs in order."""
+
+
+class FormatError(ValueError):
+    """What is wrong with a record, as the end of a sentence that began with its place."""
+
+
+class NotRecognisedError(FormatError):
+    """What begins a file is in no known form: it may hold something else than conversations."""
+
+
+def make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Pairs:
+    """A JSON object: a dict, or all its pairs where a dict would lose some."""
+    made = dict(pairs)
+    return made if len(made) == len(pairs) else Pairs(pairs)
+
+
+def once(record: Any) -> dict[str, Any]:
+    """An object as a dict; nothing that is no object has a key.
+
+    Raises:
+        FormatError: a key occurs twice, so that one of its values would be lost.
+    """
+    if isinstance(record, Pairs):
+        key, count = Counter(key for key, _ in record).most_common(1)[0]
+        raise FormatError(f"the key {shorten(key)} occurs {count} times; remove or rename the others")
+    return record if isinstance(record, dict) else {}
+
+
+def pairs_of(record: Any) -> list[tuple[str, Any]]:
+    return list(record.items()) if isinstance(record, dict) else record if isinstance(record, Pairs) else []
+
+
+def is_object(value: Any) -> bool:
+    return isinstance(value, dict | Pairs)
+
+
+def is_list(value: Any) -> TypeGuard[list[Any]]:
+    return isinstance(value, list) and not isinstance(value, Pairs)
+
+
+def is_container(value: Any) -> bool:
+    return isinstance(value, dict | list)
+
+
+def make_turn(speaker: str, text: Any, where: str) -> Turn:
+    """A checked turn, name and text stripped at both ends."""
+    if not isinstance(text, str):
+        raise FormatError(f"{where}: what {shorten(speaker)} says must be text, this is {kind(text)}")
+    turn = Turn(speaker.strip(), text.strip())
+    if not turn.text:
+        raise FormatError(f"{where}: {shorten(speaker)} says nothing; remove the turn or fill it")
+    name = turn.speaker
+    if (
+        not name
+        or len(name.splitlines()) != 1
+        or len(name) > LONGEST_NAME
+        or (not name.isprintable() and has_control(name))
+    ):
+        raise FormatError(f"{where}: {shorten(speaker)} is no speaker's name; use a name on one line")
+    if not turn.text.isascii() or not name.isascii():
+        try:
+            (name + turn.text).encode()
+        except UnicodeEncodeError:
+            raise FormatError(
+                f"{where}: half a surrogate pair is in it (as in \\ud83d); save the text again as UTF-8"
+            ) from None
+    return turn
+
+
+def has_control(name: str) -> bool:
+    return any(ord(character) < 32 or 127 <= ord(character) < 160 for character in name)
+
+
+def shorten(name: str) -> str:
+    return repr(name if len(name) <= 40 else name[:40] + "…")
+
+
+def keys_of(record: Any) -> str:
+    """The keys of an object, the first few, for messages."""
+    if not is_object(record):
+        return kind(record)
+    keys = [repr(key[:40]) for key, _ in pairs_of(record)]
+    return f"the keys {', '.join(keys[:8])}{', …' if len(keys) > 8 else ''}" if keys else "no keys"
+
+
+def kind(value: Any) -> str:
+    """The JSON name of a value's type, for messages."""
+    if is_object(value):
+        return "an object"
+    if isinstance(value, bool):
+        return "true or false"
+    return {list: "a list", str: "text", int: "a number", float: "a number"}.get(type(value), "null")

@@ -1,0 +1,208 @@
+"""Text as dialogues: whole files and transcripts in records, by the reader that accounts for most of them."""
+
+import re
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import NamedTuple
+
+from dialogues.account import MOST_LOST, Account
+from dialogues.dialogue import INSTRUCTION, Dialogue
+from dialogues.lines import CUT, dialogues_of_lines, find_shape, prepare
+from dialogues.logs import messages_of_log
+from dialogues.markup import SEPARATED, Template, find_template, name_of, split_turns
+from dialogues.messages import cut
+from dialogues.records import FormatError, make_turn
+from dialogues.timed import timed_lines
+from dialogues.words import ASSISTANT, USER
+
+CORNELL = " +++$+++ "
+HEAD = 5000  # characters in which a file shows its template
+
+
+class Read(NamedTuple):
+    """What a reader made of a text: its dialogues with their places, and the account."""
+
+    format: str
+    dialogues: list[tuple[int, Dialogue]]
+    account: Account
+    cut: bool = False  # by pauses
+
+    @property
+    def speakers(self) -> set[str]:
+        return {turn.speaker for _, dialogue in self.dialogues for turn in dialogue.turns}
+
+    @property
+    def is_good(self) -> bool:
+        return len(self.speakers) > 1 and self.account.lost_share <= MOST_LOST
+
+
+def read_file(lines: Sequence[str], format: str, pause: timedelta) -> Read:
+    """A text file as dialogues: `format` is "text" (no times), "chat-export" (times) or "auto".
+
+    Raises:
+        FormatError: nothing in it is known, or a line is nobody's.
+    """
+    if format != "chat-export" and (read := read_marked(lines, forced=format == "text")):
+        return read
+    log = read_log(lines, pause) if format != "text" else None
+    if log and (log.is_good or format == "chat-export"):
+        return log
+    if format == "chat-export":
+        raise FormatError(f"{shown(lines)} is no beginning of a chat-export: no line has a time; try --format auto")
+    text, problem = None, None
+    try:
+        text = read_lines(lines)
+    except FormatError as error:
+        problem = error
+    if text and (text.is_good or not log):
+        return text
+    if log and len(log.speakers) > 1:
+        return log
+    if text or problem is None:
+        return text or log or refuse(lines)
+    raise problem
+
+
+def refuse(lines: Sequence[str]) -> Read:
+    raise FormatError(
+        f"{shown(lines)} is no beginning of conversations: no line is `Name: text`, no line begins with a time, and it is no"
+        " table with known columns; see the formats in docs/data.md (for a table: --columns speaker=... text=...)"
+    )
+
+
+def shown(lines: Sequence[str]) -> str:
+    first = next((line.strip() for line in lines if line.strip()), "")
+    return repr(first[:40])
+
+
+def read_log(lines: Sequence[str], pause: timedelta) -> Read | None:
+    """A file whose lines carry times; none for another."""
+    account = Account()
+    messages = messages_of_log(timed_lines(lines), account)
+    if messages is None:
+        return None
+    dialogues = list(enumerate(cut(messages, pause, INSTRUCTION), 1))
+    return Read("chat-export", dialogues, account, cut=True)
+
+
+def read_lines(lines: Sequence[str]) -> Read | None:
+    """A file of `Name: text` in some dialect; none for another."""
+    prepared, account = prepare(lines), Account()
+    shape = find_shape(prepared)
+    return Read("text", dialogues_of_lines(prepared, shape, account), account) if shape else None
+
+
+def read_marked(lines: Sequence[str], forced: bool = False) -> Read | None:
+    """A file in which marks of a chat template, `__eou__` or Cornell's fields say who speaks; none for another."""
+    first = next((line for line in lines if line.strip()), "")
+    if CORNELL in first:
+        return read_cornell(lines)
+    account = Account()
+    if SEPARATED.search(first):
+        if not forced:
+            raise FormatError(
+                "its marks separate turns, and nothing says who speaks: add --format text to take them as said in turns by a user"
+                " and an assistant"
+            )
+        found = [(number, read_separated(line)) for number, line in enumerate(lines, 1) if line.strip()]
+        account.spoken = sum(len(turn.text) for _, dialogue in found for turn in dialogue.turns)
+        return Read("text", found, account)
+    text = "".join(line if line.endswith("\n") else line + "\n" for line in lines)
+    if not re.search(r"<\|\w|\[INST\]|<start_of_turn>", text[:HEAD]) and not re.search(r"\bASSISTANT: ", text[:HEAD]):
+        return None
+    template = find_template([text])
+    if template is None:
+        return None
+    dialogues = list(enumerate(split_dialogues_of_template(text, template, account), 1))
+    return Read("text", dialogues, account)
+
+
+def read_separated(line: str) -> Dialogue:
+    """A line of turns with a mark behind each."""
+    texts = [text for piece in SEPARATED.split(line) if (text := piece.strip())]
+    said = [make_turn((USER, ASSISTANT)[number % 2], text, f"turn {number + 1}") for number, text in enumerate(texts)]
+    return Dialogue(tuple(said))
+
+
+def read_cornell(lines: Sequence[str]) -> Read:
+    """Cornell's movie_lines.txt: line id, character id, film, name, text; a pause in the numbers separates dialogues."""
+    account, rows = Account(), []
+    for number, line in enumerate(lines, 1):
+        fields = line.rstrip("\n").split(CORNELL.rstrip())
+        if len(fields) < 5 or not fields[0].strip()[1:].isdigit():
+            account.lose(f"line {number}: {line[:40]!r}", len(line))
+        elif fields[4].strip():
+            rows.append((fields[2].strip(), int(fields[0].strip()[1:]), fields[3].strip(), fields[4].strip()))
+    rows.sort(key=lambda row: row[:2])
+    dialogues: list[list[tuple[str, int, str, str]]] = []
+    for row in rows:
+        if not dialogues or dialogues[-1][-1][0] != row[0] or row[1] - dialogues[-1][-1][1] > 1:
+            dialogues.append([])
+        dialogues[-1].append(row)
+        account.spoken += len(row[3])
+    made = [Dialogue(tuple(make_turn(name, text, "a line") for _, _, name, text in rows)) for rows in dialogues]
+    return Read("text", list(enumerate(made, 1)), account)
+
+
+def split_dialogues_of_template(text: str, template: Template, account: Account) -> Iterator[Dialogue]:
+    """The dialogues of a text in a chat template: a system turn, a mark of a text's beginning, or an empty line where
+    not all turns have one separates them."""
+    before, said = split_turns(text, template)
+    gaps = ["\n\n" in turn.behind or "<|endoftext|>" in turn.behind or "<s>" in turn.behind for turn in said]
+    apart = any(gaps[:-1]) and not all(gaps[:-1])
+    instruction, turns = before, []
+    for turn, gap in zip(said, gaps, strict=True):
+        name = name_of(turn.role)
+        if name is None and turn.role.lower() in ("system", "developer"):
+            if turns:
+                yield Dialogue(tuple(turns), instruction or INSTRUCTION)
+            instruction, turns = turn.text, []
+        elif name is not None and turn.text:
+            turns.append(make_turn(name, turn.text, "a turn"))
+            account.spoken += len(turn.text)
+        if gap and apart and turns:
+            yield Dialogue(tuple(turns), instruction or INSTRUCTION)
+            turns = []
+    if turns:
+        yield Dialogue(tuple(turns), instruction or INSTRUCTION)
+
+
+def read_transcripts(texts: Sequence[tuple[int, str]]) -> Read | None:
+    """Texts of records, each a whole dialogue; none where they are something else."""
+    strings = [text.strip("\n") if text.strip() else "" for _, text in texts]
+    filled = [text for text in strings if text]
+    if not filled:
+        return None
+    account, found = Account(), []
+    sample = filled[:100]
+    if sum(bool(SEPARATED.search(text)) for text in sample) > 0.9 * len(sample):
+        found = [(number, read_separated(text)) for (number, _), text in zip(texts, strings, strict=True)]
+        account.spoken = sum(len(turn.text) for _, dialogue in found for turn in dialogue.turns)
+        return Read("text", found, account)
+    if template := find_template(sample):
+        for (number, _), text in zip(texts, strings, strict=True):
+            found.append((number, dialogue_of_template(text, template, account)))
+        return Read("text", found, account)
+    lines: list[tuple[int, str]] = []
+    for (number, _), text in zip(texts, strings, strict=True):
+        lines += [(number, CUT), *((number, line.strip()) for line in re.split(r"\r?\n|\\n|<br ?/?>", text))]
+    shape = find_shape(lines)
+    if shape is None:
+        return None
+    return Read("text", dialogues_of_lines(lines, shape, account), account)
+
+
+def dialogue_of_template(text: str, template: Template, account: Account) -> Dialogue:
+    """One text in a chat template as one dialogue; tool turns are skipped."""
+    before, said = split_turns(text, template)
+    turns, skipped, instruction = [], [], before
+    for turn in said:
+        name = name_of(turn.role)
+        if name is None and turn.role.lower() in ("system", "developer"):
+            instruction = turn.text
+        elif name is None or not turn.text:
+            skipped.append("tool calls" if name is None else "messages without text")
+        else:
+            turns.append(make_turn(name, turn.text, "a turn"))
+            account.spoken += len(turn.text)
+    return Dialogue(tuple(turns), instruction or INSTRUCTION, tuple(skipped))

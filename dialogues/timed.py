@@ -1,0 +1,142 @@
+"""Lines that carry a time: where it is, and which lines of a file have it."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dialogues.stamps import MARKS, STAMP, Stamp, parse_stamp
+
+# A stamp at the beginning of a line, and what separates it from the rest.
+CUE = r"\d{1,2}:\d{1,2}(?::\d{1,2})?(?:[.,]\d{1,3})?(?=\s?-->)"  # of captions
+FIRST = re.compile(
+    rf"(?P<open>[\[(<]?)(?P<stamp>{CUE}|{STAMP})(?P<close>[\])>]?)"
+    r"(?P<gap>\s-->\s.*$|\s?[-–—]\s+|\s*:\s+|,\s+|;\s?|\s?\|\s?|\t\s*|\s+|$)(?P<rest>.*)$"
+)
+# A name before it: `Nora Berg  0:07`, `[Nora] [오후 8:00] text`, `Nora (20:01): text`, `Nora, [1 Jan 2024 at 20:00]:`.
+SECOND = re.compile(
+    rf"(?P<name>[^\s\d\[(<][^\t\n]{{0,50}}?|\[[^\[\]\n]{{1,50}}\]|<[^<>\n]{{1,50}}>)"
+    rf"(?P<open>,?\s*[\[(]|\s*[—–|·•-]+\s*|\s{{2,}}|\t|,?\s)(?P<stamp>{STAMP})(?P<close>[\])]?:?)"
+    r"(?P<gap>\s+|$)(?P<rest>.*)$"
+)
+DIGITS = re.compile(r"\d[:.]\d\d|\d[:.]?\d\d\s?[AaPp]")
+DAY_WORDS = re.compile(
+    r"day changed( to)?|log (opened|closed|started|ended)|saved on|date|session (start|close|ident)\w*|begin|end(ed)?|on|today"
+    r"|started|conversation|chat|with|at|of|the|\b[^\W\d]{2,9}day|\b[^\W\d]{1,3}\b|[^\W\d]{1,10}(요일|曜日|期.)|[\W_]",
+    re.IGNORECASE,
+)
+EDITS = re.compile(r"\s*\((?:edited|pinned|Read by .*|bearbeitet)\)\s*$")
+
+
+class Line(NamedTuple):
+    number: int
+    text: str
+
+
+class Timed(NamedTuple):
+    """A line with a stamp: what stands before and behind it."""
+
+    place: int
+    before: str
+    stamp: str
+    rest: str
+    signature: tuple[str, ...]
+
+
+def find_timed(lines: Sequence[Line]) -> tuple[str, dict[int, Timed]] | None:
+    """The lines of a file that carry a stamp, all of the same looks; "first" or "second" says where it stands."""
+    first = [timed for place, line in enumerate(lines) if (timed := match_first(place, line.text))]
+    if kept := keep_signatures(first, lines):
+        names = Counter(timed.rest for timed in kept.values())
+        if any(names) or len(kept) < 2:
+            return "first", kept
+    second = [timed for place, line in enumerate(lines) if (timed := match_second(place, line.text))]
+    recurring = Counter(timed.before for timed in second)
+    second = [timed for timed in second if recurring[timed.before] > 1]
+    named = keep_signatures(second, lines)
+    if named and len(named) >= len(kept):
+        return "second", named
+    return ("first", kept) if kept else None
+
+
+def match_first(place: int, line: str) -> Timed | None:
+    text = line.lstrip(MARKS + " ")
+    if not text[:1].isdigit() and text[:1] not in "[(<" and not text[:3].isalpha() and not text[:2].strip().isalpha():
+        return None
+    match = FIRST.match(text)
+    if not match or (match["open"] + match["close"]) not in ("", "[]", "()", "<>"):
+        return None
+    arrow = match["gap"].strip().startswith("-->")
+    gap = "-->" if arrow else match["gap"].strip() or ("\t" if "\t" in match["gap"] else " ")
+    dated = re.sub(r"\d+", "0", re.sub(r"[^\W\d]+", "a", match["stamp"])) if not match["open"] else ""
+    looks = (
+        match["open"],
+        "date" if parse_has_date(match["stamp"]) else "clock",
+        gap if not match["open"] else "",
+        dated[:1],
+    )
+    return Timed(place, "", match["stamp"], "" if arrow else EDITS.sub("", match["rest"]).strip(" "), looks)
+
+
+def parse_has_date(stamp: str) -> bool:
+    parsed = parse_stamp(stamp)
+    return bool(parsed and parsed.date)
+
+
+def match_second(place: int, line: str) -> Timed | None:
+    text = line.lstrip(MARKS + " ")
+    if not DIGITS.search(text[:120]):
+        return None
+    match = SECOND.match(text[:4000])
+    if not match or not parse_stamp(match["stamp"]):
+        return None
+    name = match["name"].strip(" ,-–—|·•[]()<>*_").strip()
+    if not name or ":" in name:
+        return None
+    rest = text[match.start("rest") :].strip(" ")
+    looks = (match["open"].strip()[-1:], "date" if parse_has_date(match["stamp"]) else "clock", "text" if rest else "")
+    return Timed(place, name, match["stamp"], rest, looks)
+
+
+def keep_signatures(found: list[Timed], lines: Sequence[Line]) -> dict[int, Timed]:
+    """The lines whose stamps look as most do; a date with a mark behind it is a stamp in any case."""
+    counts = Counter(timed.signature for timed in found)
+    if not counts:
+        return {}
+    (most, count), *_ = counts.most_common(1)
+    filled = sum(bool(line.text.strip()) for line in lines)
+    if count < 0.04 * filled or (most[1] == "clock" and count < 2):
+        return {}
+    good = {
+        looks
+        for looks, number in counts.items()
+        if looks == most
+        or (looks[1] == "date" and most[1] == "date" and (looks[0] or looks[2] in "-–—" or number > 0.2 * count))
+    }
+    return {timed.place: timed for timed in found if timed.signature in good}
+
+
+def read_day(text: str) -> tuple[tuple[int, int, int], str] | None:
+    """The date of a line that holds a date and little else."""
+    line = text.strip(MARKS + " ")
+    if not 5 < len(line) < 90 or not any(map(str.isdigit, line)):
+        return None
+    stamp = parse_stamp(re.sub(r"^[^\w\[(]+", "", line))
+    if not stamp or not stamp.date or not is_date(stamp):
+        return None
+    left = DAY_WORDS.sub("", re.sub(r"\d+", "", line))
+    return (stamp.date, stamp.order) if len(left) < 12 else None
+
+
+def is_date(stamp: Stamp) -> bool:
+    """Whether a date can be one in some order."""
+    first, middle, last = stamp.date or (0, 0, 0)
+    return 0 < middle <= 31 and (0 < first <= 31 or first > 1900) and (0 < last <= 31 or last > 1900 or last < 100)
+
+
+def timed_lines(lines: Sequence[str]) -> list[Line]:
+    """Numbered lines without line ends, narrow spaces made plain."""
+    return [
+        Line(number, line.rstrip("\r\n").replace("\u202f", " ").replace("\xa0", " "))
+        for number, line in enumerate(lines, 1)
+    ]

@@ -1,0 +1,159 @@
+"""Conversations kept as trees or as columns: ChatGPT, Open WebUI, OpenAssistant, threads of posts, pandas."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from dialogues.records import is_container, is_list, is_object, pairs_of
+from dialogues.words import PAIRS, TURN_LISTS, Columns, TurnKeys, find_key, plain, turn_keys
+
+OTHER_BRANCH = "messages of other branches"
+
+
+def unfold(record: Any) -> tuple[list[Any], int] | None:
+    """The messages of the branch that a tree shows, from its root, and the number of other messages; none for no tree."""
+    values = dict(pairs_of(record))
+    if isinstance(values.get("mapping"), dict):
+        return branch_of_nodes(values["mapping"], values.get("current_node"), "parent")
+    history = values.get("history")
+    if isinstance(history, dict) and isinstance(history.get("messages"), dict):
+        return branch_of_nodes(history["messages"], history.get("currentId"), "parentId")
+    prompt = values.get("prompt")
+    if is_object(prompt) and is_list(dict(pairs_of(prompt)).get("replies")):
+        return best_branch(prompt)
+    if is_list(values.get("replies")) and find_key(values, ("text", "content", "body")):
+        return best_branch(record)
+    return None
+
+
+def branch_of_nodes(nodes: dict[str, Any], current: Any, parent: str) -> tuple[list[Any], int]:
+    """The messages from the root to the node `current` (or, without one, to the last); nodes name their parents."""
+    objects = {name: dict(pairs_of(node)) for name, node in nodes.items()}
+    at = current if isinstance(current, str) and current in objects else next(reversed(objects), None)
+    branch: list[Any] = []
+    seen: set[str] = set()
+    while isinstance(at, str) and at in objects and at not in seen:
+        seen.add(at)
+        branch.append(objects[at])
+        at = objects[at].get(parent)
+    messages = [read_fragments(node.get("message", node) if "message" in node else node) for node in reversed(branch)]
+    messages = [message for message in messages if is_object(message) and says_something(message)]
+    others = sum(
+        1
+        for name, node in objects.items()
+        if name not in seen and says_something(node.get("message", node) if "message" in node else node)
+    )
+    return messages, others
+
+
+def read_fragments(message: Any) -> Any:
+    """A message of fragments (DeepSeek) as one with role and content; others as they are."""
+    fragments = dict(pairs_of(message)).get("fragments")
+    if not is_list(fragments):
+        return message
+    kinds = {"REQUEST": "user", "RESPONSE": "assistant"}
+    said = [values for part in fragments if (values := dict(pairs_of(part))).get("type") in kinds]
+    return {"role": kinds[said[0]["type"]], "content": said[0].get("content")} if said else {}
+
+
+def says_something(message: Any) -> bool:
+    """Whether a node has a message with text or a tool call in it; roots and hidden ones have none."""
+    content = dict(pairs_of(message)).get("content")
+    if isinstance(content, str):
+        return bool(content.strip())
+    parts = dict(pairs_of(content)).get("parts")
+    return any(parts) if is_list(parts) else is_object(content) or is_list(content)
+
+
+def best_branch(root: Any) -> tuple[list[Any], int]:
+    """The messages from the root that have the best rank, or stand first, among the replies to the one before."""
+    branch, others, node = [], 0, root
+    while True:
+        values = dict(pairs_of(node))
+        branch.append(node)
+        replies = [reply for reply in values.get("replies") or [] if is_object(reply)]
+        if not replies:
+            return branch, others
+        node = min(replies, key=lambda reply: rank_of(dict(pairs_of(reply))))
+        others += sum(count_messages(reply) for reply in replies if reply is not node)
+
+
+def rank_of(values: dict[str, Any]) -> float:
+    rank = values.get("rank")
+    return float(rank) if isinstance(rank, int | float) else 1e9
+
+
+def count_messages(node: Any) -> int:
+    replies = dict(pairs_of(node)).get("replies") or []
+    return 1 + sum(map(count_messages, replies))
+
+
+def threads(rows: Sequence[dict[str, Any]], keys: TurnKeys) -> tuple[list[list[dict[str, Any]]], int] | None:
+    """Rows that name the row they answer, as threads from each root along the best or first reply.
+
+    Returns the threads and the number of rows on other branches; none where few rows name another.
+    """
+    if keys.parent is None or keys.message is None:
+        return None
+    parent, identity = keys.parent, keys.message
+    known = {str(row[identity]): row for row in rows if row.get(identity) not in (None, "")}
+    replies: dict[str, list[dict[str, Any]]] = {}
+    roots = []
+    for row in rows:
+        above = str(row.get(parent) or "")
+        if above in known and known[above] is not row:
+            replies.setdefault(above, []).append(row)
+        else:
+            roots.append(row)
+    if len(known) < len(rows) or len(roots) > 0.7 * len(rows):
+        return None
+    found, used = [], 0
+    for root in roots:
+        thread = [root]
+        while following := replies.get(str(thread[-1][identity])):
+            thread.append(min(following, key=lambda row: rank_of(row)))
+        found.append(thread)
+        used += len(thread)
+    return found, len(rows) - used
+
+
+def rows_of_columns(value: Any, columns: Columns = ()) -> list[dict[str, Any]] | None:
+    """The rows of an object that holds them as columns: lists of one length, or objects with the same keys."""
+    if not isinstance(value, dict):
+        return None
+    if (
+        is_list(value.get("columns")) and is_list(value.get("data")) and all(map(is_list, value["data"]))
+    ):  # pandas, split
+        return [dict(zip(map(str, value["columns"]), row, strict=False)) for row in value["data"]] or None
+    held = {key: list(column.values()) if isinstance(column, dict) else column for key, column in value.items()}
+    lists = {key: column for key, column in held.items() if is_list(column) and column}
+    keys = turn_keys(tuple(lists), columns)
+    words = {plain(key): key for key in lists}
+    pair = next(((words[left], words[right]) for left, right in PAIRS if left in words and right in words), None)
+    speakers = next((key for key in keys.speaker if is_flat(lists[key])), None)
+    texts = next(
+        (key for key in (*keys.text, *words_in(words, TURN_LISTS)) if is_flat(lists[key]) and key != speakers), None
+    )
+    wanted = (speakers, texts) if speakers and texts else pair
+    if wanted is None or len(lists[wanted[0]]) != len(lists[wanted[1]]):
+        return None
+    if speakers and texts and texts not in keys.text:
+        lists["text"] = lists.pop(texts)
+    length = len(lists[wanted[0]])
+    rows = {key: column for key, column in lists.items() if len(column) == length}
+    if wanted == pair:
+        rows = {key: [text_of(item) for item in rows[key]] for key in pair}
+    return [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
+
+
+def is_flat(items: list[Any]) -> bool:
+    return not any(map(is_container, items[:3]))
+
+
+def words_in(words: dict[str, str], known: Iterable[str]) -> list[str]:
+    return [words[word] for word in known if word in words]
+
+
+def text_of(item: Any) -> Any:
+    """The text of a question or an answer that is an object (CoQA)."""
+    values = {plain(key): value for key, value in pairs_of(item)}
+    return next((values[word] for word in ("inputtext", "text", "content") if word in values), item)

@@ -1,0 +1,353 @@
+"""A list of turns as dialogues: messages with speaker and text, under the words of any program."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+from dialogues.dialogue import INSTRUCTION, Dialogue
+from dialogues.fields import UNKNOWN, check_speaker, mend_encoding, read_content, read_speaker, read_text, why_skipped
+from dialogues.messages import PAUSE, Message, cut
+from dialogues.notices import is_notice, strip_marks
+from dialogues.records import (
+    FormatError,
+    Pairs,
+    is_container,
+    is_list,
+    is_object,
+    keys_of,
+    kind,
+    make_turn,
+    once,
+    pairs_of,
+)
+from dialogues.stamps import read_times
+from dialogues.trees import OTHER_BRANCH, rows_of_columns, threads, unfold
+from dialogues.words import (
+    ASSISTANT,
+    OTHER_KEYS,
+    PAIRS,
+    SYSTEM,
+    SYSTEM_PROMPTS,
+    TEXT_KEYS,
+    TURN_LISTS,
+    USER,
+    Columns,
+    TurnKeys,
+    find_key,
+    is_nothing,
+    plain,
+    turn_keys,
+)
+
+NAMED_LINE = re.compile(r"\s*(?P<name>[^\s:：][^:：\n]{0,40}?)\s?[:：]\s+(?P<text>\S.*)$", re.DOTALL)
+
+
+def turn_list(record: Any, columns: Columns = ()) -> tuple[str, list[Any], int]:
+    """The turns that a record is, or holds: their key, the turns, and how many more are on other branches.
+
+    Raises:
+        FormatError: it holds none.
+    """
+    if is_list(record):
+        return "", record, 0
+    if tree := unfold(record):
+        return "", *tree
+    if rows := rows_of_columns(record, columns):
+        return "", rows, 0
+    found = {plain(key): key for key in reversed([key for key, _ in pairs_of(record)])}
+    values = dict(pairs_of(record))
+    listed = [found[word] for word in TURN_LISTS if word in found]
+    for key in listed:
+        if rows := rows_of_columns(values[key], columns):
+            return key, rows, 0
+        if holds_turns(values[key], columns):
+            return key, list(values[key].values()) if isinstance(values[key], dict) else values[key], 0
+    for key in listed:
+        if is_list(values[key]):
+            return key, values[key], 0
+    raise FormatError(f"one list of turns is needed ({', '.join(TURN_LISTS[:7])}), this has {keys_of(record)}")
+
+
+def holds_turns(value: Any, columns: Columns = ()) -> bool:
+    """Whether a value is a list of turns: of messages, of strings, of pairs, or of objects with one name each."""
+    items = list(value.values()) if isinstance(value, dict) else value
+    if not is_list(items) or not items or (isinstance(value, dict) and not all(map(is_object, items))):
+        return False
+    if all(is_object(item) and turn_keys(tuple(dict(pairs_of(item))), columns).text for item in items):
+        return True  # who takes turns is not named
+    return any(kind_of_turn(item, columns) for item in items[:3])
+
+
+def kind_of_turn(item: Any, columns: Columns = ()) -> str:
+    """What an item of a list of turns is: "message", "exchange", "named", "candidates", "text", "pair", or nothing."""
+    if isinstance(item, str):
+        return "text"
+    if is_list(item):
+        return "pair" if len(item) == 2 and isinstance(item[1], str) and not is_container(item[0]) else ""
+    if not is_object(item):
+        return ""
+    values = dict(pairs_of(item))
+    keys = turn_keys(tuple(values), columns)
+    words = set(map(plain, values))
+    columns_inside = keys.speaker and is_list(values[keys.speaker[0]]) and len(values[keys.speaker[0]]) > 1
+    if keys.speaker and (keys.text or words & {"toolcalls", "functioncall"}) and not columns_inside:
+        return "message"
+    if any(left in words and right in words for left, right in PAIRS):
+        return "exchange"
+    if {"candidates", "history"} <= words:
+        return "candidates"
+    known = words & {*TURN_LISTS, *TEXT_KEYS, *OTHER_KEYS}
+    return "named" if len(values) == 1 and not known and isinstance(next(iter(values.values())), str) else ""
+
+
+def from_turns(record: Any, columns: Columns = (), pause: timedelta = PAUSE) -> list[Dialogue]:
+    """The dialogues in a list of turns, or in an object that holds one.
+
+    A system message at the beginning, or a system prompt outside the list, becomes the instruction (an empty one: none).
+    The roles user and assistant, and their synonyms, are User and Assistant; every other role is a name. Tool calls,
+    thoughts and messages without text are left out and counted. Messages with ids, turn numbers or times are grouped,
+    ordered, and cut where nobody wrote for `pause`.
+    """
+    key, items, others = turn_list(record, columns)
+    beside = {} if is_list(record) else {name: value for name, value in once(record).items() if name != key}
+    instruction = system_prompt(beside)
+    what = next((found for item in items[:3] if (found := kind_of_turn(item, columns))), "unnamed")
+    if what == "unnamed" and items and not all(map(is_object, items)):
+        what = "message"
+    if what == "message":
+        if plain(key) == "chosen" and is_list(prompt := beside.get("prompt")):
+            items = [*prompt, *items]
+        dialogues = read_messages(items, columns, pause, instruction)
+    else:
+        said = [turn for turn in read_simple(items, what) if not is_nothing(turn[1])]
+        turns = tuple(make_turn(*turn, f"turn {number}") for number, turn in enumerate(said, 1))
+        dialogues = [Dialogue(turns, instruction[0] if instruction else INSTRUCTION)]
+    if others:
+        dialogues[0] = dialogues[0]._replace(skipped=(*dialogues[0].skipped, *[OTHER_BRANCH] * others))
+    return dialogues
+
+
+def system_prompt(values: Mapping[str, Any]) -> list[str]:
+    """The system prompt of a record, if it has one."""
+    key = find_key(dict(values), SYSTEM_PROMPTS)
+    if key is None or values[key] is None:
+        return []
+    text = read_text(values[key])
+    return [make_turn("system", text, "the system prompt").text if text else ""]
+
+
+def read_simple(items: Sequence[Any], what: str) -> Iterator[tuple[str, Any]]:
+    """Speakers and texts of turns that are no messages."""
+    if what == "candidates":  # each item repeats what was said before it
+        last = once(items[-1])
+        items = [*last[find_key(last, ("history",)) or ""], *last[find_key(last, ("candidates",)) or ""][-1:]]
+        what = "text"
+    if what == "unnamed":
+        values = [once(item) for item in items]
+        items = [read_content(value, turn_keys(tuple(value))) for value in values]
+        what = "text"
+    if what == "text":
+        yield from read_strings(items)
+        return
+    firsts = [str(item[0]) for item in items if is_list(item) and len(item) == 2]
+    recurring = 1 < len(set(firsts)) <= len(firsts) / 2 and max(map(len, firsts)) < 40
+    for number, item in enumerate(items, 1):
+        if what == "pair" and is_list(item) and len(item) == 2:
+            first, second = item
+            named = recurring or not isinstance(first, str)
+            yield from [(str(first), second)] if named else [(USER, first), (ASSISTANT, second)]
+        elif what == "named" and is_object(item):
+            yield from pairs_of(item)
+        elif what == "exchange" and is_object(item):
+            values = once(item)
+            words = {plain(key): key for key in values}
+            left, right = next(pair for pair in PAIRS if pair[0] in words and pair[1] in words)
+            yield from ((USER, values[words[left]]), (ASSISTANT, values[words[right]]))
+        else:
+            raise FormatError(f"turn {number} is {kind(item)}, the first is another kind of turn")
+
+
+def read_strings(items: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """Texts of two who take turns, or texts that begin with the speaker's name."""
+    named = [NAMED_LINE.match(item) for item in items if isinstance(item, str)]
+    names = {match["name"] for match in named if match}
+    if items and all(named) and len(named) == len(items) and len(names) <= max(2, len(items) / 2):
+        yield from ((match["name"], match["text"]) for match in named if match)
+    else:
+        for number, item in enumerate(items):
+            yield (USER, ASSISTANT)[number % 2], item
+
+
+def read_messages(items: Sequence[Any], columns: Columns, pause: timedelta, instruction: list[str]) -> list[Dialogue]:
+    """The dialogues of a list of messages with speaker and text."""
+    rows = [item if isinstance(item, dict) else once_turn(item, number) for number, item in enumerate(items, 1)]
+    if not rows:
+        return [Dialogue((), instruction[0] if instruction else INSTRUCTION)]
+    keys = turn_keys(tuple(rows[min(1, len(rows) - 1)]), columns)
+    found, others = group_rows(rows, keys)
+    dialogues = []
+    for group in found:
+        ordered, times = put_rows_in_order(group, keys)
+        dialogues += read_group(ordered, times, columns, pause, list(instruction))
+    if others:
+        dialogues[0] = dialogues[0]._replace(skipped=(*dialogues[0].skipped, *[OTHER_BRANCH] * others))
+    return dialogues
+
+
+def once_turn(item: Any, number: int) -> dict[str, Any]:
+    """A turn's object.
+
+    Raises:
+        FormatError: it is none, or has a key twice.
+    """
+    if not isinstance(item, Pairs):
+        raise FormatError(f"turn {number} must be an object with speaker and text, this is {kind(item)}")
+    try:
+        return once(item)
+    except FormatError as error:
+        raise FormatError(f"turn {number}: {error}") from None
+
+
+def group_rows(rows: list[dict[str, Any]], keys: TurnKeys) -> tuple[list[list[dict[str, Any]]], int]:
+    """The rows of each dialogue, by the messages that they answer or by dialogue id, and how many were left out."""
+    if found := threads(rows, keys):
+        return found
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    changes, last = 0, None
+    for row in rows:
+        identity = tuple(str(row.get(key)) for key in keys.identity)
+        groups.setdefault(identity, []).append(row)
+        changes, last = changes + (identity != last), identity
+    scattered = changes > len(groups) and [plain(key) for key in keys.identity] == ["id"]
+    if len(groups) == len(rows) or scattered:  # it numbers the rows, or the people
+        return [rows], 0
+    return list(groups.values()), 0
+
+
+def put_rows_in_order(
+    rows: list[dict[str, Any]], keys: TurnKeys
+) -> tuple[list[dict[str, Any]], Sequence[datetime | None]]:
+    """The rows by turn number, or else by time, and the time of each."""
+    if not keys.time and not keys.order:
+        return rows, [None] * len(rows)
+    times = read_times([read_cells(row, keys.time) for row in rows]) if keys.time else [None] * len(rows)
+    orders = [read_order(row.get(keys.order)) for row in rows] if keys.order else [None]
+    places = list(range(len(rows)))
+    if None not in orders and len(set(orders)) == len(orders):
+        places.sort(key=lambda place: orders[place] or 0)
+    elif None not in times:
+        steps = sum((later > earlier) - (later < earlier) for earlier, later in pairwise(times) if earlier and later)
+        if steps < 0:
+            places.reverse()
+        places.sort(key=lambda place: times[place] or datetime.min)
+    else:
+        times = [None] * len(rows)
+    return [rows[place] for place in places], [times[place] for place in places]
+
+
+def read_cells(row: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    """What a row says of time; a date and a time of day in two cells are one text."""
+    return row.get(keys[0]) if len(keys) == 1 else " ".join(str(row.get(key) or "") for key in keys)
+
+
+def read_order(value: Any) -> float | None:
+    """A turn number; none where it is no number."""
+    if isinstance(value, str):
+        digits = re.search(r"\d+(?:\.\d+)?$", value.strip())
+        return float(digits[0]) if digits else None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def read_group(
+    rows: Sequence[dict[str, Any]],
+    times: Sequence[datetime | None],
+    columns: Columns,
+    pause: timedelta,
+    instruction: list[str],
+) -> list[Dialogue]:
+    """The dialogues of messages in order: one where roles talk, or as many as the pauses make of a chat."""
+    messages: list[Message] = []
+    context: list[int] = []
+    roles, unanswered = True, False
+    encoded_twice = any("timestamp_ms" in row for row in rows[:3])
+    names = find_profiles(rows)
+    for number, (values, time) in enumerate(zip(rows, times, strict=True), 1):
+        keys = turn_keys(tuple(values), columns)
+        name, role = read_speaker(values, keys)
+        text = read_content(values, keys)
+        why = why_skipped(values, role, text)
+        if role in SYSTEM and why in ("", "messages without text"):
+            if any(message.turn for message in messages):
+                messages.append(Message(None, "system messages inside a conversation", time))
+            else:
+                instruction.append(make_turn("system", text, "the system message").text if text else "")
+            continue
+        if unanswered and role and name == ASSISTANT and not why:
+            why = "answers to messages of more than text"
+        unanswered = bool(role) and (why == "messages of more than text" or (unanswered and why == "tool calls"))
+        if why:
+            messages.append(Message(None, why, time))
+            continue
+        roles = roles and bool(role)
+        if not name and (time or keys.identity):
+            name = UNKNOWN
+        check_speaker(name, number)
+        name = names.get(name, name)
+        if encoded_twice and isinstance(text, str):
+            name, text = mend_encoding(name), mend_encoding(text)
+        turn = make_turn(name, text, f"turn {number}")
+        if is_unlearned(values, keys):
+            context.append(sum(message.turn is not None for message in messages))
+        messages.append(Message(turn, "", time))
+    line = "\n".join(instruction) if instruction else INSTRUCTION
+    if roles:
+        return [one_dialogue(messages, line, context)]
+    if times and times[0]:
+        return list(cut(map(without_notice, messages), pause, line)) or [Dialogue((), line)]
+    return [one_dialogue(messages, line, context)]
+
+
+def without_notice(message: Message) -> Message:
+    """A message of a chat, or why it is none: what a program writes in place of a text."""
+    if message.turn is None:
+        return message
+    if is_notice(message.turn.text):
+        return message._replace(turn=None, skipped="media and notices")
+    text = strip_marks(message.turn.text)
+    if not text:
+        return message._replace(turn=None, skipped="messages without text")
+    return message._replace(turn=message.turn._replace(text=text))
+
+
+def find_profiles(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Names of people for their ids, where some messages have both (Slack)."""
+    names = {}
+    for row in rows:
+        profile = dict(pairs_of(row.get("user_profile")))
+        name = next((profile[key] for key in ("real_name", "display_name", "name") if profile.get(key)), None)
+        if isinstance(name, str) and isinstance(row.get("user"), str):
+            names[row["user"]] = name
+    return names
+
+
+def is_unlearned(values: Mapping[str, Any], keys: TurnKeys) -> bool:
+    """Whether a file says that a message is context only: `"weight": 0`."""
+    weight = values.get(keys.weight) if keys.weight else None
+    return weight is False or (isinstance(weight, int | float) and weight == 0)
+
+
+def one_dialogue(messages: Sequence[Message], instruction: str, context: Sequence[int]) -> Dialogue:
+    """All messages as one dialogue; without an answer there is none.
+
+    Raises:
+        FormatError: only the user speaks.
+    """
+    turns = tuple(message.turn for message in messages if message.turn)
+    skipped = tuple(message.skipped for message in messages if message.turn is None)
+    if turns and {turn.speaker for turn in turns} == {USER}:
+        if not skipped:
+            raise FormatError("only the user speaks here; the answers are needed too")
+        skipped, turns = (*skipped, *["questions without an answer"] * len(turns)), ()
+    return Dialogue(turns, instruction, skipped, tuple(context) if turns else ())

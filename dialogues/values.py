@@ -1,0 +1,101 @@
+"""JSON values: parsed with the place of mistakes, and the records in them, wherever they are."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from dialogues.formats import fitting, has_turns
+from dialogues.records import FormatError, is_container, is_list, is_object, make_object, pairs_of
+from dialogues.trees import rows_of_columns
+from dialogues.words import Columns, turn_keys
+
+# What begins with a bracket and is no JSON: [20:01], [31.12.23, [Nora], {{.
+NO_JSON = re.compile(r"\[\s*(?:\d+[:/-]|\d+\.\s?\d+\.|(?!true|false|null)[^\W\d_]|[^\x00-\x7f])|\{\\rtf|\{\{|\[[+@#~]")
+DEEPEST = 12  # levels of objects and lists around the records
+
+
+def parse_line(line: bytes) -> Any:
+    """One JSON value."""
+    try:
+        return json.loads(line.decode(), object_pairs_hook=make_object)
+    except UnicodeDecodeError:
+        raise FormatError("not UTF-8 text; save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise FormatError(f"column {error.colno}: not JSON ({error.msg}){advice(line)}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a million brackets
+        raise FormatError(f"no JSON that can be read ({error})") from None
+
+
+def advice(content: bytes) -> str:
+    """What to do about JSON that is none, where it is known."""
+    if re.match(rb"\s*[\[{]\s*[{\[]?\s*'", content):
+        return "; these are Python's quotes: write the file with json.dump"
+    return ""
+
+
+def parse_lines(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, Any]]:
+    """The values of numbered lines."""
+    for number, line in lines:
+        try:
+            yield number, parse_line(line)
+        except FormatError as error:
+            raise FormatError(f"line {number}: {error}") from None
+
+
+def parse_json(content: bytes) -> Any:
+    """The JSON value that a whole file is, or the list of those that follow one another; errors name line and column."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = 1 + content.count(b"\n", 0, error.start)
+        raise FormatError(f"line {line} is not UTF-8 text; save the file as UTF-8") from None
+    decoder, values, at = json.JSONDecoder(object_pairs_hook=make_object), [], 0
+    try:
+        while match := re.compile(r"\s*(?=\S)").match(text, at):
+            if values and not is_object(values[-1]):
+                raise json.JSONDecodeError("Extra data", text, match.end())
+            value, at = decoder.raw_decode(text, match.end())
+            values.append(value)
+    except json.JSONDecodeError as error:
+        raise FormatError(
+            f"line {error.lineno}, column {error.colno}: not JSON ({error.msg}){advice(content)}"
+        ) from None
+    except ValueError as error:
+        raise FormatError(str(error)) from None  # a number of thousands of digits
+    except RecursionError:
+        raise FormatError("JSON nested too deeply to be conversations") from None
+    return values[0] if len(values) == 1 else values
+
+
+def find_records(value: Any, columns: Columns = ()) -> list[Any]:
+    """The records in a JSON value: itself, its items, or those of the lists and objects that it holds, at any depth."""
+    return search(value, columns, 0) or (value if is_list(value) else [value])
+
+
+def search(value: Any, columns: Columns, depth: int) -> list[Any]:
+    if depth == 0 and (rows := rows_of_columns(value, columns)) and not turn_keys(tuple(rows[0]), columns).speaker:
+        return rows
+    if is_record(value, columns, depth):
+        return [value]
+    if depth > DEEPEST or not is_container(value):
+        return []
+    children = value if is_list(value) else [child for _, child in pairs_of(value)]
+    known = [child for child in children if is_record(child, columns, depth + 1)]
+    if not is_list(value) and not all(is_object(child) for child in children):
+        known = [child for child in known if fitting(child, columns) != ["names"]]  # an object of settings is none
+    if known:
+        alike = [child for child in children if type(child) is type(known[0])]
+        return children if is_list(value) else alike if len(known) > 1 else known
+    return [record for child in children if is_container(child) for record in search(child, columns, depth + 1)]
+
+
+def is_record(value: Any, columns: Columns, depth: int) -> bool:
+    """Whether a value is a conversation, or several whose turns carry ids."""
+    if is_object(value):
+        return bool(fitting(value, columns))
+    if not is_list(value):
+        return False
+    if has_turns(value, columns):
+        return True
+    return depth > 0 and len(value) > 1 and all(isinstance(item, str) for item in value)
