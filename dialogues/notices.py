@@ -6,6 +6,7 @@ repetitions are bounded.
 
 import re
 import unicodedata
+from functools import cache
 from typing import NamedTuple
 
 from dialogues import phrases, system_phrases
@@ -40,22 +41,6 @@ CALL_END, TIMED_CALL = either(phrases.CALL_ENDS), either(phrases.TIMED_CALLS)
 MAP = (
     r"https?://(?:maps\.google\.[a-z.]{2,6}/|www\.google\.[a-z.]{2,6}/maps|goo\.gl/maps|maps\.app\.goo\.gl/"
     r"|maps\.apple\.com/)\S{0,300}"
-)
-NOTICE = re.compile(
-    "|".join(
-        (
-            either(phrases.DELETED, phrases.LIVE_LOCATION, phrases.NOT_SHOWN, phrases.BARE, phrases.DEEDS),
-            OMITTED,
-            rf"{either(phrases.MISSED)}(?:[,.]? ?[^\n\d]{{0,9}}{CLOCK}(?: ?[ap]\.?m)?)?(?:[,.] ?{CALL_END})?",
-            rf"(?:☎\ufe0f? ?(?:{CALL}|{TIMED_CALL})|{TIMED_CALL}) ?{CLOCK}|☎\ufe0f? ?{either(phrases.MISSED)}",
-            rf"{CALL}(?:[,.·–-] ?(?:{LASTED}|{CALL_END})| ?\({LASTED}\))(?:[,.·] ?\d[^\n]{{0,30}})?",
-            rf"(?:{either(phrases.LOCATION)} ?[:：] ?)?{MAP}|[^:]{{1,100}}\([^:]{{1,150}}\): https://foursquare\.com/\S{{1,200}}",
-            rf"\[ ?{KIND}(?: ?[:：,] ?[^\]\n]{{1,200}})? ?\](?: ?{FILE}| ?{CLOCK})?",
-            rf"[📷📸🎥📹🎤🎙🎵📄📍👤🎬🖼📎🎞🏷💬📊]\ufe0f? ?{KIND}(?: ?\({CLOCK}\)| {CLOCK})?",
-            rf"{KIND}\nnot included, change data exporting settings to download[^\n]{{0,100}}(?:\n[^\n]{{0,100}})?",
-            rf"{FILE}(?: ?[•·] ?(?:{PAGES}|{BYTES})){{1,2}}|{FILE} ?(?:[–-] ?{BYTES}|\({BYTES}\))|{FILE} {OMITTED}",
-        )
-    )
 )
 SOMEBODY = re.compile(rf"{either(phrases.PRONOUNS)}\b")
 NAMED_DEED = re.compile(rf"(?:\S{{1,30}} ){{1,3}}{either(phrases.NAMED_DEEDS)}")
@@ -107,7 +92,28 @@ def is_notice(text: str) -> bool:
     if len(stripped.text) > LONGEST:
         return False
     bare = plain(stripped.text)
-    return NOTICE.fullmatch(bare) is not None or is_poll(bare) or is_named_deed(stripped.text)
+    return notice_pattern().fullmatch(bare) is not None or is_poll(bare) or is_named_deed(stripped.text)
+
+
+@cache
+def notice_pattern() -> re.Pattern[str]:
+    """What a plain text that is a notice is; compiled when first asked for, since that takes 40 ms."""
+    return re.compile(
+        "|".join(
+            (
+                either(phrases.DELETED, phrases.LIVE_LOCATION, phrases.NOT_SHOWN, phrases.BARE, phrases.DEEDS),
+                OMITTED,
+                rf"{either(phrases.MISSED)}(?:[,.]? ?[^\n\d]{{0,9}}{CLOCK}(?: ?[ap]\.?m)?)?(?:[,.] ?{CALL_END})?",
+                rf"(?:☎\ufe0f? ?(?:{CALL}|{TIMED_CALL})|{TIMED_CALL}) ?{CLOCK}|☎\ufe0f? ?{either(phrases.MISSED)}",
+                rf"{CALL}(?:[,.·–-] ?(?:{LASTED}|{CALL_END})| ?\({LASTED}\))(?:[,.·] ?\d[^\n]{{0,30}})?",
+                rf"(?:{either(phrases.LOCATION)} ?[:：] ?)?{MAP}|[^:]{{1,100}}\([^:]{{1,150}}\): https://foursquare\.com/\S{{1,200}}",
+                rf"\[ ?{KIND}(?: ?[:：,] ?[^\]\n]{{1,200}})? ?\](?: ?{FILE}| ?{CLOCK})?",
+                rf"[📷📸🎥📹🎤🎙🎵📄📍👤🎬🖼📎🎞🏷💬📊]\ufe0f? ?{KIND}(?: ?\({CLOCK}\)| {CLOCK})?",
+                rf"{KIND}\nnot included, change data exporting settings to download[^\n]{{0,100}}(?:\n[^\n]{{0,100}})?",
+                rf"{FILE}(?: ?[•·] ?(?:{PAGES}|{BYTES})){{1,2}}|{FILE} ?(?:[–-] ?{BYTES}|\({BYTES}\))|{FILE} {OMITTED}",
+            )
+        )
+    )
 
 
 def is_poll(bare: str) -> bool:
@@ -135,9 +141,10 @@ def strip_marks(text: str) -> str:
 def strip(text: str) -> Stripped:
     """Take the marks of files and of changes off both ends."""
     text, file, edited = text.strip(BLANKS), False, False
-    head, _, rest = text.partition("\n")
+    end = text.find("\n", 0, LONGEST_LINE)
+    head = text[:end] if end >= 0 else text[: LONGEST_LINE + 1]
     if is_file(head):
-        text, file = rest.strip(BLANKS), True
+        text, file = text[len(head) :].strip(BLANKS), True
     for _ in range(3):  # a file, a change, and what both phones write
         tail, rest = split_tail(text)
         if not tail:
