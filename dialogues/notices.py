@@ -54,7 +54,8 @@ ATTACHED_MARK = re.compile(
     rf"<[^<>:\n]{{1,25}}[:：] ?\d{{4,8}}-{FILE}>"
 )  # <attached: 00000012-PHOTO.jpg>, in any language
 EDITED_MARK = re.compile(rf"<{either(phrases.EDITED)}[.。।]?>")
-STARTS, PARTS, ENDS = map(split, (system_phrases.STARTS, system_phrases.PARTS, system_phrases.ENDS))
+STARTS, ENDS = split(system_phrases.STARTS), split(system_phrases.ENDS)
+PART = re.compile("|".join(map(re.escape, split(system_phrases.PARTS))))
 # irssi and WeeChat (-!-, -->, <--), XChat and mIRC (***).
 LOG_MARK = re.compile(r"(?:-!-|\*{3}|-->|<--|←|→|---) ?[^\s*-]")
 LOG_DEED = re.compile(
@@ -198,4 +199,6 @@ def is_system_line(text: str) -> bool:
     if bare.startswith("* "):  # what somebody does, said by themselves
         return False
     head, colon, _ = bare.partition(":")
-    return any(part in head for part in PARTS) or (not colon and head.endswith(ENDS)) or is_notice(bare)
+    if PART.search(head) or (not colon and head.endswith(ENDS)):
+        return True
+    return ": " not in bare and is_notice(bare)

@@ -191,7 +191,7 @@ MISSED = (
 )
 # Calls that took place: only with their length or their end after them.
 CALLS = (
-    "(?:group )?(?:voice|video|audio|phone) (?:call|chat)|incoming call|outgoing call|voice talk|face talk",
+    "(?:group )?(?:voice|video|audio|phone) (?:call|chat)|incoming call|outgoing call",
     "(?:gruppen-?)?(?:sprach|video)?anruf|appel (?:vocal|vidéo)(?: de groupe)?",
     "(?:video)?llamada(?: de (?:voz|vídeo|video))?",
     "(?:chamada|ligação) de (?:voz|vídeo)|videochamada|(?:video)?chiamata(?: vocale)?",
@@ -199,8 +199,8 @@ CALLS = (
     "połączenie (?:głosowe|wideo)|(?:аудио|видео)?звонок|(?:аудіо|відео)?дзвінок|голосовой звонок",
     "(?:sesli|görüntülü) arama",
     "panggilan (?:suara|video)|(?:वॉइस|वीडियो) कॉल|مكالمة (?:صوتية|فيديو)|تماس (?:صوتی|تصویری)|שיח[הת] (?:קולית|וידאו)",
-    "通話(?:時間)?|(?:音声|ビデオ)通話|(?:음성 ?통화|영상 ?통화|보이스톡|페이스톡|그룹콜|통화)",
-    "(?:语音|視訊|视频|語音)(?:通话|通話)|通话时长",
+    "通話|(?:音声|ビデオ)通話|(?:음성 ?통화|영상 ?통화|통화)",
+    "(?:语音|視訊|视频|語音)(?:通话|通話)",
     "(?:röst|video)samtal|hlasový hovor|videohovor|apel (?:vocal|video)|(?:φωνητική κλήση|βιντεοκλήση)",
     "cuộc gọi (?:thoại|video)|การโทร(?:ด้วยเสียง|วิดีโอ)?|วิดีโอคอล",
 )

@@ -1,5 +1,6 @@
 """What chat programs write in place of a text is known, and nothing that people write is taken for it."""
 
+import re
 import time
 import unicodedata
 
@@ -7,6 +8,7 @@ import pytest
 
 from dialogues import phrases, system_phrases
 from dialogues.notices import LONGEST, is_notice, is_system_line, strip_marks
+from whatsapp import COUNTRIES, Counts, write_chat
 
 # Program and language → whole messages. iOS marks its own words with U+200E.
 NOTICES = {
@@ -617,6 +619,27 @@ def test_system_lines(line):
 )
 def test_what_is_no_system_line(line):
     assert not is_system_line(line)
+
+
+@pytest.mark.parametrize("language", COUNTRIES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_whole_chat(language, seed, tmp_path):
+    """Of what the phones of five countries export, the texts are left, and the rest is told apart."""
+    path = tmp_path / "chat.txt"
+    dialogues, counts = write_chat(path, language, 2000, seed)
+    content = path.read_bytes().decode().replace("\r\n", "\n")
+    stamp = r"^\u200e?(?:\[\d+[./][^\]\n]+\] |\d+[./]\d+[./]\d+,? [^-\n]+ - )"
+    rests = [rest.removesuffix("\n") for rest in re.split(stamp, content, flags=re.MULTILINE)[1:]]
+    said = [rest for rest in rests if not is_system_line(rest)]
+    texts = [text for text in (rest.split(": ", 1)[1] for rest in said) if not is_notice(text)]
+    assert "\n".join(map(strip_marks, texts)) == "\n".join(text for dialogue in dialogues for _, text in dialogue)
+    assert Counts(len(said) - len(texts), len(rests) - len(said)) == counts
+    assert len(texts) + counts.notices + counts.system_lines >= 2000
+    assert min(counts.notices, len(dialogues), len(texts) // 20) > 20
+    assert (counts.system_lines > 5) == (seed == 0)
+    again = tmp_path / "again.txt"
+    assert write_chat(again, language, 2000, seed) == (dialogues, counts)
+    assert again.read_bytes() == path.read_bytes()
 
 
 def test_phrases_are_written_as_texts_are_compared():
