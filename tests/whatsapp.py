@@ -208,7 +208,7 @@ class Counts(NamedTuple):
 
 
 def write_chat(path: Path, language: str, messages: int, seed: int) -> tuple[list[list[tuple[str, str]]], Counts]:
-    """Write an export of so many messages (texts and notices), of an iPhone if `seed` is odd, else of Android.
+    """Write an export of `messages` texts and notices, of an iPhone if `seed` is odd, else of Android.
 
     Returns the dialogues, of (name, text), as the reader is to see them: cut where nobody wrote for eight hours; what
     one person writes in a row is one turn, its messages parted by line feeds. On iOS each line has a name, that of the
@@ -250,7 +250,7 @@ class Chat:
             self.system_lines += 1
 
     def talk(self, length: int) -> None:
-        """One dialogue of so many messages, the first two of them texts of two people, and a pause."""
+        """One dialogue of `length` messages, the first two of them texts of two people, and a pause."""
         dialogue: list[tuple[str, str]] = []
         self.dialogues.append(dialogue)
         name = self.random.choice(self.country.names)
