@@ -1,0 +1,193 @@
+"""Phone numbers, e-mail addresses, links and IBANs in what people say: found, counted, and with --mask replaced.
+
+They are counted by their look, with expressions and no library. `--mask` replaces whatever has that look, whether or
+not a library confirms it: a number with a slip of the finger is as private as one without. On top of that it replaces
+what only libraries recognise: phonenumbers finds international numbers however they are written, and national numbers
+of the countries whose international numbers occur in the same dialogue (in a text, or as the name of a speaker);
+python-stdnum finds IBANs that are grouped in another way. So what is masked depends on the dialogue and the versions of
+the libraries alone, and not on the machine.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from dialogues.dialogue import Dialogue, Turn
+from support.errors import check_extra
+
+KINDS = {  # in the singular and the plural
+    "phone": ("phone number", "phone numbers"),
+    "email": ("e-mail address", "e-mail addresses"),
+    "link": ("link", "links"),
+    "iban": ("IBAN", "IBANs"),
+}
+REQUIREMENTS = {"phonenumbers": "phonenumbers>=9,<10", "stdnum": "python-stdnum>=2,<3"}  # as in requirements-extra.txt
+INSTRUCTION_LINE = "(instruction)"  # who says it, in the counts
+NO_COUNTRY = "001"  # of numbers that belong to none, such as +800
+
+SIX_DIGITS = re.compile(r"\d(?:\W{0,3}\d){5}")  # fewer are no phone number and no IBAN
+SPACE = r" \u00a0\u202f"  # as it may stand between digits
+MARK = r"\-\u2010\u2011\u2013/"
+ALONE = r"(?<![\w+])(?<!\d[.,/:-])"  # not the rest of a date, a time, a price or another number
+GAP = f"[{SPACE}]?[{MARK}{SPACE}]?[{SPACE}]?"
+LOOKS = {
+    "link": r"""(?:(?<![^\W\d_])[a-z][a-z\d+.-]{0,20}://|(?<![\w@.])www\.)[^\s<>"]*[^\s<>"'.,;:!?)\]}…*_]""",
+    "email": r"(?<![\w.+-])[\w.+-]+@(?:[\w-]+\.)+(?:xn--[\w-]+|[^\W\d_]{2,})",
+    # Country, check digits and bank, then seven digits, later perhaps letters; in one piece, or in fours.
+    "iban": rf"(?-i:\b[A-Z]{{2}}\d\d[{SPACE}]?[A-Z\d]{{4}}[{SPACE}]?\d{{4}}[{SPACE}]?\d{{3}}"
+    rf"(?:\d(?:[{SPACE}]?(?=[A-Z]*\d)[A-Z\d]{{4}})*(?:[A-Z\d]{{1,3}}|[{SPACE}]\d{{1,3}})?)?\b)",
+    "phone": "|".join(
+        (
+            rf"(?<![\w+])(?:\(\+[1-9]\d{{0,2}}\)|\+[1-9])(?:[().{MARK}{SPACE}]{{0,3}}\d){{7,}}",  # international
+            r"(?<!\w)@\d{8,15}\b",  # how exported chats mention somebody
+            rf"{ALONE}00[1-9](?:[{MARK}{SPACE}]?\d){{7,}}",
+            rf"{ALONE}0[1-9]\d{{8,10}}(?!\d)",
+            rf"{ALONE}0[1-9](?:\.\d\d){{4}}(?!\.?\d)",
+            # Of nine digits or more, divided behind the first two to six, and no date.
+            rf"{ALONE}(?!\d\d(?P<mark>[{MARK}{SPACE}])\d\d(?P=mark)(?:(?:19|20)\d\d(?!\d)|\d\d(?!(?P=mark)?\d)))"
+            rf"(?=\(?(?:[)]?{GAP}\d){{9}})(?:\(0[1-9]\d{{0,4}}\)|0[1-9]\d{{0,4}}(?=[{MARK}{SPACE}]))(?:{GAP}\d)+",
+            # Three, three and four digits, as in North America.
+            rf"{ALONE}(?:1[.{MARK}{SPACE}])?(?:\([2-9]\d\d\)[{SPACE}]?|[2-9]\d\d[.{MARK}{SPACE}])"
+            rf"[2-9]\d\d[.{MARK}{SPACE}]\d{{4}}(?!\w|[.,]\d)",
+        )
+    ),
+}
+LOOK = re.compile("|".join(f"(?P<{kind}>{look})" for kind, look in LOOKS.items()), re.IGNORECASE)
+PERHAPS_IBAN = re.compile(r"\b[A-Z]{2}[\W_]?\d\d(?:[\W_]?[A-Z\d]){11,30}", re.IGNORECASE)
+
+
+class Span(NamedTuple):
+    start: int
+    end: int
+    kind: str
+
+
+@dataclass
+class PrivateCounts:
+    """How often each kind of private data occurs.
+
+    Attributes:
+        found: (kind, who says it) → how many.
+        dialogues: kind → in how many dialogues.
+        masked: whether placeholders have taken their place.
+    """
+
+    found: Counter[tuple[str, str]] = field(default_factory=Counter)
+    dialogues: Counter[str] = field(default_factory=Counter)
+    masked: bool = False
+
+    def add(self, found: list[tuple[str, str]]) -> None:
+        """Count what was found in one dialogue."""
+        self.found.update(found)
+        self.dialogues.update({kind for kind, _ in found})
+
+    def merge(self, other: "PrivateCounts") -> None:
+        """Count what was counted elsewhere, in other dialogues."""
+        self.found.update(other.found)
+        self.dialogues.update(other.dialogues)
+        self.masked |= other.masked
+
+
+def check_masking() -> None:
+    """Find out before the work whether the libraries of `--mask` can be loaded.
+
+    Raises:
+        UserError: one of them is not installed.
+    """
+    for package in REQUIREMENTS:
+        check_extra(package, "--mask", '" "'.join(REQUIREMENTS.values()))
+
+
+def may_hold(text: str) -> bool:
+    """Whether it is worth looking closer: a quick answer, since most texts hold nothing private."""
+    return "@" in text or "://" in text or "www." in text.lower() or SIX_DIGITS.search(text) is not None
+
+
+def find_private(text: str) -> list[Span]:
+    """What has the look of something private, in order; no two overlap.
+
+    Of phone numbers with nothing but spaces between them, what follows is taken as part of the first.
+    """
+    if not may_hold(text):
+        return []
+    return [Span(*match.span(), match.lastgroup or "") for match in LOOK.finditer(text)]
+
+
+def list_private(dialogue: Dialogue) -> list[tuple[str, str]]:
+    """(kind, who says it) of everything in a dialogue that has the look of something private."""
+    spoken = (Turn(INSTRUCTION_LINE, dialogue.instruction), *dialogue.turns)
+    return [(span.kind, speaker) for speaker, text in spoken for span in find_private(text)]
+
+
+def mask_dialogue(dialogue: Dialogue) -> tuple[Dialogue, list[tuple[str, str]]]:
+    """A dialogue with placeholders such as `<phone>`, and (kind, who says it) of everything that they replace.
+
+    The names of speakers are left alone.
+    """
+    spoken = (Turn(INSTRUCTION_LINE, dialogue.instruction), *dialogue.turns)
+    if not any(may_hold(text) for _, text in spoken):
+        return dialogue, []
+    regions = find_regions([*(text for _, text in spoken), *{speaker for speaker, _ in spoken}])
+    masked, replaced = [], []
+    for speaker, text in spoken:
+        # What was glued to a number may have the look once that is gone.
+        while spans := unite([*find_private(text), *find_confirmed(text, regions)]):
+            for start, end, kind in reversed(spans):
+                text = f"{text[:start]}<{kind}>{text[end:]}"
+            replaced += [(span.kind, speaker) for span in spans]
+        masked.append(Turn(speaker, text))
+    return dialogue._replace(turns=tuple(masked[1:]), instruction=masked[0].text), replaced
+
+
+def find_regions(texts: Iterable[str]) -> list[str]:
+    """The countries whose valid international numbers occur in the texts, such as DE, sorted."""
+    import phonenumbers
+
+    with_digits = filter(SIX_DIGITS.search, texts)
+    found = {
+        phonenumbers.region_code_for_number(match.number)
+        for text in with_digits
+        for match in phonenumbers.PhoneNumberMatcher(text, None)
+    }
+    return sorted(region for region in found if region and region != NO_COUNTRY)
+
+
+def find_confirmed(text: str, regions: Iterable[str]) -> Iterator[Span]:
+    """What the libraries recognise: IBANs, international numbers, and national ones of `regions`."""
+    import phonenumbers
+
+    if not SIX_DIGITS.search(text):
+        return
+    yield from find_ibans(text)
+    # A national number has to be grouped as its country does, or not at all: else 01.02.2023 10 is a French one.
+    exact = phonenumbers.Leniency.EXACT_GROUPING
+    searches = [(None, phonenumbers.Leniency.VALID), *((region, exact) for region in regions)]
+    for region, leniency in searches:
+        for match in phonenumbers.PhoneNumberMatcher(text, region, leniency=leniency):
+            yield Span(match.start, match.end, "phone")
+
+
+def find_ibans(text: str) -> Iterator[Span]:
+    """IBANs of the right length and with the right check digits, in upper or lower case, however they are grouped."""
+    from stdnum import iban
+
+    for match in PERHAPS_IBAN.finditer(text):
+        start, longest = match.span()
+        ends = (end for end in range(longest, start + 14, -1) if not text[end : end + 1].isalnum())
+        for end in ends:  # words that follow the IBAN may look like more of it
+            if iban.is_valid(text[start:end]):
+                yield Span(start, end, "iban")
+                break
+
+
+def unite(spans: Iterable[Span]) -> list[Span]:
+    """Overlapping spans as one, of the kind of the first (of those that start together, the longest), in order."""
+    united: list[Span] = []
+    for span in sorted(spans, key=lambda span: (span.start, -span.end)):
+        if united and span.start < united[-1].end:
+            united[-1] = united[-1]._replace(end=max(united[-1].end, span.end))
+        else:
+            united.append(span)
+    return united
