@@ -85,9 +85,11 @@ def complete_options(measured: FinishedModel) -> tuple[EvaluateSettings, bool]:
         precision, seed = recorded.training.precision, recorded.training.seed
         default = replace(default, generation=recorded.generation, precision=precision, seed=seed)
         known = {field.name: getattr(recorded.data, field.name) for field in fields(ConversationSettings)}
-        settings = parse_command_line(EvaluateSettings, default=replace(default, data=ConversationSettings(**known)))
+        data = replace(ConversationSettings(**known), mask=False)  # on when the run has it on, or the command line
+        settings = parse_command_line(EvaluateSettings, default=replace(default, data=data))
         if settings.data.locate().resolve() == recorded.data.path.resolve():
-            return settings, True
+            mask = settings.data.mask or recorded.data.mask
+            return replace(settings, data=replace(settings.data, mask=mask)), True
     known = {name: measured.dialogue[name] for name in ("template", "learn") if name in measured.dialogue}
     default = replace(default, data=ConversationSettings(**known))
     return parse_command_line(EvaluateSettings, default=default), False

@@ -42,6 +42,8 @@ class ConversationSettings:
     shows them in learned.txt"""
     rename: tuple[str, ...] = ()
     """other names for speakers, as in Alice=Alex Robert=Bob"""
+    mask: bool = False
+    """replace phone numbers, e-mail addresses, links and IBANs by placeholders (an extra: requirements-extra.txt)"""
     pause_hours: float = 8
     """an exported chat is cut into dialogues where nobody wrote for so long"""
     max_length: int = 0

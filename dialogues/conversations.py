@@ -11,6 +11,7 @@ import numpy as np
 
 from dialogues.dialogue import Dialogue, Turn
 from dialogues.formats import ALPACA_SPEAKERS
+from dialogues.private import PrivateCounts, list_private, mask_dialogue
 from dialogues.template import Renderer
 from dialogues.tokenizer import speaker_token
 from dialogues.words import ASSISTANT, USER
@@ -19,6 +20,16 @@ from support.errors import UserError
 FIRST = 3  # places in the file that are kept for each reason to skip
 SAMPLE = 1000  # dialogues from which what is common to all of them is told
 MOST_SPEAKERS = 1000  # that get a token of their own
+
+
+class Changes(NamedTuple):
+    """What is changed in dialogues before they are encoded."""
+
+    rename: Mapping[str, str] = {}  # old name → new name
+    mask: bool = False  # replace private data by placeholders
+
+
+UNCHANGED = Changes()
 
 
 class Block(NamedTuple):
@@ -32,20 +43,21 @@ class Block(NamedTuple):
     speakers: list[str]
     skipped: list[tuple[int, str, int]]  # place in the file, why, how many turns
     renamed: set[str]  # names that were replaced
+    private: PrivateCounts
 
     @classmethod
     def empty(cls, renderer: Renderer) -> "Block":
         """Without a dialogue; tokens take two bytes each when the vocabulary allows it."""
         small = renderer.tokenizer.n_vocab + MOST_SPEAKERS <= 1 << 16
-        return cls(array("H" if small else "I"), array("I"), array("I"), array("Q"), array("Q"), [], [], set())
+        tokens = array("H" if small else "I")
+        return cls(tokens, array("I"), array("I"), array("Q"), array("Q"), [], [], set(), PrivateCounts())
 
 
-def encode_block(
-    renderer: Renderer, dialogues: Iterable[tuple[int, Dialogue]], rename: Mapping[str, str] | None = None
-) -> Block:
-    """Encode numbered dialogues; what has fewer than two turns is skipped and counted."""
-    block = Block.empty(renderer)
+def encode_block(renderer: Renderer, dialogues: Iterable[tuple[int, Dialogue]], changes: Changes = UNCHANGED) -> Block:
+    """Encode numbered dialogues; what has fewer than two turns is skipped and counted, private data is counted."""
+    block, rename = Block.empty(renderer), changes.rename
     places: dict[str, int] = {}
+    block.private.masked = changes.mask
     for number, dialogue in dialogues:
         block.skipped.extend((number, why, count) for why, count in Counter(dialogue.skipped).items())
         if len(dialogue.turns) < 2:
@@ -58,6 +70,8 @@ def encode_block(
             block.renamed.update(turn.speaker for turn in dialogue.turns if turn.speaker in rename)
             turns = tuple(Turn(rename.get(speaker, speaker), text) for speaker, text in dialogue.turns)
             dialogue = dialogue._replace(turns=turns)
+        dialogue, private = mask_dialogue(dialogue) if changes.mask else (dialogue, list_private(dialogue))
+        block.private.add(private)
         tokens, texts = renderer.encode(dialogue)
         block.tokens.extend(tokens)
         for (start, end), (speaker, _) in zip(texts, dialogue.turns, strict=True):
@@ -89,6 +103,7 @@ class Conversations:
         fingerprints: (dialogues,) equal for equal dialogues.
         skipped: why turns of the file are not here → how many, and the first places.
         rename: old name → new name, as asked for; and `renamed`, the old names that were found.
+        private: how often phone numbers and the like occur, or were masked.
     """
 
     def __init__(
@@ -107,6 +122,7 @@ class Conversations:
         places: dict[str, int] = {}
         self.skipped: dict[str, tuple[int, list[int]]] = {}
         self.renamed: set[str] = set()
+        self.private = PrivateCounts()
         for block in blocks:
             new = np.array([places.setdefault(speaker, len(places)) for speaker in block.speakers], np.uint32)
             texts = np.array(block.texts, np.uint32).reshape(-1, 3)
@@ -115,6 +131,7 @@ class Conversations:
             for name in ("tokens", "sizes", "numbers", "fingerprints"):
                 getattr(whole, name).extend(getattr(block, name))
             self.renamed |= block.renamed
+            self.private.merge(block.private)
             for number, why, count in block.skipped:
                 total, first = self.skipped.get(why, (0, []))
                 self.skipped[why] = total + count, [*first, number][:FIRST]

@@ -3,7 +3,7 @@
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from dialogues.conversations import Block, Conversations, encode_block
+from dialogues.conversations import UNCHANGED, Block, Changes, Conversations, encode_block
 from dialogues.formats import FORMATS
 from dialogues.reading import Source
 from dialogues.template import Renderer
@@ -34,7 +34,7 @@ def make_renderer(vocabulary: Path, template: str) -> Renderer:
 
 
 def encode_source(
-    source: Source, vocabulary: Path, template: str, learn: str = "all", rename: Mapping[str, str] | None = None
+    source: Source, vocabulary: Path, template: str, learn: str = "all", changes: Changes = UNCHANGED
 ) -> Conversations:
     """Read, render and tokenize a whole file with the vocabulary of a model folder.
 
@@ -43,13 +43,13 @@ def encode_source(
     """
     records = iter(source.records)
     blocks = iter(lambda: list(islice(records, BLOCK)), [])
-    encode = partial(encode_records, source._replace(records=()), vocabulary, template, rename)
+    encode = partial(encode_records, source._replace(records=()), vocabulary, template, changes)
     large = source.unit == "line" and source.input.path.stat().st_size > LARGE
     encoded = map_in_processes(encode, blocks) if large else map(encode, blocks)
-    conversations = Conversations(make_renderer(vocabulary, template), shown(encoded, source), learn, rename)
+    conversations = Conversations(make_renderer(vocabulary, template), shown(encoded, source), learn, changes.rename)
     if not len(conversations):
         raise UserError(f"{source.input}: no dialogue of two turns or more; it was read as {source.format}")
-    if unknown := (rename or {}).keys() - conversations.renamed:
+    if unknown := changes.rename.keys() - conversations.renamed:
         names = conversations.name_speakers()
         raise UserError(f"--rename {unknown.pop()}=...: nobody in {source.input} has that name; there are {names}")
     if len(conversations.speakers) == 1:
@@ -61,12 +61,12 @@ def encode_records(
     source: Source,
     vocabulary: Path,
     template: str,
-    rename: Mapping[str, str] | None,
+    changes: Changes,
     records: list[tuple[int, Any]],
 ) -> tuple[Block, int]:
     """Some records as arrays, and their size in the unit of `source.size`."""
     dialogues = ((number, dialogue) for number, record in records for dialogue in source.dialogues(number, record))
-    block = encode_block(make_renderer(vocabulary, template), dialogues, rename)
+    block = encode_block(make_renderer(vocabulary, template), dialogues, changes)
     return block, sum(len(record) if isinstance(record, bytes) else 1 for _, record in records)
 
 

@@ -6,12 +6,14 @@ import numpy as np
 
 from dialogues.batches import DialogueDataset, epoch_steps, padding_share
 from dialogues.conversations import FIRST, SAMPLE, Conversations
+from dialogues.private import KINDS, PrivateCounts, find_private
 from dialogues.reading import Source
 from settings import TrainingSettings
 from support.files import Json, without_none
 
 # For a word, by the least size of the vocabulary; GPT-2's takes 1.3 for English and 2.6 for German.
 MANY_TOKENS = {40_000: 1.8, 0: 2.4}
+SPOKEN_BY = 3  # speakers that are printed with each kind of private data
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,19 @@ class PartLedger:
 
 
 @dataclass(frozen=True)
+class PrivateLedger:
+    """How often one kind of private data occurs.
+
+    Attributes:
+        speakers: who says it → how often, the busiest first.
+    """
+
+    count: int
+    dialogues: int
+    speakers: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Ledger:
     """The ledger of a run.
 
@@ -52,6 +67,9 @@ class Ledger:
         unit: name of a place in the file, such as "line".
         skipped: reason → skipped turns.
         nothing_to_learn: dialogues left out because nothing in them is to be learned.
+        private: kind of private data → how often it occurs, in the whole file.
+        masked: whether placeholders have taken the place of all of it.
+        private_names: speakers whose name is a phone number or the like.
     """
 
     file: str
@@ -68,6 +86,9 @@ class Ledger:
     duplicates: int
     skipped: dict[str, Counted]
     nothing_to_learn: int
+    private: dict[str, PrivateLedger]
+    masked: bool
+    private_names: int
     parts: dict[str, PartLedger]
 
     def to_json(self) -> Json:
@@ -97,8 +118,21 @@ def make_ledger(
         duplicates=len(conversations) - len(np.unique(conversations.fingerprints)),
         skipped={why: Counted(count, first) for why, (count, first) in conversations.skipped.items()},
         nothing_to_learn=len(conversations) - sum(part.dialogues for part in parts.values()),
+        private=count_private(conversations.private),
+        masked=conversations.private.masked,
+        private_names=sum(bool(find_private(speaker)) for speaker in conversations.speakers),
         parts=parts,
     )
+
+
+def count_private(counts: PrivateCounts) -> dict[str, PrivateLedger]:
+    """The kinds that occur, each with its number and its speakers."""
+    found = {}
+    for kind in KINDS:
+        speakers = {speaker: count for (each, speaker), count in counts.found.most_common() if each == kind}
+        if speakers:
+            found[kind] = PrivateLedger(sum(speakers.values()), counts.dialogues[kind], speakers)
+    return found
 
 
 def tokens_per_word(conversations: Conversations) -> float:
@@ -158,6 +192,7 @@ def ledger_lines(ledger: Ledger) -> list[str]:
         lines.append(f"not used: what records have under {', '.join(map(repr, ledger.not_used))}")
     if ledger.nothing_to_learn:
         lines.append(f"left out: {ledger.nothing_to_learn:,} dialogues in which nothing is to be learned")
+    lines += private_lines(ledger)
     if ledger.many_tokens_per_word:
         lines.append(
             "warning: that is many tokens for a word; GPT-2 learned English, so expect weaker replies in others"
@@ -181,6 +216,28 @@ def ledger_lines(ledger: Ledger) -> list[str]:
                 f"warning: {shared.count:,} dialogues of {name} stand in train word for word"
                 f" ({places(ledger.unit, shared)}): their loss says nothing about new ones"
             )
+    return lines
+
+
+def private_lines(ledger: Ledger) -> list[str]:
+    """What the ledger has of private data, as it is printed; without any, and without --mask, nothing."""
+    told = []
+    for kind, private in ledger.private.items():
+        named = [f"{speaker[:40]} {count:,}" for speaker, count in list(private.speakers.items())[:SPOKEN_BY]]
+        if (rest := len(private.speakers) - SPOKEN_BY) > 0:
+            named.append(f"{rest:,} more")
+        in_dialogues = f"{private.dialogues:,}" + ("" if told else f" dialogue{'s' * (private.dialogues > 1)}")
+        told.append(f"{private.count:,} {KINDS[kind][private.count > 1]} in {in_dialogues} ({', '.join(named)})")
+    lines = []
+    if ledger.masked:
+        lines.append(f"masked: {', '.join(told) or 'nothing was found to mask'}; names are not masked")
+    elif told:
+        lines.append(f"private: {', '.join(told)}; --mask replaces them")
+    if ledger.private_names:
+        lines.append(
+            f"private: speakers who go by a phone number, an address or a link: {ledger.private_names:,}; the model"
+            " learns it as their name; --rename gives them another"
+        )
     return lines
 
 

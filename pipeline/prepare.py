@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from dialogues.conversations import Changes
 from dialogues.dialogue import hold_out_fold, split_dialogues
 from dialogues.encoding import encode_source
+from dialogues.private import check_masking
 from dialogues.reading import Source, open_source
 from dialogues.template import Renderer
 from dialogues.tokenizer import END_OF_TEXT
@@ -103,6 +105,8 @@ def open_data(settings: ConversationSettings) -> OpenedData:
     Raises:
         UserError: it can't be read as asked.
     """
+    if settings.mask:
+        check_masking()
     source = open_source(settings.locate(), settings.format, settings.pause_hours)
     return OpenedData(*source.for_template(settings.template))
 
@@ -135,7 +139,8 @@ def read_conversations(opened: OpenedData, vocabulary: Path, settings: Conversat
     source, template = opened
     if template == "alpaca" and settings.rename:
         raise UserError("--rename: the speakers of the alpaca template are the published ones; leave it out")
-    conversations = encode_source(source, vocabulary, template, settings.learn, settings.new_names)
+    changes = Changes(settings.new_names, settings.mask)
+    conversations = encode_source(source, vocabulary, template, settings.learn, changes)
     numbers = conversations.with_something_learned()
     left_out = len(conversations) - len(numbers)
     if left_out and source.format != "chat-export":
