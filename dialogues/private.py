@@ -30,18 +30,19 @@ NO_COUNTRY = "001"  # of numbers that belong to none, such as +800
 SIX_DIGITS = re.compile(r"\d(?:\W{0,3}\d){5}")  # fewer are no phone number and no IBAN
 SPACE = r" \u00a0\u202f"  # as it may stand between digits
 MARK = r"\-\u2010\u2011\u2013/"
-ALONE = r"(?<![\w+])(?<!\d[.,/:-])"  # not the rest of a date, a time, a price or another number
+BEGIN, END = r"(?<![^\W_])", r"(?![^\W_])"  # of a word; _ is how chats write italics
+ALONE = rf"{BEGIN}(?<!\+)(?<!\d[.,/:-])"  # not the rest of a date, a time, a price or another number
 GAP = f"[{SPACE}]?[{MARK}{SPACE}]?[{SPACE}]?"
 LOOKS = {
-    "link": r"""(?:(?<![^\W\d_])[a-z][a-z\d+.-]{0,20}://|(?<![\w@.])www\.)[^\s<>"]*[^\s<>"'.,;:!?)\]}…*_]""",
+    "link": rf"""(?:(?<![^\W\d_])[a-z][a-z\d+.-]{{0,20}}://|{BEGIN}(?<![@.])www\.)[^\s<>"]*[^\s<>"'.,;:!?)\]}}…*_]""",
     "email": r"(?<![\w.+-])[\w.+-]+@(?:[\w-]+\.)+(?:xn--[\w-]+|[^\W\d_]{2,})",
     # Country, check digits and bank, then seven digits, later perhaps letters; in one piece, or in fours.
-    "iban": rf"(?-i:\b[A-Z]{{2}}\d\d[{SPACE}]?[A-Z\d]{{4}}[{SPACE}]?\d{{4}}[{SPACE}]?\d{{3}}"
-    rf"(?:\d(?:[{SPACE}]?(?=[A-Z]*\d)[A-Z\d]{{4}})*(?:[A-Z\d]{{1,3}}|[{SPACE}]\d{{1,3}})?)?\b)",
+    "iban": rf"(?-i:{BEGIN}[A-Z]{{2}}\d\d[{SPACE}]?[A-Z\d]{{4}}[{SPACE}]?\d{{4}}[{SPACE}]?\d{{3}}"
+    rf"(?:\d(?:[{SPACE}]?(?=[A-Z]*\d)[A-Z\d]{{4}})*(?:[A-Z\d]{{1,3}}|[{SPACE}]\d{{1,3}})?)?{END})",
     "phone": "|".join(
         (
-            rf"(?<![\w+])(?:\(\+[1-9]\d{{0,2}}\)|\+[1-9])(?:[().{MARK}{SPACE}]{{0,3}}\d){{7,}}",  # international
-            r"(?<!\w)@\d{8,15}\b",  # how exported chats mention somebody
+            rf"{BEGIN}(?<!\+)(?:\(\+[1-9]\d{{0,2}}\)|\+[1-9])(?:[().{MARK}{SPACE}]{{0,3}}\d){{7,}}",  # international
+            rf"{BEGIN}@\d{{8,15}}{END}",  # how exported chats mention somebody
             rf"{ALONE}00[1-9](?:[{MARK}{SPACE}]?\d){{7,}}",
             rf"{ALONE}0[1-9]\d{{8,10}}(?!\d)",
             rf"{ALONE}0[1-9](?:\.\d\d){{4}}(?!\.?\d)",
@@ -55,7 +56,7 @@ LOOKS = {
     ),
 }
 LOOK = re.compile("|".join(f"(?P<{kind}>{look})" for kind, look in LOOKS.items()), re.IGNORECASE)
-PERHAPS_IBAN = re.compile(r"\b[A-Z]{2}[\W_]?\d\d(?:[\W_]?[A-Z\d]){11,30}", re.IGNORECASE)
+PERHAPS_IBAN = re.compile(rf"{BEGIN}[A-Z]{{2}}[\W_]?\d\d(?:[\W_]?[A-Z\d]){{11,30}}", re.IGNORECASE)
 
 
 class Span(NamedTuple):
