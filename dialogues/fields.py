@@ -164,7 +164,7 @@ def join_parts(parts: list[Any]) -> Any:
     return joined or (TOOL_TEXT if tools else "")
 
 
-def why_skipped(values: Mapping[str, Any], role: str, text: Any) -> str:
+def why_skipped(values: Mapping[str, Any], name: str, role: str, text: Any) -> str:
     """Why a message is no turn; empty where it is one."""
     if role in TOOLS or text is TOOL_TEXT:
         return "tool calls"
@@ -174,6 +174,8 @@ def why_skipped(values: Mapping[str, Any], role: str, text: Any) -> str:
         return "messages of more than text"
     if is_notice_type(values):
         return "system lines"
+    if plain(name) in ("scenedirections", "stagedirections", "narration"):
+        return "stage directions"
     if text is not None and text != "":
         recipient = values.get("recipient")
         return "tool calls" if isinstance(recipient, str) and recipient != "all" and role else ""

@@ -32,6 +32,7 @@ from dialogues.words import (
     OTHER_KEYS,
     OUTPUTS,
     PAIRS,
+    ROLES,
     SPEAKER_KEYS,
     SYSTEM_PROMPTS,
     TEXT_KEYS,
@@ -43,6 +44,7 @@ from dialogues.words import (
     plain,
     turn_keys,
 )
+from support.errors import printable
 
 PEEKED = 100  # records that show what form a file has
 TURN_ASIDES = frozenset(("toolcalls", "functioncall", "toolcallid"))
@@ -93,17 +95,32 @@ def from_alpaca(record: Any) -> Dialogue:
     asked, answer = find_key(values, INSTRUCTIONS), find_key(values, OUTPUTS)
     if asked is None or answer is None:
         raise FormatError(f"instruction and output are needed, this has {keys_of(record)}")
+    if talk := unfold_prompt(values[asked]):
+        return make_answered([*talk, (ASSISTANT, values[answer])], INSTRUCTION)
     instruction, input, response = ALPACA_SPEAKERS
     said = read_history(values, (instruction, response))
     given = find_key(values, INPUTS)
-    if is_nothing(values[asked]) and given and not is_nothing(values[given]):
-        asked, given = given, None
+    empty = is_nothing(values[asked]) and given is not None and not is_nothing(values[given])
+    if empty:  # the input is the instruction
+        asked, given = given or "", None
     said.append((instruction, values[asked]))
     if given and not is_nothing(values[given]):
         said.append((input, values[given]))
     said.append((response, values[answer]))
     line = system_prompt(values) or (ALPACA_WITH_INPUT if said[-2][0] == input else ALPACA)
-    return make_answered(said, make_turn("system", line, "the system prompt").text)
+    dialogue = make_answered(said, make_turn("system", line, "the system prompt").text)
+    return dialogue._replace(skipped=(*dialogue.skipped, *["messages without text"] * empty))
+
+
+def unfold_prompt(text: Any) -> list[tuple[str, Any]]:
+    """The turns of a prompt that holds the talk so far, as `Human: ...`, and ends with the mark of the answer (BELLE)."""
+    if not isinstance(text, str) or not text.rstrip().endswith(":"):
+        return []
+    pieces = re.split(r"(?:^|\n)\s*(Human|User|Assistant|AI|Bot|GPT)\s?:\s?", text.strip())
+    roles = [ROLES.get(plain(role), role) for role in pieces[1::2]]
+    if pieces[0].strip() or len(roles) < 2 or roles[-1] != ASSISTANT or pieces[-1].strip():
+        return []
+    return list(zip(roles[:-1], [piece.strip() for piece in pieces[2:-1:2]], strict=True))
 
 
 def read_history(values: dict[str, Any], speakers: tuple[str, str]) -> list[tuple[str, Any]]:
@@ -133,7 +150,7 @@ def from_pairs(record: Any, columns: Columns = ()) -> Dialogue:
     if isinstance(asked, str) and isinstance(answered, str):
         bare = asked.rstrip()
         for mark in ("###", "->", "===", "---"):
-            if bare.endswith("\n" + mark) or bare.endswith(" " + mark):
+            if bare.endswith(("\n" + mark, " " + mark)):
                 asked, answered = bare.removesuffix(mark), strip_end(answered)
     said = [*read_history(values, (USER, ASSISTANT)), *read_context(values), (USER, asked), (ASSISTANT, answered)]
     if said[-3:-2] and said[-3][0] == USER:  # the context ends with what is answered
@@ -358,7 +375,7 @@ FORMATS = {
 def fitting(record: Any, columns: Columns = ()) -> list[str]:
     """The names of the forms that `record` could have."""
     names = [name for name, form in FORMATS.items() if form.fits(record, columns)]
-    if "pairs" in names and "turns" in names and plain(turn_list(record, columns)[0]) in ("history", "chosen", "text"):
+    if len(names) > 1 and "turns" in names and plain(turn_list(record, columns)[0]) in ("history", "chosen", "text"):
         names.remove("turns")  # a part of the pair
     return names or (["text"] if fits_text(record, columns) else [])
 
@@ -405,7 +422,8 @@ def likely_columns(first: Any, records: Sequence[Any]) -> tuple[str, str]:
 
 
 def quote(name: str) -> str:
-    return f"'{name}'" if " " in name else name[:40]
+    name = printable(name[:40])
+    return f"'{name}'" if " " in name else name
 
 
 def unused_keys(record: Any, form: str, columns: Columns = ()) -> list[str]:

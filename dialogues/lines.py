@@ -3,13 +3,16 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from dialogues.account import Account
 from dialogues.dialogue import Dialogue
 from dialogues.records import FormatError, make_turn
+from dialogues.stamps import parse_stamp
 from dialogues.words import ROLES, plain
 
+CODE = "\0"  # begins a line of code
 CUT = "\0cut"  # a line that separates dialogues, put there by a reader
 RULE = re.compile(r"\s*([-=_*~#•·])\1{2,}\s*$|\s*(?:[-=_*~#] ){2,}[-=_*~#]\s*$")
 END_MARKS = re.compile(r"<\|(?:start|end)oftext\|>")
@@ -172,13 +175,21 @@ KINDS = {
     "heading": re.compile(r"(?:\#{1,6}\s+(?P<name>[^\n#]{1,60}?)|\*\*(?P<name2>[^*\n]{1,60})\*\*)\s*:?(?P<text>)$"),
     "tab": re.compile(r"(?P<name>[^\t\n]{1,40}?)\s?\t\s*(?P<text>.*)$"),
     "arrow": re.compile(r"(?P<name>[^\s>|][^>|\n]{0,40}?)\s?(?:>+|\||»|→|=>)\s+(?P<text>.*)$"),
-    "play": re.compile(r"(?P<name>[^\W\d_a-zß-ÿ][^\W\d_a-zß-ÿ' ]{1,40})\.\s+(?P<text>.*)$"),
+    "play": re.compile(r"(?P<name>[^\W\d_a-zß-ÿ](?:[^\W\d_a-zß-ÿ]|[' ]){1,40})\.\s+(?P<text>.*)$"),
     "dash": re.compile(r"(?P<name>[^\W\d_][^\n–—-]{0,40}?)\s+[–—-]+\s+(?P<text>.*)$"),
     "bare": re.compile(r"(?P<name>[^\W\d_][^\n.!?,;]{0,40})(?P<text>)$"),
 }
 STRICT = ("play", "tight", "heading", "tab", "arrow", "dash", "bare")  # kinds whose every name must recur
 NUMBERED_NAME = re.compile(r"(?P<name>[A-Z])\.\d{1,5}$")  # Switchboard's A.1, B.2
 LEADING_ROLES = re.compile(r"(?P<name>[^\n:]{1,40}?) said:?$")
+
+
+FOOTERS = re.compile(
+    r"exported \d+ message|transcribed (?:by|with)|https?://\S+$|end of (?:transcript|conversation|chat)|meeting ended"
+    r"|this editable transcript|.{1,60} (?:started|stopped) transcription",
+    re.IGNORECASE,
+)
+TITLE = 5  # lines above the first turn that may say what the file is
 
 
 class Start(NamedTuple):
@@ -196,11 +207,26 @@ class Shape(NamedTuple):
     starts: dict[int, Start]
     rejected: list[Start]  # lines that begin like a turn, with nobody's name
 
+    @property
+    def names(self) -> Counter[str]:
+        return Counter(start.name for start in self.starts.values())
+
+    @property
+    def strength(self) -> int:
+        """Turns of people who have more than one."""
+        return sum(count for count in self.names.values() if count > 1)
+
 
 def prepare(lines: Sequence[str]) -> list[tuple[int, str]]:
     """The lines without space at their ends, each with its number; marks that end a text are lines of their own."""
     prepared: list[tuple[int, str]] = []
+    fenced = False
     for number, line in enumerate(lines, 1):
+        fence = line.lstrip().startswith("```")
+        fenced ^= fence
+        if fenced and not fence:  # code keeps its indentation, and nobody speaks in it
+            prepared.append((number, CODE + line.rstrip()))
+            continue
         parts = END_MARKS.split(line) if "<|" in line else [line]
         for part, piece in enumerate(parts):
             if part:
@@ -210,16 +236,16 @@ def prepare(lines: Sequence[str]) -> list[tuple[int, str]]:
     return prepared
 
 
-def find_shape(lines: list[tuple[int, str]]) -> Shape | None:
+def find_shape(lines: list[tuple[int, str]], forced: bool = False) -> Shape | None:
     """The kind of line that gives most turns to people whose names recur; the more specific one where it is near."""
     shapes = [make_shape(kind, lines) for kind in KINDS]
-    shapes = [shape for shape in shapes if shape.starts]
+    shapes = [shape for shape in shapes if shape.strength or len(shape.names) > (0 if forced else 1)]
     if not shapes:
         return None
-    most = max((len(shape.starts) for shape in shapes if shape.kind not in STRICT), default=0)
-    best = max(len(shape.starts) for shape in shapes)
+    most = max((shape.strength for shape in shapes if shape.kind not in STRICT), default=0)
+    best = max(shape.strength for shape in shapes)
     best = most if most > 0.6 * best else best
-    return next(shape for shape in shapes if len(shape.starts) >= 0.95 * best)
+    return next(shape for shape in shapes if shape.strength >= 0.95 * best)
 
 
 def make_shape(kind: str, lines: list[tuple[int, str]]) -> Shape:
@@ -243,6 +269,8 @@ def read_name(match: re.Match[str]) -> str | None:
         name = said["name"]
     if counted := NUMBERED_NAME.match(name):
         name = counted["name"]
+    if name[:1].isdigit() and parse_stamp(name):
+        return None
     return name if any(map(str.isalnum, name)) and not name.lower().endswith(("http", "https")) else None
 
 
@@ -354,14 +382,16 @@ def split_blocks(lines: list[tuple[int, str]], starts: set[int]) -> list[list[in
 def join_blocks(blocks: list[list[int]], lines: list[tuple[int, str]]) -> list[list[int]]:
     """Blocks that a single blank line separates are one dialogue; a longer run of them separates dialogues."""
     joined = [blocks[0]]
-    for before, block in zip(blocks, blocks[1:], strict=False):
+    for before, block in pairwise(blocks):
         apart = range(before[-1] + 1, block[0])
         if len(apart) > 1 or any(lines[place][1] for place in apart):
             joined.append(block)
         else:
-            joined[-1] = [*joined[-1], *apart, *block]
+            joined[-1] += [*apart, *block]
     # Two blank lines between all turns separate nothing either.
-    return joined if any(len(block) > 2 for block in joined) or len(joined) == 1 else [sum(joined, [])]
+    if len(joined) == 1 or any(len(block) > 2 for block in joined):
+        return joined
+    return [[place for block in joined for place in block]]
 
 
 def runs(places: Sequence[int], separators: set[int]) -> list[list[int]]:
@@ -380,8 +410,10 @@ def dialogues_of_lines(lines: list[tuple[int, str]], shape: Shape, account: Acco
     Raises:
         FormatError: a dialogue begins with a line that nobody says.
     """
-    found = []
+    found, title = [], find_title(lines, shape.starts)
+    account.markup += sum(len(lines[place][1]) for place in title)
     for block in split_blocks(lines, set(shape.starts)):
+        block = [place for place in block if place not in title]
         numbered = read_block(block, lines, shape, account)
         if numbered:
             found.append(numbered)
@@ -390,6 +422,15 @@ def dialogues_of_lines(lines: list[tuple[int, str]], shape: Shape, account: Acco
             account.markup += len(line)
     account.as_text.update(start.name for start in shape.rejected)
     return found
+
+
+def find_title(lines: list[tuple[int, str]], starts: dict[int, Start]) -> set[int]:
+    """The few lines at the top of a file that say what it is, with a blank line below."""
+    first = min(starts, default=0)
+    filled = [place for place in range(first) if lines[place][1] not in ("", CUT)]
+    if not filled or len(filled) > TITLE or lines[first - 1][1] or any(len(lines[place][1]) > 120 for place in filled):
+        return set()
+    return set(filled)
 
 
 def read_block(
@@ -401,8 +442,12 @@ def read_block(
         if start := shape.starts.get(place):
             turns.append((number, start.name, [start.text]))
             account.markup += len(line) - len(start.text)
+        elif turns and line and shape.kind == "bare" and turns[-1][2][-1:] == [""] and turns[-1][2][1:]:
+            account.lose(f"line {number}: {line[:40]!r}", len(line))  # what happens between the speeches of a play
+        elif turns and place > len(lines) - 5 and FOOTERS.match(line):
+            account.markup += len(line)
         elif turns:
-            turns[-1][2].append(line)
+            turns[-1][2].append(line.removeprefix(CODE))
         elif line:
             raise FormatError(
                 f"line {number}: nobody says this; a dialogue begins with `Name: text`"

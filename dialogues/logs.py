@@ -8,9 +8,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from dialogues.account import Account
+from dialogues.lines import FOOTERS, RULE, read_name
 from dialogues.lines import KINDS as UNTIMED
-from dialogues.lines import RULE, read_name
-from dialogues.messages import Message
+from dialogues.messages import Message, without_numbers
 from dialogues.notices import is_notice, is_system_line, strip_marks
 from dialogues.records import FormatError, make_turn
 from dialogues.stamps import MARKS, Stamp, moments, parse_stamp
@@ -31,10 +31,6 @@ KINDS = {
     "arrow": re.compile(r"(?P<name>[^\s>][^>\n]{0,40}?)>\s(?P<text>.*)$"),
 }
 NO_NAMES = {"-->", "<--", "--", "***", "*", "-!-", "=-=", "!", "-", "→", "←", "•", ">>", "<<", "system"}
-FOOTERS = re.compile(
-    r"exported \d+ message|meeting ended|this editable transcript|transcribed (by|with)|https?://\S+$|end of (transcript|conversation|chat)",
-    re.IGNORECASE,
-)
 BEGINNING = timedelta(minutes=6)
 LEVELS = re.compile(r"\W?(?:INFO|WARN(?:ING)?|ERROR|DEBUG|TRACE|FATAL|NOTICE|CRITICAL)\b")  # of a program's log
 LOG_MARKS = re.compile(
@@ -100,7 +96,7 @@ def messages_of_log(lines: Sequence[Line], account: Account) -> list[Message] | 
     if is_recording([entry.stamp for entry in entries]):
         times = [None] * len(entries)
     names = Counter(entry.name for entry in entries if entry.name)
-    plain_names = without_numbers(names)
+    plain_names = without_numbers(set(names))
     entries = [entry._replace(name=plain_names.get(entry.name or "", entry.name)) for entry in entries]
     return [make_message(entry, time, names, account) for entry, time in zip(entries, times, strict=True)]
 
@@ -113,13 +109,6 @@ def is_recording(stamps: Sequence[Stamp | None]) -> bool:
     if any(stamp.elapsed for stamp in stamps if stamp):
         return True
     return clocks[0] < BEGINNING and all(before <= after for before, after in pairwise(clocks))
-
-
-def without_numbers(names: Counter[str]) -> dict[str, str]:
-    """Discord's `Nora#0001` as Nora, where there is one Nora."""
-    short = {name: re.sub(r"#\d{4}$", "", name) for name in names}
-    counts = Counter(short.values())
-    return {name: bare for name, bare in short.items() if bare and counts[bare] == 1}
 
 
 def collect(lines: Sequence[Line], timed: dict[int, Timed], where: str, account: Account) -> list[Entry] | None:
@@ -224,9 +213,10 @@ def is_plausible(name: str, rest: str) -> bool:
 
 def is_open(name: str) -> bool:
     """Whether a quotation begins in what stands before a colon and does not end there."""
-    if name.count('"') % 2 or name.count("«") != name.count("»"):
+    if name.count('"') % 2 or any(name.count(left) != name.count(right) for left, right in ("«»", "「」", "『』")):
         return True
-    return name.count("„") != name.count("“") and name.count("“") != name.count("”")
+    low, high, closed = (name.count(mark) for mark in "„“”")
+    return low not in (high, closed) if low else high != closed
 
 
 def find_heads(lines: Sequence[Line], timed: dict[int, Timed]) -> dict[int, tuple[str, str, Stamp | None]]:

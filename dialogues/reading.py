@@ -34,6 +34,7 @@ from dialogues.words import ROLES, Columns, plain, turn_keys
 from support.errors import UserError
 
 HEAD = 1 << 16  # bytes that decide what a file is
+LISTS = {"turns", "messages", "sharegpt"}  # forms of one kind
 MOST_ROWS = 0.7  # distinct speakers a row, above which they are no speakers
 
 
@@ -342,10 +343,7 @@ def convert_record(name: str, format: str, options: Options, record: Any) -> lis
     form = FORMATS[name]
     if format == "names":
         return [from_every_key(record)]
-    if (
-        format not in FORMATS
-        and not form.fits(record, options.columns)
-        and (others := fitting(record, options.columns))
-    ):
+    others = [] if format in FORMATS or form.fits(record, options.columns) else fitting(record, options.columns)
+    if others and not {name, *others} <= LISTS:
         raise FormatError(f"this is {' or '.join(others)}, the first record was {name}; a file has one form")
     return form.convert(record, options)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from dialogues.formats import fits_alpaca, fits_pairs
 from dialogues.records import FormatError, make_object
 from dialogues.words import TURN_LISTS, Columns, plain, turn_keys
+from support.errors import printable
 
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}
 SEPARATOR = "sep="  # with which spreadsheets may begin a file
@@ -81,7 +82,9 @@ def rows_of_table(lines: Iterator[str], format: str, columns: Columns = ()) -> I
     line, number = next(lines, ""), 2
     if line.startswith(SEPARATOR):
         line, number = next(lines, ""), 3
-    header = read_header(line, format, columns) or next(iter(headers(line, format)))
+    header = read_header(line, format, columns) or next(headers(line, format), None)
+    if header is None or not any(header.names):
+        raise FormatError("its first line must name the columns")
     name, count = Counter(header.names).most_common(1)[0]
     if count > 1:
         raise FormatError(
@@ -103,6 +106,7 @@ def unknown_columns(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> str
 
 
 def quote(name: str) -> str:
+    name = printable(name[:40])
     return f"'{name}'" if re.search(r"\s", name) else name
 
 

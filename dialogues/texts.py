@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from itertools import islice
 from typing import NamedTuple
 
 from dialogues.account import MOST_LOST, Account
@@ -16,6 +17,9 @@ from dialogues.timed import timed_lines
 from dialogues.words import ASSISTANT, USER
 
 CORNELL = " +++$+++ "
+CLOCK_ALONE = re.compile(r"\[?\d{1,2}:\d\d(?::\d\d)?\]?$")
+PERSONA = re.compile(r"\d+ (?:your persona|partner's persona): ")
+NUMBERED = re.compile(r"(?P<number>\d+) (?P<said>[^\t]+)\t(?P<answer>[^\t]+)(?:\t|$)")
 HEAD = 5000  # characters in which a file shows its template
 
 
@@ -32,6 +36,10 @@ class Read(NamedTuple):
         return {turn.speaker for _, dialogue in self.dialogues for turn in dialogue.turns}
 
     @property
+    def turns(self) -> int:
+        return sum(len(dialogue.turns) for _, dialogue in self.dialogues)
+
+    @property
     def is_good(self) -> bool:
         return len(self.speakers) > 1 and self.account.lost_share <= MOST_LOST
 
@@ -44,16 +52,24 @@ def read_file(lines: Sequence[str], format: str, pause: timedelta) -> Read:
     """
     if format != "chat-export" and (read := read_marked(lines, forced=format == "text")):
         return read
-    log = read_log(lines, pause) if format != "text" else None
-    if log and (log.is_good or format == "chat-export"):
-        return log
-    if format == "chat-export":
-        raise FormatError(f"{shown(lines)} is no beginning of a chat-export: no line has a time; try --format auto")
-    text, problem = None, None
+    log, problem = None, None
     try:
-        text = read_lines(lines)
+        log = read_log(lines, pause) if format != "text" else None
     except FormatError as error:
         problem = error
+    if format == "chat-export":
+        if log or problem:
+            return log or fail(problem)
+        raise FormatError(f"{shown(lines)} is no beginning of a chat-export: no line has a time; try --format auto")
+    if log and log.is_good and 4 * log.turns > sum(map(bool, map(str.strip, lines))):
+        return log
+    text = None
+    try:
+        text = read_lines(lines, forced=format == "text")
+    except FormatError as error:
+        problem = problem or error
+    if log and log.is_good and not (text and text.is_good and text.turns > 2 * log.turns):
+        return log
     if text and (text.is_good or not log):
         return text
     if log and len(log.speakers) > 1:
@@ -61,6 +77,10 @@ def read_file(lines: Sequence[str], format: str, pause: timedelta) -> Read:
     if text or problem is None:
         return text or log or refuse(lines)
     raise problem
+
+
+def fail(problem: FormatError | None) -> Read:
+    raise problem or FormatError("nothing is known in it")
 
 
 def refuse(lines: Sequence[str]) -> Read:
@@ -85,11 +105,18 @@ def read_log(lines: Sequence[str], pause: timedelta) -> Read | None:
     return Read("chat-export", dialogues, account, cut=True)
 
 
-def read_lines(lines: Sequence[str]) -> Read | None:
+def read_lines(lines: Sequence[str], forced: bool = False) -> Read | None:
     """A file of `Name: text` in some dialect; none for another."""
-    prepared, account = prepare(lines), Account()
-    shape = find_shape(prepared)
+    prepared, account = without_clocks(prepare(lines)), Account()
+    shape = find_shape(prepared, forced)
     return Read("text", dialogues_of_lines(prepared, shape, account), account) if shape else None
+
+
+def without_clocks(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """The lines without the times alone on theirs (Google Meet), and without the blank lines below those."""
+    clocks = {place for place, (_, line) in enumerate(lines) if CLOCK_ALONE.match(line)}
+    blank = {place + 1 for place in clocks if place + 1 < len(lines) and not lines[place + 1][1]}
+    return [line for place, line in enumerate(lines) if place not in clocks | blank]
 
 
 def read_marked(lines: Sequence[str], forced: bool = False) -> Read | None:
@@ -97,6 +124,8 @@ def read_marked(lines: Sequence[str], forced: bool = False) -> Read | None:
     first = next((line for line in lines if line.strip()), "")
     if CORNELL in first:
         return read_cornell(lines)
+    if PERSONA.match(first) or all(map(NUMBERED.match, islice(filter(str.strip, lines), 5))):
+        return read_numbered(lines)
     account = Account()
     if SEPARATED.search(first):
         if not forced:
@@ -115,6 +144,25 @@ def read_marked(lines: Sequence[str], forced: bool = False) -> Read | None:
         return None
     dialogues = list(enumerate(split_dialogues_of_template(text, template, account), 1))
     return Read("text", dialogues, account)
+
+
+def read_numbered(lines: Sequence[str]) -> Read:
+    """ParlAI's dialogues: a number, what one says, a tab, what the other answers; 1 begins the next dialogue."""
+    account, found, last = Account(), [], 0
+    for number, line in enumerate(lines, 1):
+        if PERSONA.match(line) or not line.strip():
+            account.markup += len(line)
+            last = 0 if PERSONA.match(line) and int(line.split()[0]) <= 1 else last
+        elif match := NUMBERED.match(line):
+            if not found or int(match["number"]) <= last or not last:
+                found.append((number, []))
+            last = int(match["number"])
+            texts = match["said"].strip(), match["answer"].strip()
+            found[-1][1].extend(map(make_turn, (USER, ASSISTANT), texts, [f"line {number}"] * 2))
+            account.spoken += sum(map(len, texts))
+        else:
+            account.lose(f"line {number}: {line[:40]!r}", len(line))
+    return Read("text", [(number, Dialogue(tuple(turns))) for number, turns in found], account)
 
 
 def read_separated(line: str) -> Dialogue:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from dialogues.stamps import MARKS, STAMP, Stamp, parse_stamp
+from dialogues.stamps import FIND_CLOCK, FIND_DATE, MARKS, STAMP, Stamp, parse_stamp
 
 # A stamp at the beginning of a line, and what separates it from the rest.
 CUE = r"\d{1,2}:\d{1,2}(?::\d{1,2})?(?:[.,]\d{1,3})?(?=\s?-->)"  # of captions
@@ -124,8 +124,8 @@ def read_day(text: str) -> tuple[tuple[int, int, int], str] | None:
     stamp = parse_stamp(re.sub(r"^[^\w\[(]+", "", line))
     if not stamp or not stamp.date or not is_date(stamp):
         return None
-    left = DAY_WORDS.sub("", re.sub(r"\d+", "", line))
-    return (stamp.date, stamp.order) if len(left) < 12 else None
+    left = DAY_WORDS.sub("", FIND_CLOCK.sub("", FIND_DATE.sub("", line)))
+    return (stamp.date, stamp.order) if len(left) < 12 and not any(map(str.isdigit, left)) else None
 
 
 def is_date(stamp: Stamp) -> bool:

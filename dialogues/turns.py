@@ -8,7 +8,7 @@ from typing import Any
 
 from dialogues.dialogue import INSTRUCTION, Dialogue
 from dialogues.fields import UNKNOWN, check_speaker, mend_encoding, read_content, read_speaker, read_text, why_skipped
-from dialogues.messages import PAUSE, Message, cut
+from dialogues.messages import PAUSE, Message, cut, without_numbers
 from dialogues.notices import is_notice, strip_marks
 from dialogues.records import (
     FormatError,
@@ -94,7 +94,8 @@ def kind_of_turn(item: Any, columns: Columns = ()) -> str:
     columns_inside = keys.speaker and is_list(values[keys.speaker[0]]) and len(values[keys.speaker[0]]) > 1
     if keys.speaker and (keys.text or words & {"toolcalls", "functioncall"}) and not columns_inside:
         return "message"
-    if any(left in words and right in words for left, right in PAIRS):
+    flat = {plain(key) for key, value in values.items() if not is_container(value)}
+    if any(left in flat and right in flat for left, right in PAIRS):
         return "exchange"
     if {"candidates", "history"} <= words:
         return "candidates"
@@ -272,12 +273,12 @@ def read_group(
     context: list[int] = []
     roles, unanswered = True, False
     encoded_twice = any("timestamp_ms" in row for row in rows[:3])
-    names = find_profiles(rows)
+    names = find_profiles(rows) | find_discriminators(rows, columns)
     for number, (values, time) in enumerate(zip(rows, times, strict=True), 1):
         keys = turn_keys(tuple(values), columns)
         name, role = read_speaker(values, keys)
         text = read_content(values, keys)
-        why = why_skipped(values, role, text)
+        why = why_skipped(values, name, role, text)
         if role in SYSTEM and why in ("", "messages without text"):
             if any(message.turn for message in messages):
                 messages.append(Message(None, "system messages inside a conversation", time))
@@ -330,6 +331,13 @@ def find_profiles(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
         if isinstance(name, str) and isinstance(row.get("user"), str):
             names[row["user"]] = name
     return names
+
+
+def find_discriminators(rows: Sequence[dict[str, Any]], columns: Columns) -> dict[str, str]:
+    """Discord's names with a number behind them, as without it."""
+    keys = turn_keys(tuple(rows[0]), columns)
+    named = [row.get(keys.speaker[0]) for row in rows] if keys.speaker else []
+    return without_numbers({name for name in named if isinstance(name, str)})
 
 
 def is_unlearned(values: Mapping[str, Any], keys: TurnKeys) -> bool:

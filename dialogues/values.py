@@ -73,21 +73,27 @@ def find_records(value: Any, columns: Columns = ()) -> list[Any]:
     return search(value, columns, 0) or (value if is_list(value) else [value])
 
 
-def search(value: Any, columns: Columns, depth: int) -> list[Any]:
+def search(value: Any, columns: Columns, depth: int, inside_object: bool = False) -> list[Any]:
     if depth == 0 and (rows := rows_of_columns(value, columns)) and not turn_keys(tuple(rows[0]), columns).speaker:
         return rows
-    if is_record(value, columns, depth):
+    if is_record(value, columns, depth) and not (inside_object and is_of_names(value, columns)):
         return [value]
     if depth > DEEPEST or not is_container(value):
         return []
     children = value if is_list(value) else [child for _, child in pairs_of(value)]
     known = [child for child in children if is_record(child, columns, depth + 1)]
-    if not is_list(value) and not all(is_object(child) for child in children):
-        known = [child for child in known if fitting(child, columns) != ["names"]]  # an object of settings is none
+    lone = not is_list(value) and not all(is_object(child) for child in children)
+    if lone:
+        known = [child for child in known if not is_of_names(child, columns)]  # an object of settings is none
     if known:
         alike = [child for child in children if type(child) is type(known[0])]
         return children if is_list(value) else alike if len(known) > 1 else known
-    return [record for child in children if is_container(child) for record in search(child, columns, depth + 1)]
+    inside = [child for child in children if is_container(child)]
+    return [record for child in inside for record in search(child, columns, depth + 1, lone and is_object(child))]
+
+
+def is_of_names(value: Any, columns: Columns) -> bool:
+    return is_object(value) and fitting(value, columns) == ["names"]
 
 
 def is_record(value: Any, columns: Columns, depth: int) -> bool:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from conftest import PROJECT, bundled_dialogues, dialogues_of
 from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
-from dialogues.formats import ALPACA, ALPACA_WITH_INPUT, FORMATS, LONGEST_NAME
+from dialogues.formats import ALPACA, ALPACA_WITH_INPUT, FORMATS
 from dialogues.reading import open_source
+from dialogues.records import LONGEST_NAME
 from support.errors import UserError
 
 SAMPLES = PROJECT / "tests" / "samples"
@@ -359,7 +360,7 @@ BROKEN = {
     '[{"A": "b", "B": 5}]': "record 1: turn 2: what 'B' says must be text, this is a number",
     '[{"A": "b", "B": null}]': "record 1: turn 2: what 'B' says must be text, this is null",
     '[{"A": "b", "B": true}]': "record 1: turn 2: what 'B' says must be text, this is true or false",
-    '[{"A": "b", "B": {"C": "d"}}]': "record 1: turn 2: what 'B' says must be text, this is an object",
+    '[{"A": "b", "B": {"C": "d"}}]': "no known form of a conversation has the keys 'A', 'B'; say what they hold",
     '[{"A": "b", "B": "  "}]': "record 1: turn 2: 'B' says nothing; remove the turn or fill it",
     '[{"": "b", "B": "c"}]': "record 1: turn 1: '' is no speaker's name",
     '[{"A\\nB": "b", "B": "c"}]': "is no speaker's name; use a name on one line",
@@ -426,6 +427,7 @@ def test_forced_formats(tmp_path):
     assert read(path, "names") == [talk(("text", "a"), ("label", "b"))]
     path.write_text("1.1.24 10:00 Ann: hi\nCem: ho")
     assert "line 1: nobody says this" in refusal(path, "text")
+    path.write_text("Ann: hi\nCem: ho")
     assert "is no beginning of a chat-export" in refusal(path, "chat-export")
     for name in FORMATS:
         path.write_text('{"a": 1}')
