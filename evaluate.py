@@ -5,6 +5,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dialogues.inputs import PIPE
+from dialogues.reading import name_formats
 from pipeline.finished_model import FinishedModel, find_base, find_finished_model
 from pipeline.job import Data
 from pipeline.prepare import choose_length, fingerprint, open_data, read_conversations, read_data
@@ -29,7 +31,7 @@ def main() -> None:
     named = parse_command_line(EvaluateSettings)
     measured = find_finished_model(named.model, named.model_path)
     check_one_process("an evaluation")
-    settings, own = complete_options(measured)
+    settings, own = complete_options(measured, named)
     data = read_held_out(measured, settings, own)
     folder = settings.report_dir or (measured.run if own else None)
     folder = folder and make_report_folder(folder, measured.run or measured.folder)  # before the work, not after it
@@ -66,7 +68,7 @@ def main() -> None:
     origin = Origin(
         model=str(measured.folder),
         base_model=base and str(base),
-        file=str(data.source.input),
+        file=data.name,
         device=machine.device.type,
         precision=machine.precision,
     )
@@ -75,10 +77,16 @@ def main() -> None:
     print(f"\nwritten: {folder / 'evaluation.json'}; the report: {page}; {time.perf_counter() - started:.0f} s in all")
 
 
-def complete_options(measured: FinishedModel) -> tuple[EvaluateSettings, bool]:
+def complete_options(measured: FinishedModel, named: EvaluateSettings) -> tuple[EvaluateSettings, bool]:
     """The options, those that were left open as the model was trained; and whether the data is that of its own run.
 
     Other conversations may have another form: how they are read is not taken over from the run's.
+
+    Args:
+        named: the options as they were typed.
+
+    Raises:
+        UserError: the run's conversations came from a pipe, and none were typed.
     """
     recorded, default = measured.recorded, EvaluateSettings()
     if recorded:
@@ -87,7 +95,12 @@ def complete_options(measured: FinishedModel) -> tuple[EvaluateSettings, bool]:
         known = {field.name: getattr(recorded.data, field.name) for field in fields(ConversationSettings)}
         data = replace(ConversationSettings(**known), mask=False)  # on when the run has it on, or the command line
         settings = parse_command_line(EvaluateSettings, default=replace(default, data=data))
-        if settings.data.locate().resolve() == recorded.data.path.resolve():
+        if PIPE in recorded.data.paths and named.data.paths == ConversationSettings.paths:
+            raise UserError(
+                f"{measured.run} was trained on conversations from a pipe, and no copy was kept; name conversations"
+                " with --data"
+            )
+        if [path.resolve() for path in settings.data.locate()] == [path.resolve() for path in recorded.data.paths]:
             mask = settings.data.mask or recorded.data.mask
             return replace(settings, data=replace(settings.data, mask=mask)), True
     known = {name: measured.dialogue[name] for name in ("template", "learn") if name in measured.dialogue}
@@ -108,7 +121,7 @@ def read_held_out(measured: FinishedModel, settings: EvaluateSettings, own: bool
     data = read_data(open_data(recorded.data), measured.folder, recorded.data, seed, fold)
     if fingerprint(data) != read_fingerprints(run).get("conversations"):
         raise UserError(
-            f"{recorded.data.path} is not what {run} was trained with, so nothing in it is known to be held out;"
+            f"{data.name} is not what {run} was trained with, so nothing in it is known to be held out;"
             " restore it, or name other conversations with --data"
         )
     chosen = {field.name: getattr(settings.data, field.name) for field in fields(settings.data)}
@@ -141,9 +154,9 @@ def print_plan(folder: Path, base: Path | None, data: Data, own: bool, machine: 
     what = f"the {len(data.held_out):,} that the run held out ({data.held_out_part})" if own else "all of them"
     template, learn = data.conversations.renderer.name, data.conversations.learn
     total = f"{len(data.conversations):,} dialogues"
-    print(
-        f"data: {data.source.input} ({data.source.format}), {total}, measured on {what}; {template}; learned: {learn}"
-    )
+    formats = name_formats(data.sources)
+    print(f"data: {data.name} ({formats}), {total}, measured on {what}; {template}; learned: {learn}")
+    print(*data.notes, sep="\n", end="\n" * bool(data.notes))
 
 
 if __name__ == "__main__":

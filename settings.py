@@ -15,6 +15,7 @@ from tyro.conf import arg
 from support.files import PROJECT
 
 BUNDLED_DATA = Path("llm_train_text.json")
+COLUMNS = ("speaker", "text", "dialogue", "time", "prompt", "reply")  # what a column can hold
 SMALL = 30_000_000  # parameters below which a model is trained with the defaults of the bundled one
 
 
@@ -29,12 +30,18 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class ConversationSettings:
-    path: Annotated[Path, arg(name="data")] = BUNDLED_DATA
-    """the conversations: JSON, JSON Lines, text, a table, or an exported chat, also as .gz, .xz or .zip"""
+    paths: Annotated[tuple[Path, ...], arg(name="data")] = (BUNDLED_DATA,)
+    """the conversations: files (JSON, JSON Lines, text, tables, exported chats, Parquet, also as .gz, .xz or .zip),
+    folders of them, patterns such as 'chats/*.txt', or - for standard input"""
     format: Literal[
         "auto", "names", "turns", "messages", "sharegpt", "alpaca", "pairs", "text", "chat-export", "csv", "tsv"
     ] = "auto"
-    """what form the file has; auto: recognised by its content"""
+    """what form the files have; auto: each is recognised by its content"""
+    columns: tuple[str, ...] = ()
+    """what a column or key holds, where its name does not say it: speaker=Character text=Line dialogue=Scene time=Date, or
+    prompt=... and reply=..."""
+    allow_loss: bool = False
+    """read a file all the same when too much of its text can't be accounted for"""
     template: Literal["auto", "prompt", "labels", "tokens", "alpaca"] = "auto"
     """how a dialogue becomes text; auto: alpaca for instruction data, prompt otherwise"""
     learn: str = "all"
@@ -49,9 +56,14 @@ class ConversationSettings:
     max_length: int = 0
     """most input tokens in an example; a longer dialogue becomes several examples; 0: the model's context"""
 
-    def locate(self) -> Path:
-        """The file: the bundled one is found beside the program when the current folder has none of its name."""
-        return PROJECT / self.path if self.path == BUNDLED_DATA and not self.path.exists() else self.path
+    def locate(self) -> tuple[Path, ...]:
+        """The paths: the bundled file is found beside the program when the current folder has none of its name."""
+        return tuple(PROJECT / path if path == BUNDLED_DATA and not path.exists() else path for path in self.paths)
+
+    @property
+    def named_columns(self) -> tuple[tuple[str, str], ...]:
+        """`columns` as pairs: what a column holds, and its name."""
+        return tuple((what.strip(), name.strip()) for what, _, name in (pair.partition("=") for pair in self.columns))
 
     @property
     def new_names(self) -> dict[str, str]:
@@ -63,8 +75,11 @@ class ConversationSettings:
         found = [
             f"--rename {pair}: old=new is needed" for pair in self.rename if not re.fullmatch(r"[^=]*\S=\s*\S.*", pair)
         ]
+        if not self.paths:
+            found.append("--data: name a file, a folder, or - for standard input")
         if len(self.new_names) < len(self.rename):
             found.append(f"--rename {' '.join(self.rename)}: a name stands there twice")
+        found += column_problems(self.columns)
         found += out_of_range(self, "above 0", lambda value: 0 < value <= 1e6, "pause_hours")
         if self.max_length and self.max_length < 16:
             found.append(f"--max-length {self.max_length}: 16 or more (or 0, the model's context)")
@@ -74,9 +89,10 @@ class ConversationSettings:
 @dataclass(frozen=True)
 class DataSettings(ConversationSettings):
     split: str = "70/30"
-    """train/validation or train/validation/test, in percent, in file order"""
+    """train/validation or train/validation/test, in percent, each file in its order; equal dialogues stay together, and
+    where there are too few the longest are cut between turns"""
     shuffle: bool = False
-    """shuffle the dialogues (by --seed) before the split"""
+    """shuffle the dialogues of all files (by --seed) before the split"""
     folds: int = 0
     """train so many times, each time holding out another part of the conversations, and average the results; 0: once"""
 
@@ -353,6 +369,19 @@ class ChatSettings:
             *out_of_range(self, "from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63, "seed"),
             *out_of_range(self, "1 to 65535", lambda value: 1 <= value <= 65535, "port"),
         ]
+
+
+def column_problems(columns: tuple[str, ...]) -> list[str]:
+    """What is wrong with `--columns`, a sentence each."""
+    found, holds = [], [pair.partition("=")[0].strip() for pair in columns]
+    for pair, what in zip(columns, holds, strict=True):
+        if what not in COLUMNS or not pair.partition("=")[2].strip():
+            found.append(f"--columns {pair}: {', '.join(f'{each}=...' for each in COLUMNS)} are known")
+    if len(set(holds)) < len(holds):
+        found.append(f"--columns {' '.join(columns)}: one of them is there twice")
+    if ("prompt" in holds) != ("reply" in holds):
+        found.append("--columns: prompt=... and reply=... belong together")
+    return found
 
 
 def out_of_range(settings: object, needed: str, allowed, *names: str) -> list[str]:

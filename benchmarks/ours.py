@@ -37,7 +37,7 @@ def training(folder: str, data: str, steps: int, device: str, precision: str, **
     machine = choose_machine(device, precision)
     settings = TrainingSettings(**options)
     settings = replace(settings, **settings.defaults(parameters=1 << 30))
-    read = read_data(open_data(DataSettings(Path(data))), Path(folder), DataSettings(split="50/50"), settings.seed)
+    read = read_data(open_data(DataSettings((Path(data),))), Path(folder), DataSettings(split="50/50"), settings.seed)
     tokenizer = read.conversations.renderer.tokenizer
     model = make_model(Path(folder), settings, tokenizer, machine.precision).to(machine.device)
     datasets = make_datasets(read, 0, model.config.n_positions)
@@ -127,7 +127,7 @@ def count_written(folder: str, data: str, new_tokens: int, device: str, precisio
     machine = choose_machine(device, precision)
     model, tokenizer = load_model(Path(folder), dtype=machine.inference_dtype)
     settings = GenerationSettings(max_new_tokens=new_tokens)
-    read = read_data(open_data(DataSettings(Path(data))), Path(folder), DataSettings(), 0)
+    read = read_data(open_data(DataSettings((Path(data),))), Path(folder), DataSettings(), 0)
     renderer = read.conversations.renderer
     dialogues = [read.conversations[number] for number in read.held_out[: settings.cases]]
     prompts = [renderer.encode_prompt(dialogue, choose_turn(renderer, dialogue, "all")) for dialogue in dialogues]
@@ -159,7 +159,7 @@ def reading(folder: str, data: str) -> dict[str, Any]:
     from settings import DataSettings
 
     started = time.perf_counter()
-    read = read_data(open_data(DataSettings(Path(data))), Path(folder), DataSettings(), 0)
+    read = read_data(open_data(DataSettings((Path(data),))), Path(folder), DataSettings(), 0)
     seconds = time.perf_counter() - started
     return {"dialogues_per_second": len(read.conversations) / seconds, "tokens": len(read.conversations.tokens)}
 

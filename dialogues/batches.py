@@ -86,11 +86,11 @@ class DialogueDataset(Dataset[Example]):
         """How long a batch is made whose longest example has T inputs."""
         return min(round_up(T), self.max_length)
 
-    def places(self, examples: Sequence[int]) -> list[int]:
-        """The record or line numbers of the dialogues that examples are cut from."""
+    def places(self, examples: Sequence[int]) -> list[int | str]:
+        """The record or line numbers of the dialogues that examples are cut from, of several files with their names."""
         starts = self.conversations.starts
         dialogues = np.unique(np.searchsorted(starts, self.spans[list(examples), 1], side="right") - 1)
-        return self.conversations.numbers[dialogues].tolist()
+        return list(map(self.conversations.place_of, dialogues.tolist()))
 
     def lengths(self) -> list[int]:
         """Tokens of each example, context included."""

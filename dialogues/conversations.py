@@ -3,8 +3,9 @@
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,7 @@ class Block(NamedTuple):
     skipped: list[tuple[int, str, int]]  # place in the file, why, how many turns
     renamed: set[str]  # names that were replaced
     private: PrivateCounts
+    file: int = 0  # the place of their file among the sources
 
     @classmethod
     def empty(cls, renderer: Renderer) -> "Block":
@@ -89,7 +91,7 @@ def fingerprint(dialogue: Dialogue) -> int:
 
 
 class Conversations:
-    """The dialogues of a file, encoded, in file order.
+    """The dialogues of one or more files, encoded, in the order of the files.
 
     Attributes:
         renderer: what turned them into tokens, and turns them back into text.
@@ -99,9 +101,11 @@ class Conversations:
         starts: (dialogues + 1,) where each dialogue begins in `tokens`.
         texts: (turns, 3) of each turn: start and end of its text within its dialogue, and its place in `speakers`.
         turn_starts: (dialogues + 1,) where each dialogue begins in `texts`.
-        numbers: (dialogues,) the place of each in the file: record or line number.
+        numbers: (dialogues,) the place of each in its file: record or line number.
+        files: (dialogues,) the place of its file among the sources, from 0.
+        origins: of several files the name of each, and what numbers in it count.
         fingerprints: (dialogues,) equal for equal dialogues.
-        skipped: why turns of the file are not here → how many, and the first places.
+        skipped: why turns of the files are not here → how many, and the first places, each a file and a number.
         rename: old name → new name, as asked for; and `renamed`, the old names that were found.
         private: how often phone numbers and the like occur, or were masked.
     """
@@ -120,7 +124,9 @@ class Conversations:
         """
         whole = Block.empty(renderer)
         places: dict[str, int] = {}
-        self.skipped: dict[str, tuple[int, list[int]]] = {}
+        self.skipped: dict[str, tuple[int, list[tuple[int, int]]]] = {}
+        self.origins: Sequence[str] = ()
+        files = array("I")
         self.renamed: set[str] = set()
         self.private = PrivateCounts()
         for block in blocks:
@@ -130,15 +136,17 @@ class Conversations:
             whole.texts.frombytes(texts.tobytes())
             for name in ("tokens", "sizes", "numbers", "fingerprints"):
                 getattr(whole, name).extend(getattr(block, name))
+            files.extend([block.file] * len(block.numbers))
             self.renamed |= block.renamed
             self.private.merge(block.private)
             for number, why, count in block.skipped:
                 total, first = self.skipped.get(why, (0, []))
-                self.skipped[why] = total + count, [*first, number][:FIRST]
+                self.skipped[why] = total + count, [*first, (block.file, number)][:FIRST]
         self.speakers = list(places)
         self.tokens = np.frombuffer(whole.tokens, whole.tokens.typecode)
         self.texts = np.frombuffer(whole.texts, np.uint32).reshape(-1, 3)
         self.numbers = np.frombuffer(whole.numbers, np.uint64)
+        self.files = np.frombuffer(files, np.uint32)
         self.fingerprints = np.frombuffer(whole.fingerprints, np.uint64)
         sizes = np.frombuffer(whole.sizes, np.uint32).reshape(-1, 2)
         self.starts, self.turn_starts = np.zeros((2, len(sizes) + 1), np.int64)
@@ -152,6 +160,35 @@ class Conversations:
     def of(cls, renderer: Renderer, dialogues: Iterable[Dialogue], learn: str = "all") -> "Conversations":
         """Dialogues that are there already, numbered from 1."""
         return cls(renderer, [encode_block(renderer, enumerate(dialogues, 1))], learn)
+
+    def place(self, file: int, number: int) -> int | str:
+        """Where something is: its number, and of several files also which."""
+        return f"{self.origins[file]} {number}" if self.origins else number
+
+    def place_of(self, dialogue: int) -> int | str:
+        """Where a dialogue is, as `place`."""
+        return self.place(int(self.files[dialogue]), int(self.numbers[dialogue]))
+
+    def divide(self, cuts: Mapping[int, Sequence[int]]) -> "tuple[Conversations, np.ndarray]":
+        """Cut dialogues between turns; every piece is a dialogue with the same instruction and place.
+
+        Args:
+            cuts: a dialogue's number → how many of its turns come before each cut.
+
+        Returns:
+            The dialogues with the pieces in place of what was cut, and (dialogues,) of which one here each is a piece.
+        """
+        pieces, origins = [], []
+        for number in range(len(self)):
+            dialogue = self[number]
+            for start, end in pairwise([0, *cuts.get(number, ()), len(dialogue.turns)]):
+                pieces.append(dialogue._replace(turns=dialogue.turns[start:end]))
+                origins.append(number)
+        made, divided = Conversations.of(self.renderer, pieces, self.learn), copy(self)
+        for name in ("tokens", "texts", "starts", "turn_starts", "fingerprints", "learned"):
+            setattr(divided, name, getattr(made, name))
+        divided.numbers, divided.files = self.numbers[origins], self.files[origins]
+        return divided, np.array(origins)
 
     def __len__(self) -> int:
         return len(self.numbers)

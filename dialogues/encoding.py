@@ -1,22 +1,22 @@
-"""From a file's records to `Conversations`: a large file on all cores, and never as objects all at once."""
+"""From the records of files to `Conversations`: a large file on all cores, and never as objects all at once."""
 
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
 from dialogues.conversations import UNCHANGED, Block, Changes, Conversations, encode_block
 from dialogues.formats import FORMATS
-from dialogues.reading import Source
+from dialogues.reading import Source, name_formats, name_sources
 from dialogues.template import Renderer
 from dialogues.tokenizer import load_tokenizer
 from support.errors import UserError
@@ -33,49 +33,73 @@ def make_renderer(vocabulary: Path, template: str) -> Renderer:
     return Renderer(load_tokenizer(vocabulary), template)
 
 
+class Piece(NamedTuple):
+    """Some records of a file, as they travel to another process.
+
+    `file` is the place of the file among the sources, and `source` it, without its records.
+    """
+
+    file: int
+    source: Source
+    records: list[tuple[int, Any]]
+
+
 def encode_source(
-    source: Source, vocabulary: Path, template: str, learn: str = "all", changes: Changes = UNCHANGED
+    source: Source | Sequence[Source],
+    vocabulary: Path,
+    template: str,
+    learn: str = "all",
+    changes: Changes = UNCHANGED,
 ) -> Conversations:
-    """Read, render and tokenize a whole file with the vocabulary of a model folder.
+    """Read, render and tokenize whole files, one behind the other, with the vocabulary of a model folder.
 
     Raises:
         UserError: a broken record, no dialogues at all, or a name that nobody has.
     """
-    records = iter(source.records)
-    blocks = iter(lambda: list(islice(records, BLOCK)), [])
-    encode = partial(encode_records, source._replace(records=()), vocabulary, template, changes)
-    large = source.unit == "line" and source.input.path.stat().st_size > LARGE
-    encoded = map_in_processes(encode, blocks) if large else map(encode, blocks)
-    conversations = Conversations(make_renderer(vocabulary, template), shown(encoded, source), learn, changes.rename)
+    sources = [source] if isinstance(source, Source) else source
+    name = name_sources(sources)
+    encode = partial(encode_piece, vocabulary, template, changes)
+    lines = {each.input.path for each in sources if each.unit == "line"}
+    large = sum(path.stat().st_size for path in lines) > LARGE
+    encoded = (map_in_processes if large else map)(encode, pieces_of(sources))
+    conversations = Conversations(make_renderer(vocabulary, template), shown(encoded, sources), learn, changes.rename)
+    if len(sources) > 1:
+        conversations.origins = [f"{each.input} {each.unit}" for each in sources]
     if not len(conversations):
-        raise UserError(f"{source.input}: no dialogue of two turns or more; it was read as {source.format}")
+        raise UserError(f"{name}: no dialogue of two turns or more; it was read as {name_formats(sources)}")
     if unknown := changes.rename.keys() - conversations.renamed:
         names = conversations.name_speakers()
-        raise UserError(f"--rename {unknown.pop()}=...: nobody in {source.input} has that name; there are {names}")
+        raise UserError(f"--rename {unknown.pop()}=...: nobody in {name} has that name; there are {names}")
     if len(conversations.speakers) == 1:
-        raise UserError(f"{source.input}: only {conversations.speakers[0]} speaks; a conversation needs two")
+        raise UserError(f"{name}: only {conversations.speakers[0]} speaks; a conversation needs two")
     return conversations
 
 
-def encode_records(
-    source: Source,
-    vocabulary: Path,
-    template: str,
-    changes: Changes,
-    records: list[tuple[int, Any]],
-) -> tuple[Block, int]:
-    """Some records as arrays, and their size in the unit of `source.size`."""
+def pieces_of(sources: Sequence[Source]) -> Iterator[Piece]:
+    """The records of all files, a block at a time."""
+    for file, source in enumerate(sources):
+        records = iter(source.records)
+        for block in iter(lambda records=records: list(islice(records, BLOCK)), []):
+            yield Piece(file, source._replace(records=()), block)
+
+
+def encode_piece(vocabulary: Path, template: str, changes: Changes, piece: Piece) -> tuple[Block, int, int]:
+    """Some records as arrays, how many there are, and how many bytes where they are lines."""
+    file, source, records = piece
     dialogues = ((number, dialogue) for number, record in records for dialogue in source.dialogues(number, record))
-    block = encode_block(make_renderer(vocabulary, template), dialogues, changes)
-    return block, sum(len(record) if isinstance(record, bytes) else 1 for _, record in records)
+    block = encode_block(make_renderer(vocabulary, template), dialogues, changes)._replace(file=file)
+    return block, len(records), sum(len(record) for _, record in records if isinstance(record, bytes))
 
 
-def shown(encoded: Iterable[tuple[Block, int]], source: Source) -> Iterator[Block]:
+def shown(encoded: Iterable[tuple[Block, int, int]], sources: Sequence[Source]) -> Iterator[Block]:
     """The blocks, while a bar shows how far they are; reading that takes a moment shows none."""
-    unit = "B" if source.unit == "line" and source.format in FORMATS else " dialogues"
-    with tqdm(desc="reading", total=source.size, unit=unit, unit_scale=True, delay=1, leave=False, disable=None) as bar:
-        for block, size in encoded:
-            bar.update(size)
+    lines = [source.unit == "line" and source.format in FORMATS for source in sources]
+    sizes = [source.size for source in sources if source.size is not None]
+    in_bytes, known = all(lines), len(sizes) == len(sources) and all(lines) == any(lines)
+    total, unit = sum(sizes) if known else None, "B" if in_bytes else " dialogues"
+    with tqdm(desc="reading", total=total, unit=unit, unit_scale=True, delay=1, leave=False, disable=None) as bar:
+        for block, count, size in encoded:
+            bar.update(size if in_bytes else count)
             yield block
 
 

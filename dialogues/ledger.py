@@ -1,16 +1,18 @@
-"""What became of a file's conversations: whatever is not learned stands here, with the reason."""
+"""What became of the conversations in files: whatever is not learned stands here, with the reason."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
 from dialogues.batches import DialogueDataset, epoch_steps, padding_share
 from dialogues.conversations import FIRST, SAMPLE, Conversations
 from dialogues.private import KINDS, PrivateCounts, find_private
-from dialogues.reading import Source
+from dialogues.reading import Source, name_formats, name_sources
 from settings import TrainingSettings
 from support.files import Json, without_none
 
+FILES = 10  # that are printed, where there are many
 # For a word, by the least size of the vocabulary; GPT-2's takes 1.3 for English and 2.6 for German.
 MANY_TOKENS = {40_000: 1.8, 0: 2.4}
 SPOKEN_BY = 3  # speakers that are printed with each kind of private data
@@ -18,19 +20,15 @@ SPOKEN_BY = 3  # speakers that are printed with each kind of private data
 
 @dataclass(frozen=True)
 class Counted:
-    """A count, and the places of the first few in the file."""
+    """A count, and the places of the first few: numbers, or of several files their names and numbers."""
 
     count: int
-    first: list[int]
+    first: list[int | str]
 
 
 @dataclass(frozen=True)
 class PartLedger:
-    """The ledger of one part of the split.
-
-    Attributes:
-        also_in_train: dialogues that also occur in `train` word for word; None for `train` itself.
-    """
+    """The ledger of one part of the split."""
 
     dialogues: int
     turns: int
@@ -43,7 +41,18 @@ class PartLedger:
     cut_off_tokens: int
     unlearned_examples: int
     steps_per_epoch: int
-    also_in_train: Counted | None = None
+
+
+@dataclass(frozen=True)
+class FileLedger:
+    """The ledger of one of several files; its dialogues are those that the parts are made of."""
+
+    file: str
+    format: str
+    unit: str
+    dialogues: int
+    turns: int
+    not_used: list[str]
 
 
 @dataclass(frozen=True)
@@ -64,12 +73,15 @@ class Ledger:
     """The ledger of a run.
 
     Attributes:
-        unit: name of a place in the file, such as "line".
+        unit: name of a place in the file, such as "line"; of several files it is in the places.
+        duplicates: dialogues that equal an earlier one.
         skipped: reason → skipped turns.
         nothing_to_learn: dialogues left out because nothing in them is to be learned.
         private: kind of private data → how often it occurs, in the whole file.
         masked: whether placeholders have taken the place of all of it.
         private_names: speakers whose name is a phone number or the like.
+        files: what each file gave, where there are several.
+        notes: sentences on what was not read and how the dialogues were divided.
     """
 
     file: str
@@ -90,6 +102,8 @@ class Ledger:
     masked: bool
     private_names: int
     parts: dict[str, PartLedger]
+    files: list[FileLedger] | None = None
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> Json:
         """The content of ledger.json."""
@@ -97,17 +111,17 @@ class Ledger:
 
 
 def make_ledger(
-    source: Source, datasets: dict[str, DialogueDataset], training: TrainingSettings, processes: int = 1
+    sources: Sequence[Source], datasets: dict[str, DialogueDataset], training: TrainingSettings, processes: int = 1
 ) -> Ledger:
-    """Count the conversations of `source` and the examples in the datasets of its parts."""
-    train, conversations = datasets["train"], datasets["train"].conversations
-    parts = {name: count_part(dataset, train, training, processes) for name, dataset in datasets.items()}
+    """Count the conversations of `sources` and the examples in the datasets of their parts."""
+    conversations, several = datasets["train"].conversations, len(sources) > 1
+    parts = {name: count_part(dataset, training, processes) for name, dataset in datasets.items()}
     per_word, n_vocab = tokens_per_word(conversations), conversations.renderer.tokenizer.n_vocab
     return Ledger(
-        file=str(source.input),
-        format=source.format,
-        not_used=list(source.not_used),
-        unit=source.unit,
+        file=name_sources(sources),
+        format=name_formats(sources),
+        not_used=list(dict.fromkeys(key for source in sources for key in source.not_used)),
+        unit="" if several else sources[0].unit,
         dialogues=len(conversations),
         turns=len(conversations.texts),
         tokens=len(conversations.tokens),
@@ -116,12 +130,16 @@ def make_ledger(
         tokens_per_word=round(per_word, 2),
         many_tokens_per_word=per_word > next(many for size, many in MANY_TOKENS.items() if n_vocab >= size),
         duplicates=len(conversations) - len(np.unique(conversations.fingerprints)),
-        skipped={why: Counted(count, first) for why, (count, first) in conversations.skipped.items()},
+        skipped={
+            why: Counted(count, [conversations.place(*place) for place in first])
+            for why, (count, first) in conversations.skipped.items()
+        },
         nothing_to_learn=len(conversations) - sum(part.dialogues for part in parts.values()),
         private=count_private(conversations.private),
         masked=conversations.private.masked,
         private_names=sum(bool(find_private(speaker)) for speaker in conversations.speakers),
         parts=parts,
+        files=count_files(sources, conversations) if several else None,
     )
 
 
@@ -135,6 +153,15 @@ def count_private(counts: PrivateCounts) -> dict[str, PrivateLedger]:
     return found
 
 
+def count_files(sources: Sequence[Source], conversations: Conversations) -> list[FileLedger]:
+    dialogues = np.bincount(conversations.files, minlength=len(sources)).tolist()
+    turns = np.bincount(conversations.files, np.diff(conversations.turn_starts), len(sources)).astype(int).tolist()
+    return [
+        FileLedger(source.input.name, source.format, source.unit, dialogues[place], turns[place], list(source.not_used))
+        for place, source in enumerate(sources)
+    ]
+
+
 def tokens_per_word(conversations: Conversations) -> float:
     """How many tokens a word between spaces takes, in the first dialogues."""
     tokens = words = 0
@@ -145,9 +172,7 @@ def tokens_per_word(conversations: Conversations) -> float:
     return tokens / words
 
 
-def count_part(
-    dataset: DialogueDataset, train: DialogueDataset, training: TrainingSettings, processes: int
-) -> PartLedger:
+def count_part(dataset: DialogueDataset, training: TrainingSettings, processes: int) -> PartLedger:
     conversations, dialogues = dataset.conversations, dataset.dialogues
     tokens = int((conversations.starts[dialogues + 1] - conversations.starts[dialogues]).sum())
     step_batches = training.step_batches(processes)
@@ -165,16 +190,7 @@ def count_part(
         cut_off_tokens=dataset.cut_off,
         unlearned_examples=dataset.unlearned,
         steps_per_epoch=len(steps),
-        also_in_train=None if dataset is train else also_in(train, dataset),
     )
-
-
-def also_in(train: DialogueDataset, other: DialogueDataset) -> Counted:
-    """The dialogues of `other` that also occur in `train` word for word."""
-    conversations = train.conversations
-    known = np.isin(conversations.fingerprints[other.dialogues], conversations.fingerprints[train.dialogues])
-    shared = conversations.numbers[other.dialogues][known].tolist()
-    return Counted(len(shared), shared[:FIRST])
 
 
 def ledger_lines(ledger: Ledger) -> list[str]:
@@ -183,11 +199,19 @@ def ledger_lines(ledger: Ledger) -> list[str]:
         f"data: {ledger.file} ({ledger.format}), {ledger.dialogues:,} dialogues, {ledger.turns:,} turns,"
         f" {ledger.tokens:,} tokens, {ledger.tokens_per_word} tokens a word; {ledger.named_speakers}"
     ]
+    files = ledger.files or []
+    lines += [
+        f"  {each.file} ({each.format}): {each.dialogues:,} dialogues, {each.turns:,} turns" for each in files[:FILES]
+    ]
+    if len(files) > FILES:
+        lines.append(f"  and {len(files) - FILES:,} more files; ledger.json has all of them")
     lines += [
         f"skipped: {skipped.count:,} {why} ({places(ledger.unit, skipped)})" for why, skipped in ledger.skipped.items()
     ]
     if ledger.duplicates:
-        lines.append(f"duplicates: {ledger.duplicates:,} dialogues stand in the file more than once; they are kept")
+        lines.append(
+            f"duplicates: {ledger.duplicates:,} dialogues equal an earlier one; they are kept, each in the same part"
+        )
     if ledger.not_used:
         lines.append(f"not used: what records have under {', '.join(map(repr, ledger.not_used))}")
     if ledger.nothing_to_learn:
@@ -211,12 +235,7 @@ def ledger_lines(ledger: Ledger) -> list[str]:
             )
         if part.unlearned_examples:
             lines.append(f"  {part.unlearned_examples:,} examples without anything to learn are left out")
-        if (shared := part.also_in_train) and shared.count:
-            lines.append(
-                f"warning: {shared.count:,} dialogues of {name} stand in train word for word"
-                f" ({places(ledger.unit, shared)}): their loss says nothing about new ones"
-            )
-    return lines
+    return lines + ledger.notes
 
 
 def private_lines(ledger: Ledger) -> list[str]:
@@ -244,4 +263,4 @@ def private_lines(ledger: Ledger) -> list[str]:
 def places(unit: str, counted: Counted) -> str:
     """The first few places of what was counted."""
     first = list(dict.fromkeys(counted.first))
-    return f"{unit} {', '.join(map(str, first))}{', …' if counted.count > FIRST else ''}"
+    return f"{unit} {', '.join(map(str, first))}{', …' if counted.count > FIRST else ''}".lstrip()

@@ -23,7 +23,7 @@ from dialogues.formats import (
     unknown_record,
     unused_keys,
 )
-from dialogues.inputs import LIMIT, Input, reading
+from dialogues.inputs import LIMIT, Input, NotConversationsError, reading
 from dialogues.messages import join_turns
 from dialogues.records import FormatError, NotRecognisedError, is_list, is_object, pairs_of
 from dialogues.tables import SEPARATOR, read_header, rows_of_table, unknown_columns
@@ -35,6 +35,7 @@ from support.errors import UserError
 
 HEAD = 1 << 16  # bytes that decide what a file is
 LISTS = {"turns", "messages", "sharegpt"}  # forms of one kind
+NAMED = 3  # inputs that are named where there are many
 MOST_ROWS = 0.7  # distinct speakers a row, above which they are no speakers
 
 
@@ -73,22 +74,57 @@ class Source(NamedTuple):
             raise UserError(f"{self.input}: {self.unit} {number}: {error}") from None
         return [join_turns(dialogue) for dialogue in found] if self.cut else found
 
-    def for_template(self, template: str) -> "tuple[Source, str]":
-        """The source as a template needs it, and the template that `auto` stands for.
+    def for_template(self, template: str) -> "Source":
+        """The source as a template needs it.
 
         Raises:
             UserError: `alpaca` for what is no instruction data.
         """
-        if template == "auto":
-            template = "alpaca" if self.form == "alpaca" else "prompt"
         if template != "alpaca" or self.form == "alpaca":
-            return self, template
+            return self
         if self.form != "pairs":
             raise UserError(
                 f"--template alpaca is for instruction data (instruction and output, or prompt and completion);"
                 f" {self.input} is {self.format}: choose another template"
             )
-        return self._replace(convert=partial(convert_to_alpaca, self.convert)), template
+        return self._replace(convert=partial(convert_to_alpaca, self.convert))
+
+
+def open_sources(inputs: Iterable[Input], open_one: Callable[[Input], Source]) -> tuple[list[Source], list[str]]:
+    """Recognise several inputs; also return a sentence for each that holds no conversations and was not named itself.
+
+    Raises:
+        UserError: as `open_source`; that one of the inputs holds no conversations, where it was named or all of them
+            hold none.
+    """
+    sources, failures = [], []
+    for input in inputs:
+        try:
+            sources.append(open_one(input))
+        except NotConversationsError as error:
+            if not input.found:
+                raise
+            failures.append(error)
+    if not sources:
+        raise failures[0]
+    return sources, list(map(str, failures))
+
+
+def choose_template(sources: Iterable[Source], template: str) -> str:
+    """The template that `auto` stands for: alpaca where everything is instruction data."""
+    if template != "auto":
+        return template
+    return "alpaca" if all(source.form == "alpaca" for source in sources) else "prompt"
+
+
+def name_sources(sources: Sequence[Source]) -> str:
+    """The names of the inputs, the first few."""
+    names = ", ".join(source.input.name for source in sources[:NAMED])
+    return names + (f" and {len(sources) - NAMED:,} more files" if len(sources) > NAMED else "")
+
+
+def name_formats(sources: Iterable[Source]) -> str:
+    return ", ".join(dict.fromkeys(source.format for source in sources))
 
 
 def open_source(

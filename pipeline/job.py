@@ -1,9 +1,11 @@
 """The one object that the stages of a run share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from dialogues.reading import name_sources
 from settings import FinetuneSettings
 
 if TYPE_CHECKING:  # `--help` waits for none of these
@@ -19,11 +21,20 @@ if TYPE_CHECKING:  # `--help` waits for none of these
 
 
 class Data(NamedTuple):
-    """The conversations of a file, and the numbers of those in each part: train, val and perhaps test."""
+    """Conversations, and the numbers of those in each part: train, val and perhaps test.
 
-    source: "Source"
+    `notes` are sentences on what was not read and how the conversations were divided.
+    """
+
+    sources: "Sequence[Source]"
     conversations: "Conversations"
     parts: "dict[str, np.ndarray]"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The names of the files, the first few."""
+        return name_sources(self.sources)
 
     @property
     def held_out_part(self) -> str:

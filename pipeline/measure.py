@@ -99,7 +99,7 @@ def measure_run(run: OpenRun, subject: Subject, base: Column | None, decoder: De
     origin = Origin(
         model=str(run.folder / "model"),
         base_model=str(job.source),
-        file=str(job.data.source.input),
+        file=job.data.name,
         device=job.machine.device.type,
         precision=job.machine.precision,
     )

@@ -4,16 +4,18 @@ import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from dialogues.conversations import Changes
-from dialogues.dialogue import hold_out_fold, split_dialogues
 from dialogues.encoding import encode_source
+from dialogues.inputs import find_inputs, is_pipe
 from dialogues.private import check_masking
-from dialogues.reading import Source, open_source
+from dialogues.reading import Source, choose_template, open_source, open_sources
+from dialogues.split import split_conversations
 from dialogues.template import Renderer
 from dialogues.tokenizer import END_OF_TEXT
 from hub.find import find_model_folder
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from training.memory import Size
 
 
+NAMED = 3  # files that were not read, with the reason
 LEARNED_EXAMPLES = 100  # in learned.txt, at most
 
 
@@ -43,8 +46,8 @@ def prepare_job(settings: FinetuneSettings, facts: RunFacts) -> Job:
     """
     lock = lock_run_folder(settings.run.resume) if settings.run.resume else None
     check_tracker(settings.run.track)
-    check_output_path(settings.output, [settings.data.locate()])
     opened = open_data(settings.data)
+    check_output_path(settings.output, [source.input.path for source in opened.sources])
     folder = find_model_folder(settings.model.name, settings.model.model_path, weights=False)
     data = read_data(opened, folder, settings.data, settings.training.seed, facts.fold)
 
@@ -59,7 +62,8 @@ def prepare_job(settings: FinetuneSettings, facts: RunFacts) -> Job:
         facts = replace(facts, processes=machine.processes)
     config = replace(read_config(folder / "config.json"), vocab_size=data.conversations.renderer.tokenizer.n_vocab)
     datasets = make_datasets(data, settings.data.max_length, config.n_positions)
-    ledger = make_ledger(data.source, datasets, settings.training, facts.processes)
+    ledger = make_ledger(data.sources, datasets, settings.training, facts.processes)
+    ledger = replace(ledger, notes=list(data.notes))
     job = Job(settings, facts, machine, data, datasets, ledger, config, folder, lock, settings.run.resume)
     if settings.preview:
         preview(job)
@@ -93,22 +97,39 @@ def complete_settings(job: Job) -> Job:
 
 
 class OpenedData(NamedTuple):
-    """A recognised file of conversations, and the template for it."""
+    """Recognised files of conversations, the template for them, and sentences on what was not read."""
 
-    source: Source
+    sources: list[Source]
     template: str
+    notes: tuple[str, ...] = ()
 
 
 def open_data(settings: ConversationSettings) -> OpenedData:
-    """The file of `--data`, recognised, and the template for it.
+    """The files of `--data`, recognised, and the template for them.
 
     Raises:
-        UserError: it can't be read as asked.
+        UserError: one can't be read as asked.
     """
     if settings.mask:
         check_masking()
-    source = open_source(settings.locate(), settings.format, settings.pause_hours)
-    return OpenedData(*source.for_template(settings.template))
+    found = find_inputs(settings.locate())
+    open_one = partial(
+        open_source,
+        format=settings.format,
+        pause_hours=settings.pause_hours,
+        columns=settings.named_columns,
+        allow_loss=settings.allow_loss,
+    )
+    sources, failures = open_sources(found.inputs, open_one)
+    template = choose_template(sources, settings.template)
+    notes = [f"not read: {failure}" for failure in failures[:NAMED]]
+    if len(failures) > NAMED:
+        notes.append(f"not read: {len(failures) - NAMED:,} more files without conversations")
+    if found.ignored:
+        notes.append("not read: " + ", ".join(f"{count:,} {kind}" for kind, count in found.ignored.items()))
+    if any(map(is_pipe, settings.paths)):
+        notes.append("read from a pipe: to resume or evaluate this run, name the conversations once more with --data")
+    return OpenedData([source.for_template(template) for source in sources], template, tuple(notes))
 
 
 def read_data(opened: OpenedData, vocabulary: Path, settings: DataSettings, seed: int, fold: int = 0) -> Data:
@@ -118,15 +139,28 @@ def read_data(opened: OpenedData, vocabulary: Path, settings: DataSettings, seed
         UserError: as `read_conversations`, or too few dialogues.
     """
     data = read_conversations(opened, vocabulary, settings)
-    numbers = data.parts["all"]
+    order = data.parts["all"]
     if settings.shuffle:
-        numbers = np.random.default_rng(seed).permutation(numbers)
+        order = np.random.default_rng(seed).permutation(order)
+    shares, option = settings.percents, f"--split {settings.split}"
+    if fold:
+        shares, option = [1] * settings.folds, f"--folds {settings.folds}"
     try:
-        parts = hold_out_fold(numbers, settings.folds, fold) if fold else split_dialogues(numbers, settings.percents)
+        split = split_conversations(data.conversations, order, shares, option, by_file=not settings.shuffle)
     except UserError as error:
-        cut = ", or cut the chat at shorter pauses with --pause-hours" if data.source.format == "chat-export" else ""
-        raise UserError(f"{data.source.input}: {error}{cut}") from None
-    return data._replace(parts=dict(zip(["train", "val", "test"], parts, strict=False)))
+        exported = any(source.cut for source in data.sources)
+        cut = ", or cut the chat at shorter pauses with --pause-hours" if exported else ""
+        raise UserError(f"{data.name}: {error}{cut}") from None
+    parts = split.parts
+    if fold:
+        others = np.concatenate([*parts[: fold - 1], *parts[fold:]])
+        parts = [others, parts[fold - 1]]
+    return Data(
+        data.sources,
+        split.conversations,
+        dict(zip(["train", "val", "test"], parts, strict=False)),
+        (*data.notes, *split.notes),
+    )
 
 
 def read_conversations(opened: OpenedData, vocabulary: Path, settings: ConversationSettings) -> Data:
@@ -136,21 +170,23 @@ def read_conversations(opened: OpenedData, vocabulary: Path, settings: Conversat
         UserError: a broken record, or one in which nothing is to be learned. (Of an exported chat, which the program
             has cut and not its user, such dialogues are left out.)
     """
-    source, template = opened
+    sources, template, notes = opened
     if template == "alpaca" and settings.rename:
         raise UserError("--rename: the speakers of the alpaca template are the published ones; leave it out")
     changes = Changes(settings.new_names, settings.mask)
-    conversations = encode_source(source, vocabulary, template, settings.learn, changes)
+    conversations = encode_source(sources, vocabulary, template, settings.learn, changes)
     numbers = conversations.with_something_learned()
-    left_out = len(conversations) - len(numbers)
-    if left_out and source.format != "chat-export":
-        first = conversations.numbers[np.setdiff1d(np.arange(len(conversations)), numbers)[0]]
-        others = f" (nor in {left_out - 1:,} others)" if left_out > 1 else ""
+    left_out = np.setdiff1d(np.arange(len(conversations)), numbers)
+    written = [place for place, source in enumerate(sources) if not source.cut]
+    left_out = left_out[np.isin(conversations.files[left_out], written)]
+    if len(left_out):
+        source = sources[conversations.files[left_out[0]]]
+        others = f" (nor in {len(left_out) - 1:,} others)" if len(left_out) > 1 else ""
         raise UserError(
-            f"{source.input}: {source.unit} {first}: with --learn {settings.learn} there is nothing to learn in it"
-            f"{others}; remove it or choose another --learn"
+            f"{source.input}: {source.unit} {conversations.numbers[left_out[0]]}: with --learn {settings.learn} there"
+            f" is nothing to learn in it{others}; remove it or choose another --learn"
         )
-    return Data(source, conversations, {"all": numbers})
+    return Data(sources, conversations, {"all": numbers}, notes)
 
 
 def fingerprint(data: Data) -> str:
@@ -221,7 +257,7 @@ def preview(job: Job) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for path in rendered_paths(folder, job.data):
-        check_output_path(path, [job.data.source.input.path])
+        check_output_path(path, [source.input.path for source in job.data.sources])
     write_rendered(folder, job.data)
     print(f"written: {', '.join(map(str, rendered_paths(folder, job.data)))}")
 

@@ -9,9 +9,10 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replac
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from dialogues.inputs import PIPE, is_pipe
 from pipeline.job import RunFacts
 from pipeline.run_folder import SETTINGS
-from settings import FinetuneSettings
+from settings import DataSettings, FinetuneSettings
 from support.command_line import parse_command_line
 from support.errors import UserError
 from support.files import Json, read_json_object, write_json
@@ -24,7 +25,7 @@ RETIRED: dict[str, dict[str, object]] = {
 FACTS = {"data": "fold", "training": "processes"}  # groups in which older versions recorded them
 ADVICE = "put it back, or start a new run"
 # Options that may change on --resume, besides --model-path, saving, and everything after the training.
-FREE = ("path", "device", "precision")  # the machine that they lead to is compared
+FREE = ("paths", "device", "precision")  # the machine that they lead to is compared
 EXTENDED = ("epochs", "max_steps")  # may grow
 
 
@@ -43,7 +44,8 @@ def write_settings(folder: Path, settings: FinetuneSettings, source: Path, recor
     Args:
         source: the model folder that was found for `--model`.
     """
-    data = replace(settings.data, path=settings.data.locate().absolute())
+    paths = tuple(PIPE if is_pipe(path) else path.absolute() for path in settings.data.locate())
+    data = replace(settings.data, paths=paths)
     model = replace(settings.model, model_path=settings.model.model_path.absolute())
     if Path(model.name).resolve() in (source.resolve(), source.resolve().parent):  # a folder, and no known name
         model = replace(model, name=str(Path(model.name).absolute()))
@@ -62,6 +64,11 @@ def parse_finetune_settings(arguments: list[str] | None = None) -> FinetuneSetti
     if typed.run.resume is None:
         return typed
     recorded = read_settings(typed.run.resume)
+    if PIPE in recorded.data.paths and typed.data.paths == DataSettings.paths:
+        raise UserError(
+            f"--resume {typed.run.resume}: its conversations came from a pipe, and no copy was kept; name them once"
+            " more with --data"
+        )
     # A switch is on when the run has it on, or the command line.
     try:
         settings = parse_command_line(FinetuneSettings, arguments, default=map_switches(lambda *_: False, recorded))
@@ -96,6 +103,8 @@ def read_settings(folder: Path) -> FinetuneSettings:
     if not (folder / SETTINGS).is_file():
         raise UserError(f"--resume {folder}: no {SETTINGS} there; name a folder of a run, such as runs/tiny-1")
     recorded = read_json_object(folder / SETTINGS, ADVICE)
+    if isinstance(data := recorded.get("data"), dict) and "path" in data:  # of an older version, which read one file
+        data["paths"] = [data.pop("path")]
     if retired := drop_retired(recorded):
         print(f"{folder / SETTINGS}: options that no longer exist are ignored: {', '.join(retired)}", file=sys.stderr)
     beside = {field.name for field in fields(Record)}
@@ -163,10 +172,12 @@ def from_json(kind: Any, values: Json) -> Any:
             raise ValueError(f"{field.name} is {value!r}")
         if is_dataclass(type_):
             made[field.name] = from_json(type_, value)
+        elif isinstance(value, list):
+            made[field.name] = tuple(map(get_args(type_)[0], value))
         elif value is not None and (type_ is Path or Path in get_args(type_)):
             made[field.name] = Path(value)
         else:
-            made[field.name] = tuple(value) if isinstance(value, list) else value
+            made[field.name] = value
     return kind(**made)
 
 

@@ -13,6 +13,7 @@ import tyro
 from support.errors import UserError
 
 Settings = TypeVar("Settings")
+ADDING = ("--data", "--rename")  # options of many values: given twice, they mean all of them
 
 
 def parse_command_line(
@@ -30,7 +31,7 @@ def parse_command_line(
         with contextlib.redirect_stderr(complaint):
             settings = tyro.cli(
                 command,
-                args=arguments,
+                args=join_repeated(sys.argv[1:] if arguments is None else arguments),
                 default=default,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
             )
@@ -45,3 +46,23 @@ def parse_command_line(
     if problems := [problem for group in groups if hasattr(group, "problems") for problem in group.problems()]:
         raise UserError("; ".join(problems))
     return settings
+
+
+def join_repeated(arguments: Sequence[str]) -> list[str]:
+    """The arguments with all values of a repeated option of `ADDING` behind its first occurrence.
+
+    What follows such an option up to the next one is its values: also `MODEL`, which therefore comes first.
+    """
+    groups: list[list[str]] = [[]]  # an option and what follows it
+    for argument in arguments:
+        if argument.partition("=")[0] in ADDING:
+            groups.append(argument.split("=", 1))
+        elif argument.startswith("--"):
+            groups.append([argument])
+        else:
+            groups[-1].append(argument)
+    joined: dict[object, list[str]] = {}
+    for number, group in enumerate(groups):
+        key = group[0] if group and group[0] in ADDING else number
+        joined.setdefault(key, group[:1]).extend(group[1:])
+    return [argument for group in joined.values() for argument in group]

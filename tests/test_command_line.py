@@ -109,8 +109,9 @@ class TestTheWholeJob:
     )
     def test_watching_with_any_template(self, command, work, model_folder, options, shown):
         turns = [{"speaker": speaker, "text": f"number {speaker}"} for speaker in ("Ann", "Ben", "Ann")]
-        (work / "data.json").write_text(json.dumps([{"turns": turns}] * 4))
-        (work / "instructions.json").write_text(json.dumps([{"instruction": "Add.", "input": "1", "output": "2"}] * 4))
+        (work / "data.json").write_text(json.dumps([{"turns": turns + turns[1:] * number} for number in range(4)]))
+        tasks = [{"instruction": "Add.", "input": str(number), "output": "2"} for number in range(4)]
+        (work / "instructions.json").write_text(json.dumps(tasks))
         options = ("--data", "data.json", *options, "--model", model_folder, *QUICK, "--watch", "--run-dir", "run")
         done = command("finetune.py", *options)
         assert done.returncode == 0, done.stderr
@@ -228,7 +229,7 @@ class TestConversations:
         [
             ("[]", "the file holds no conversations: its list is empty"),
             ('[{"A": "b", "B": "c"}, {"A": "d", "B": 5}]', "data.json: record 2: turn 2: what 'B' says must be text"),
-            ('[{"A": "b", "B": "c"}]', "1 dialogues are too few for --split 70/30 (it would give 0/1)"),
+            ('[{"A": "b", "B": "c"}]', "1 different dialogue of 2 turns in all is too little for --split 70/30"),
         ],
     )
     def test_a_file_that_is_not_conversations(self, command, work, model_folder, content, message):
@@ -240,7 +241,8 @@ class TestConversations:
     def test_missing_and_unreadable(self, command, model_folder, work):
         line = refused(command("finetune.py", "--model", model_folder, "--data", "nowhere.json"))
         assert "--data nowhere.json does not exist" in line
-        assert "cannot read --data ." in refused(command("finetune.py", "--model", model_folder, "--data", "."))
+        line = refused(command("finetune.py", "--model", model_folder, "--data", "."))
+        assert "--data . holds no conversation file" in line
         assert written(work) == []
 
 

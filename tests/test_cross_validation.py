@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from conftest import PROJECT, run_in, tiny_reference, write_layout
-from dialogues.dialogue import hold_out_fold
+from dialogues.split import choose_parts
 from evaluation.metrics import t_quantile
 from finetune import finetune
 from gpt_model import GPTModel
@@ -65,10 +65,10 @@ def record_and_stop(settings: FinetuneSettings, facts: RunFacts) -> None:
 @pytest.mark.parametrize(("dialogues", "folds"), [(10, 5), (10, 3), (7, 7), (100, 57), (2, 2)])
 def test_every_dialogue_is_held_out_once(dialogues, folds):
     numbers = np.random.default_rng(0).permutation(dialogues)
-    parts = [hold_out_fold(numbers, folds, fold) for fold in range(1, folds + 1)]
-    assert np.concatenate([held_out for _, held_out in parts]).tolist() == numbers.tolist()
-    for train, held_out in parts:
-        assert train.tolist() == [number for number in numbers if number not in held_out]
+    folds_of = choose_parts(np.zeros(dialogues, int), numbers, [1] * folds)
+    parts = [numbers[folds_of == fold] for fold in range(folds)]
+    assert np.concatenate(parts).tolist() == numbers.tolist()
+    for held_out in parts:
         assert dialogues // folds <= len(held_out) <= -(-dialogues // folds)
 
 
@@ -242,7 +242,7 @@ def test_other_conversations_are_refused(here, model):
         (["--folds", 101], "--folds 101: 2 to 100"),
         (["--folds", 5, "--split", "80/20"], "--split 80/20: --folds 5 divides the conversations itself"),
         (["--folds", 5, "--preview"], "--preview shows one run: leave out --folds"),
-        (["--folds", 11], "10 dialogues are too few for --folds 11; add dialogues or lower --folds"),
+        (["--folds", 11], "10 different dialogues of 30 turns in all are too few for --folds 11"),
         (["--folds", 2, "--max-length", 999], "--max-length 999: the model has 128 positions"),  # seen by the first run
     ],
 )

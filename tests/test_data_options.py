@@ -83,7 +83,9 @@ class TestPreview:
         assert "would overwrite train_data.txt" in line
 
     def test_control_characters_do_not_reach_the_terminal(self, command, work):
-        (work / "data.json").write_text(json.dumps([{"A": "\x1b[2Jboo\x9b", "B": "b\tc"}] * 10))
+        (work / "data.json").write_text(
+            json.dumps([{"A": "\x1b[2Jboo\x9b", "B": f"b\tc{number}"} for number in range(10)])
+        )
         done = command("finetune.py", "--preview", "--data", "data.json")
         assert "\\x1b[2Jboo\\x9b" in done.stdout
         assert not {"\x1b", "\x9b"} & set(done.stdout)
@@ -119,27 +121,30 @@ class TestLedger:
         assert (train["shortened_turns"], train["unlearned_examples"], train["examples"]) == (1, 1, 6)
         assert train["cut_off_tokens"] > 100
         assert 0 < train["learned_share"] < 0.1
-        assert val["also_in_train"] == {"count": 2, "first": [8, 9]}
         assert "skipped: 10 tool calls (line 1, 2, 3, …)" in done.stdout
-        assert "duplicates: 2 dialogues stand in the file more than once" in done.stdout
-        assert "warning: 2 dialogues of val stand in train word for word (line 8, 9)" in done.stdout
+        assert "duplicates: 2 dialogues equal an earlier one; they are kept, each in the same part" in done.stdout
+        assert (train["dialogues"], val["dialogues"]) == (6, 3)
         assert "1 turns (or system prompts) exceed --max-length and lose their end" in done.stdout
 
     def test_another_language_is_warned_about(self, tmp_path):
         russian = tmp_path / "data.json"
-        russian.write_text(json.dumps([{"Аня": "Как прошёл твой день?", "Боря": "Спасибо, хорошо."}] * 10))
+        talk = [{"Аня": f"Как прошёл твой день номер {day}?", "Боря": "Спасибо, хорошо."} for day in range(10)]
+        russian.write_text(json.dumps(talk))
         for path, warned in [(russian, True), (PROJECT / "llm_train_text.json", False)]:
-            data = read_parts(DataSettings(path=path), seed=1)
-            lines = ledger_lines(make_ledger(data.source, make_datasets(data, 0, 512), TrainingSettings()))
+            data = read_parts(DataSettings(paths=(path,)), seed=1)
+            lines = ledger_lines(make_ledger(data.sources, make_datasets(data, 0, 512), TrainingSettings()))
             assert any(line.startswith("warning: that is many tokens for a word") for line in lines) == warned
 
     def test_a_long_system_prompt_does_not_cost_the_first_turn(self, command, work):
-        messages = [
-            {"role": "system", "content": "Be kind. " * 600},
-            {"role": "user", "content": "Hi"},
-            {"role": "assistant", "content": "Ho"},
+        talks = [
+            [
+                {"role": "system", "content": "Be kind. " * 600},
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": f"Ho {number}"},
+            ]
+            for number in range(10)
         ]
-        (work / "data.jsonl").write_text("\n".join([json.dumps({"messages": messages})] * 10))
+        (work / "data.jsonl").write_text("\n".join(json.dumps({"messages": messages}) for messages in talks))
         done = command("finetune.py", "--preview", "--data", "data.jsonl", "--learn", "User")
         assert done.returncode == 0, done.stderr
         assert "train: 7 dialogues, 14 turns" in done.stdout
@@ -148,14 +153,15 @@ class TestLedger:
         assert re.search(r"### User:\n\[Hi\n\n###\] Assistant:\nHo", done.stdout)
 
     def test_nothing_left_to_learn(self, command, work):
-        (work / "data.json").write_text(json.dumps([{"A" + "x" * 60: "a", "B" + "y" * 60: "b"}] * 10))
+        talk = [{"A" + "x" * 60: f"a{number}", "B" + "y" * 60: "b"} for number in range(10)]
+        (work / "data.json").write_text(json.dumps(talk))
         line = refused(command("finetune.py", "--data", "data.json", "--max-length", 16, "--learn", "replies"))
         assert "nothing to learn is left of train in examples of 16 tokens; raise --max-length" in line
 
     def test_one_long_chat_is_advised_to_be_cut(self, command, work):
         (work / "chat.txt").write_text("[01.03.24, 10:00] A: hi\n[01.03.24, 10:01] B: ho")
         line = refused(command("finetune.py", "--data", "chat.txt"))
-        assert "chat.txt: 1 dialogues are too few for --split 70/30" in line
+        assert "chat.txt: 1 different dialogue of 2 turns in all is too little for --split 70/30" in line
         assert "or cut the chat at shorter pauses with --pause-hours" in line
 
 
@@ -221,7 +227,7 @@ class TestLearnAndNames:
     def test_shuffle_follows_the_seed(self):
         orders = []
         for shuffle, seed in [(False, 1), (True, 1), (True, 1), (True, 7)]:
-            data = read_parts(DataSettings(path=PROJECT / "llm_train_text.json", shuffle=shuffle), seed)
+            data = read_parts(DataSettings(paths=(PROJECT / "llm_train_text.json",), shuffle=shuffle), seed)
             orders.append([number for part in data.parts.values() for number in part.tolist()])
         assert orders[0] == list(range(10))
         assert orders[1] == orders[2]
@@ -252,7 +258,7 @@ class TestTemplates:
 
     def test_tokens_are_trained_further(self, command, work, model_folder):
         """A model with speaker tokens, on conversations with one known and one new speaker."""
-        (work / "data.json").write_text(json.dumps([{"Bob": "a", "Cem": "b"}] * 10))
+        (work / "data.json").write_text(json.dumps([{"Bob": f"a{number}", "Cem": "b"} for number in range(10)]))
         options = [*QUICK, "--template", "tokens"]
         assert command("finetune.py", "--model", model_folder, *options, "--run-dir", "one").returncode == 0
         done = command("finetune.py", "--model", "one", *options, "--data", "data.json", "--run-dir", "two")
@@ -313,7 +319,7 @@ def test_a_days_chat_is_learned_whole(command, work):
         f"[01.03.24, {10 + n // 300:02}:{n // 5 % 60:02}] {'AB'[n % 2]}: this is message number {n} of today"
         for n in range(2100)
     ]
-    chats = [f"[{day:02}.04.24, 10:00] A: hi\n[{day:02}.04.24, 10:01] B: ho" for day in range(1, 4)]
+    chats = [f"[{day:02}.04.24, 10:00] A: hi\n[{day:02}.04.24, 10:01] B: ho {day}" for day in range(1, 4)]
     (work / "chat.txt").write_text("\n".join([*lines, *chats]))
     done = command("finetune.py", "--preview", "--data", "chat.txt", "--split", "50/50", "--run-dir", "out")
     assert done.returncode == 0, done.stderr

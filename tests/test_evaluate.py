@@ -274,10 +274,10 @@ class TestEvaluate:
     def test_runs_that_are_none_or_not_finished_or_of_other_data(self, command, work_in):
         run = work_in / "runs" / "first"
         settings = json.loads((run / "settings.json").read_text())
-        shutil.copy(settings["data"]["path"], work_in / "data.json")
+        shutil.copy(settings["data"]["paths"][0], work_in / "data.json")
         changed = (work_in / "data.json").read_text(encoding="utf-8").replace("coffee", "tea")
         (work_in / "data.json").write_text(changed, encoding="utf-8")
-        settings["data"]["path"] = str(work_in / "data.json")
+        settings["data"]["paths"][0] = str(work_in / "data.json")
         (run / "settings.json").write_text(json.dumps(settings))
         assert "is not what runs/first was trained with" in refused(command("evaluate.py", "runs/first"))
         (run / "settings.json").write_text(json.dumps({**settings, "newer": {"option": 1}}))
@@ -292,9 +292,8 @@ class TestEvaluate:
 def make_subject(dialogues: list[Dialogue], template: str = "prompt"):
     model, tokenizer = load_model(BUNDLED)
     conversations = Conversations.of(Renderer(tokenizer, template), dialogues)
-    data = Data(
-        open_source(BUNDLED.parent.parent / "llm_train_text.json"), conversations, {"all": np.arange(len(dialogues))}
-    )
+    source = open_source(BUNDLED.parent.parent / "llm_train_text.json")
+    data = Data([source], conversations, {"all": np.arange(len(dialogues))})
     generation = GenerationSettings(max_new_tokens=10)
     return model, choose_subject(data, None, CPU, Scope(512, 100, 100, 3, generation, 1))
 

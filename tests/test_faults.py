@@ -266,7 +266,7 @@ def test_a_changed_option_is_refused_by_name(stopped):
     write_json(stopped / "settings.json", {**recorded, "run": {**recorded["run"], "watch": True}})
     assert parse_finetune_settings(["--resume", str(stopped)]).run.watch
     assert settings.run.keep_checkpoint  # as the run has it
-    assert settings.data.path == stopped.parent / "data.json"
+    assert settings.data.paths == (stopped.parent / "data.json",)
 
 
 def test_changed_conversations_are_refused_and_moved_ones_are_not(stopped, command, work):

@@ -136,7 +136,7 @@ def test_a_run_that_cannot_fit_says_so_before_it_starts(work):
     import resource
 
     text = "So that is how it went. " * 80
-    (work / "data.json").write_text(json.dumps([{"A": text, "B": text}] * 1000))
+    (work / "data.json").write_text(json.dumps([{"A": text, "B": f"{text}{number}"} for number in range(1000)]))
     limit = (12 * GIGABYTE, 12 * GIGABYTE)
     done = subprocess.run(
         [sys.executable, PROJECT / "finetune.py", "--batch-size", "700", "--data", "data.json"],

@@ -46,7 +46,8 @@ def option_table(group: type, docstrings: dict[tuple[str, str], str]) -> list[st
         if tyro.conf.Suppress in metadata:  # recorded, and no option
             continue
         name = next((marker.name for marker in metadata if getattr(marker, "name", None)), field.name)
-        default = {None: "", (): "", False: "off"}.get(field.default, f"`{field.default}`")
+        value = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        default = {None: "", "": "", False: "off"}.get(value, f"`{value}`")
         positional = next((marker.metavar for marker in metadata if getattr(marker, "metavar", None)), None)
         option = positional or f"--{name.replace('_', '-')}"
         rows.append(f"| `{option}` | {default} | {docstrings[group.__name__, field.name]} |")

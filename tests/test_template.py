@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dialogues.conversations import Conversations, encode_block
-from dialogues.dialogue import INSTRUCTION, Dialogue, Turn, split_dialogues
+from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
 from dialogues.formats import ALPACA, as_alpaca
 from dialogues.template import TEMPLATES, Renderer, render
 from dialogues.tokenizer import load_tokenizer
@@ -36,23 +34,6 @@ RENDERED["alpaca"] = RENDERED["prompt"]
 
 def make_renderer(vocabulary, template: str) -> Renderer:
     return Renderer(load_tokenizer(vocabulary), template, ["Alex", "Bob"])
-
-
-@given(size=st.integers(2, 2000), percent=st.integers(1, 99))
-def test_the_split_is_exact_whatever_the_size(size, percent):
-    numbers = np.arange(size)
-    expected = size * percent // 100  # in whole numbers; int(100 * 0.57) is 56
-    if expected == 0:
-        with pytest.raises(UserError, match="too few"):
-            split_dialogues(numbers, [percent, 100 - percent])
-    else:
-        train, val = split_dialogues(numbers, [percent, 100 - percent])
-        assert len(train) == expected
-        assert [*train, *val] == numbers.tolist()
-
-
-def test_three_parts():
-    assert [len(part) for part in split_dialogues(np.arange(1100), [85, 5, 10])] == [935, 55, 110]
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -185,8 +166,8 @@ def test_what_is_left_out_is_counted(vocabulary):
     assert len(conversations) == 2
     assert conversations.numbers.tolist() == [1, 4]
     assert conversations.skipped == {
-        "tool calls": (4, [2, 3]),
-        "turns that stand alone": (2, [2, 3]),
+        "tool calls": (4, [(0, 2), (0, 3)]),
+        "turns that stand alone": (2, [(0, 2), (0, 3)]),
     }
     assert conversations.fingerprints[0] == conversations.fingerprints[1]
 

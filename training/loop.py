@@ -117,7 +117,7 @@ class Trainer:
             places = ", ".join(map(str, self.examples.train.places(numbers)))
             precision = "" if machine.precision == "fp32" else ", or --precision fp32"
             raise UserError(
-                f"step {step}: {error}, on the dialogues {places} of the file;"
+                f"step {step}: {error}, on the dialogues {places} of the data;"
                 f" try a lower --learning-rate or more --warmup{precision}"
             ) from None
         self.state.step = step

@@ -1,0 +1,182 @@
+"""The division of dialogues into training, validation and test, or into folds, such that no part knows another."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from dialogues.conversations import Conversations
+from support.errors import UserError
+
+FEWEST = 2  # turns of a dialogue
+
+
+class Split(NamedTuple):
+    """Conversations, the numbers of the dialogues of each part, and a sentence on what is special about them."""
+
+    conversations: Conversations
+    parts: list[np.ndarray]
+    notes: list[str]
+
+
+def split_conversations(
+    conversations: Conversations, order: np.ndarray, shares: Sequence[int], option: str, by_file: bool
+) -> Split:
+    """Divide dialogues into parts, of which none has a dialogue that equals one of another part.
+
+    Where that leaves a part empty, the dialogues in which parts meet are cut between turns.
+
+    Args:
+        order: (dialogues,) the numbers of those that are divided, in the order in which that happens.
+        shares: of each part; 70 and 30, or 1 for each fold.
+        option: that asked for the parts.
+        by_file: whether each file is divided for itself, as far as its dialogues allow it.
+
+    Raises:
+        UserError: the dialogues are too few, and their turns, too.
+    """
+    files = conversations.files[order] if by_file else np.zeros(len(order), int)
+    equal, notes = conversations.fingerprints[order], []
+    parts = choose_parts(files, equal, shares)
+    if len(np.unique(parts)) < len(shares):
+        before, dialogues = len(conversations), len(first_of_each(equal)[0])
+        conversations, order, parts = split_turns(conversations, order, shares, option)
+        notes.append(
+            f"split: {dialogues} different dialogues are too few for {option}: some are cut between turns, which makes"
+            f" {len(conversations)} dialogues of {before}"
+        )
+    elif (small := small_files(files, equal, shares)) and len(runs(files)) > 2:
+        notes.append(
+            f"split: {small} of {len(runs(files)) - 1} files have too few dialogues for a share in every part;"
+            " the shares hold for all files together"
+        )
+    return Split(conversations, [order[parts == part] for part in range(len(shares))], notes)
+
+
+def split_turns(
+    conversations: Conversations, order: np.ndarray, shares: Sequence[int], option: str
+) -> tuple[Conversations, np.ndarray, np.ndarray]:
+    """Cut dialogues between turns: the dialogues that this gives, the numbers of those in use, and their parts."""
+    firsts, first = first_of_each(conversations.fingerprints[order])
+    turns = np.diff(conversations.turn_starts)[order[firsts]].tolist()
+    divisions = divide_turns(turns, shares, option)
+    divisions = [divisions[place] for place in first]  # those that are equal are cut alike
+    cuts = {number: division.cuts for number, division in zip(order.tolist(), divisions, strict=True)}
+    conversations, origins = conversations.divide(cuts)
+    begins, learned = np.searchsorted(origins, order).tolist(), set(conversations.with_something_learned().tolist())
+    pieces = [
+        (begin + piece, part)
+        for begin, division in zip(begins, divisions, strict=True)
+        for piece, part in enumerate(division.parts)
+        if begin + piece in learned
+    ]
+    numbers, parts = np.array(pieces).T
+    firsts, first = first_of_each(conversations.fingerprints[numbers])
+    parts = parts[firsts][first]
+    if len(np.unique(parts)) < len(shares):
+        raise UserError(
+            f"the dialogues are too few for {option}: cut between turns, some part has nothing to learn, or nothing"
+            " that another one has not; add dialogues or change it"
+        )
+    return conversations, numbers, parts
+
+
+def choose_parts(files: np.ndarray, equal: np.ndarray, shares: Sequence[int]) -> np.ndarray:
+    """The part of each dialogue, from 0: the files one after the other, each in its order, equal dialogues together.
+
+    The shares hold for the dialogues that differ; a later one that equals an earlier one is in the same part. What a
+    file gives to a part is its share of all dialogues up to there, less what the files before it have given. So a file
+    alone is cut exactly at its shares (each cut rounded down, in whole numbers: `int(100 * 0.57)` is 56), and many
+    files that are too small for a part each are right together.
+
+    Args:
+        files: (dialogues,) the file of each; those of a file are neighbours.
+        equal: (dialogues,) a number that equal dialogues share.
+        shares: of each part; 70 and 30, or 1 for each fold.
+    """
+    firsts, first = first_of_each(equal)
+    bounds, whole = list(accumulate(shares))[:-1], sum(shares)
+    parts, given = np.zeros(len(firsts), int), [0] * len(bounds)
+    for start, end in pairwise(runs(files[firsts])):
+        cuts, above = [], end - start
+        for place in reversed(range(len(bounds))):
+            above = min(above, end * bounds[place] // whole - given[place])
+            given[place] += above
+            cuts.insert(0, above)
+        parts[start:end] = np.searchsorted(cuts, np.arange(end - start), side="right")
+    return parts[first]
+
+
+def first_of_each(equal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places of the first of each kind, in order; and for each item the place of its first among these."""
+    _, firsts, kind = np.unique(equal, return_index=True, return_inverse=True)
+    order = np.argsort(firsts)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return firsts[order], rank[kind]
+
+
+def runs(files: np.ndarray) -> list[int]:
+    """Where each file begins among its neighbours, and the end."""
+    return [0, *(np.flatnonzero(np.diff(files)) + 1).tolist(), len(files)]
+
+
+def small_files(files: np.ndarray, equal: np.ndarray, shares: Sequence[int]) -> int:
+    """How many files have too few dialogues for every part."""
+    held = files[first_of_each(equal)[0]]
+    bounds = [0, *accumulate(shares)]
+    sizes = np.diff(runs(held))
+    cuts = sizes[:, None] * np.array(bounds) // sum(shares)
+    return int((np.diff(cuts) == 0).any(axis=1).sum())
+
+
+class Division(NamedTuple):
+    """Where a dialogue is cut, as numbers of turns before each cut, and the part of each piece."""
+
+    cuts: list[int]
+    parts: list[int]
+
+
+def divide_turns(turns: Sequence[int], shares: Sequence[int], option: str) -> list[Division]:
+    """Divide dialogues of so many turns, as they stand, between turns where need be: each part gets its share of turns.
+
+    The cuts are as near to the places where the shares meet as they can be with two turns or more in every piece.
+
+    Args:
+        option: that asked for the parts, for the error.
+
+    Raises:
+        UserError: the turns are too few.
+    """
+    starts = [0, *accumulate(turns)]
+    total = starts[-1]
+
+    def fits(cut: int, before: int, after: int) -> bool:
+        dialogue = bisect_right(starts, cut) - 1
+        start, end = max(starts[dialogue], before), min(starts[dialogue + 1], after)
+        return before < cut < after and (cut == starts[dialogue] or (cut - start >= FEWEST and end - cut >= FEWEST))
+
+    latest = [total]  # where each cut may lie at most, for all that follow it to have their place
+    for _ in shares[1:]:
+        cut = next((cut for cut in range(latest[0] - 1, 0, -1) if fits(cut, 0, latest[0])), None)
+        if cut is None:
+            dialogues, few = ("dialogues", "are too few") if len(turns) > 1 else ("dialogue", "is too little")
+            raise UserError(
+                f"{len(turns)} different {dialogues} of {total} turns in all {few} for {option}: each part needs a"
+                f" dialogue, or {FEWEST} turns of a longer one; add dialogues or change it"
+            )
+        latest.insert(0, cut)
+    cuts = [0]
+    for bound, last, after in zip(accumulate(shares), latest, latest[1:], strict=False):
+        wanted = min(max(total * bound // sum(shares), cuts[-1] + 1), last)
+        near = (cut for away in range(total) for cut in (wanted - away, wanted + away))
+        cuts.append(next(cut for cut in near if cut <= last and fits(cut, cuts[-1], after)))
+    return [
+        Division(
+            [cut - start for cut in cuts if start < cut < end],
+            [bisect_right(cuts, begin) - 1 for begin in [start, *(cut for cut in cuts if start < cut < end)]],
+        )
+        for start, end in pairwise(starts)
+    ]
