@@ -29,10 +29,8 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
-class ConversationSettings:
-    paths: Annotated[tuple[Path, ...], arg(name="data")] = (BUNDLED_DATA,)
-    """the conversations: files (JSON, JSON Lines, text, tables, exported chats, Parquet, also as .gz, .xz or .zip),
-    folders of them, patterns such as 'chats/*.txt', or - for standard input"""
+class FormatSettings:
+    paths: tuple[Path, ...] = ()
     format: Literal[
         "auto", "names", "turns", "messages", "sharegpt", "alpaca", "pairs", "text", "chat-export", "csv", "tsv"
     ] = "auto"
@@ -40,8 +38,41 @@ class ConversationSettings:
     columns: tuple[str, ...] = ()
     """what a column or key holds, where its name does not say it: speaker=Character text=Line dialogue=Scene time=Date, or
     prompt=... and reply=..."""
+    pause_hours: float = 8
+    """hours of silence that begin a new dialogue, where messages have times"""
     allow_loss: bool = False
-    """read a file all the same when too much of its text can't be accounted for"""
+    """read a file although too much of its text can't be accounted for"""
+    mask: bool = False
+    """replace phone numbers, e-mail addresses, links and IBANs by placeholders (an extra: requirements-extra.txt)"""
+
+    @property
+    def named_columns(self) -> tuple[tuple[str, str], ...]:
+        """`columns` as pairs: what a column holds, and its name."""
+        return tuple((what.strip(), name.strip()) for what, _, name in (pair.partition("=") for pair in self.columns))
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, a sentence each."""
+        found = column_problems(self.columns)
+        return found + out_of_range(self, "above 0", lambda value: 0 < value <= 1e6, "pause_hours")
+
+
+@dataclass(frozen=True)
+class ReadSettings(FormatSettings):
+    """Print what is read from conversation files as JSON Lines, and the account of it on standard error."""
+
+    paths: Annotated[tyro.conf.Positional[tuple[Path, ...]], arg(metavar="FILE...")] = ()
+    """files, folders of them, patterns such as 'chats/*.txt', or - for standard input"""
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, a sentence each."""
+        return [*["name a file, a folder, or - for standard input"] * (not self.paths), *super().problems()]
+
+
+@dataclass(frozen=True)
+class ConversationSettings(FormatSettings):
+    paths: Annotated[tuple[Path, ...], arg(name="data")] = (BUNDLED_DATA,)
+    """the conversations: files (JSON, JSON Lines, text, tables, exported chats, Parquet, also as .gz, .xz or .zip),
+    folders of them, patterns such as 'chats/*.txt', or - for standard input"""
     template: Literal["auto", "prompt", "labels", "tokens", "alpaca"] = "auto"
     """how a dialogue becomes text; auto: alpaca for instruction data, prompt otherwise"""
     learn: str = "all"
@@ -49,10 +80,6 @@ class ConversationSettings:
     shows them in learned.txt"""
     rename: tuple[str, ...] = ()
     """other names for speakers, as in Alice=Alex Robert=Bob"""
-    mask: bool = False
-    """replace phone numbers, e-mail addresses, links and IBANs by placeholders (an extra: requirements-extra.txt)"""
-    pause_hours: float = 8
-    """an exported chat is cut into dialogues where nobody wrote for so long"""
     max_length: int = 0
     """most input tokens in an example; a longer dialogue becomes several examples; 0: the model's context"""
 
@@ -61,26 +88,20 @@ class ConversationSettings:
         return tuple(PROJECT / path if path == BUNDLED_DATA and not path.exists() else path for path in self.paths)
 
     @property
-    def named_columns(self) -> tuple[tuple[str, str], ...]:
-        """`columns` as pairs: what a column holds, and its name."""
-        return tuple((what.strip(), name.strip()) for what, _, name in (pair.partition("=") for pair in self.columns))
-
-    @property
     def new_names(self) -> dict[str, str]:
         """`rename` as old name → new name."""
         return {old.strip(): new.strip() for old, _, new in (pair.partition("=") for pair in self.rename)}
 
     def problems(self) -> list[str]:
         """What is wrong with the values, a sentence each."""
-        found = [
+        found = super().problems()
+        found += [
             f"--rename {pair}: old=new is needed" for pair in self.rename if not re.fullmatch(r"[^=]*\S=\s*\S.*", pair)
         ]
         if not self.paths:
             found.append("--data: name a file, a folder, or - for standard input")
         if len(self.new_names) < len(self.rename):
             found.append(f"--rename {' '.join(self.rename)}: a name stands there twice")
-        found += column_problems(self.columns)
-        found += out_of_range(self, "above 0", lambda value: 0 < value <= 1e6, "pause_hours")
         if self.max_length and self.max_length < 16:
             found.append(f"--max-length {self.max_length}: 16 or more (or 0, the model's context)")
         return found

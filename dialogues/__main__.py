@@ -1,28 +1,89 @@
+"""`python -m dialogues FILE...`: what is read from conversation files, as JSON Lines, and the account of it."""
+
 import json
 import sys
 from collections import Counter
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from dialogues.inputs import find_inputs
-from dialogues.reading import open_source
-from support.errors import UserError
+from dialogues.dialogue import INSTRUCTION, Dialogue
+from dialogues.opening import open_paths
+from dialogues.private import mask_dialogue
+from dialogues.reading import Source
+from settings import ReadSettings
+from support.command_line import parse_command_line
+from support.errors import UserError, printable, run_command
 
-try:
-    out = []
-    for input in find_inputs([Path(a) for a in sys.argv[1:]]).inputs:
-        source = open_source(input)
-        n = Counter()
-        sk = Counter()
-        for number, record in source.records:
-            for d in source.convert(record):
-                sk.update(d.skipped)
-                if d.turns:
-                    out.append(json.dumps({"turns": [t._asdict() for t in d.turns]}, ensure_ascii=False))
-                n.update(t.speaker for t in d.turns)
-        print(
-            source.format, dict(n.most_common(6)), dict(sk), source.not_used, *source.account, sep="\n", file=sys.stderr
-        )
-    print(*out, sep="\n")
-except UserError as e:
-    print(f"error: {e}", file=sys.stderr)
-    sys.exit(2)
+MOST_NAMED = 6  # speakers and keys in the account
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read all files, print their dialogues in the `turns` form, one a line, and the account on standard error.
+
+    Nothing is printed on standard output unless all of it can be read.
+    """
+    settings = parse_command_line(ReadSettings, arguments)
+    opened = open_paths(settings.paths, settings)
+    lines: list[str] = []
+    for source in opened.sources:
+        lines += read_source(source, settings.mask)
+    print(*opened.notes, sep="\n", end="\n" * bool(opened.notes), file=sys.stderr)
+    sys.stdout.reconfigure(encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue]
+    print(*lines, sep="\n")
+
+
+def read_source(source: Source, mask: bool) -> list[str]:
+    """The dialogues of one file as lines of JSON; print what became of the file.
+
+    Raises:
+        UserError: a broken record, or no conversation.
+    """
+    lines: list[str] = []
+    speakers: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
+    for dialogue in read_dialogues(source):
+        skipped.update(dialogue.skipped)
+        if len(dialogue.turns) < 2:
+            skipped["turns that stand alone"] += len(dialogue.turns)
+            continue
+        dialogue = mask_dialogue(dialogue)[0] if mask else dialogue
+        speakers.update(turn.speaker for turn in dialogue.turns)
+        lines.append(json.dumps(as_record(dialogue), ensure_ascii=False))
+    print(*map(printable, account_of(source, len(lines), speakers, +skipped)), sep="\n", file=sys.stderr)
+    if not lines:
+        raise UserError(f"{source.input}: no dialogue of two turns or more; it was read as {source.format}")
+    if len(speakers) == 1:
+        raise UserError(f"{source.input}: only {next(iter(speakers))} speaks; a conversation needs two")
+    return lines
+
+
+def read_dialogues(source: Source) -> Iterator[Dialogue]:
+    for number, record in source.records:
+        yield from source.dialogues(number, record, join=False)
+
+
+def as_record(dialogue: Dialogue) -> dict[str, Any]:
+    """A dialogue in the form `turns`, with what makes it differ from a plain one."""
+    turns: list[dict[str, Any]] = [turn._asdict() for turn in dialogue.turns]
+    for place in dialogue.context:
+        turns[place]["weight"] = 0
+    return {"turns": turns} if dialogue.instruction == INSTRUCTION else {"system": dialogue.instruction, "turns": turns}
+
+
+def account_of(source: Source, dialogues: int, speakers: Counter[str], skipped: Counter[str]) -> list[str]:
+    """What became of a file, in a few lines."""
+    named = ", ".join(f"{name[:40]} {count:,}" for name, count in speakers.most_common(MOST_NAMED))
+    more = f" and {len(speakers) - MOST_NAMED:,} more" if len(speakers) > MOST_NAMED else ""
+    lines = [
+        f"{source.input}: {source.format}, {dialogues:,} dialogues, {speakers.total():,} turns; {named}{more}",
+        *source.account,
+    ]
+    if skipped:
+        lines.append(f"skipped: {', '.join(f'{count:,} {why}' for why, count in skipped.most_common())}")
+    if source.not_used:
+        lines.append(f"not used: what records have under {', '.join(map(repr, source.not_used[:MOST_NAMED]))}")
+    return lines
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -91,7 +91,7 @@ def name_of(word: str, value: Any) -> tuple[str, str]:
     if isinstance(value, int):
         return str(value), ""
     if is_list(value):
-        return " & ".join(filter(None, (name_of(word, each)[0] for each in value))), ""
+        return " & ".join(name for each in value if (name := name_of(word, each)[0])), ""
     if is_object(value):
         found = {plain(key): held for key, held in reversed(pairs_of(value))}
         if isinstance(found.get("role"), str):

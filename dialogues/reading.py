@@ -23,7 +23,7 @@ from dialogues.formats import (
     unknown_record,
     unused_keys,
 )
-from dialogues.inputs import LIMIT, Input, NotConversationsError, reading
+from dialogues.inputs import LIMIT, Input, reading
 from dialogues.messages import join_turns
 from dialogues.records import FormatError, NotRecognisedError, is_list, is_object, pairs_of
 from dialogues.tables import SEPARATOR, read_header, rows_of_table, unknown_columns
@@ -60,10 +60,10 @@ class Source(NamedTuple):
     account: tuple[str, ...] = ()
     cut: bool = False
 
-    def dialogues(self, number: int, record: Any) -> list[Dialogue]:
+    def dialogues(self, number: int, record: Any, join: bool = True) -> list[Dialogue]:
         """The dialogues of one of the records, perhaps of one turn or none.
 
-        In a chat, what one person writes in a row is one turn.
+        In a chat, what one person writes in a row is one turn, unless `join` is false.
 
         Raises:
             UserError: the record is broken; it says which, and how.
@@ -72,7 +72,7 @@ class Source(NamedTuple):
             found = self.convert(record)
         except FormatError as error:
             raise UserError(f"{self.input}: {self.unit} {number}: {error}") from None
-        return [join_turns(dialogue) for dialogue in found] if self.cut else found
+        return [join_turns(dialogue) for dialogue in found] if self.cut and join else found
 
     def for_template(self, template: str) -> "Source":
         """The source as a template needs it.
@@ -88,26 +88,6 @@ class Source(NamedTuple):
                 f" {self.input} is {self.format}: choose another template"
             )
         return self._replace(convert=partial(convert_to_alpaca, self.convert))
-
-
-def open_sources(inputs: Iterable[Input], open_one: Callable[[Input], Source]) -> tuple[list[Source], list[str]]:
-    """Recognise several inputs; also return a sentence for each that holds no conversations and was not named itself.
-
-    Raises:
-        UserError: as `open_source`; that one of the inputs holds no conversations, where it was named or all of them
-            hold none.
-    """
-    sources, failures = [], []
-    for input in inputs:
-        try:
-            sources.append(open_one(input))
-        except NotConversationsError as error:
-            if not input.found:
-                raise
-            failures.append(error)
-    if not sources:
-        raise failures[0]
-    return sources, list(map(str, failures))
 
 
 def choose_template(sources: Iterable[Source], template: str) -> str:

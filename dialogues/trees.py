@@ -141,7 +141,7 @@ def rows_of_columns(value: Any, columns: Columns = ()) -> list[dict[str, Any]] |
     length = len(lists[wanted[0]])
     rows = {key: column for key, column in lists.items() if len(column) == length}
     if wanted == pair:
-        rows = {key: [text_of(item) for item in rows[key]] for key in pair}
+        rows = {key: [text_of(item) for item in rows[key]] for key in wanted}
     return [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
 
 

@@ -4,7 +4,6 @@ import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,9 +11,9 @@ import numpy as np
 
 from dialogues.conversations import Changes
 from dialogues.encoding import encode_source
-from dialogues.inputs import find_inputs, is_pipe
-from dialogues.private import check_masking
-from dialogues.reading import Source, choose_template, open_source, open_sources
+from dialogues.inputs import is_pipe
+from dialogues.opening import open_paths
+from dialogues.reading import Source, choose_template
 from dialogues.split import split_conversations
 from dialogues.template import Renderer
 from dialogues.tokenizer import END_OF_TEXT
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from training.memory import Size
 
 
-NAMED = 3  # files that were not read, with the reason
 LEARNED_EXAMPLES = 100  # in learned.txt, at most
 
 
@@ -110,23 +108,8 @@ def open_data(settings: ConversationSettings) -> OpenedData:
     Raises:
         UserError: one can't be read as asked.
     """
-    if settings.mask:
-        check_masking()
-    found = find_inputs(settings.locate())
-    open_one = partial(
-        open_source,
-        format=settings.format,
-        pause_hours=settings.pause_hours,
-        columns=settings.named_columns,
-        allow_loss=settings.allow_loss,
-    )
-    sources, failures = open_sources(found.inputs, open_one)
+    sources, notes = open_paths(settings.locate(), settings)
     template = choose_template(sources, settings.template)
-    notes = [f"not read: {failure}" for failure in failures[:NAMED]]
-    if len(failures) > NAMED:
-        notes.append(f"not read: {len(failures) - NAMED:,} more files without conversations")
-    if found.ignored:
-        notes.append("not read: " + ", ".join(f"{count:,} {kind}" for kind, count in found.ignored.items()))
     if any(map(is_pipe, settings.paths)):
         notes.append("read from a pipe: to resume or evaluate this run, name the conversations once more with --data")
     return OpenedData([source.for_template(template) for source in sources], template, tuple(notes))

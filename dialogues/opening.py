@@ -1,0 +1,56 @@
+"""From the paths and options of `--data` to recognised sources, and sentences on what is not read."""
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from dialogues.inputs import NotConversationsError, find_inputs
+from dialogues.private import check_masking
+from dialogues.reading import Source, open_source
+from settings import FormatSettings
+
+NAMED = 3  # files that are not read, with the reason
+
+
+class Opened(NamedTuple):
+    """Recognised sources, and sentences on what is not read."""
+
+    sources: list[Source]
+    notes: list[str]
+
+
+def open_paths(paths: Iterable[Path], settings: FormatSettings) -> Opened:
+    """Recognise the files, folders, archives and pipes under some paths.
+
+    A file that was found in a folder or an archive and holds no conversations is left out; one that was named is an
+    error.
+
+    Raises:
+        UserError: a path without conversations, or an option that needs an extra.
+    """
+    if settings.mask:
+        check_masking()
+    open_one = partial(
+        open_source,
+        format=settings.format,
+        pause_hours=settings.pause_hours,
+        columns=settings.named_columns,
+        allow_loss=settings.allow_loss,
+    )
+    found, sources, failures = find_inputs(paths), [], []
+    for input in found.inputs:
+        try:
+            sources.append(open_one(input))
+        except NotConversationsError as error:
+            if not input.found:
+                raise
+            failures.append(error)
+    if not sources:
+        raise failures[0]
+    notes = [f"not read: {failure}" for failure in failures[:NAMED]]
+    if len(failures) > NAMED:
+        notes.append(f"not read: {len(failures) - NAMED:,} more files without conversations")
+    if found.ignored:
+        notes.append("not read: " + ", ".join(f"{count:,} {kind}" for kind, count in found.ignored.items()))
+    return Opened(sources, notes)
