@@ -38,6 +38,7 @@ class Block(NamedTuple):
 
     tokens: array  # ids
     texts: array  # of each turn: start and end of its text in its dialogue's tokens, and its place in `speakers`
+    context: array  # of each turn: 1 where the file says that it is not learned
     sizes: array  # of each dialogue: how many tokens and how many turns it has
     numbers: array  # of each dialogue: its place in the file
     fingerprints: array  # of each dialogue: 64 bits that equal dialogues share
@@ -52,7 +53,7 @@ class Block(NamedTuple):
         """Without a dialogue; tokens take two bytes each when the vocabulary allows it."""
         small = renderer.tokenizer.n_vocab + MOST_SPEAKERS <= 1 << 16
         tokens = array("H" if small else "I")
-        return cls(tokens, array("I"), array("I"), array("Q"), array("Q"), [], [], set(), PrivateCounts())
+        return cls(tokens, array("I"), array("B"), array("I"), array("Q"), array("Q"), [], [], set(), PrivateCounts())
 
 
 def encode_block(renderer: Renderer, dialogues: Iterable[tuple[int, Dialogue]], changes: Changes = UNCHANGED) -> Block:
@@ -78,6 +79,7 @@ def encode_block(renderer: Renderer, dialogues: Iterable[tuple[int, Dialogue]], 
         block.tokens.extend(tokens)
         for (start, end), (speaker, _) in zip(texts, dialogue.turns, strict=True):
             block.texts.extend((start, end, places.setdefault(speaker, len(places))))
+        block.context.extend(place in dialogue.context for place in range(len(texts)))
         block.sizes.extend((len(tokens), len(texts)))
         block.numbers.append(number)
         block.fingerprints.append(fingerprint(dialogue))
@@ -100,6 +102,7 @@ class Conversations:
         learned: (tokens,) whether a token counts in the loss.
         starts: (dialogues + 1,) where each dialogue begins in `tokens`.
         texts: (turns, 3) of each turn: start and end of its text within its dialogue, and its place in `speakers`.
+        context: (turns,) whether the file says that a turn is not learned.
         turn_starts: (dialogues + 1,) where each dialogue begins in `texts`.
         numbers: (dialogues,) the place of each in its file: record or line number.
         files: (dialogues,) the place of its file among the sources, from 0.
@@ -134,7 +137,7 @@ class Conversations:
             texts = np.array(block.texts, np.uint32).reshape(-1, 3)
             texts[:, 2] = new[texts[:, 2]] if len(texts) else 0
             whole.texts.frombytes(texts.tobytes())
-            for name in ("tokens", "sizes", "numbers", "fingerprints"):
+            for name in ("tokens", "context", "sizes", "numbers", "fingerprints"):
                 getattr(whole, name).extend(getattr(block, name))
             files.extend([block.file] * len(block.numbers))
             self.renamed |= block.renamed
@@ -145,6 +148,7 @@ class Conversations:
         self.speakers = list(places)
         self.tokens = np.frombuffer(whole.tokens, whole.tokens.typecode)
         self.texts = np.frombuffer(whole.texts, np.uint32).reshape(-1, 3)
+        self.context = np.frombuffer(whole.context, bool)
         self.numbers = np.frombuffer(whole.numbers, np.uint64)
         self.files = np.frombuffer(files, np.uint32)
         self.fingerprints = np.frombuffer(whole.fingerprints, np.uint64)
@@ -182,10 +186,11 @@ class Conversations:
         for number in range(len(self)):
             dialogue = self[number]
             for start, end in pairwise([0, *cuts.get(number, ()), len(dialogue.turns)]):
-                pieces.append(dialogue._replace(turns=dialogue.turns[start:end]))
+                context = tuple(place - start for place in dialogue.context if start <= place < end)
+                pieces.append(dialogue._replace(turns=dialogue.turns[start:end], context=context))
                 origins.append(number)
         made, divided = Conversations.of(self.renderer, pieces, self.learn), copy(self)
-        for name in ("tokens", "texts", "starts", "turn_starts", "fingerprints", "learned"):
+        for name in ("tokens", "texts", "context", "starts", "turn_starts", "fingerprints", "learned"):
             setattr(divided, name, getattr(made, name))
         divided.numbers, divided.files = self.numbers[origins], self.files[origins]
         return divided, np.array(origins)
@@ -223,10 +228,11 @@ class Conversations:
     def choose_learned(self, learn: str) -> np.ndarray:
         """(tokens,) whether a token is learned: all; the texts of replies; or the texts of one speaker.
 
-        With a text goes the stop behind it, or the end of text: by these the model learns to end its turn.
+        With a text goes the stop behind it, or the end of text: by these the model learns to end its turn. Turns that
+        the file marks as context are never learned.
         """
         if learn == "all":
-            return np.ones(len(self.tokens), bool)
+            return ~self.tokens_in(self.context)
         if learn == "replies" and self.renderer.name == "alpaca":
             learn = ALPACA_SPEAKERS[-1]
         if learn == "replies":
@@ -238,6 +244,10 @@ class Conversations:
             raise UserError(
                 f"--learn {learn}: all, replies, or the name of a speaker; there are {self.name_speakers()}"
             )
+        return self.tokens_in(chosen & ~self.context)
+
+    def tokens_in(self, chosen: np.ndarray) -> np.ndarray:
+        """(tokens,) whether a token belongs to one of the turns that are `chosen`, (turns,)."""
         starts, ends = self.turn_spans()
         steps = np.zeros(len(self.tokens) + 1, np.int8)
         steps[starts[chosen]] += 1
@@ -279,7 +289,8 @@ class Conversations:
         texts = self.texts_of(dialogue).tolist()
         space = len(self.renderer.template.space)
         turns = tuple(Turn(self.speakers[speaker], decode(tokens[start:end])[space:]) for start, end, speaker in texts)
-        return Dialogue(turns, decode(tokens[: self.instruction_end(dialogue)]))
+        context = np.flatnonzero(self.context[self.turn_starts[dialogue] : self.turn_starts[dialogue + 1]])
+        return Dialogue(turns, decode(tokens[: self.instruction_end(dialogue)]), context=tuple(context.tolist()))
 
     def name_speakers(self) -> str:
         """The speakers with the number of their turns, the busiest first."""

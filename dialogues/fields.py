@@ -67,7 +67,7 @@ def read_speaker(values: Mapping[str, Any], keys: TurnKeys) -> tuple[str, str]:
     if keys.role and isinstance(values[keys.role], str):
         word = plain(values[keys.role])
         if word in ROLES or word in SYSTEM or word in TOOLS:
-            return ROLES.get(word, values[keys.role].strip()), word
+            return ROLES.get(word, word), word
     for key in keys.speaker:
         word = plain(key)
         name, role = name_of(word, values[key])
@@ -93,12 +93,10 @@ def name_of(word: str, value: Any) -> tuple[str, str]:
     if is_list(value):
         return " & ".join(name for each in value if (name := name_of(word, each)[0])), ""
     if is_object(value):
-        found = {plain(key): held for key, held in reversed(pairs_of(value))}
-        if isinstance(found.get("role"), str):
+        found = {plain(key): held for key, held in reversed(pairs_of(value)) if isinstance(held, str) and held.strip()}
+        if "role" in found:
             return name_of("role", found["role"])
-        for key in (*NAME_KEYS, *SPEAKER_KEYS):
-            if isinstance(found.get(key), str) and found[key].strip():
-                return found[key].strip(), ""
+        return next((found[key].strip() for key in (*NAME_KEYS, *SPEAKER_KEYS) if key in found), ""), ""
     return "", ""
 
 

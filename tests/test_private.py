@@ -228,9 +228,9 @@ class TestTheAccount:
     def lines(self, tmp_path, talks: list[dict[str, str]], **options) -> list[str]:
         path = tmp_path / "data.json"
         path.write_text(json.dumps(talks))
-        settings = DataSettings(path=path, **options)
+        settings = DataSettings(paths=(path,), **options)
         data = read_data(open_data(settings), PROJECT / "models" / "tiny", settings, 1)
-        ledger = make_ledger(data.source, make_datasets(data, 0, 512), TrainingSettings())
+        ledger = make_ledger(data.sources, make_datasets(data, 0, 512), TrainingSettings())
         return [line for line in ledger_lines(ledger) if line.startswith(("private", "masked"))]
 
     def test_a_line(self, tmp_path):
