@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
-from dialogues.records import FormatError
+from dialogues.layouts.records import FormatError
 from support.errors import check_extra
 
 REQUIREMENT = "pyarrow>=21,<27"  # as in requirements-extra.txt

@@ -5,10 +5,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dialogues.formats import ALPACA, ALPACA_SPEAKERS, ALPACA_WITH_INPUT
+from dialogues.dialogue import ALPACA, ALPACA_SPEAKERS, ALPACA_WITH_INPUT
+from dialogues.layouts.words import ASSISTANT, SYSTEM, TOOLS, USER
 from dialogues.template import TEMPLATES
 from dialogues.tokenizer import END_OF_TEXT
-from dialogues.words import ASSISTANT, SYSTEM, TOOLS, USER
 
 # One line without a space that counts. What stands in `generation` is what is learned: the whole of it, or some turns.
 JINJA = """

@@ -10,12 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dialogues.dialogue import Dialogue, Turn
-from dialogues.formats import ALPACA_SPEAKERS
+from dialogues.dialogue import ALPACA_SPEAKERS, Dialogue, Turn
+from dialogues.layouts.words import ASSISTANT, USER
 from dialogues.private import PrivateCounts, list_private, mask_dialogue
 from dialogues.template import Renderer
 from dialogues.tokenizer import speaker_token
-from dialogues.words import ASSISTANT, USER
 from support.errors import UserError
 
 FIRST = 3  # places in the file that are kept for each reason to skip

@@ -3,6 +3,13 @@
 from typing import NamedTuple
 
 INSTRUCTION = "The following is a conversation between two people."
+# Instruction data in the published wording (Taori et al. 2023, "Stanford Alpaca").
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context."
+    " Write a response that appropriately completes the request."
+)
+ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+ALPACA_SPEAKERS = ("Instruction", "Input", "Response")
 
 
 class Turn(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from tqdm import tqdm
 
 from dialogues.conversations import UNCHANGED, Block, Changes, Conversations, encode_block
-from dialogues.formats import FORMATS
+from dialogues.layouts.formats import FORMATS
 from dialogues.reading import Source, name_formats, name_sources
 from dialogues.template import Renderer
 from dialogues.tokenizer import load_tokenizer

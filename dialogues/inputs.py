@@ -24,7 +24,7 @@ from typing import IO, NamedTuple, cast
 from dialogues.arrow import MARKS as ARROW
 from dialogues.arrow import json_lines
 from dialogues.kinds import HEAD, MEDIA_NAMES, packed_document, unreadable_kind
-from dialogues.records import FormatError, NotRecognisedError
+from dialogues.layouts.records import FormatError, NotRecognisedError
 from support.errors import UserError, check_one_process, printable, reason
 
 PACKED = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open, b"BZh": bz2.open}

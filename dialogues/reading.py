@@ -8,29 +8,28 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dialogues.account import MOST_LOST
 from dialogues.dialogue import Dialogue
-from dialogues.formats import (
+from dialogues.inputs import LIMIT, Input, reading
+from dialogues.layouts.account import MOST_LOST
+from dialogues.layouts.answers import as_alpaca
+from dialogues.layouts.formats import (
     FORMATS,
     PEEKED,
     Options,
-    as_alpaca,
     fitting,
-    from_every_key,
-    people_problem,
     recognise,
     transcript_key,
     unknown_record,
     unused_keys,
 )
-from dialogues.inputs import LIMIT, Input, reading
-from dialogues.messages import join_turns
-from dialogues.records import FormatError, NotRecognisedError, is_list, is_object, pairs_of
-from dialogues.tables import SEPARATOR, read_header, rows_of_table, unknown_columns
-from dialogues.texts import Read, read_file, read_transcripts
-from dialogues.turns import kind_of_turn, turn_list
-from dialogues.values import NO_JSON, find_records, parse_json, parse_line, parse_lines
-from dialogues.words import ROLES, Columns, plain, turn_keys
+from dialogues.layouts.messages import join_turns
+from dialogues.layouts.people import from_every_key, people_problem
+from dialogues.layouts.records import FormatError, NotRecognisedError, is_list, is_object, pairs_of
+from dialogues.layouts.tables import SEPARATOR, read_header, rows_of_table
+from dialogues.layouts.texts import Read, read_file, read_transcripts
+from dialogues.layouts.turns import kind_of_turn, turn_list
+from dialogues.layouts.values import NO_JSON, find_records, parse_json, parse_line, parse_lines
+from dialogues.layouts.words import ROLES, Columns, plain, turn_keys
 from support.errors import UserError
 
 HEAD = 1 << 16  # bytes that decide what a file is
@@ -299,7 +298,7 @@ def table_source(input: Input, lines: list[str], format: str, options: Options) 
         return Source(input, format, "turns", "dialogue", [(1, records)], convert, None, unused, cut=cut)
     name = forms[0] if forms else None
     if name is None:
-        raise NotRecognisedError(unknown_columns(list(rows[0][1]), [row for _, row in rows[:PEEKED]]))
+        raise NotRecognisedError(unknown_record([row for _, row in rows[:PEEKED]]))
     unused = tuple(unused_keys(rows[0][1], name, columns))
     if name == "text":
         return transcript_source(input, rows, columns, unused, format)

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
-from dialogues.formats import ALPACA, ALPACA_SPEAKERS, ALPACA_WITH_INPUT
+from dialogues.dialogue import ALPACA, ALPACA_SPEAKERS, ALPACA_WITH_INPUT, INSTRUCTION, Dialogue, Turn
 from dialogues.template import Renderer
 from settings import SamplingSettings
 from support.errors import UserError

@@ -7,8 +7,7 @@ from transformers import AutoTokenizer
 
 from conftest import dialogues_of, tiny_reference, write_layout
 from dialogues.conversations import Conversations
-from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
-from dialogues.formats import ALPACA, ALPACA_WITH_INPUT
+from dialogues.dialogue import ALPACA, ALPACA_WITH_INPUT, INSTRUCTION, Dialogue, Turn
 from dialogues.reading import open_source
 from dialogues.template import Renderer
 from dialogues.tokenizer import copy_vocabulary, load_tokenizer

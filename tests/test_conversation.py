@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from dialogues.conversations import Conversations
-from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
-from dialogues.formats import ALPACA
+from dialogues.dialogue import ALPACA, INSTRUCTION, Dialogue, Turn
 from dialogues.reading import open_source
 from dialogues.template import Renderer
 from dialogues.tokenizer import load_tokenizer

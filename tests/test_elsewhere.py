@@ -10,8 +10,7 @@ from transformers import GenerationConfig, LogitsProcessor, TextGenerationPipeli
 
 from conftest import tiny_reference, write_layout
 from dialogues.conversations import Conversations
-from dialogues.dialogue import Dialogue, Turn
-from dialogues.formats import ALPACA
+from dialogues.dialogue import ALPACA, Dialogue, Turn
 from dialogues.template import Renderer
 from dialogues.tokenizer import copy_vocabulary, load_tokenizer
 from hub.find import BUNDLED

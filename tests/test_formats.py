@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import PROJECT, bundled_dialogues, dialogues_of
-from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
-from dialogues.formats import ALPACA, ALPACA_WITH_INPUT, FORMATS
+from dialogues.dialogue import ALPACA, ALPACA_WITH_INPUT, INSTRUCTION, Dialogue, Turn
+from dialogues.layouts.formats import FORMATS
+from dialogues.layouts.records import LONGEST_NAME
 from dialogues.reading import open_source
-from dialogues.records import LONGEST_NAME
 from support.errors import UserError
 
 SAMPLES = PROJECT / "tests" / "samples"

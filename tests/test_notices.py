@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 
 from dialogues import phrases, system_phrases
-from dialogues.notices import LONGEST, is_notice, is_system_line, strip_marks
+from dialogues.layouts.notices import LONGEST, is_notice, is_system_line, strip_marks
 from whatsapp import COUNTRIES, Counts, write_chat
 
 # Program and language → whole messages. iOS marks its own words with U+200E.

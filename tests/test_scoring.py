@@ -11,8 +11,7 @@ from transformers import GPT2LMHeadModel
 from conftest import CPU, bundled_dialogues, tiny_reference, write_layout
 from dialogues.batches import DialogueDataset, Example
 from dialogues.conversations import Conversations
-from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
-from dialogues.formats import ALPACA_SPEAKERS
+from dialogues.dialogue import ALPACA_SPEAKERS, INSTRUCTION, Dialogue, Turn
 from dialogues.template import TEMPLATES, Renderer
 from dialogues.tokenizer import load_tokenizer
 from evaluation import metrics

@@ -26,8 +26,8 @@ BENCHMARKS = {path.stem for path in (PROJECT / "benchmarks").glob("*.py")}  # th
 
 
 def sources() -> list[Path]:
-    folders = [PROJECT, *(PROJECT / room for room in ROOMS if (PROJECT / room).is_dir())]
-    return sorted(path for folder in folders for path in folder.glob("*.py"))
+    folders = [PROJECT / room for room in ROOMS if (PROJECT / room).is_dir()]
+    return sorted([*PROJECT.glob("*.py"), *(path for room in folders for path in room.rglob("*.py"))])
 
 
 def room_of(name: str) -> str | None:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dialogues.conversations import Conversations, encode_block
-from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
-from dialogues.formats import ALPACA, as_alpaca
+from dialogues.dialogue import ALPACA, INSTRUCTION, Dialogue, Turn
+from dialogues.layouts.answers import as_alpaca
 from dialogues.template import TEMPLATES, Renderer, render
 from dialogues.tokenizer import load_tokenizer
 from support.errors import UserError

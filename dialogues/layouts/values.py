@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from dialogues.formats import fitting, has_turns
-from dialogues.records import FormatError, is_container, is_list, is_object, make_object, pairs_of
-from dialogues.trees import rows_of_columns
-from dialogues.words import Columns, turn_keys
+from dialogues.layouts.formats import fitting, has_turns
+from dialogues.layouts.records import FormatError, is_container, is_list, is_object, make_object, pairs_of
+from dialogues.layouts.trees import rows_of_columns
+from dialogues.layouts.words import Columns, turn_keys
 
 # What begins with a bracket and is no JSON: [20:01], [31.12.23, [Nora], {{.
 NO_JSON = re.compile(r"\[\s*(?:\d+[:/-]|\d+\.\s?\d+\.|(?!true|false|null)[^\W\d_]|[^\x00-\x7f])|\{\\rtf|\{\{|\[[+@#~]")

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dialogues.records import FormatError, is_container, is_list, is_object, pairs_of
-from dialogues.words import ROLES, SPEAKER_KEYS, SYSTEM, TOOLS, TurnKeys, is_nothing, plain
+from dialogues.layouts.records import FormatError, is_container, is_list, is_object, pairs_of
+from dialogues.layouts.words import ROLES, SPEAKER_KEYS, SYSTEM, TOOLS, TurnKeys, is_nothing, plain
 
 NO_TEXT = object()  # a message of pictures or the like
 TOOL_TEXT = object()  # a message of tool calls or their results
@@ -14,22 +14,10 @@ ROLE_KEYS = frozenset(("role", "from", "type", "sender", "author", "creator", "u
 THOUGHTS = frozenset(("thinking", "reasoning", "thought", "thoughts", "redactedthinking", "reasoningrecap"))
 TOOL_PARTS = frozenset(("tooluse", "toolresult", "toolcall", "toolresponse", "functioncall", "servertooluse"))
 SPANS = frozenset(
-    [
-        "plain",
-        "link",
-        "bold",
-        "italic",
-        "code",
-        "mention",
-        "email",
-        "phone",
-        "hashtag",
-        "texturl",
-        "pre",
-        "custome",
-        "moji",
-        "customemoji",
-    ]
+    re.findall(
+        r"\S+",
+        """plain link bold italic code mention email phone hashtag texturl pre custome moji customemoji""",
+    )
 )
 NAME_KEYS = ("nickname", "displayname", "realname", "globalname", "name", "username", "login", "email", "id")
 NOTICE_TYPES = re.compile(

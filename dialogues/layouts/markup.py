@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from dialogues.words import ASSISTANT, ROLES, SYSTEM, TOOLS, USER, plain
+from dialogues.layouts.words import ASSISTANT, ROLES, SYSTEM, TOOLS, USER, plain
 
 WHO = r"(?P<role>[Uu]ser|[Aa]ssistant|[Ss]ystem|[Hh]uman|[Bb]ot|[Pp]rompter|[Mm]odel|[Tt]ool|GPT|AI|USER|ASSISTANT|SYSTEM)"
 

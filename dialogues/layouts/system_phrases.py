@@ -1,4 +1,4 @@
-"""How the lines of an export read that nobody said: data for `dialogues.notices`.
+"""How the lines of an export read that nobody said: data for `dialogues.layouts.notices`.
 
 Each string holds phrases parted by `|`, no regular expressions. All is lower case and NFC, without a full stop at the
 end and without direction marks, as `notices.plain` leaves a line.

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from dialogues.formats import fits_alpaca, fits_pairs
-from dialogues.records import FormatError, make_object
-from dialogues.words import TURN_LISTS, Columns, plain, turn_keys
-from support.errors import printable
+from dialogues.layouts.answers import fits_alpaca, fits_pairs
+from dialogues.layouts.formats import unknown_record
+from dialogues.layouts.records import FormatError, make_object
+from dialogues.layouts.words import TURN_LISTS, Columns, plain, turn_keys
 
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}
 SEPARATOR = "sep="  # with which spreadsheets may begin a file
@@ -91,37 +91,8 @@ def rows_of_table(lines: Iterator[str], format: str, columns: Columns = ()) -> I
             f"line {number - 1}: {count} columns have the name {name!r}; rename them, so that none is lost"
         )
     if not knows_columns(header.names, columns):
-        raise FormatError(unknown_columns(header.names, []))
+        raise FormatError(unknown_record([dict.fromkeys(header.names, "")]))
     yield from read_rows(lines, header, number)
-
-
-def unknown_columns(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
-    """What is said of a table, or of objects, in which no column is known: the names, and the option to use."""
-    listed = ", ".join(repr(name[:40]) for name in names[:12])
-    speaker, text = likely_columns(names, rows)
-    return (
-        f"no known form of a conversation has the keys or columns {listed}; say what they hold, as in --columns"
-        f" speaker={quote(speaker)} text={quote(text)} (or prompt=... reply=...)"
-    )
-
-
-def quote(name: str) -> str:
-    name = printable(name[:40])
-    return f"'{name}'" if re.search(r"\s", name) else name
-
-
-def likely_columns(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> tuple[str, str]:
-    """The columns that most probably hold the speaker and the text: few short values that recur, and long ones."""
-    values = {name: [str(row.get(name) or "") for row in rows] for name in names}
-    lengths = {name: sum(map(len, held)) for name, held in values.items()}
-    text = max(names, key=lambda name: lengths[name]) if rows else names[-1]
-    others = [name for name in names if name != text] or list(names)
-    speaker = (
-        min(others, key=lambda name: (len(set(values[name])) < 2, len(set(values[name])), lengths[name]))
-        if rows
-        else others[0]
-    )
-    return speaker, text
 
 
 def read_rows(lines: Iterable[str], header: Header, number: int) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""What chat programs write in place of a text, in the languages of their users: data for `dialogues.notices`.
+"""What chat programs write in place of a text, in the languages of their users: data for `dialogues.layouts.notices`.
 
 Each string is a piece of a regular expression, alternatives parted by `|`. All is lower case and NFC, without a full
 stop at the end and without direction marks, as `notices.plain` leaves a text.

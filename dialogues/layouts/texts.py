@@ -6,15 +6,15 @@ from datetime import timedelta
 from itertools import islice
 from typing import NamedTuple
 
-from dialogues.account import MOST_LOST, Account
 from dialogues.dialogue import INSTRUCTION, Dialogue
-from dialogues.lines import CUT, dialogues_of_lines, find_shape, prepare
-from dialogues.logs import messages_of_log
-from dialogues.markup import SEPARATED, Template, find_template, name_of, split_turns
-from dialogues.messages import cut
-from dialogues.records import FormatError, make_turn
-from dialogues.timed import timed_lines
-from dialogues.words import ASSISTANT, USER
+from dialogues.layouts.account import MOST_LOST, Account
+from dialogues.layouts.lines import CUT, dialogues_of_lines, find_shape, prepare
+from dialogues.layouts.logs import messages_of_log
+from dialogues.layouts.markup import SEPARATED, Template, find_template, name_of, split_turns
+from dialogues.layouts.messages import cut
+from dialogues.layouts.records import FormatError, make_turn
+from dialogues.layouts.timed import timed_lines
+from dialogues.layouts.words import ASSISTANT, USER
 
 CORNELL = " +++$+++ "
 CLOCK_ALONE = re.compile(r"\[?\d{1,2}:\d\d(?::\d\d)?\]?$")

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from dialogues.records import is_container, is_list, is_object, pairs_of
-from dialogues.words import PAIRS, TURN_LISTS, Columns, TurnKeys, find_key, plain, turn_keys
+from dialogues.layouts.records import is_container, is_list, is_object, pairs_of
+from dialogues.layouts.words import PAIRS, TURN_LISTS, Columns, TurnKeys, find_key, plain, turn_keys
 
 OTHER_BRANCH = "messages of other branches"
 

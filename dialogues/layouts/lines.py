@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from dialogues.account import Account
 from dialogues.dialogue import Dialogue
-from dialogues.records import FormatError, make_turn
-from dialogues.stamps import parse_stamp
-from dialogues.words import ROLES, plain
+from dialogues.layouts.account import Account
+from dialogues.layouts.records import FormatError, make_turn
+from dialogues.layouts.stamps import parse_stamp
+from dialogues.layouts.words import ROLES, plain
 
 CODE = "\0"  # begins a line of code
 CUT = "\0cut"  # a line that separates dialogues, put there by a reader
@@ -24,140 +24,18 @@ HEADING = re.compile(
 )
 # Words before a colon that begin a line of an answer.
 LABELS = frozenset(
-    [
-        "note",
-        "notes",
-        "nb",
-        "ps",
-        "tip",
-        "tips",
-        "example",
-        "examples",
-        "warning",
-        "caution",
-        "hint",
-        "step",
-        "option",
-        "part",
-        "day",
-        "ingredients",
-        "instructions",
-        "directions",
-        "method",
-        "summary",
-        "title",
-        "subject",
-        "re",
-        "fwd",
-        "date",
-        "time",
-        "location",
-        "place",
-        "address",
-        "price",
-        "total",
-        "result",
-        "results",
-        "output",
-        "code",
-        "http",
-        "https",
-        "ftp",
-        "file",
-        "source",
-        "sources",
-        "reference",
-        "references",
-        "edit",
-        "update",
-        "conclusion",
-        "solution",
-        "pros",
-        "cons",
-        "important",
-        "remember",
-        "reminder",
-        "question",
-        "answer",
-        "problem",
-        "explanation",
-        "reason",
-        "steps",
-        "preparation",
-        "serves",
-        "servings",
-        "introduction",
-        "overview",
-        "background",
-        "definition",
-        "chapter",
-        "week",
-        "phase",
-        "section",
-        "goal",
-        "goals",
-        "cost",
-        "link",
-        "links",
-        "url",
-        "email",
-        "phone",
-        "tel",
-        "mailto",
-        "todo",
-        "task",
-        "plan",
-        "option",
-        "figure",
-        "table",
-        "line",
-        "item",
-        "first",
-        "second",
-        "third",
-        "finally",
-        "todo",
-        "fact",
-        "advantages",
-        "disadvantages",
-        "benefits",
-        "features",
-        "requirements",
-        "materials",
-        "tools",
-        "hinweis",
-        "achtung",
-        "wichtig",
-        "zutaten",
-        "schritt",
-        "beispiel",
-        "tipp",
-        "anmerkung",
-        "nota",
-        "importante",
-        "ejemplo",
-        "paso",
-        "ingredientes",
-        "consejo",
-        "exemple",
-        "étape",
-        "ingrédients",
-        "remarque",
-        "conseil",
-        "attention",
-        "esempio",
-        "passo",
-        "ingredienti",
-        "esempio",
-        "dica",
-        "exemplo",
-        "observação",
-        "voorbeeld",
-        "stap",
-        "opmerking",
-        "let",
-        "op",
-    ]
+    re.findall(
+        r"\S+",
+        """note notes nb ps tip tips example examples warning caution hint step option part day ingredients instructions
+directions method summary title subject re fwd date time location place address price total result results
+output code http https ftp file source sources reference references edit update conclusion solution pros cons
+important remember reminder question answer problem explanation reason steps preparation serves servings
+introduction overview background definition chapter week phase section goal goals cost link links url email
+phone tel mailto todo task plan option figure table line item first second third finally todo fact advantages
+disadvantages benefits features requirements materials tools hinweis achtung wichtig zutaten schritt beispiel
+tipp anmerkung nota importante ejemplo paso ingredientes consejo exemple étape ingrédients remarque conseil
+attention esempio passo ingredienti esempio dica exemplo observação voorbeeld stap opmerking let op""",
+    )
 )
 NAME = r"(?P<name>(?:[^\W_]|[@+#~$&(]|[^\x00-\x7f\s])[^:：\n]{0,60}?)"
 ODD = r"(?!//)(?<!\d:(?=\d))"  # no URL, no time of day

@@ -7,14 +7,14 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import NamedTuple
 
-from dialogues.account import Account
-from dialogues.lines import FOOTERS, RULE, read_name
-from dialogues.lines import KINDS as UNTIMED
-from dialogues.messages import Message, without_numbers
-from dialogues.notices import is_notice, is_system_line, strip_marks
-from dialogues.records import FormatError, make_turn
-from dialogues.stamps import MARKS, Stamp, moments, parse_stamp
-from dialogues.timed import EDITS, Line, Timed, find_timed, read_day
+from dialogues.layouts.account import Account
+from dialogues.layouts.lines import FOOTERS, RULE, read_name
+from dialogues.layouts.lines import KINDS as UNTIMED
+from dialogues.layouts.messages import Message, without_numbers
+from dialogues.layouts.notices import is_notice, is_system_line, strip_marks
+from dialogues.layouts.records import FormatError, make_turn
+from dialogues.layouts.stamps import MARKS, Stamp, moments, parse_stamp
+from dialogues.layouts.timed import EDITS, Line, Timed, find_timed, read_day
 
 KINDS = {
     "angle": UNTIMED["angle"],

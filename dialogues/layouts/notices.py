@@ -9,7 +9,7 @@ import unicodedata
 from functools import cache
 from typing import NamedTuple
 
-from dialogues import phrases, system_phrases
+from dialogues.layouts import phrases, system_phrases
 
 LEFT_TO_RIGHT = "\u200e"  # WhatsApp on iOS writes it before everything that is its own
 MARKS = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"  # direction marks, which phones add

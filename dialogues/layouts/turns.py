@@ -7,10 +7,18 @@ from itertools import pairwise
 from typing import Any
 
 from dialogues.dialogue import INSTRUCTION, Dialogue
-from dialogues.fields import UNKNOWN, check_speaker, mend_encoding, read_content, read_speaker, read_text, why_skipped
-from dialogues.messages import PAUSE, Message, cut, without_numbers
-from dialogues.notices import is_notice, strip_marks
-from dialogues.records import (
+from dialogues.layouts.fields import (
+    UNKNOWN,
+    check_speaker,
+    mend_encoding,
+    read_content,
+    read_speaker,
+    read_text,
+    why_skipped,
+)
+from dialogues.layouts.messages import PAUSE, Message, cut, without_numbers
+from dialogues.layouts.notices import is_notice, strip_marks
+from dialogues.layouts.records import (
     FormatError,
     Pairs,
     is_container,
@@ -22,9 +30,9 @@ from dialogues.records import (
     once,
     pairs_of,
 )
-from dialogues.stamps import read_times
-from dialogues.trees import OTHER_BRANCH, rows_of_columns, threads, unfold
-from dialogues.words import (
+from dialogues.layouts.stamps import read_times
+from dialogues.layouts.trees import OTHER_BRANCH, rows_of_columns, threads, unfold
+from dialogues.layouts.words import (
     ASSISTANT,
     OTHER_KEYS,
     PAIRS,

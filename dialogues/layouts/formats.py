@@ -1,0 +1,215 @@
+"""Conversations as JSON: a function for each form that a record can have, and the choice between them.
+
+A record is what JSON holds for a conversation; a row of a table is one too. Objects are dicts, or `Pairs` where a key
+occurs twice. A further form is two further functions and a line in `FORMATS`.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from dialogues.dialogue import Dialogue
+from dialogues.layouts.answers import choose_pair, fits_alpaca, fits_pairs, from_alpaca, from_pairs
+from dialogues.layouts.messages import PAUSE
+from dialogues.layouts.people import fits_names, from_names, is_aside
+from dialogues.layouts.records import (
+    FormatError,
+    is_list,
+    is_object,
+    keys_of,
+    kind,
+    pairs_of,
+)
+from dialogues.layouts.trees import unfold
+from dialogues.layouts.turns import from_turns, holds_turns, kind_of_turn, turn_list
+from dialogues.layouts.words import (
+    INPUTS,
+    INSTRUCTIONS,
+    OUTPUTS,
+    SYSTEM_PROMPTS,
+    TURN_LISTS,
+    Columns,
+    find_key,
+    plain,
+    turn_keys,
+)
+from support.errors import printable
+
+PEEKED = 100  # records that show what form a file has
+TURN_ASIDES = frozenset(("toolcalls", "functioncall", "toolcallid"))
+# A text that may be a whole dialogue: a second line or mark that says who speaks.
+TRANSCRIPT = re.compile(r"\n|__eou__|\[/INST\]|<\||###|<start_of_turn>|ASSISTANT:|\[SEP\]")
+
+
+def has_keys(record: Any, *needed: str) -> bool:
+    return set(needed) <= {plain(key) for key, _ in pairs_of(record)}
+
+
+class Options(NamedTuple):
+    """How the user wants records to be read."""
+
+    columns: Columns = ()
+    pause: timedelta = PAUSE
+
+
+class Format(NamedTuple):
+    fits: Callable[[Any, Columns], bool]
+    convert: Callable[[Any, Options], list[Dialogue]]
+
+
+def has_turns(record: Any, columns: Columns = ()) -> bool:
+    """Whether a record is or holds a list of turns."""
+    try:
+        _, items, _ = turn_list(record, columns)
+    except FormatError:
+        return False
+    return holds_turns(items, columns) if not is_list(record) else is_conversation(record, columns)
+
+
+def is_conversation(items: list[Any], columns: Columns = ()) -> bool:
+    """Whether a list that nothing names is one conversation: of messages, or of objects with one name each."""
+    kinds = [kind_of_turn(item, columns) for item in items[:3]]
+    if "message" in kinds:
+        return True
+    if kinds and all(kind == "pair" for kind in kinds):
+        return not isinstance(items[0][0], str)
+    return len(kinds) > 1 and all(kind == "named" for kind in kinds)
+
+
+def keys_of_turns(record: Any, columns: Columns = ()) -> set[str]:
+    """The keys of a record's first turn that is an object."""
+    if not has_turns(record, columns):
+        return set()
+    first = next((item for item in turn_list(record, columns)[1][:2] if is_object(item)), {})
+    return {plain(key) for key, _ in pairs_of(first)}
+
+
+def fits_messages(record: Any, columns: Columns = ()) -> bool:
+    return {"role", "content"} <= keys_of_turns(record, columns)
+
+
+def fits_sharegpt(record: Any, columns: Columns = ()) -> bool:
+    return {"from", "value"} <= keys_of_turns(record, columns)
+
+
+def fits_turns(record: Any, columns: Columns = ()) -> bool:
+    others = fits_messages(record, columns) or fits_sharegpt(record, columns)
+    return not others and has_turns(record, columns)
+
+
+def fits_text(record: Any, columns: Columns = ()) -> bool:
+    return transcript_key(record, columns) is not None
+
+
+def transcript_key(record: Any, columns: Columns = ()) -> str | None:
+    """The key under which a record holds a whole dialogue as one text."""
+    asked = dict(columns)
+    if "text" in asked and "speaker" not in asked:
+        return asked["text"] if asked["text"] in dict(pairs_of(record)) else None
+    found = {plain(key): (key, value) for key, value in reversed(pairs_of(record))}
+    for word in TURN_LISTS:
+        if word in found and isinstance(text := found[word][1], str) and TRANSCRIPT.search(text):
+            return found[word][0]
+    return None
+
+
+def convert_messages(record: Any, options: Options) -> list[Dialogue]:
+    return from_turns(record, options.columns, options.pause)
+
+
+FORMATS = {
+    "names": Format(lambda record, _: fits_names(record), lambda record, _: [from_names(record)]),
+    "turns": Format(fits_turns, convert_messages),
+    "messages": Format(fits_messages, convert_messages),
+    "sharegpt": Format(fits_sharegpt, convert_messages),
+    "alpaca": Format(lambda record, _: fits_alpaca(record), lambda record, _: [from_alpaca(record)]),
+    "pairs": Format(fits_pairs, lambda record, options: [from_pairs(record, options.columns)]),
+}
+
+
+def fitting(record: Any, columns: Columns = ()) -> list[str]:
+    """The names of the forms that `record` could have."""
+    names = [name for name, form in FORMATS.items() if form.fits(record, columns)]
+    if len(names) > 1 and "turns" in names and plain(turn_list(record, columns)[0]) in ("history", "chosen", "text"):
+        names.remove("turns")  # a part of the pair
+    return names or (["text"] if fits_text(record, columns) else [])
+
+
+def recognise(record: Any, columns: Columns = ()) -> str:
+    """The name of the one form that `record` has.
+
+    Raises:
+        FormatError: none, or more than one.
+    """
+    names = fitting(record, columns)
+    if len(names) == 1:
+        return names[0]
+    if names:
+        raise FormatError(f"this could be {' or '.join(names)} ({keys_of(record)}); say which with --format")
+    if has_keys(record, "inputids") or (is_list(record) and record and isinstance(record[0], int)):
+        raise FormatError("these are token ids; conversations are needed as text")
+    raise FormatError(unknown_record([record]))
+
+
+def unknown_record(records: Sequence[Any]) -> str:
+    """What is said of records of no known form: their keys, and the option that names them."""
+    first = next((record for record in records if is_object(record)), records[0])
+    if not is_object(first):
+        return f"{kind(first)} is no conversation; see the formats in docs/data.md"
+    if not pairs_of(first):
+        return "no known form of a conversation has no keys; see the formats in docs/data.md"
+    speaker, text = likely_columns(first, records)
+    return (
+        f"no known form of a conversation has {keys_of(first)}; say what they hold, as in --columns speaker={speaker}"
+        f" text={text} (or prompt=... reply=...; --format names takes every key as a speaker's name)"
+    )
+
+
+def likely_columns(first: Any, records: Sequence[Any]) -> tuple[str, str]:
+    """The keys that most probably hold speaker and text: few short values that recur, and the longest ones."""
+    rows = [dict(pairs_of(record)) for record in records if is_object(record)]
+    names = list(dict(pairs_of(first)))
+    values = {name: [str(row.get(name) or "") for row in rows] for name in names}
+    text = max(names, key=lambda name: sum(map(len, values[name])))
+    others = [name for name in names if name != text] or names
+    speaker = min(others, key=lambda name: (len(set(values[name])), sum(map(len, values[name]))))
+    return quote(speaker), quote(text)
+
+
+def quote(name: str) -> str:
+    name = printable(name[:40])
+    return f"'{name}'" if " " in name else name
+
+
+def unused_keys(record: Any, form: str, columns: Columns = ()) -> list[str]:
+    """The keys of a record, and of its turns, that its form has no use for."""
+    keys = list(dict(pairs_of(record)))
+    values = dict(pairs_of(record))
+    if form == "names":
+        return [key for key, value in pairs_of(record) if is_aside(key, value)]
+    if form == "alpaca":
+        used = (find_key(values, words) for words in (INSTRUCTIONS, INPUTS, OUTPUTS, SYSTEM_PROMPTS, ("history",)))
+    elif form == "pairs":
+        used = (*(choose_pair(values, columns) or ()), find_key(values, SYSTEM_PROMPTS), find_key(values, ("history",)))
+    elif form == "text":
+        used = (transcript_key(record, columns),)
+    else:
+        return unused_turn_keys(record, columns)
+    known = set(used)
+    return [key for key in keys if key not in known and not plain(key).startswith("context0")]
+
+
+def unused_turn_keys(record: Any, columns: Columns) -> list[str]:
+    key, items, _ = turn_list(record, columns)
+    values = dict(pairs_of(record))
+    used = {key, find_key(values, SYSTEM_PROMPTS)} if not unfold(record) else set(values)
+    inside: dict[str, None] = {}
+    for turn in items[:PEEKED]:
+        if is_object(turn):
+            names = turn_keys(tuple(dict(pairs_of(turn))), columns)
+            known = {*names.speaker, *names.text, *names.identity, *names.time, names.order, names.parent, names.weight}
+            inside.update(
+                (name, None) for name, _ in pairs_of(turn) if name not in known and plain(name) not in TURN_ASIDES
+            )
+    return [name for name in values if name not in used] + list(inside)

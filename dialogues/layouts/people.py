@@ -1,0 +1,102 @@
+"""Objects whose keys are the speakers, and whether keys behave as people do."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dialogues.dialogue import Dialogue
+from dialogues.layouts.records import FormatError, is_container, is_object, kind, make_turn, pairs_of, shorten
+from dialogues.layouts.words import (
+    INPUTS,
+    INSTRUCTIONS,
+    OTHER_KEYS,
+    OUTPUTS,
+    PAIRS,
+    SPEAKER_KEYS,
+    SYSTEM_PROMPTS,
+    TEXT_KEYS,
+    TURN_LISTS,
+    plain,
+)
+
+MOST_LABELS = 4
+FORM_WORDS = {
+    *(*SPEAKER_KEYS, *TEXT_KEYS, *TURN_LISTS, *INPUTS, *OUTPUTS, *INSTRUCTIONS, *SYSTEM_PROMPTS, "chosen", "rejected"),
+    *(word for pair in PAIRS for word in pair if word not in ("doctor", "patient", "customer", "agent", "q", "a")),
+}
+
+
+def from_names(record: Any) -> Dialogue:
+    """`{"Alex": "...", "Bob": "...", "Alex": "..."}`: the keys are the speakers in order, repeats kept."""
+    if not is_object(record):
+        raise FormatError(f'an object {{"speaker": "text", ...}} is needed, this is {kind(record)}')
+    said = [turn for turn in pairs_of(record) if not is_aside(*turn)]
+    if len(said) < 2:
+        raise FormatError(f"a dialogue needs two turns or more, this has {len(said)}")
+    return Dialogue(tuple(make_turn(*turn, f"turn {number}") for number, turn in enumerate(said, 1)))
+
+
+def from_every_key(record: Any) -> Dialogue:
+    """`from_names` where the user says so: every key is a speaker."""
+    if not is_object(record):
+        return from_names(record)
+    said = pairs_of(record)
+    if len(said) < 2:
+        raise FormatError(f"a dialogue needs two turns or more, this has {len(said)}")
+    return Dialogue(tuple(make_turn(*turn, f"turn {number}") for number, turn in enumerate(said, 1)))
+
+
+def is_aside(key: str, value: Any) -> bool:
+    """Whether a member of an object of names is none of its turns: its key is a word for something else."""
+    return plain(key) in OTHER_KEYS
+
+
+def fits_names(record: Any) -> bool:
+    """An object of plain values under two or more keys that are no words of another form."""
+    pairs = pairs_of(record)
+    if not pairs or any(is_container(text) for _, text in pairs):
+        return False
+    people = [(name, text) for name, text in pairs if not is_aside(name, text)]
+    if any(plain(name) in FORM_WORDS for name, _ in people) or len(people) < min(len(pairs), 2):
+        return False
+    return any(isinstance(text, str) for _, text in people)
+
+
+def people_problem(records: Sequence[Any]) -> str | None:
+    """Why the keys of such records do not behave as people do; none where they do.
+
+    People say prose, and not all records have the same few of them, or their names look like names.
+    """
+    values: dict[str, list[str]] = {}
+    for record in records:
+        for name, text in pairs_of(record):
+            if not is_aside(name, text) and isinstance(text, str):
+                values.setdefault(name, []).append(text)
+    for name, texts in values.items():
+        if is_identifier(name):
+            return f"{shorten(name)} looks like a column, not like a speaker"
+        if len(texts) > 2 and is_label_column(texts):
+            return (
+                f"what {shorten(name)} has are labels ({', '.join(shorten(text) for text in dict.fromkeys(texts[:3]))})"
+            )
+    schemas = {tuple(name for name, _ in pairs_of(record)) for record in records}
+    same = len(schemas) == 1 and len(records) > 2
+    if same and all(name.islower() for name in values) and len(set(next(iter(schemas)))) == len(next(iter(schemas))):
+        return f"all records have the same keys ({', '.join(map(shorten, values))}), as columns do"
+    return None
+
+
+def is_identifier(name: str) -> bool:
+    """Whether a key is written as programs write them: snake_case, camelCase, or a number."""
+    bare = name.strip()
+    return "_" in bare.strip("_") or bare.isdigit() or (bare[:1].islower() and any(map(str.isupper, bare[1:])))
+
+
+def is_label_column(texts: Sequence[str]) -> bool:
+    """Whether values are labels, ids or categories: short ones of which there are few, or no words at all."""
+    stripped = [text.strip() for text in texts if text.strip()]
+    if not stripped:
+        return False
+    if all(not any(map(str.isalpha, text)) for text in stripped):
+        return True
+    short = all(len(text.split()) <= 2 and text[-1:] not in ".!?…" for text in stripped)
+    return short and len(set(stripped)) <= max(1, 0.7 * len(stripped)) and all(text.islower() for text in stripped)
