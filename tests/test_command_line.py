@@ -15,6 +15,8 @@ import torch
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
 
 from conftest import PROJECT, refused, tiny_reference, write_layout, written
+from settings import EvaluateSettings, FinetuneSettings
+from support.command_line import parse_command_line
 
 QUICK = ("--epochs", 1, "--max-new-tokens", 2)
 DATA = (
@@ -474,3 +476,17 @@ class TestPlacesThatCannotBeWritten:
             assert written(small) == []
         finally:
             subprocess.run(["umount", small], check=True)
+
+
+def test_repeated_options_add_up():
+    def paths(*arguments: str) -> list[str]:
+        return list(map(str, parse_command_line(FinetuneSettings, arguments).data.paths))
+
+    assert (
+        paths("--data", "a", "b") == paths("--data", "a", "--data", "b") == paths("--data=a", "--data=b") == ["a", "b"]
+    )
+    assert paths("--data", "a", "--seed", "1", "--data", "-", "c") == ["a", "-", "c"]
+    settings = parse_command_line(FinetuneSettings, ["--rename", "a=b", "--seed", "1", "--rename=c=d", "--seed", "2"])
+    assert settings.data.new_names == {"a": "b", "c": "d"}
+    assert settings.training.seed == 2
+    assert parse_command_line(EvaluateSettings, ["runs/x", "--data", "a"]).model == "runs/x"

@@ -422,3 +422,35 @@ def test_a_changed_model_is_refused(tmp_path):
         changed = replace(record, fingerprints={**record.fingerprints, name: "c"})
         with pytest.raises(UserError, match=f"since it began, {words}; restore"):
             check_record(tmp_path, changed)
+
+
+def test_a_run_from_a_pipe_needs_its_conversations_once_more(work):
+    data = (PROJECT / "llm_train_text.json").read_text(encoding="utf-8")
+
+    def run(script: str, *options: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, PROJECT / script, *map(str, options)],
+            cwd=work, input=data, capture_output=True, text=True, encoding="utf-8", check=False,
+        )  # fmt: skip
+
+    begun = run("finetune.py", "--data", "-", "--epochs", 1, "--cases", 1, "--run-dir", "run", "--keep-checkpoint")
+    assert begun.returncode == 0, begun.stderr
+    assert "data: standard input (names), 10 dialogues" in begun.stdout
+    assert begun.stdout.count("read from a pipe: to resume or evaluate this run, name the conversations") == 1
+    assert json.loads((work / "run" / "settings.json").read_text())["data"]["paths"] == ["-"]
+    assert "its conversations came from a pipe" in refused(run("finetune.py", "--resume", "run", "--epochs", 2))
+    assert "was trained on conversations from a pipe" in refused(run("evaluate.py", "run"))
+    measured = run("evaluate.py", "run", "--base", "none", "--data", "-")
+    assert "standard input (names), 10 dialogues, measured on the 3 that the run held out (val)" in measured.stdout
+    for name in ("-", PROJECT / "llm_train_text.json"):
+        epochs = 2 if name == "-" else 3
+        resumed = run("finetune.py", "--resume", "run", "--epochs", epochs, "--keep-checkpoint", "--data", name)
+        assert resumed.returncode == 0, resumed.stderr
+
+
+def test_settings_of_one_file_as_older_versions_wrote_them(stopped, work):
+    recorded = json.loads((stopped / "settings.json").read_text())
+    recorded["data"]["path"] = recorded["data"].pop("paths")[0]
+    write_json(stopped / "settings.json", recorded)
+    settings = parse_finetune_settings(["--resume", str(stopped)])
+    assert settings.data.paths == (work / "data.json",)

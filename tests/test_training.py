@@ -137,7 +137,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_the_weights(model, tmp_pa
     model.ln_f.register_forward_hook(lambda module, _, x: x * value if module.training else x)
     before = model.wte.weight.clone()
     settings = TrainingSettings(epochs=1, batch_size=1, gradient_accumulation=2, learning_rate=1e-3)
-    with pytest.raises(UserError, match=r"step 1: the loss is nan, on the dialogues [12], 3 of the file; try a lower"):
+    with pytest.raises(UserError, match=r"step 1: the loss is nan, on the dialogues [12], 3 of the data; try a lower"):
         fit(model, make_dataset(20, 30, 25), make_dataset(9), settings, tmp_path)
     assert torch.equal(model.wte.weight, before)
 
@@ -297,7 +297,7 @@ def test_a_gradient_that_is_no_number_is_not_applied(model, tmp_path, precision)
     before = copy.deepcopy(model.state_dict())
     model.ln_f.weight.register_hook(lambda gradient: gradient * math.nan)
     settings = TrainingSettings(epochs=1, batch_size=3, learning_rate=1e-3)
-    with pytest.raises(UserError, match="step 1: the gradient is nan, on the dialogues 1, 2, 3 of the file") as stopped:
+    with pytest.raises(UserError, match="step 1: the gradient is nan, on the dialogues 1, 2, 3 of the data") as stopped:
         fit(model, make_dataset(20, 30, 25), make_dataset(9), settings, tmp_path, CPU._replace(precision=precision))
     assert ("--precision fp32" in str(stopped.value)) == (precision == "bf16")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
