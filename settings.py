@@ -36,8 +36,8 @@ class FormatSettings:
     ] = "auto"
     """what form the files have; auto: each is recognised by its content"""
     columns: tuple[str, ...] = ()
-    """what a column or key holds, where its name does not say it: speaker=Character text=Line dialogue=Scene time=Date, or
-    prompt=... and reply=..."""
+    """what a column or key holds, where its name does not say it: speaker=Character text=Line dialogue=Scene time=Date,
+    or prompt=... and reply=..."""
     pause_hours: float = 8
     """hours of silence that begin a new dialogue, where messages have times"""
     allow_loss: bool = False

@@ -251,14 +251,10 @@ def choose_form(
         FormatError: it has more than one, or none of the first has any; it says which.
     """
     sample = records[:PEEKED]
-    number, record = next(
-        (one for one in sample if format not in ("auto", "chat-export", "text") or fitting(one[1], columns)), sample[0]
-    )
+    forced = format in FORMATS
+    number, record = next((one for one in sample if forced or fitting(one[1], columns)), sample[0])
     try:
-        if format in ("auto", "chat-export"):
-            name = recognise(record, columns)
-        else:
-            name = format
+        name = format if forced else recognise(record, columns)
         if name == "names" and format == "auto" and (problem := people_problem([each for _, each in sample])):
             raise NotRecognisedError(f"{problem}; {unknown_record([each for _, each in sample])}")
         if is_list(record) and (problem := rows_problem(record, columns)):
@@ -315,7 +311,8 @@ def transcript_source(
     read = read_transcripts([(number, text) for number, text in texts if isinstance(text, str)])
     if read is None or len(read.speakers) < 2:
         raise NotRecognisedError(
-            f"what {key!r} has is text in which nobody speaks (no `Name: text`); {unknown_record([record for _, record in records[:PEEKED]])}"
+            f"what {key!r} has is text in which nobody speaks (no `Name: text`);"
+            f" {unknown_record([record for _, record in records[:PEEKED]])}"
         )
     return Source(input, format, "turns", "record", *whole(read), unused, tuple(read.account.lines()))
 
@@ -354,7 +351,7 @@ def convert_line(name: str, format: str, options: Options, line: bytes) -> list[
 
 
 def convert_record(name: str, format: str, options: Options, record: Any) -> list[Dialogue]:
-    """The dialogues of a record in the form `name`; a record of another form is a mistake, unless the form is forced."""
+    """The dialogues of a record in the form `name`; one of another form is a mistake, unless the form is forced."""
     form = FORMATS[name]
     if format == "names":
         return [from_every_key(record)]

@@ -59,7 +59,7 @@ def from_alpaca(record: Any) -> Dialogue:
 
 
 def unfold_prompt(text: Any) -> list[tuple[str, Any]]:
-    """The turns of a prompt that holds the talk so far, as `Human: ...`, and ends with the mark of the answer (BELLE)."""
+    """The turns of a prompt that holds the talk so far as `Human: ...`, and ends with `Assistant:` (BELLE)."""
     if not isinstance(text, str) or not text.rstrip().endswith(":"):
         return []
     pieces = re.split(r"(?:^|\n)\s*(Human|User|Assistant|AI|Bot|GPT)\s?:\s?", text.strip())

@@ -62,9 +62,10 @@ def find_kind(rests: list[str]) -> str:
         if matched[kind] > 0.6 * len(said):
             return kind
     names = Counter(EDITS.sub("", rest).strip() for rest in said)
-    if sum(count for count in names.values() if count > 1) > 0.6 * len(said) and len(names) < 0.5 * len(said) + 2:
-        if matched["colon"] < 0.8 * len(said) or all(rest.endswith(":") for rest in said):
-            return "bare"
+    recurring = sum(count for count in names.values() if count > 1)
+    ends = matched["colon"] < 0.8 * len(said) or all(rest.endswith(":") for rest in said)
+    if ends and recurring > 0.6 * len(said) and len(names) < 0.5 * len(said) + 2:
+        return "bare"
     if matched["colon"] < 0.3 * len(said) and matched["arrow"] > 0.6 * len(said):
         return "arrow"
     words = Counter(rest.split()[0] for rest in said)

@@ -5,7 +5,10 @@ from typing import NamedTuple
 
 from dialogues.layouts.words import ASSISTANT, ROLES, SYSTEM, TOOLS, USER, plain
 
-WHO = r"(?P<role>[Uu]ser|[Aa]ssistant|[Ss]ystem|[Hh]uman|[Bb]ot|[Pp]rompter|[Mm]odel|[Tt]ool|GPT|AI|USER|ASSISTANT|SYSTEM)"
+WHO = (
+    r"(?P<role>[Uu]ser|[Aa]ssistant|[Ss]ystem|[Hh]uman|[Bb]ot|[Pp]rompter|[Mm]odel|[Tt]ool|GPT|AI|USER"
+    r"|ASSISTANT|SYSTEM)"
+)
 
 
 class Template(NamedTuple):

@@ -74,7 +74,7 @@ def people_problem(records: Sequence[Any]) -> str | None:
     for name, texts in values.items():
         if is_identifier(name):
             return f"{shorten(name)} looks like a column, not like a speaker"
-        if len(texts) > 2 and is_label_column(texts):
+        if name.islower() and len(texts) > 2 and is_label_column(texts):
             return (
                 f"what {shorten(name)} has are labels ({', '.join(shorten(text) for text in dict.fromkeys(texts[:3]))})"
             )

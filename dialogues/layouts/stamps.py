@@ -37,7 +37,8 @@ CLOCK = (
 )
 WEEKDAY = r"(?:[^\W\d]{2,12}\.?,?\s+)?"
 DATE = (
-    r"(?P<first>\d{1,4})(?P<separator>\.?\u200f?[ ./-]\s?|年\s?|년\s?)(?P<middle>\d{1,2})(?:\.?\u200f?[ ./-]\s?|月\s?|월\s?)"
+    r"(?P<first>\d{1,4})(?P<separator>\.?\u200f?[ ./-]\s?|年\s?|년\s?)"
+    r"(?P<middle>\d{1,2})(?:\.?\u200f?[ ./-]\s?|月\s?|월\s?)"
     r"(?P<last>\d{1,4})(?:\.(?!\d)|日|일)?(?:\s?\(?(?:[^\W\d]{1,3})\))?"
     r"|(?P<day>\d{1,2})(?:st|nd|rd|th|\.)?[ -](?:de )?(?P<month>[^\W\d]{3,10})\.?,?[ -](?:de )?(?P<year>\d{2,4})"
     rf"|{WEEKDAY}(?P<month2>[^\W\d]{{3,10}})\.?\s(?P<day2>\d{{1,2}})(?:st|nd|rd|th)?,?\s(?P<year2>\d{{4}})"
@@ -76,7 +77,7 @@ def parse_stamp(text: str) -> Stamp | None:
     """What a text says of date and time; none where it says neither."""
     text = text[:LONGEST_STAMP].replace("\u202f", " ").replace("\xa0", " ").replace("T", " ")
     if without_year := re.match(r"([^\W\d]{3})\s+(\d{1,2})\s+(\d\d:\d\d:\d\d)$", text):
-        text = "{0} {1} 2000 {2}".format(*without_year.groups())
+        text = "{} {} 2000 {}".format(*without_year.groups())
     date, rest = FIND_DATE.search(text), text
     numbers, order = None, ""
     if date:

@@ -85,7 +85,7 @@ def fail(problem: FormatError | None) -> Read:
 
 def refuse(lines: Sequence[str]) -> Read:
     raise FormatError(
-        f"{shown(lines)} is no beginning of conversations: no line is `Name: text`, no line begins with a time, and it is no"
+        f"{shown(lines)} is no beginning of conversations: no line is `Name: text` or begins with a time, and it is no"
         " table with known columns; see the formats in docs/data.md (for a table: --columns speaker=... text=...)"
     )
 
@@ -130,8 +130,8 @@ def read_marked(lines: Sequence[str], forced: bool = False) -> Read | None:
     if SEPARATED.search(first):
         if not forced:
             raise FormatError(
-                "its marks separate turns, and nothing says who speaks: add --format text to take them as said in turns by a user"
-                " and an assistant"
+                "its marks separate turns, and nothing says who speaks: add --format text to take them as said in turns"
+                " by a user and an assistant"
             )
         found = [(number, read_separated(line)) for number, line in enumerate(lines, 1) if line.strip()]
         account.spoken = sum(len(turn.text) for _, dialogue in found for turn in dialogue.turns)
@@ -173,7 +173,7 @@ def read_separated(line: str) -> Dialogue:
 
 
 def read_cornell(lines: Sequence[str]) -> Read:
-    """Cornell's movie_lines.txt: line id, character id, film, name, text; a pause in the numbers separates dialogues."""
+    """Cornell's movie_lines.txt: line id, character id, film, name, text; a gap in the numbers separates dialogues."""
     account, rows = Account(), []
     for number, line in enumerate(lines, 1):
         fields = line.rstrip("\n").split(CORNELL.rstrip())

@@ -21,8 +21,9 @@ SECOND = re.compile(
 )
 DIGITS = re.compile(r"\d[:.]\d\d|\d[:.]?\d\d\s?[AaPp]")
 DAY_WORDS = re.compile(
-    r"day changed( to)?|log (opened|closed|started|ended)|saved on|date|session (start|close|ident)\w*|begin|end(ed)?|on|today"
-    r"|started|conversation|chat|with|at|of|the|\b[^\W\d]{2,9}day|\b[^\W\d]{1,3}\b|[^\W\d]{1,10}(요일|曜日|期.)|[\W_]",
+    r"day changed( to)?|log (opened|closed|started|ended)|saved on|date|session (start|close|ident)\w*|begin|end(ed)?"
+    r"|on|today|started|conversation|chat|with|at|of|the|\b[^\W\d]{2,9}day|\b[^\W\d]{1,3}\b"
+    r"|[^\W\d]{1,10}(요일|曜日|期.)|[\W_]",
     re.IGNORECASE,
 )
 EDITS = re.compile(r"\s*\((?:edited|pinned|Read by .*|bearbeitet)\)\s*$")

@@ -10,7 +10,7 @@ OTHER_BRANCH = "messages of other branches"
 
 
 def unfold(record: Any) -> tuple[list[Any], int] | None:
-    """The messages of the branch that a tree shows, from its root, and the number of other messages; none for no tree."""
+    """The messages of the branch that a tree shows, from its root, and the number of others; none for no tree."""
     values = dict(pairs_of(record))
     if isinstance(values.get("mapping"), dict):
         return branch_of_nodes(values["mapping"], values.get("current_node"), "parent")

@@ -114,7 +114,7 @@ def kind_of_turn(item: Any, columns: Columns = ()) -> str:
 def from_turns(record: Any, columns: Columns = (), pause: timedelta = PAUSE) -> list[Dialogue]:
     """The dialogues in a list of turns, or in an object that holds one.
 
-    A system message at the beginning, or a system prompt outside the list, becomes the instruction (an empty one: none).
+    A system message at the beginning, or a system prompt outside the list, becomes the instruction (empty: none).
     The roles user and assistant, and their synonyms, are User and Assistant; every other role is a name. Tool calls,
     thoughts and messages without text are left out and counted. Messages with ids, turn numbers or times are grouped,
     ordered, and cut where nobody wrote for `pause`.

@@ -44,7 +44,7 @@ def parse_lines(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, Any]]
 
 
 def parse_json(content: bytes) -> Any:
-    """The JSON value that a whole file is, or the list of those that follow one another; errors name line and column."""
+    """The JSON value that a file is, or the list of those that follow one another; errors name line and column."""
     try:
         text = content.decode()
     except UnicodeDecodeError as error:

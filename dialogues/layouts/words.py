@@ -1,4 +1,4 @@
-"""The words that files use for speakers, texts, roles, ids and times: one vocabulary for JSON, JSON Lines and tables."""
+"""The words that files use for speakers, texts, roles, ids and times, in JSON and in tables."""
 
 import re
 from collections.abc import Iterable
