@@ -52,7 +52,16 @@ class FormatSettings:
 
     def problems(self) -> list[str]:
         """What is wrong with the values, a sentence each."""
-        found = column_problems(self.columns)
+        holds, known = [what for what, _ in self.named_columns], ", ".join(f"{what}=..." for what in COLUMNS)
+        found = [
+            f"--columns {pair}: {known} are known"
+            for pair, (what, name) in zip(self.columns, self.named_columns, strict=True)
+            if what not in COLUMNS or not name
+        ]
+        if not self.paths:
+            found.append("--data: name a file, a folder, or - for standard input")
+        if len(set(holds)) < len(holds) or ("prompt" in holds) != ("reply" in holds):
+            found.append(f"--columns {' '.join(self.columns)}: each once, and prompt=... with reply=...")
         return found + out_of_range(self, "above 0", lambda value: 0 < value <= 1e6, "pause_hours")
 
 
@@ -62,10 +71,6 @@ class ReadSettings(FormatSettings):
 
     paths: Annotated[tyro.conf.Positional[tuple[Path, ...]], arg(metavar="FILE...")] = ()
     """files, folders of them, patterns such as 'chats/*.txt', or - for standard input"""
-
-    def problems(self) -> list[str]:
-        """What is wrong with the values, a sentence each."""
-        return [*["name a file, a folder, or - for standard input"] * (not self.paths), *super().problems()]
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,6 @@ class ConversationSettings(FormatSettings):
         found += [
             f"--rename {pair}: old=new is needed" for pair in self.rename if not re.fullmatch(r"[^=]*\S=\s*\S.*", pair)
         ]
-        if not self.paths:
-            found.append("--data: name a file, a folder, or - for standard input")
         if len(self.new_names) < len(self.rename):
             found.append(f"--rename {' '.join(self.rename)}: a name stands there twice")
         if self.max_length and self.max_length < 16:
@@ -390,19 +393,6 @@ class ChatSettings:
             *out_of_range(self, "from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63, "seed"),
             *out_of_range(self, "1 to 65535", lambda value: 1 <= value <= 65535, "port"),
         ]
-
-
-def column_problems(columns: tuple[str, ...]) -> list[str]:
-    """What is wrong with `--columns`, a sentence each."""
-    found, holds = [], [pair.partition("=")[0].strip() for pair in columns]
-    for pair, what in zip(columns, holds, strict=True):
-        if what not in COLUMNS or not pair.partition("=")[2].strip():
-            found.append(f"--columns {pair}: {', '.join(f'{each}=...' for each in COLUMNS)} are known")
-    if len(set(holds)) < len(holds):
-        found.append(f"--columns {' '.join(columns)}: one of them is there twice")
-    if ("prompt" in holds) != ("reply" in holds):
-        found.append("--columns: prompt=... and reply=... belong together")
-    return found
 
 
 def out_of_range(settings: object, needed: str, allowed, *names: str) -> list[str]:

@@ -252,7 +252,7 @@ class TestTheAccount:
         assert self.lines(tmp_path, talks, mask=True) == ["masked: nothing was found to mask; names are not masked"]
 
     def test_speakers_who_go_by_a_number(self, tmp_path):
-        talks = [{"+49 170 1234567": "Hi!", "Timo": "Yes?"}] * 5
+        talks = [{"+49 170 1234567": "Hi!", "Timo": f"Yes, {number}?"} for number in range(5)]
         (line,) = self.lines(tmp_path, talks)
         assert line.startswith("private: speakers who go by a phone number, an address or a link: 1;")
         assert self.lines(tmp_path, talks, rename=("+49 170 1234567=Nora",)) == []
@@ -263,7 +263,8 @@ def run_of_masked(tmp_path_factory):
     """A folder with conversations, a masked run of them, and its output."""
     folder = tmp_path_factory.mktemp("masked")
     talks = [
-        {"Nora": f"I am at +49 170 12345{number:02}, {IBAN}.", "Timo": "t@x.org, https://x.org"} for number in range(10)
+        {"Nora": f"I am at +49 170 12345{number:02}, {IBAN}.", "Timo": f"t@x.org, https://x.org {number}"}
+        for number in range(10)
     ]
     (folder / "data.json").write_text(json.dumps(talks))
     options = ("--data", "data.json", "--max-steps", 1, "--cases", 1, "--max-new-tokens", 2, "--keep-checkpoint")
@@ -280,7 +281,7 @@ class TestARun:
             assert f"({speaker} 10)" in done.stdout
         text = (folder / "run" / "train_data.txt").read_text(encoding="utf-8")
         assert text.count("### Nora:\nI am at <phone>, <iban>.\n") == 7
-        assert text.count("### Timo:\n<email>, <link><|endoftext|>") == 7
+        assert text.count("### Timo:\n<email>, <link> ") == 7
         files = [path for path in folder.rglob("*") if path.is_file() and path.name != "data.json"]
         assert len(files) > 10
         for path in files:
