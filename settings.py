@@ -48,16 +48,14 @@ class FormatSettings:
     @property
     def named_columns(self) -> tuple[tuple[str, str], ...]:
         """`columns` as pairs: what a column holds, and its name."""
-        return tuple((what.strip(), name.strip()) for what, _, name in (pair.partition("=") for pair in self.columns))
+        return split_pairs(self.columns)
 
     def problems(self) -> list[str]:
         """What is wrong with the values, a sentence each."""
         holds, known = [what for what, _ in self.named_columns], ", ".join(f"{what}=..." for what in COLUMNS)
-        found = [
-            f"--columns {pair}: {known} are known"
-            for pair, (what, name) in zip(self.columns, self.named_columns, strict=True)
-            if what not in COLUMNS or not name
-        ]
+        pairs = zip(self.columns, self.named_columns, strict=True)
+        wrong = [pair for pair, (what, name) in pairs if what not in COLUMNS or not name]
+        found = [f"--columns {pair}: {known} are known" for pair in wrong]
         if not self.paths:
             found.append("--data: name a file, a folder, or - for standard input")
         if len(set(holds)) < len(holds) or ("prompt" in holds) != ("reply" in holds):
@@ -95,10 +93,9 @@ class ConversationSettings(FormatSettings):
     @property
     def new_names(self) -> dict[str, str]:
         """`rename` as old name → new name."""
-        return {old.strip(): new.strip() for old, _, new in (pair.partition("=") for pair in self.rename)}
+        return dict(split_pairs(self.rename))
 
     def problems(self) -> list[str]:
-        """What is wrong with the values, a sentence each."""
         found = super().problems()
         found += [
             f"--rename {pair}: old=new is needed" for pair in self.rename if not re.fullmatch(r"[^=]*\S=\s*\S.*", pair)
@@ -113,8 +110,7 @@ class ConversationSettings(FormatSettings):
 @dataclass(frozen=True)
 class DataSettings(ConversationSettings):
     split: str = "70/30"
-    """train/validation or train/validation/test, in percent, each file in its order; equal dialogues stay together, and
-    where there are too few the longest are cut between turns"""
+    """train/validation or train/validation/test, in percent, in the order of each file; equal dialogues stay together"""
     shuffle: bool = False
     """shuffle the dialogues of all files (by --seed) before the split"""
     folds: int = 0
@@ -126,7 +122,6 @@ class DataSettings(ConversationSettings):
         return [int(percent) for percent in self.split.split("/")]
 
     def problems(self) -> list[str]:
-        """What is wrong with the values, a sentence each."""
         found = super().problems()
         if not re.fullmatch(r"\d{1,2}(/\d{1,2}){1,2}", self.split, re.ASCII) or 0 in self.percents:
             found.append(f"--split {self.split}: two or three whole percentages are needed, as in 70/30 or 80/10/10")
@@ -147,7 +142,6 @@ class MachineSettings:
     """fixes every random choice"""
 
     def problems(self) -> list[str]:
-        """What is wrong with the values, a sentence each."""
         return out_of_range(self, "from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63, "seed")
 
 
@@ -220,7 +214,6 @@ class TrainingSettings(MachineSettings):
         return steps_per_epoch, min(steps, self.max_steps or steps)
 
     def problems(self) -> list[str]:
-        """What is wrong with the values, a sentence each."""
         return [
             *out_of_range(
                 self, "at least 1", lambda value: value >= 1, "epochs", "batch_size", "gradient_accumulation"
@@ -253,7 +246,6 @@ class SamplingSettings:
     """above 1: tokens already used become less likely"""
 
     def problems(self) -> list[str]:
-        """What is wrong with the values, a sentence each."""
         return [
             *out_of_range(self, "at least 1", lambda value: value >= 1, "max_new_tokens"),
             *out_of_range(self, "0, or 0.01 to 100", lambda value: value == 0 or 0.01 <= value <= 100, "temperature"),
@@ -269,7 +261,6 @@ class GenerationSettings(SamplingSettings):
     """how many conversations of the test part (or of validation, where there is no test part) the model completes"""
 
     def problems(self) -> list[str]:
-        """What is wrong with the values, a sentence each."""
         found = [*out_of_range(self, "at least 1", lambda value: value >= 1, "cases"), *super().problems()]
         if self.temperature == 0 and (self.top_k or self.top_p < 1):
             found.append("--top-k and --top-p choose among drawn tokens: give --temperature too, as in 0.7")
@@ -294,7 +285,6 @@ class RunSettings:
     """after each evaluation, show what the model now replies in the first case, beside the true reply"""
 
     def problems(self) -> list[str]:
-        """What is wrong with the values, a sentence each."""
         found = out_of_range(self, "0 or more", lambda value: 0 <= value < float("inf"), "checkpoint_minutes")
         if self.resume and self.run_dir:
             found.append(f"--run-dir {self.run_dir}: --resume goes on in the folder of its run; leave one out")
@@ -341,7 +331,6 @@ class EvaluateSettings(MachineSettings):
     runs/<model>-evaluation-<n>"""
 
     def problems(self) -> list[str]:
-        """What is wrong with the values, a sentence each."""
         return out_of_range(self, "at least 1", lambda value: value >= 1, "dialogues") + super().problems()
 
 
@@ -388,11 +377,14 @@ class ChatSettings:
     """model to talk to beside it on the page, or none; default: of a run, the one that it began as"""
 
     def problems(self) -> list[str]:
-        """What is wrong with the values, a sentence each."""
         return [
             *out_of_range(self, "from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63, "seed"),
             *out_of_range(self, "1 to 65535", lambda value: 1 <= value <= 65535, "port"),
         ]
+
+
+def split_pairs(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    return tuple((left.strip(), right.strip()) for left, _, right in (value.partition("=") for value in values))
 
 
 def out_of_range(settings: object, needed: str, allowed, *names: str) -> list[str]:
