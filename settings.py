@@ -110,7 +110,7 @@ class ConversationSettings(FormatSettings):
 @dataclass(frozen=True)
 class DataSettings(ConversationSettings):
     split: str = "70/30"
-    """train/validation or train/validation/test, in percent, in the order of each file; equal dialogues stay together"""
+    """train/validation or train/validation/test, in percent, in file order; equal dialogues stay together"""
     shuffle: bool = False
     """shuffle the dialogues of all files (by --seed) before the split"""
     folds: int = 0

@@ -61,7 +61,8 @@ def encode_block(renderer: Renderer, dialogues: Iterable[tuple[int, Dialogue]], 
     places: dict[str, int] = {}
     block.private.masked = changes.mask
     for number, dialogue in dialogues:
-        block.skipped.extend((number, why, count) for why, count in Counter(dialogue.skipped).items())
+        if dialogue.skipped:
+            block.skipped.extend((number, why, count) for why, count in Counter(dialogue.skipped).items())
         if len(dialogue.turns) < 2:
             if dialogue.turns:
                 block.skipped.append((number, "turns that stand alone", 1))
@@ -73,12 +74,13 @@ def encode_block(renderer: Renderer, dialogues: Iterable[tuple[int, Dialogue]], 
             turns = tuple(Turn(rename.get(speaker, speaker), text) for speaker, text in dialogue.turns)
             dialogue = dialogue._replace(turns=turns)
         dialogue, private = mask_dialogue(dialogue) if changes.mask else (dialogue, list_private(dialogue))
-        block.private.add(private)
+        if private:
+            block.private.add(private)
         tokens, texts = renderer.encode(dialogue)
         block.tokens.extend(tokens)
         for (start, end), (speaker, _) in zip(texts, dialogue.turns, strict=True):
             block.texts.extend((start, end, places.setdefault(speaker, len(places))))
-        block.context.extend(place in dialogue.context for place in range(len(texts)))
+        block.context.extend([place in dialogue.context for place in range(len(texts))])
         block.sizes.extend((len(tokens), len(texts)))
         block.numbers.append(number)
         block.fingerprints.append(fingerprint(dialogue))

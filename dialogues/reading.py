@@ -24,6 +24,7 @@ from dialogues.layouts.formats import (
 )
 from dialogues.layouts.messages import join_turns
 from dialogues.layouts.people import from_every_key, people_problem
+from dialogues.layouts.quick import Quick, find_quick, read_quickly
 from dialogues.layouts.records import FormatError, NotRecognisedError, is_list, is_object, pairs_of
 from dialogues.layouts.tables import SEPARATOR, read_header, rows_of_table
 from dialogues.layouts.texts import Read, read_file, read_transcripts
@@ -192,8 +193,9 @@ def json_lines_source(input: Input, format: str, options: Options) -> Source:
         rest = ((number, line) for number, line in input.lines(LIMIT) if line.strip())
         return json_source(input, [value for _, value in parse_lines(rest)], format, options)
     name, not_used = choose_form(values, format, "line", options.columns)
-    convert = partial(convert_line, name, format, options)
     cut = any(is_chat(value, options.columns) for _, value in values[:3])
+    quick = find_quick([value for _, value in values]) if name in LISTS and not cut and not options.columns else None
+    convert = partial(convert_line, name, format, options, quick)
     return Source(input, name, name, "line", chain(first, records), convert, input.size, not_used, cut=cut)
 
 
@@ -346,8 +348,11 @@ def convert_to_alpaca(convert: Callable[[Any], list[Dialogue]], record: Any) -> 
     return [as_alpaca(dialogue) for dialogue in convert(record)]
 
 
-def convert_line(name: str, format: str, options: Options, line: bytes) -> list[Dialogue]:
-    return convert_record(name, format, options, parse_line(line))
+def convert_line(name: str, format: str, options: Options, quick: Quick | None, line: bytes) -> list[Dialogue]:
+    record = parse_line(line)
+    if quick and (dialogue := read_quickly(record, quick)):
+        return [dialogue]
+    return convert_record(name, format, options, record)
 
 
 def convert_record(name: str, format: str, options: Options, record: Any) -> list[Dialogue]:

@@ -113,7 +113,7 @@ def read_content(values: Mapping[str, Any], keys: TurnKeys) -> Any:
 def read_text(content: Any) -> Any:
     """A message's content as text, stripped; of a list of parts their texts, thoughts and tool calls left out."""
     if isinstance(content, str):
-        return content.strip().replace("_comma_", ",")  # as EmpatheticDialogues writes it
+        return content.strip()
     if is_object(content):
         found = {plain(key): value for key, value in reversed(pairs_of(content))}
         if plain(str(found.get("contenttype") or "")) in (*THOUGHTS, "code", "executionoutput"):

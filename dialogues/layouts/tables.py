@@ -125,7 +125,7 @@ def unquote(cell: str) -> str:
 def read_cell(cell: str) -> Any:
     """A cell as it is, or the list or object that it holds as JSON, or as Python or NumPy write it."""
     if cell[:1] not in ("[", "{") or cell[-1:] not in ("]", "}"):
-        return cell
+        return cell.replace("_comma_", ",")  # as EmpatheticDialogues writes it
     try:
         return json.loads(cell, object_pairs_hook=make_object)
     except (ValueError, RecursionError):
