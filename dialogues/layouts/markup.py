@@ -1,8 +1,12 @@
 """Texts in which marks of chat templates say who speaks: ChatML, Llama, Gemma, Vicuna, Alpaca, and their like."""
 
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
+from dialogues.dialogue import INSTRUCTION, Dialogue, Turn
+from dialogues.layouts.account import Account
+from dialogues.layouts.records import make_turn
 from dialogues.layouts.words import ASSISTANT, ROLES, SYSTEM, TOOLS, USER, plain
 
 WHO = (
@@ -93,3 +97,33 @@ def name_of(role: str) -> str | None:
     if word in SYSTEM or word in TOOLS:
         return None
     return ROLES.get(word, role.strip())
+
+
+def dialogues_of_template(text: str, template: Template, account: Account, whole: bool = False) -> Iterator[Dialogue]:
+    """The dialogues of a text in a chat template.
+
+    A system turn begins one, and so does a mark of a text's beginning or an empty line, where not all turns have one;
+    unless the text is a `whole` dialogue.
+    """
+    instruction, said = split_turns(text, template)
+    gaps = [any(mark in turn.behind for mark in ("\n\n", "<|endoftext|>", "<s>")) for turn in said]
+    apart = not whole and any(gaps[:-1]) and not all(gaps[:-1])
+    turns: list[Turn] = []
+    skipped: list[str] = []
+    for turn, gap in zip(said, gaps, strict=True):
+        name = name_of(turn.role)
+        if name is None and plain(turn.role) in SYSTEM:
+            if turns and not whole:
+                yield Dialogue(tuple(turns), instruction or INSTRUCTION, tuple(skipped))
+                turns, skipped = [], []
+            instruction = turn.text
+        elif name is None or not turn.text:
+            skipped.append("tool calls" if name is None else "messages without text")
+        else:
+            turns.append(make_turn(name, turn.text, "a turn"))
+            account.spoken += len(turn.text)
+        if gap and apart and turns:
+            yield Dialogue(tuple(turns), instruction or INSTRUCTION, tuple(skipped))
+            turns, skipped = [], []
+    if turns or skipped or whole:
+        yield Dialogue(tuple(turns), instruction or INSTRUCTION, tuple(skipped))

@@ -1,7 +1,7 @@
 """Text as dialogues: whole files and transcripts in records, by the reader that accounts for most of them."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from itertools import islice
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from dialogues.dialogue import INSTRUCTION, Dialogue
 from dialogues.layouts.account import MOST_LOST, Account
 from dialogues.layouts.lines import CUT, dialogues_of_lines, find_shape, prepare
 from dialogues.layouts.logs import messages_of_log
-from dialogues.layouts.markup import SEPARATED, Template, find_template, name_of, split_turns
+from dialogues.layouts.markup import SEPARATED, dialogues_of_template, find_template
 from dialogues.layouts.messages import cut
 from dialogues.layouts.records import FormatError, make_turn
 from dialogues.layouts.timed import timed_lines
@@ -20,6 +20,8 @@ CORNELL = " +++$+++ "
 CLOCK_ALONE = re.compile(r"\[?\d{1,2}:\d\d(?::\d\d)?\]?$")
 PERSONA = re.compile(r"\d+ (?:your persona|partner's persona): ")
 NUMBERED = re.compile(r"(?P<number>\d+) (?P<said>[^\t]+)\t(?P<answer>[^\t]+)(?:\t|$)")
+BREAKS = re.compile(r"\r?\n|\\n|<br ?/?>")  # of lines, as records have them
+NO_TEXT = "records without text"
 HEAD = 5000  # characters in which a file shows its template
 
 
@@ -134,16 +136,22 @@ def read_marked(lines: Sequence[str], forced: bool = False) -> Read | None:
                 " by a user and an assistant"
             )
         found = [(number, read_separated(line)) for number, line in enumerate(lines, 1) if line.strip()]
-        account.spoken = sum(len(turn.text) for _, dialogue in found for turn in dialogue.turns)
-        return Read("text", found, account)
+        return Read("text", found, account_of(found, lines))
     text = "".join(line if line.endswith("\n") else line + "\n" for line in lines)
     if not re.search(r"<\|\w|\[INST\]|<start_of_turn>", text[:HEAD]) and not re.search(r"\bASSISTANT: ", text[:HEAD]):
         return None
     template = find_template([text])
     if template is None:
         return None
-    dialogues = list(enumerate(split_dialogues_of_template(text, template, account), 1))
+    dialogues = list(enumerate(dialogues_of_template(text, template, account), 1))
+    account.markup += max(len("".join(text.split())) - account.spoken, 0)
     return Read("text", dialogues, account)
+
+
+def account_of(dialogues: Sequence[tuple[int, Dialogue]], texts: Sequence[str]) -> Account:
+    """The account of texts in which all but the turns is marks."""
+    spoken = sum(len(turn.text) for _, dialogue in dialogues for turn in dialogue.turns)
+    return Account(spoken, max(sum(len("".join(text.split())) for text in texts) - spoken, 0))
 
 
 def read_numbered(lines: Sequence[str]) -> Read:
@@ -160,6 +168,7 @@ def read_numbered(lines: Sequence[str]) -> Read:
             texts = match["said"].strip(), match["answer"].strip()
             found[-1][1].extend(map(make_turn, (USER, ASSISTANT), texts, [f"line {number}"] * 2))
             account.spoken += sum(map(len, texts))
+            account.markup += len(line) - sum(map(len, texts))
         else:
             account.lose(f"line {number}: {line[:40]!r}", len(line))
     return Read("text", [(number, Dialogue(tuple(turns))) for number, turns in found], account)
@@ -181,6 +190,7 @@ def read_cornell(lines: Sequence[str]) -> Read:
             account.lose(f"line {number}: {line[:40]!r}", len(line))
         elif fields[4].strip():
             rows.append((fields[2].strip(), int(fields[0].strip()[1:]), fields[3].strip(), fields[4].strip()))
+            account.markup += len(line) - len(fields[4].strip())
     rows.sort(key=lambda row: row[:2])
     dialogues: list[list[tuple[str, int, str, str]]] = []
     for row in rows:
@@ -190,29 +200,6 @@ def read_cornell(lines: Sequence[str]) -> Read:
         account.spoken += len(row[3])
     made = [Dialogue(tuple(make_turn(name, text, "a line") for _, _, name, text in rows)) for rows in dialogues]
     return Read("text", list(enumerate(made, 1)), account)
-
-
-def split_dialogues_of_template(text: str, template: Template, account: Account) -> Iterator[Dialogue]:
-    """The dialogues of a text in a chat template: a system turn, a mark of a text's beginning, or an empty line where
-    not all turns have one separates them."""
-    before, said = split_turns(text, template)
-    gaps = ["\n\n" in turn.behind or "<|endoftext|>" in turn.behind or "<s>" in turn.behind for turn in said]
-    apart = any(gaps[:-1]) and not all(gaps[:-1])
-    instruction, turns = before, []
-    for turn, gap in zip(said, gaps, strict=True):
-        name = name_of(turn.role)
-        if name is None and turn.role.lower() in ("system", "developer"):
-            if turns:
-                yield Dialogue(tuple(turns), instruction or INSTRUCTION)
-            instruction, turns = turn.text, []
-        elif name is not None and turn.text:
-            turns.append(make_turn(name, turn.text, "a turn"))
-            account.spoken += len(turn.text)
-        if gap and apart and turns:
-            yield Dialogue(tuple(turns), instruction or INSTRUCTION)
-            turns = []
-    if turns:
-        yield Dialogue(tuple(turns), instruction or INSTRUCTION)
 
 
 def read_transcripts(texts: Sequence[tuple[int, str]]) -> Read | None:
@@ -225,32 +212,20 @@ def read_transcripts(texts: Sequence[tuple[int, str]]) -> Read | None:
     sample = filled[:100]
     if sum(bool(SEPARATED.search(text)) for text in sample) > 0.9 * len(sample):
         found = [(number, read_separated(text)) for (number, _), text in zip(texts, strings, strict=True)]
-        account.spoken = sum(len(turn.text) for _, dialogue in found for turn in dialogue.turns)
-        return Read("text", found, account)
+        return Read("text", found, account_of(found, strings))
     if template := find_template(sample):
         for (number, _), text in zip(texts, strings, strict=True):
-            found.append((number, dialogue_of_template(text, template, account)))
+            found += [(number, dialogue) for dialogue in dialogues_of_template(text, template, account, whole=True)]
         return Read("text", found, account)
     lines: list[tuple[int, str]] = []
     for (number, _), text in zip(texts, strings, strict=True):
-        lines += [(number, CUT), *((number, line.strip()) for line in re.split(r"\r?\n|\\n|<br ?/?>", text))]
+        lines += [(number, CUT), *((number, line) for _, line in prepare(BREAKS.split(text)))]
     shape = find_shape(lines)
     if shape is None:
         return None
-    return Read("text", dialogues_of_lines(lines, shape, account), account)
-
-
-def dialogue_of_template(text: str, template: Template, account: Account) -> Dialogue:
-    """One text in a chat template as one dialogue; tool turns are skipped."""
-    before, said = split_turns(text, template)
-    turns, skipped, instruction = [], [], before
-    for turn in said:
-        name = name_of(turn.role)
-        if name is None and turn.role.lower() in ("system", "developer"):
-            instruction = turn.text
-        elif name is None or not turn.text:
-            skipped.append("tool calls" if name is None else "messages without text")
-        else:
-            turns.append(make_turn(name, turn.text, "a turn"))
-            account.spoken += len(turn.text)
-    return Dialogue(tuple(turns), instruction or INSTRUCTION, tuple(skipped))
+    try:
+        found = dialogues_of_lines(lines, shape, account)
+    except FormatError as error:
+        raise FormatError(str(error).replace("line", "record", 1)) from None
+    empty = [(number, Dialogue((), skipped=(NO_TEXT,))) for number, text in texts if not text.strip()]
+    return Read("text", sorted(found + empty, key=lambda numbered: numbered[0]), account)
