@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dialogues.dialogue import INSTRUCTION, Dialogue
+from dialogues.layouts.account import judge_turns
 from dialogues.opening import open_paths
 from dialogues.private import mask_dialogue
 from dialogues.reading import Source
@@ -26,13 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     opened = open_paths(settings.paths, settings)
     lines: list[str] = []
     for source in opened.sources:
-        lines += read_source(source, settings.mask)
+        lines += read_source(source, settings)
     print(*opened.notes, sep="\n", end="\n" * bool(opened.notes), file=sys.stderr)
     sys.stdout.reconfigure(encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue]
     print(*lines, sep="\n")
 
 
-def read_source(source: Source, mask: bool) -> list[str]:
+def read_source(source: Source, settings: ReadSettings) -> list[str]:
     """The dialogues of one file as lines of JSON; print what became of the file.
 
     Raises:
@@ -46,12 +47,14 @@ def read_source(source: Source, mask: bool) -> list[str]:
         if len(dialogue.turns) < 2:
             skipped["turns that stand alone"] += len(dialogue.turns)
             continue
-        dialogue = mask_dialogue(dialogue)[0] if mask else dialogue
+        dialogue = mask_dialogue(dialogue)[0] if settings.mask else dialogue
         speakers.update(turn.speaker for turn in dialogue.turns)
         lines.append(json.dumps(as_record(dialogue), ensure_ascii=False))
     print(*map(printable, account_of(source, len(lines), speakers, +skipped)), sep="\n", file=sys.stderr)
     if not lines:
         raise UserError(f"{source.input}: no dialogue of two turns or more; it was read as {source.format}")
+    if not settings.allow_loss and (problem := judge_turns(speakers.total(), skipped)):
+        raise UserError(f"{source.input}: {problem}")
     if len(speakers) == 1:
         raise UserError(f"{source.input}: only {next(iter(speakers))} speaks; a conversation needs two")
     return lines

@@ -65,14 +65,24 @@ def encode_source(
     conversations = Conversations(make_renderer(vocabulary, template), shown(encoded, sources), learn, changes.rename)
     if len(sources) > 1:
         conversations.origins = [f"{each.input} {each.unit}" for each in sources]
+    account = account_of(sources, conversations)
     if not len(conversations):
-        raise UserError(f"{name}: no dialogue of two turns or more; it was read as {name_formats(sources)}")
+        raise UserError(f"{name}: no dialogue of two turns or more; it was read as {name_formats(sources)}", account)
     if unknown := changes.rename.keys() - conversations.renamed:
         names = conversations.name_speakers()
         raise UserError(f"--rename {unknown.pop()}=...: nobody in {name} has that name; there are {names}")
     if len(conversations.speakers) == 1:
-        raise UserError(f"{name}: only {conversations.speakers[0]} speaks; a conversation needs two")
+        raise UserError(f"{name}: only {conversations.speakers[0]} speaks; a conversation needs two", account)
     return conversations
+
+
+def account_of(sources: Sequence[Source], conversations: Conversations) -> list[str]:
+    """What became of files that can't be trained on: their characters, their turns, what was skipped."""
+    lines = [f"{source.input}: {line}" for source in sources for line in source.account]
+    lines += [f"skipped: {count:,} {why}" for why, (count, _) in conversations.skipped.items()]
+    if len(conversations):
+        lines.append(f"read: {len(conversations):,} dialogues; {conversations.name_speakers()}")
+    return lines
 
 
 def pieces_of(sources: Sequence[Source]) -> Iterator[Piece]:

@@ -176,7 +176,7 @@ def reading(name: object) -> Iterator[None]:
     except NotRecognisedError as error:
         raise NotConversationsError(f"{name}: {error}") from None
     except FormatError as error:
-        raise UserError(f"{name}: {error}") from None
+        raise UserError(f"{name}: {error}", error.account) from None
     except FileNotFoundError:
         raise UserError(f"--data {name} does not exist; name your conversation file") from None
     except DAMAGED as error:

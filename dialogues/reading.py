@@ -1,6 +1,5 @@
 """From a conversation file, whatever its form, to records that each become dialogues, and the place of mistakes."""
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
@@ -328,11 +327,12 @@ def text_source(input: Input, read: Read, allow_loss: bool) -> Source:
     account = tuple(read.account.lines())
     unit = "dialogue" if read.cut else "line"
     if not allow_loss and read.account.lost_share > MOST_LOST:
-        print(*account, sep="\n", file=sys.stderr)
-        raise FormatError(
+        error = FormatError(
             f"read as {read.format}, {read.account.lost_share:.0%} of its text is unaccounted for"
             f" ({'; '.join(read.account.examples[:2])}); remove those lines, or read it all the same with --allow-loss"
         )
+        error.account = account
+        raise error
     return Source(input, read.format, "turns", unit, *whole(read), account=account, cut=read.cut)
 
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dialogues.conversations import Changes
-from dialogues.encoding import encode_source
+from dialogues.encoding import account_of, encode_source
 from dialogues.inputs import is_pipe
+from dialogues.layouts.account import judge_turns
 from dialogues.opening import open_paths
-from dialogues.reading import Source, choose_template
+from dialogues.reading import Source, choose_template, name_sources
 from dialogues.split import split_conversations
 from dialogues.template import Renderer
 from dialogues.tokenizer import END_OF_TEXT
@@ -110,6 +111,7 @@ def open_data(settings: ConversationSettings) -> OpenedData:
     """
     sources, notes = open_paths(settings.locate(), settings)
     template = choose_template(sources, settings.template)
+    notes += [f"{source.input}: {line}" for source in sources for line in source.account]
     if any(map(is_pipe, settings.paths)):
         notes.append("read from a pipe: to resume or evaluate this run, name the conversations once more with --data")
     return OpenedData([source.for_template(template) for source in sources], template, tuple(notes))
@@ -133,7 +135,7 @@ def read_data(opened: OpenedData, vocabulary: Path, settings: DataSettings, seed
     except UserError as error:
         exported = any(source.cut for source in data.sources)
         cut = ", or cut the chat at shorter pauses with --pause-hours" if exported else ""
-        raise UserError(f"{data.name}: {error}{cut}") from None
+        raise UserError(f"{data.name}: {error}{cut}", account_of(data.sources, data.conversations)) from None
     parts = split.parts
     if fold:
         others = np.concatenate([*parts[: fold - 1], *parts[fold:]])
@@ -158,6 +160,9 @@ def read_conversations(opened: OpenedData, vocabulary: Path, settings: Conversat
         raise UserError("--rename: the speakers of the alpaca template are the published ones; leave it out")
     changes = Changes(settings.new_names, settings.mask)
     conversations = encode_source(sources, vocabulary, template, settings.learn, changes)
+    skipped = {why: count for why, (count, _) in conversations.skipped.items()}
+    if not settings.allow_loss and (problem := judge_turns(len(conversations.texts), skipped)):
+        raise UserError(f"{name_sources(sources)}: {problem}", account_of(sources, conversations))
     numbers = conversations.with_something_learned()
     left_out = np.setdiff1d(np.arange(len(conversations)), numbers)
     written = [place for place, source in enumerate(sources) if not source.cut]

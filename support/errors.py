@@ -7,13 +7,20 @@ import signal
 import sys
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 SPEAKING_SECONDS = 3  # that the first of several processes has to come to the same end and say so
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: what is wrong, where, what to do."""
+    """Something the user can mend. The message is one line: what is wrong, where, what to do.
+
+    `account` are lines that are printed before it: what became of the data that it is about.
+    """
+
+    def __init__(self, message: str, account: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.account = tuple(account)
 
 
 def run_command(command: Callable[[], None]) -> None:
@@ -35,6 +42,7 @@ def run_command(command: Callable[[], None]) -> None:
     except UserError as error:
         sys.stdout.flush()
         if is_first_process():
+            print(*map(printable, error.account), sep="\n", end="\n" * bool(error.account), file=sys.stderr)
             print("error:", " ".join(map(str.strip, str(error).splitlines())), file=sys.stderr)
         else:
             time.sleep(SPEAKING_SECONDS)  # torchrun ends all processes when one has ended

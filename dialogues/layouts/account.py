@@ -1,10 +1,26 @@
 """How much of a file became turns, how much is known markup, and how much is neither: by that a reading is judged."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 MOST_LOST = 0.1  # share of the characters that may be unaccounted for
+MOST_SKIPPED = 0.5  # share of the turns
+# Why turns are skipped whose talk is then incomplete. Notices, tool calls and the like are not talk.
+LOSSES = (
+    *("messages of more than text", "answers to messages of more than text", "questions without an answer"),
+    *("turns that stand alone", "messages of other branches", "system messages inside a conversation"),
+)
 SHOWN = 3
+
+
+def judge_turns(turns: int, skipped: Mapping[str, int]) -> str | None:
+    """What is said of conversations of which too much is skipped; none where enough is read."""
+    lost = {why: skipped[why] for why in LOSSES if skipped.get(why)}
+    if sum(lost.values()) <= MOST_SKIPPED * (turns + sum(lost.values())):
+        return None
+    named = ", ".join(f"{count:,} {why}" for why, count in lost.items())
+    return f"more is skipped than read ({named}; {turns:,} turns are left); read it all the same with --allow-loss"
 
 
 @dataclass

@@ -13,7 +13,12 @@ class Pairs(list[tuple[str, Any]]):
 
 
 class FormatError(ValueError):
-    """What is wrong with a record, as the end of a sentence that began with its place."""
+    """What is wrong with a record, as the end of a sentence that began with its place.
+
+    `account` are lines on what became of the file.
+    """
+
+    account: tuple[str, ...] = ()
 
 
 class NotRecognisedError(FormatError):
