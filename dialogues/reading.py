@@ -310,7 +310,8 @@ def transcript_source(
     key = next((found for _, record in records if (found := transcript_key(record, columns))), "")
     texts = [(number, dict(pairs_of(record)).get(key) or "") for number, record in records]
     read = read_transcripts([(number, text) for number, text in texts if isinstance(text, str)])
-    if read is None or len(read.speakers) < 2:
+    whole_ones = sum(len(dialogue.turns) > 1 for _, dialogue in read.dialogues) if read else 0
+    if read is None or len(read.speakers) < 2 or whole_ones < MOST_ROWS * len(records):
         raise NotRecognisedError(
             f"what {key!r} has is text in which nobody speaks (no `Name: text`);"
             f" {unknown_record([record for _, record in records[:PEEKED]])}"

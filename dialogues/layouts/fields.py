@@ -19,7 +19,8 @@ SPANS = frozenset(
         """plain link bold italic code mention email phone hashtag texturl pre custome moji customemoji""",
     )
 )
-NAME_KEYS = ("nickname", "displayname", "realname", "globalname", "name", "username", "login", "email", "id")
+MEDIA_PARTS = re.compile(r"image|picture|photo|audio|video|file|media|document|sticker")
+NAME_KEYS = ("nickname", "displayname", "realname", "globalname", "name", "username", "login", "email", "id", "n")
 NOTICE_TYPES = re.compile(
     r"service|channel(?:join|leave|topic|purpose|name|namechange|iconchange|pinnedmessage)|group(?:join|leave)|call"
     r"|recipient(?:add|remove)|guildmemberjoin|userjoin|userpremium\w*|threadcreated|threadactivity\w*|event\w*|system\w*"
@@ -141,7 +142,7 @@ def join_parts(parts: list[Any]) -> Any:
         if kind in TOOL_PARTS or (not kind and "functionCall" in values):
             tools = True
         elif text is None or is_container(text):
-            media = True
+            media |= not kind or bool(MEDIA_PARTS.search(kind))
         else:
             texts.append(text)
     joined = ("" if spans else "\n").join(texts).strip()

@@ -14,10 +14,10 @@ from dialogues.layouts.words import ROLES, plain
 
 CODE = "\0"  # begins a line of code
 CUT = "\0cut"  # a line that separates dialogues, put there by a reader
-RULE = re.compile(r"\s*([-=_*~#•·])\1{2,}\s*$|\s*(?:[-=_*~#] ){2,}[-=_*~#]\s*$")
+RULE = re.compile(r"\s*([-=_*~#•·])\1{2,}\s*$|\s*[%§]\s*$|\s*(?:[-=_*~#] ){2,}[-=_*~#]\s*$")
 END_MARKS = re.compile(r"<\|(?:start|end)oftext\|>")
 HEADING = re.compile(
-    r"[\W_]*(?:(?:dialog(?:ue)?|conversation|chat|scene|episode|example|sample|session|transcript|part|story|gespräch|szene"
+    r"(?P<mark>[=~#*-])(?P=mark)+\s?[^=~\n]{1,60}\s?(?P=mark){2,}\s*$|[\W_]*(?:(?:dialog(?:ue)?|conversation|chat|scene|episode|example|sample|session|transcript|part|story|gespräch|szene"
     r"|unterhaltung|diálogo|conversación|conversa|escena|scène|act|topic)s?\s*(?:n[o°]\.?\s*|#\s*)?(?:\d{1,6}|[ivxlc]{1,6})\b"
     r"[^\n]{0,60}|(?:\w{3,12}|\d{1,4}(?:st|nd|rd|th)) (?:dialog(?:ue)?|conversation|chat|scene|example))[\W_]*$",
     re.IGNORECASE,
@@ -26,7 +26,8 @@ HEADING = re.compile(
 LABELS = frozenset(
     re.findall(
         r"\S+",
-        """note notes nb ps tip tips example examples warning caution hint step option part day ingredients instructions
+        """participants attendees speakers present recorded recording transcriber duration channel members language
+note notes nb ps tip tips example examples warning caution hint step option part day ingredients instructions
 directions method summary title subject re fwd date time location place address price total result results
 output code http https ftp file source sources reference references edit update conclusion solution pros cons
 important remember reminder question answer problem explanation reason steps preparation serves servings
@@ -50,7 +51,7 @@ KINDS = {
     "numbered": re.compile(rf"(?:\(?\d{{1,5}}[.):]|>{{1,3}}|[-*•–—+])\s+{NAME}\s?[:：]{ODD}(?:\s+(?P<text>.*))?$"),
     "colon": re.compile(rf"{NAME}\s?(?::(?=\s|$)|：){ODD}\s*(?P<text>.*)$"),
     "tight": re.compile(rf"{NAME}\s?[:：]{ODD}\s*(?P<text>.*)$"),
-    "heading": re.compile(r"(?:\#{1,6}\s+(?P<name>[^\n#]{1,60}?)|\*\*(?P<name2>[^*\n]{1,60})\*\*)\s*:?(?P<text>)$"),
+    "heading": re.compile(r"(?:\#{1,6}\s+(?P<name>[^\n#]{1,60}?)|_?\*\*(?P<name2>[^*\n]{1,60})\*\*_?)\s*:?(?P<text>)$"),
     "tab": re.compile(r"(?P<name>[^\t\n]{1,40}?)\s?\t\s*(?P<text>.*)$"),
     "arrow": re.compile(r"(?P<name>[^\s>|][^>|\n]{0,40}?)\s?(?:>+|\||»|→|=>)\s+(?P<text>.*)$"),
     "play": re.compile(r"(?P<name>[^\W\d_a-zß-ÿ](?:[^\W\d_a-zß-ÿ]|[' ]){1,40})\.\s+(?P<text>.*)$"),
@@ -67,6 +68,7 @@ FOOTERS = re.compile(
     r"|this editable transcript|.{1,60} (?:started|stopped) transcription",
     re.IGNORECASE,
 )
+TIME_MARK = re.compile(r"^\[\d\d?:\d\d(?::\d\d)?\]\s|\s\#\d\d:\d\d:\d\d-\d\#$")  # Descript, f4: around every text
 TITLE = 5  # lines above the first turn that may say what the file is
 
 
@@ -227,8 +229,8 @@ def find_guests(found: list[Start], lines: list[tuple[int, str]], recurring: set
         ):
             guests.add(first)
             names.add(starts[0].name)
-        if len(names) < 2 and not behind_blank:
-            others = [start for start in starts if start.name not in recurring and not is_label(start.name)]
+        others = [start for start in starts if start.name not in recurring and not is_label(start.name)]
+        if len(names) < 2 and not behind_blank and len({start.name for start in others} | names) < 3:
             guests |= {start.place for start in others}
     return guests
 
@@ -320,18 +322,27 @@ def read_block(
         if start := shape.starts.get(place):
             turns.append((number, start.name, [start.text]))
             account.markup += len(line) - len(start.text)
-        elif turns and line and shape.kind == "bare" and turns[-1][2][-1:] == [""] and turns[-1][2][1:]:
+        elif (
+            turns
+            and line
+            and shape.kind == "bare"
+            and turns[-1][1].isupper()
+            and turns[-1][2][-1:] == [""]
+            and turns[-1][2][1:]
+        ):
             account.lose(f"line {number}: {line[:40]!r}", len(line))  # what happens between the speeches of a play
         elif turns and place > len(lines) - 5 and FOOTERS.match(line):
             account.markup += len(line)
         elif turns:
             turns[-1][2].append(line.removeprefix(CODE))
+        elif line and is_label(line.partition(":")[0]) and ":" in line:
+            account.markup += len(line)  # `Date: ...` above a dialogue
         elif line:
             raise FormatError(
                 f"line {number}: nobody says this; a dialogue begins with `Name: text`"
                 " (where texts have blank lines in them, separate dialogues by a line of ---)"
             )
-    said = [(number, name, "\n".join(texts).strip()) for number, name, texts in turns]
+    said = [(number, name, TIME_MARK.sub("", "\n".join(texts).strip()).strip()) for number, name, texts in turns]
     kept = [make_turn(name, text, f"line {number}") for number, name, text in said if text]
     account.spoken += sum(len(turn.text) for turn in kept)
     return (turns[0][0], Dialogue(tuple(kept), skipped=("empty turns",) * (len(said) - len(kept)))) if turns else None

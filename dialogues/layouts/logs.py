@@ -23,6 +23,7 @@ KINDS = {
     ),
     "tab": re.compile(r"(?P<name>[^\t\n]{1,60}?)\s?\t\s*(?P<text>.*)$"),
     "bracket": re.compile(r"\[(?P<name>[^\[\]\n]{1,60})\]:?\s(?P<text>.*)$"),
+    "paren": re.compile(r"\((?P<name>[^()\n]{1,40})\)\s?:?\s+(?P<text>.*)$"),
     "bold": UNTIMED["bold"],
     "voice": UNTIMED["voice"],
     "bar": re.compile(r"(?P<name>[^\s|][^|\n]{0,40}?)\s*\|\s(?P<text>.*)$"),
@@ -32,13 +33,17 @@ KINDS = {
 }
 NO_NAMES = {"-->", "<--", "--", "***", "*", "-!-", "=-=", "!", "-", "→", "←", "•", ">>", "<<", "system"}
 BEGINNING = timedelta(minutes=6)
-LEVELS = re.compile(r"\W?(?:INFO|WARN(?:ING)?|ERROR|DEBUG|TRACE|FATAL|NOTICE|CRITICAL)\b")  # of a program's log
+LEVELS = re.compile(
+    r"\W?(?:[^\[\]]{0,40}/)?(?:INFO|WARN(?:ING)?|ERROR|DEBUG|TRACE|FATAL|NOTICE|CRITICAL)\b"
+)  # of a program's log
 LOG_MARKS = re.compile(
     r"[*=-]*\s*(?:BEGIN LOGGING|ENDING LOGGING|Log (?:opened|closed)|Day changed|Session \w+:)", re.IGNORECASE
 )
 ATTACHED = re.compile(
     r"(?:^|\n)\s*\{(?:Attachments|Reactions|Embed|Stickers|Inline Emojis?)\}\s*\n.*", re.DOTALL
 )  # Discord
+SOUND = re.compile(r"\s*(?:-\s*)?(?:\[[^\[\]]*\]|\([^()]*\)|[♪♫].*)\s*$")  # [music] in captions
+BARE_MEDIA = frozenset(("Photo", "Video", "Emoticons", "Sticker", "Voice Note", "Voice message"))  # KakaoTalk's
 HEADER = 12  # lines before the first stamp that may say what the file is
 
 
@@ -58,7 +63,7 @@ def find_kind(rests: list[str]) -> str:
     if not said:
         return "none"
     matched = {kind: sum(1 for rest in said if pattern.match(rest)) for kind, pattern in KINDS.items()}
-    for kind in ("angle", "voice", "from", "tab", "bracket", "bold", "bar"):
+    for kind in ("angle", "voice", "from", "tab", "bracket", "paren", "bold", "bar"):
         if matched[kind] > 0.6 * len(said):
             return kind
     names = Counter(EDITS.sub("", rest).strip() for rest in said)
@@ -69,7 +74,7 @@ def find_kind(rests: list[str]) -> str:
     if matched["colon"] < 0.3 * len(said) and matched["arrow"] > 0.6 * len(said):
         return "arrow"
     words = Counter(rest.split()[0] for rest in said)
-    if matched["colon"] < 0.6 * len(said) and len(words) < 0.2 * len(said) + 3 and min(words.values()) > 1:
+    if matched["colon"] < 0.3 * len(said) and len(words) < 0.2 * len(said) + 3 and min(words.values()) > 1:
         return "space"
     return "colon"
 
@@ -123,6 +128,8 @@ def collect(lines: Sequence[Line], timed: dict[int, Timed], where: str, account:
         return None
     names = find_names(timed, kind) if kind != "none" else set()
     entries: list[Entry] = []
+    titles = find_titles(lines, timed) if kind not in ("none", "bare") else set()
+    people = {head[0] for head in heads.values()}
     day: tuple[tuple[int, int, int], str] | None = None
     for place, (number, text) in enumerate(lines):
         line = timed.get(place)
@@ -141,7 +148,12 @@ def collect(lines: Sequence[Line], timed: dict[int, Timed], where: str, account:
         elif found := read_day(text):
             day = found
             account.markup += len(text)
-        elif is_separator(lines, place, timed, heads):
+        elif place in titles or is_separator(lines, place, timed):
+            account.markup += len(text)
+        elif kind == "none" and (head := read_inner(text, people)):  # a second speaker in a caption
+            entries.append(entries[-1]._replace(number=number, name=head[0], texts=[head[1]]))
+            account.markup += len(text) - len(head[1])
+        elif kind == "none" and SOUND.match(text):
             account.markup += len(text)
         elif entries:
             entries[-1].texts.append(text.strip(MARKS) if not text.strip(MARKS + " ") else text)
@@ -158,12 +170,45 @@ def skip_header(number: int, text: str, account: Account) -> None:
         account.lose(f"line {number}: {text[:40]!r}", len(text))
 
 
-def is_separator(lines: Sequence[Line], place: int, timed: dict[int, Timed], heads: dict) -> bool:
+def read_inner(text: str, people: set[str]) -> tuple[str, str] | None:
+    """The name and the text of a line that begins with the name of somebody who speaks in the file."""
+    for kind in ("numbered", "colon"):
+        if (match := UNTIMED[kind].match(text.strip())) and read_name(match) in people:
+            return read_name(match) or "", match["text"] or ""
+    return None
+
+
+def find_titles(lines: Sequence[Line], timed: dict[int, Timed]) -> set[int]:
+    """The lines above messages that stand for themselves: a blank line above, and no blank line in the file elsewhere.
+
+    Where messages have blank lines in them, what follows one belongs to the message.
+    """
+    blank = [place for place, line in enumerate(lines) if not line.text.strip(MARKS + " ")]
+    titles: set[int] = set()
+    for place in blank:
+        at = place + 1
+        while at < len(lines) and at not in timed:
+            at += 1
+        between = range(place + 1, at)
+        if at - place > 8 or any(len(lines[each].text) > 100 for each in between):
+            return set()
+        if at < len(lines):
+            titles.update(between)
+    return titles
+
+
+def is_separator(lines: Sequence[Line], place: int, timed: dict[int, Timed]) -> bool:
     """Whether a line without a stamp is no part of a message: a rule, the number of a cue, a footer."""
     text = lines[place].text.strip(MARKS + " ")
     if not text:
         return False
     if RULE.match(text) or LOG_MARKS.match(text) or (place >= len(lines) - 6 and FOOTERS.match(text)):
+        return True
+    if (
+        text.startswith("NOTE ")
+        and not lines[place - 1].text.strip()
+        and "-->" in "".join(line.text for line in lines[place + 1 : place + 4])
+    ):
         return True
     cue = place + 1 in timed and "-->" in lines[place + 1].text
     return cue and (text.isdigit() or not place or not lines[place - 1].text.strip())

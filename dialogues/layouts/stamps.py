@@ -40,7 +40,7 @@ DATE = (
     r"(?P<first>\d{1,4})(?P<separator>\.?\u200f?[ ./-]\s?|年\s?|년\s?)"
     r"(?P<middle>\d{1,2})(?:\.?\u200f?[ ./-]\s?|月\s?|월\s?)"
     r"(?P<last>\d{1,4})(?:\.(?!\d)|日|일)?(?:\s?\(?(?:[^\W\d]{1,3})\))?"
-    r"|(?P<day>\d{1,2})(?:st|nd|rd|th|\.)?[ -](?:de )?(?P<month>[^\W\d]{3,10})\.?,?[ -](?:de )?(?P<year>\d{2,4})"
+    r"|(?P<day>\d{1,2})(?:st|nd|rd|th|\.)?[ -](?:de )?(?P<month>[^\W\d]{3,10})\.?,?[ -](?:de )?(?P<year>\d{2,4})(?: ?[рг]\.)?"
     rf"|{WEEKDAY}(?P<month2>[^\W\d]{{3,10}})\.?\s(?P<day2>\d{{1,2}})(?:st|nd|rd|th)?,?\s(?P<year2>\d{{4}})"
 )
 WORD = r"(?!上|午|下|오)[^\W\d]{1,4}"  # à, klo, г., at, but no half of the day
@@ -53,7 +53,8 @@ def unnamed(pattern: str) -> str:
 
 # One alternative at a time, each with its own names: a date and a time, a time and a date, a time alone.
 DATED = rf"(?:{unnamed(DATE)}){BETWEEN}{unnamed(CLOCK)}"
-UNDATED = r"[^\W\d]{3}\s+\d{1,2}\s+\d\d:\d\d:\d\d"  # HexChat's `Mar 12 20:15:00`: no year
+# No year: HexChat's `Mar 12 20:15:00`, Teams' `3/12 7:41 PM`.
+UNDATED = rf"(?:[^\W\d]{{3}}\s+\d{{1,2}}\s+\d\d:\d\d:\d\d|\d{{1,2}}[/.]\d{{1,2}}\.?,?\s+{unnamed(CLOCK)})"
 STAMP = rf"(?:{DATED}|{UNDATED}|{unnamed(CLOCK)}(?:,\s?|\s+)(?:{unnamed(DATE)})|{unnamed(CLOCK)})"
 FIND_DATE, FIND_CLOCK = re.compile(rf"(?<!\d)(?:{DATE})(?![\d:])"), re.compile(rf"(?<![\d.:]){CLOCK}(?!\d)")
 LONGEST_STAMP = 60  # characters
@@ -78,6 +79,8 @@ def parse_stamp(text: str) -> Stamp | None:
     text = text[:LONGEST_STAMP].replace("\u202f", " ").replace("\xa0", " ").replace("T", " ")
     if without_year := re.match(r"([^\W\d]{3})\s+(\d{1,2})\s+(\d\d:\d\d:\d\d)$", text):
         text = "{} {} 2000 {}".format(*without_year.groups())
+    elif without_year := re.match(r"(\d{1,2})[/.](\d{1,2})\.?,?\s+(\d{1,2}:.*)$", text):
+        text = "{}/{}/2000 {}".format(*without_year.groups())
     date, rest = FIND_DATE.search(text), text
     numbers, order = None, ""
     if date:

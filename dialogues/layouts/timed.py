@@ -11,7 +11,7 @@ from dialogues.layouts.stamps import FIND_CLOCK, FIND_DATE, MARKS, STAMP, Stamp,
 CUE = r"\d{1,2}:\d{1,2}(?::\d{1,2})?(?:[.,]\d{1,3})?(?=\s?-->)"  # of captions
 FIRST = re.compile(
     rf"(?P<open>[\[(<]?)(?P<stamp>{CUE}|{STAMP})(?P<close>[\])>]?)"
-    r"(?P<gap>\s-->\s.*$|\s?[-–—]\s+|\s*:\s+|,\s+|;\s?|\s?\|\s?|\t\s*|\s+|$)(?P<rest>.*)$"
+    r"(?P<gap>(?<=\])(?=[^\W\d])|\s-->\s.*$|\s?[-–—]\s+|\s*:\s+|,\s+|;\s?|\s?\|\s?|\t\s*|\s+|$)(?P<rest>.*)$"
 )
 # A name before it: `Nora Berg  0:07`, `[Nora] [오후 8:00] text`, `Nora (20:01): text`, `Nora, [1 Jan 2024 at 20:00]:`.
 SECOND = re.compile(
@@ -26,6 +26,10 @@ DAY_WORDS = re.compile(
     r"|[^\W\d]{1,10}(요일|曜日|期.)|[\W_]",
     re.IGNORECASE,
 )
+TWO_BRACKETS = re.compile(r"^\[([^\[\]]{6,40})\] \[(\d{1,2}:\d\d(?::\d\d)?)\]")
+EDITED_AT = re.compile(r"(?<=\d) \| (?:Edited|Removed) [^\]]{4,30}\]")
+FROM_TO = re.compile(r"^\[(\d\d:\d\d:\d\d)[.,]\d+ --> [\d:.,]+\]\s*")
+SBV = re.compile(r"^(\d{1,2}:\d\d:\d\d\.\d{3}),(\d{1,2}:\d\d:\d\d\.\d{3})$")
 EDITS = re.compile(r"\s*\((?:edited|pinned|Read by .*|bearbeitet)\)\s*$")
 
 
@@ -91,7 +95,8 @@ def match_second(place: int, line: str) -> Timed | None:
     match = SECOND.match(text[:4000])
     if not match or not parse_stamp(match["stamp"]):
         return None
-    name = match["name"].strip(" ,-–—|·•[]()<>*_").strip()
+    name = re.sub(r"\s*\[[A-Z0-9]{4,}\]", "", match["name"])  # Slack's id
+    name = name.strip(" ,-–—|·•[]()<>*_@#\t").strip()
     if not name or ":" in name:
         return None
     rest = text[match.start("rest") :].strip(" ")
@@ -137,7 +142,15 @@ def is_date(stamp: Stamp) -> bool:
 
 def timed_lines(lines: Sequence[str]) -> list[Line]:
     """Numbered lines without line ends, narrow spaces made plain."""
-    return [
-        Line(number, line.rstrip("\r\n").replace("\u202f", " ").replace("\xa0", " "))
-        for number, line in enumerate(lines, 1)
-    ]
+    return [Line(number, normalise(line)) for number, line in enumerate(lines, 1)]
+
+
+def normalise(line: str) -> str:
+    """A line without its end, with plain spaces, and with one plain stamp where some programs write two or more."""
+    line = line.rstrip("\r\n").replace("\u202f", " ").replace("\xa0", " ")
+    if line[:1] == "[":
+        line = TWO_BRACKETS.sub(r"[\1 \2]", line, count=1)  # Konversation
+        line = EDITED_AT.sub("]", line, count=1)  # Skype
+        line = FROM_TO.sub(r"[\1] ", line, count=1)  # whisper.cpp
+        return re.sub(r"^\[\s+(.{6,60}?)\s*\]", r"[\1]", line, count=1)  # Viber
+    return SBV.sub(r"\1 --> \2", line, count=1) if line[:1].isdigit() else line

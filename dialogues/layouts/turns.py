@@ -36,6 +36,7 @@ from dialogues.layouts.words import (
     ASSISTANT,
     OTHER_KEYS,
     PAIRS,
+    ROLES,
     SYSTEM,
     SYSTEM_PROMPTS,
     TEXT_KEYS,
@@ -49,6 +50,7 @@ from dialogues.layouts.words import (
     turn_keys,
 )
 
+WRAPPERS = frozenset(("message", "data", "payload", "response", "msg", "event", "item", "node"))
 NAMED_LINE = re.compile(r"\s*(?P<name>[^\s:：][^:：\n]{0,40}?)\s?[:：]\s+(?P<text>\S.*)$", re.DOTALL)
 
 
@@ -96,7 +98,7 @@ def kind_of_turn(item: Any, columns: Columns = ()) -> str:
         return "pair" if len(item) == 2 and isinstance(item[1], str) and not is_container(item[0]) else ""
     if not is_object(item):
         return ""
-    values = dict(pairs_of(item))
+    values = unwrap(dict(pairs_of(item)), columns)
     keys = turn_keys(tuple(values), columns)
     words = set(map(plain, values))
     columns_inside = keys.speaker and is_list(values[keys.speaker[0]]) and len(values[keys.speaker[0]]) > 1
@@ -192,6 +194,7 @@ def read_strings(items: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 def read_messages(items: Sequence[Any], columns: Columns, pause: timedelta, instruction: list[str]) -> list[Dialogue]:
     """The dialogues of a list of messages with speaker and text."""
     rows = [item if isinstance(item, dict) else once_turn(item, number) for number, item in enumerate(items, 1)]
+    rows = [unwrap(row, columns) for row in rows]
     if not rows:
         return [Dialogue((), instruction[0] if instruction else INSTRUCTION)]
     keys = turn_keys(tuple(rows[min(1, len(rows) - 1)]), columns)
@@ -203,6 +206,20 @@ def read_messages(items: Sequence[Any], columns: Columns, pause: timedelta, inst
     if others:
         dialogues[0] = dialogues[0]._replace(skipped=(*dialogues[0].skipped, *[OTHER_BRANCH] * others))
     return dialogues
+
+
+def unwrap(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    """A message, taken out of the object in which it is (`{"type": "user", "message": {...}, "timestamp": ...}`)."""
+    if not any(isinstance(value, dict) for value in row.values()):
+        return row
+    for key, inner in row.items():
+        if isinstance(inner, dict) and plain(key) in WRAPPERS:
+            keys = turn_keys(tuple(inner), columns)
+            typed = isinstance(row.get("type"), str) and plain(row["type"]) in ROLES
+            if keys.text and (keys.speaker or typed):
+                outer = {name: value for name, value in row.items() if name != key and name not in inner}
+                return {**({"role": row["type"]} if typed and not keys.speaker else {}), **inner, **outer}
+    return row
 
 
 def once_turn(item: Any, number: int) -> dict[str, Any]:
@@ -310,6 +327,9 @@ def read_group(
         if is_unlearned(values, keys):
             context.append(sum(message.turn is not None for message in messages))
         messages.append(Message(turn, "", time))
+    unknown = sum(message.turn is not None and message.turn.speaker == UNKNOWN for message in messages)
+    if unknown > 3 and 2 * unknown > len(messages):
+        raise FormatError(f"{unknown} of {len(messages)} messages have no speaker; name its key: --columns speaker=...")
     line = "\n".join(instruction) if instruction else INSTRUCTION
     if roles:
         return [one_dialogue(messages, line, context)]

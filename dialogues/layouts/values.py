@@ -11,7 +11,9 @@ from dialogues.layouts.trees import rows_of_columns
 from dialogues.layouts.words import Columns, turn_keys
 
 # What begins with a bracket and is no JSON: [20:01], [31.12.23, [Nora], {{.
-NO_JSON = re.compile(r"\[\s*(?:\d+[:/-]|\d+\.\s?\d+\.|(?!true|false|null)[^\W\d_]|[^\x00-\x7f])|\{\\rtf|\{\{|\[[+@#~]")
+NO_JSON = re.compile(
+    r"\[\s*(?:\d+[:/-]|\d+\.?\s+[^\W\d]|\d+\.\s?\d+\.|(?!true|false|null)[^\W\d_]|[^\x00-\x7f])|\{\\rtf|\{\{|\[[+@#~]"
+)
 DEEPEST = 12  # levels of objects and lists around the records
 
 
@@ -88,8 +90,9 @@ def search(value: Any, columns: Columns, depth: int, inside_object: bool = False
     if known:
         alike = [child for child in children if type(child) is type(known[0])]
         return children if is_list(value) else alike if len(known) > 1 else known
-    inside = [child for child in children if is_container(child)]
-    return [record for child in inside for record in search(child, columns, depth + 1, lone and is_object(child))]
+    found = [search(child, columns, depth + 1, lone and is_object(child)) for child in children if is_container(child)]
+    talks = [records for records in found if any(not is_of_names(record, columns) for record in records)]
+    return [record for records in talks or found for record in records]
 
 
 def is_of_names(value: Any, columns: Columns) -> bool:

@@ -55,6 +55,26 @@ SPEAKER_KEYS = (
         "发言人",
         "보낸사람",
     ),
+    *(
+        "話者",
+        "発話者",
+        "osoba",
+        "mówca",
+        "mluvčí",
+        "talare",
+        "taler",
+        "puhuja",
+        "διαλέγων",
+        "persona",
+        "voce",
+        "poster",
+        "talker",
+        "by",
+        "whosaid",
+        "saidby",
+        "side",
+        "party",
+    ),
 )
 TEXT_KEYS = (
     *("text", "message", "content", "utterance", "value", "body", "contents", "mes", "messagetext", "messagebody"),
@@ -79,6 +99,24 @@ TEXT_KEYS = (
         "메시지",
         "내용",
     ),
+    *(
+        "発話",
+        "発話内容",
+        "セリフ",
+        "wypowiedź",
+        "wypowiedz",
+        "реплика",
+        "linetext",
+        "replik",
+        "repliikka",
+        "zpráva",
+        "zprava",
+        "form",
+        "originalform",
+        "says",
+        "said",
+        "was",
+    ),
 )
 TURN_LISTS = (
     *("messages", "conversations", "conversation", "turns", "dialog", "dialogue", "utterances", "chatmessages"),
@@ -101,6 +139,7 @@ ID_KEYS = (
     *("conversationno", "conversationnumber", "session", "thread", "channel", "room", "chat", "chatname", "topic"),
     *("dialogid", "gespräch", "gespraech", "gesprächid", "unterhaltung", "dialogo", "diálogo", "conversacion"),
     *("conversación", "conversa", "conversazione", "gesprek", "диалог", "会話", "对话", "대화", "id"),
+    *("会話id", "nrrozmowy", "rozmowa", "idrozmowy", "gesprächsid", "conversanr", "nconversacion"),
 )
 SCENE_KEYS = ("season", "seasonno", "seasonid", "episode", "episodeno", "episodeid", "episodenumber")
 SCENE_PARTS = ("scene", "sceneno", "scenenumber", "szene", "scène", "escena", "cena")
@@ -108,6 +147,7 @@ ORDER_KEYS = (
     *("turnid", "turnidx", "turnindex", "turnno", "turnnumber", "turn", "utteranceid", "utteranceidx", "utteranceno"),
     *("utteranceindex", "messageindex", "messageno", "index", "idx", "sequence", "seq", "order", "position", "step"),
     *("lineno", "linenumber", "lineid", "round", "no", "number", "nr"),
+    *("順番", "kolejność", "поряд", "ordre", "orden", "ordem", "reihenfolge"),
 )
 TIME_KEYS = (
     *("timestampms", "timestamp", "datetime", "createdat", "createtime", "createddate", "createdutc", "created"),
@@ -127,6 +167,29 @@ TIME_KEYS = (
         "日時",
         "时间",
         "날짜",
+    ),
+    *(
+        "originserverts",
+        "servertimestamp",
+        "senttime",
+        "sendtime",
+        "timesent",
+        "msgtime",
+        "messagetime",
+        "createdtime",
+        "posttime",
+        "postedat",
+        "epoch",
+        "unixtime",
+        "unixtimestamp",
+        "dateutc",
+        "timeutc",
+        "godzina",
+        "czas",
+        "tid",
+        "klockslag",
+        "čas",
+        "um",
     ),
 )
 PARENT_KEYS = (
@@ -185,6 +248,33 @@ def plain(key: str) -> str:
     return re.sub(r"[\W_]+", "", key).casefold()
 
 
+# Words of which a key may be made: message_text, senderName.
+PIECES = re.compile(r"[^\W\d_][^\W\d_A-Z]*")
+CORE_SPEAKER = frozenset(("speaker", "sender", "author", "character", "nick", "nickname", "person", "actor"))
+CORE_TEXT = frozenset(("text", "message", "msg", "utterance", "content", "body", "line", "transcript"))
+NO_TURN = frozenset(
+    [
+        "id",
+        "ids",
+        "type",
+        "time",
+        "date",
+        "count",
+        "number",
+        "length",
+        "len",
+        "url",
+        "lang",
+        "language",
+        "index",
+        "at",
+        "color",
+        "icon",
+        "image",
+    ]
+)
+
+
 class TurnKeys(NamedTuple):
     """Which keys of a turn hold what, the likeliest first."""
 
@@ -216,10 +306,18 @@ def turn_keys(keys: tuple[str, ...], columns: Columns = ()) -> TurnKeys:
             return (chosen,) if chosen in keys else ()
         return tuple(found[word] for word in words if word in found and found[word] not in asked.values())
 
-    speaker, text = known(SPEAKER_KEYS, "speaker"), known(TEXT_KEYS, "text")
+    def alike(core: frozenset[str]) -> tuple[str, ...]:
+        """The one key of several words of which one is known: `line_text`, `msgSender`."""
+        pieces = {key: {piece.casefold() for piece in PIECES.findall(key)} for key in keys if key not in asked.values()}
+        one = [key for key, words in pieces.items() if words & core and len(words & (CORE_SPEAKER | CORE_TEXT)) == 1]
+        one = [key for key in one if not pieces[key] & NO_TURN]
+        return tuple(one) if len(one) == 1 else ()
+
+    speaker = known(SPEAKER_KEYS, "speaker") or ("speaker" not in asked and alike(CORE_SPEAKER)) or ()
+    text = known(TEXT_KEYS, "text") or ("text" not in asked and alike(CORE_TEXT)) or ()
     scenes = () if "dialogue" in asked else (*known(SCENE_KEYS), *known(SCENE_PARTS))
     taken = {*speaker[:1], *text[:1]}
-    ids = known(ID_KEYS, "dialogue")[:1]
+    ids = tuple(key for key in known(ID_KEYS, "dialogue") if key not in taken)[:1]
     identity = ids if ids and (plain(ids[0]) != "id" or not scenes) else scenes
     times = known(TIME_KEYS, "time")
     split = tuple(found[word] for word in ("date", "time") if found.get(word) in times)
