@@ -31,6 +31,7 @@ class ModelSettings:
 @dataclass(frozen=True)
 class FormatSettings:
     paths: tuple[Path, ...] = ()
+    """files, folders of them, patterns such as 'chats/*.txt', or - for standard input"""
     format: Literal[
         "auto", "names", "turns", "messages", "sharegpt", "alpaca", "pairs", "text", "chat-export", "csv", "tsv"
     ] = "auto"
@@ -68,7 +69,6 @@ class ReadSettings(FormatSettings):
     """Print what is read from conversation files as JSON Lines, and the account of it on standard error."""
 
     paths: Annotated[tyro.conf.Positional[tuple[Path, ...]], arg(metavar="FILE...")] = ()
-    """files, folders of them, patterns such as 'chats/*.txt', or - for standard input"""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class ConversationSettings(FormatSettings):
 @dataclass(frozen=True)
 class DataSettings(ConversationSettings):
     split: str = "70/30"
-    """train/validation or train/validation/test, in percent, in file order; equal dialogues stay together"""
+    """train/validation or train/validation/test, in percent, each file in its order; equal dialogues stay together"""
     shuffle: bool = False
     """shuffle the dialogues of all files (by --seed) before the split"""
     folds: int = 0
