@@ -66,7 +66,7 @@ def read_dialogues(source: Source) -> Iterator[Dialogue]:
 
 
 def as_record(dialogue: Dialogue) -> dict[str, Any]:
-    """A dialogue in the form `turns`, with what makes it differ from a plain one."""
+    """A dialogue in the form `turns`, with its system prompt if it has one, and weight 0 for turns that are context."""
     turns: list[dict[str, Any]] = [turn._asdict() for turn in dialogue.turns]
     for place in dialogue.context:
         turns[place]["weight"] = 0
@@ -74,7 +74,7 @@ def as_record(dialogue: Dialogue) -> dict[str, Any]:
 
 
 def account_of(source: Source, dialogues: int, speakers: Counter[str], skipped: Counter[str]) -> list[str]:
-    """What became of a file, in a few lines."""
+    """What became of a file: lines to print."""
     named = ", ".join(f"{name[:40]} {count:,}" for name, count in speakers.most_common(MOST_NAMED))
     more = f" and {len(speakers) - MOST_NAMED:,} more" if len(speakers) > MOST_NAMED else ""
     lines = [

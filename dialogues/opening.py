@@ -1,4 +1,4 @@
-"""From the paths and options of `--data` to recognised sources, and sentences on what is not read."""
+"""Find and recognise the files of `--data`, and say what is not read."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -10,7 +10,7 @@ from dialogues.private import check_masking
 from dialogues.reading import Source, open_source
 from settings import FormatSettings
 
-NAMED = 3  # files that are not read, with the reason
+NAMED = 3  # unread files to name with the reason
 
 
 class Opened(NamedTuple):
@@ -23,11 +23,10 @@ class Opened(NamedTuple):
 def open_paths(paths: Iterable[Path], settings: FormatSettings) -> Opened:
     """Recognise the files, folders, archives and pipes under some paths.
 
-    A file that was found in a folder or an archive and holds no conversations is left out; one that was named is an
-    error.
+    A file without conversations is left out if it was found in a folder or an archive. If it was named, it is an error.
 
     Raises:
-        UserError: a path without conversations, or an option that needs an extra.
+        UserError: a path holds no conversations, or an option needs an extra.
     """
     if settings.mask:
         check_masking()

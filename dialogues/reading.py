@@ -1,4 +1,4 @@
-"""From a conversation file, whatever its form, to records that each become dialogues, and the place of mistakes."""
+"""Recognise a conversation file and read it as numbered records, each of which becomes dialogues."""
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
@@ -33,19 +33,19 @@ from dialogues.layouts.words import ROLES, Columns, plain, turn_keys
 from support.errors import UserError
 
 HEAD = 1 << 16  # bytes that decide what a file is
-LISTS = {"turns", "messages", "sharegpt"}  # forms of one kind
-NAMED = 3  # inputs that are named where there are many
-MOST_ROWS = 0.7  # distinct speakers a row, above which they are no speakers
+LISTS = {"turns", "messages", "sharegpt"}  # forms that a file may mix
+NAMED = 3  # inputs to name if there are many
+MOST_ROWS = 0.7  # distinct speakers per row; a column with more holds no speakers
 
 
 class Source(NamedTuple):
     """A recognised file: numbered records, to be read once, and the function that turns one into dialogues.
 
-    `form` is what a record has in it, where that is another thing than the format ("csv" of "pairs"). `unit` is what
-    the numbers count: "line", "record", "dialogue". `convert` and a record can be sent to another process. `size` is
-    what the records sum to in bytes where they are lines, in number where that is known. `not_used` are keys of the
-    first record that nothing is taken from. `account` tells what became of the file's characters, as it is printed.
-    `cut`: the program divided the file into dialogues, not its user.
+    `form` is the form of a record, which may differ from the format (a "csv" may hold "pairs"). `unit` is what the
+    numbers count: "line", "record", "dialogue". `convert` and a record can be sent to another process. `size` is the
+    size of all records in bytes if they are lines, else their number if it is known. `not_used` names the keys of the
+    first record that are not read. `account` holds the lines to print on what became of the file's characters. `cut`
+    says that the program, not the user, divided the file into dialogues.
     """
 
     input: Input
@@ -60,12 +60,12 @@ class Source(NamedTuple):
     cut: bool = False
 
     def dialogues(self, number: int, record: Any, join: bool = True) -> list[Dialogue]:
-        """The dialogues of one of the records, perhaps of one turn or none.
+        """The dialogues of a record; a dialogue may have one turn, or none.
 
         In a chat, what one person writes in a row is one turn, unless `join` is false.
 
         Raises:
-            UserError: the record is broken; it says which, and how.
+            UserError: the record is broken; the error names it and the fault.
         """
         try:
             found = self.convert(record)
@@ -74,10 +74,10 @@ class Source(NamedTuple):
         return [join_turns(dialogue) for dialogue in found] if self.cut and join else found
 
     def for_template(self, template: str) -> "Source":
-        """The source as a template needs it.
+        """The source with its dialogues as a template needs them.
 
         Raises:
-            UserError: `alpaca` for what is no instruction data.
+            UserError: the template is `alpaca`, and the file holds no instruction data.
         """
         if template != "alpaca" or self.form == "alpaca":
             return self
@@ -90,7 +90,7 @@ class Source(NamedTuple):
 
 
 def choose_template(sources: Iterable[Source], template: str) -> str:
-    """The template that `auto` stands for: alpaca where everything is instruction data."""
+    """The template that `auto` stands for: alpaca if all sources hold instruction data, else prompt."""
     if template != "auto":
         return template
     return "alpaca" if all(source.form == "alpaca" for source in sources) else "prompt"
@@ -115,7 +115,7 @@ def open_source(
 ) -> Source:
     """Recognise a conversation file by its content.
 
-    JSON Lines in which a line is a conversation are then read one by one, every other form at once.
+    JSON Lines with a conversation a line are streamed; every other form is read at once.
 
     Raises:
         UserError: the file is missing, unreadable, binary, not UTF-8, or holds no conversations in a known form.
@@ -137,7 +137,11 @@ def open_source(
 
 
 def decode(content: bytes, line: int) -> str:
-    """UTF-8 text that begins on line `line`; what is none is an error with its line."""
+    """Decode UTF-8 text that begins on line `line`.
+
+    Raises:
+        FormatError: it is not UTF-8; the error names the line.
+    """
     try:
         return content.decode()
     except UnicodeDecodeError as error:
@@ -146,7 +150,7 @@ def decode(content: bytes, line: int) -> str:
 
 
 def recognise_container(head: bytes, input: Input, format: str, columns: Columns) -> str:
-    """What kind of file begins with `head`: "JSON", "JSON Lines", "csv", "tsv", or for a text how it is to be read."""
+    """What kind of file begins with `head`: "JSON", "JSON Lines", "csv", "tsv", or how to read a text."""
     if b"\0" in head:
         raise NotRecognisedError("a binary file; conversations are needed as text")
     if b"\r" in head and b"\n" not in head and head[:1] not in b"[{":
@@ -170,7 +174,7 @@ def recognise_container(head: bytes, input: Input, format: str, columns: Columns
 
 
 def has_json_lines(input: Input) -> bool:
-    """Whether more lines follow the first, and that is a whole JSON value."""
+    """Whether the first line is a whole JSON value and more lines follow."""
     lines = (line for _, line in input.lines() if line.strip())
     first = next(lines)
     if next(lines, None) is None:
@@ -183,7 +187,7 @@ def has_json_lines(input: Input) -> bool:
 
 
 def json_lines_source(input: Input, format: str, options: Options) -> Source:
-    """A JSON value a line: a conversation, to be parsed where it is converted, or a turn."""
+    """JSON Lines: each line is a conversation, parsed only when it is converted, or a turn."""
     records = ((number, line) for number, line in input.lines() if line.strip())
     first = list(islice(records, PEEKED))
     values = list(parse_lines(first))
@@ -199,7 +203,7 @@ def json_lines_source(input: Input, format: str, options: Options) -> Source:
 
 
 def is_whole(values: Sequence[Any], columns: Columns) -> bool:
-    """Whether lines make sense only together: each is a turn, or has a transcript in it."""
+    """Whether the lines must be read together: each is a turn, or holds a transcript."""
     kinds = [kind_of_turn(value, columns) for value in values if is_object(value) and not is_header(value)]
     forms = [fitting(value, columns) for value in values[:3]]
     if kinds.count("message") > 0.6 * len(kinds) and not any(set(form) - {"text"} for form in forms):
@@ -212,7 +216,7 @@ def is_header(value: Any) -> bool:
 
 
 def json_source(input: Input, value: Any, format: str, options: Options) -> Source:
-    """One JSON value, in which the records may be anywhere."""
+    """One JSON value that holds the records, at any depth."""
     columns = options.columns
     records = find_records(value, columns)
     if not records:
@@ -230,7 +234,7 @@ def json_source(input: Input, value: Any, format: str, options: Options) -> Sour
 
 
 def is_chat(record: Any, columns: Columns = ()) -> bool:
-    """Whether a record has messages with times between people, which pauses divide."""
+    """Whether a record holds messages of people with times, which pauses divide into dialogues."""
     try:
         _, items, _ = turn_list(record, columns)
     except FormatError:
@@ -246,10 +250,10 @@ def is_chat(record: Any, columns: Columns = ()) -> bool:
 def choose_form(
     records: Sequence[tuple[int, Any]], format: str, unit: str, columns: Columns
 ) -> tuple[str, tuple[str, ...]]:
-    """The form of the first of `records` that has a known one, and the keys of it that are not used.
+    """The form of the first record that has a known one, and the keys in it that are not read.
 
     Raises:
-        FormatError: it has more than one, or none of the first has any; it says which.
+        FormatError: that record fits several forms, or none of the first records fits any.
     """
     sample = records[:PEEKED]
     forced = format in FORMATS
@@ -266,7 +270,7 @@ def choose_form(
 
 
 def rows_problem(rows: Sequence[Any], columns: Columns) -> str | None:
-    """Why the speakers of rows do not behave as people do; none where they recur."""
+    """Why the speakers of rows are no people: their names do not recur. None if they do."""
     objects = [dict(pairs_of(row)) for row in rows if is_object(row)]
     if len(objects) < 6 or columns:
         return None
@@ -278,7 +282,7 @@ def rows_problem(rows: Sequence[Any], columns: Columns) -> str | None:
 
 
 def table_source(input: Input, lines: list[str], format: str, options: Options) -> Source:
-    """A table: its rows are turns, or each row is a conversation."""
+    """A table whose rows are turns, or conversations."""
     rows = list(rows_of_table(iter(lines), format, options.columns))
     if not rows:
         raise FormatError("there is nothing below the names of the columns")
@@ -357,7 +361,11 @@ def convert_line(name: str, format: str, options: Options, quick: Quick | None, 
 
 
 def convert_record(name: str, format: str, options: Options, record: Any) -> list[Dialogue]:
-    """The dialogues of a record in the form `name`; one of another form is a mistake, unless the form is forced."""
+    """The dialogues of a record in the form `name`.
+
+    Raises:
+        FormatError: the record has another form, and `format` forces none.
+    """
     form = FORMATS[name]
     if format == "names":
         return [from_every_key(record)]

@@ -1,4 +1,4 @@
-"""How much of a file became turns, how much is known markup, and how much is neither: by that a reading is judged."""
+"""How many characters of a file became turns, how many are known markup, and how many are neither."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -25,14 +25,14 @@ def judge_turns(turns: int, skipped: Mapping[str, int]) -> str | None:
 
 @dataclass
 class Account:
-    """Characters of a file, by what became of them.
+    """The characters of a file, by what became of them.
 
     Attributes:
         spoken: in turns.
         markup: stamps, names, notices, separators, other known fields.
         lost: neither.
         examples: the first lost lines or keys, with their places.
-        as_text: beginnings of lines that look like a name and were read as text → how many.
+        as_text: what looks like a name at the beginning of a line but was read as text → how often.
     """
 
     spoken: int = 0
@@ -42,7 +42,7 @@ class Account:
     as_text: Counter[str] = field(default_factory=Counter)
 
     def lose(self, what: str, size: int) -> None:
-        """Count `size` characters that are neither, seen at `what`."""
+        """Count `size` lost characters; `what` shows some of them, with their place."""
         self.lost += size
         if len(self.examples) < SHOWN:
             self.examples.append(what)
@@ -56,7 +56,7 @@ class Account:
         return self.lost / (self.spoken + self.lost) if self.lost else 0.0
 
     def lines(self) -> list[str]:
-        """The account as it is printed."""
+        """The account: lines to print."""
         if not self.total:
             return []
         told = [

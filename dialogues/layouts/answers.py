@@ -1,4 +1,4 @@
-"""Questions and their answers: instruction data, prompts and completions, and other words for the two."""
+"""Questions and answers: instruction data, prompts and completions, under the words of many data sets."""
 
 import re
 from collections.abc import Sequence
@@ -32,10 +32,10 @@ from dialogues.layouts.words import (
 
 
 def from_alpaca(record: Any) -> Dialogue:
-    """`{"instruction": ..., "input": ..., "output": ...}`, the input possibly empty or absent.
+    """Read `{"instruction": ..., "input": ..., "output": ...}`; the input may be empty or absent.
 
     `context` is another word for the input, `response` for the output. With `history`, `[[instruction, output], ...]`,
-    earlier turns come first; a `system` prompt takes the place of Alpaca's line.
+    earlier turns come first. A `system` prompt replaces Alpaca's line.
     """
     values = once(record)
     asked, answer = find_key(values, INSTRUCTIONS), find_key(values, OUTPUTS)
@@ -59,7 +59,7 @@ def from_alpaca(record: Any) -> Dialogue:
 
 
 def unfold_prompt(text: Any) -> list[tuple[str, Any]]:
-    """The turns of a prompt that holds the talk so far as `Human: ...`, and ends with `Assistant:` (BELLE)."""
+    """The turns of a prompt that holds the dialogue as `Human: ...` and ends in `Assistant:` (BELLE); else none."""
     if not isinstance(text, str) or not text.rstrip().endswith(":"):
         return []
     pieces = re.split(r"(?:^|\n)\s*(Human|User|Assistant|AI|Bot|GPT)\s?:\s?", text.strip())
@@ -84,9 +84,9 @@ def system_prompt(values: dict[str, Any]) -> Any:
 
 
 def from_pairs(record: Any, columns: Columns = ()) -> Dialogue:
-    """`{"prompt": ..., "completion": ...}`, `{"question": ..., "answer": ...}`, and other words for the two.
+    """Read `{"prompt": ..., "completion": ...}`, `{"question": ..., "answer": ...}`, and other words for these.
 
-    The marks that GPT-3's fine-tuning wanted at the ends (`\\n\\n###\\n\\n`, ` END`) are left out.
+    The end marks of GPT-3's fine-tuning (`\\n\\n###\\n\\n`, ` END`) are left out.
     """
     values = once(record)
     pair = choose_pair(values, columns)
@@ -114,19 +114,19 @@ def strip_end(answer: str) -> str:
 
 
 def read_context(values: dict[str, Any]) -> list[tuple[str, Any]]:
-    """What was said before `context`, where it is `context/0`, `context/1` and on, the latest first (DialoGPT)."""
+    """The turns before `context`, oldest first, under `context/0` (the latest), `context/1` and so on (DialoGPT)."""
     found = {plain(key): key for key in values}
     earlier = [values[found[f"context{number}"]] for number in range(100) if f"context{number}" in found]
     return [(USER, text) for text in reversed(earlier) if not is_nothing(text)]
 
 
 def alternate_from_end(said: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """The texts with the two speakers in turns, so that the last is the assistant's."""
+    """The texts with the two speakers alternating; the last text is the assistant's."""
     return [((USER, ASSISTANT)[(len(said) - number) % 2 == 1], text) for number, (_, text) in enumerate(said)]
 
 
 def choose_pair(values: dict[str, Any], columns: Columns = ()) -> tuple[str, str] | None:
-    """The keys of the first of `PAIRS` that is there and has an answer, or else of the first that is there."""
+    """The keys of the first of `PAIRS` that has an answer here, or else of the first that occurs."""
     asked = dict(columns)
     if "prompt" in asked or "reply" in asked:
         pair = asked.get("prompt", ""), asked.get("reply", "")
@@ -167,7 +167,7 @@ def fits_pairs(record: Any, columns: Columns = ()) -> bool:
 
 
 def make_answered(said: Sequence[tuple[str, Any]], instruction: str) -> Dialogue:
-    """The dialogue of these speakers and texts; without an answer at its end there is none, and all are skipped."""
+    """The dialogue of these speakers and texts; if the last text is empty, all turns are skipped."""
     _, answer = said[-1]
     if isinstance(answer, str) and not answer.strip():
         return Dialogue((), skipped=("turns of records without an answer",) * len(said))

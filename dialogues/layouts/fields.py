@@ -1,4 +1,4 @@
-"""One message of a structured export: who speaks, what is said, and why it may be no turn."""
+"""One message of a structured export: its speaker, its text, or why it is no turn."""
 
 import re
 from collections.abc import Mapping
@@ -7,8 +7,8 @@ from typing import Any
 from dialogues.layouts.records import FormatError, is_container, is_list, is_object, pairs_of
 from dialogues.layouts.words import ROLES, SPEAKER_KEYS, SYSTEM, TOOLS, TurnKeys, is_nothing, plain
 
-NO_TEXT = object()  # a message of pictures or the like
-TOOL_TEXT = object()  # a message of tool calls or their results
+NO_TEXT = object()  # stands for a message that holds pictures or the like
+TOOL_TEXT = object()  # stands for a message of tool calls or their results
 # Keys under which `human`, `user` and `assistant` are roles; elsewhere they are names.
 ROLE_KEYS = frozenset(("role", "from", "type", "sender", "author", "creator", "usertype", "chatrole"))
 THOUGHTS = frozenset(("thinking", "reasoning", "thought", "thoughts", "redactedthinking", "reasoningrecap"))
@@ -52,7 +52,7 @@ ME, UNKNOWN = "Me", "Unknown"
 
 
 def read_speaker(values: Mapping[str, Any], keys: TurnKeys) -> tuple[str, str]:
-    """The speaker's name, and the role that it comes from; both empty where nobody is named."""
+    """The speaker's name, and the role behind it; both are empty if the message names nobody."""
     if keys.role and isinstance(values[keys.role], str):
         word = plain(values[keys.role])
         if word in ROLES or word in SYSTEM or word in TOOLS:
@@ -66,7 +66,7 @@ def read_speaker(values: Mapping[str, Any], keys: TurnKeys) -> tuple[str, str]:
 
 
 def name_of(word: str, value: Any) -> tuple[str, str]:
-    """The name and the role in what stands under a key for the speaker, `word` as `plain` makes it."""
+    """The name and the role in the value of a speaker's key; `word` is that key as `plain` writes it."""
     if isinstance(value, str):
         name = value.strip()
         role = plain(name) if word in ROLE_KEYS else ""
@@ -90,7 +90,7 @@ def name_of(word: str, value: Any) -> tuple[str, str]:
 
 
 def is_outgoing(values: Mapping[str, Any]) -> bool:
-    """Whether the owner of the phone wrote the message, where a field says so in a word."""
+    """Whether a field says in a word that the owner of the phone wrote the message."""
     return any(
         isinstance(value, str) and plain(value) in OUTGOING and plain(key) in DIRECTIONS
         for key, value in values.items()
@@ -98,9 +98,9 @@ def is_outgoing(values: Mapping[str, Any]) -> bool:
 
 
 def read_content(values: Mapping[str, Any], keys: TurnKeys) -> Any:
-    """The text of a message, stripped: the first key for it that holds something.
+    """The text of a message, stripped, from the first text key that holds something.
 
-    `NO_TEXT` for pictures and the like, `TOOL_TEXT` for tool calls, None for nothing; other values as they are.
+    Returns `NO_TEXT` for pictures and the like, `TOOL_TEXT` for tool calls, None for nothing; other values unchanged.
     """
     found: Any = None
     for key in keys.text:
@@ -112,7 +112,7 @@ def read_content(values: Mapping[str, Any], keys: TurnKeys) -> Any:
 
 
 def read_text(content: Any) -> Any:
-    """A message's content as text, stripped; of a list of parts their texts, thoughts and tool calls left out."""
+    """A message's content as text, stripped. Parts in a list are joined, without thoughts and tool calls."""
     if isinstance(content, str):
         return content.strip()
     if is_object(content):
@@ -125,7 +125,7 @@ def read_text(content: Any) -> Any:
 
 
 def join_parts(parts: list[Any]) -> Any:
-    """The text of a list of parts; `NO_TEXT` where one is a picture or the like."""
+    """The text of a list of parts; `NO_TEXT` if one of them is a picture or the like."""
     texts: list[str] = []
     tools = media = False
     spans = False
@@ -152,7 +152,7 @@ def join_parts(parts: list[Any]) -> Any:
 
 
 def why_skipped(values: Mapping[str, Any], name: str, role: str, text: Any) -> str:
-    """Why a message is no turn; empty where it is one."""
+    """Why a message is no turn; empty if it is one."""
     if role in TOOLS or text is TOOL_TEXT:
         return "tool calls"
     if values.get("isThought") is True:
@@ -185,7 +185,7 @@ def is_notice_type(values: Mapping[str, Any]) -> bool:
 
 
 def mend_encoding(text: str) -> str:
-    """Text that was encoded twice, as Messenger and Instagram write it, decoded once more."""
+    """Decode text that was encoded twice, as Messenger and Instagram write it."""
     if text.isascii():
         return text
     try:
@@ -198,7 +198,7 @@ def check_speaker(name: str, number: int) -> None:
     """Refuse a message without a speaker.
 
     Raises:
-        FormatError: nobody is named.
+        FormatError: the name is empty.
     """
     if not name:
         raise FormatError(f"turn {number} has no speaker (speaker, sender, author, role, from)")

@@ -1,7 +1,7 @@
-"""Conversations as JSON: a function for each form that a record can have, and the choice between them.
+"""The forms that a record can have, a pair of functions for each, and the choice between them.
 
-A record is what JSON holds for a conversation; a row of a table is one too. Objects are dicts, or `Pairs` where a key
-occurs twice. A further form is two further functions and a line in `FORMATS`.
+A record is the JSON value, or the row of a table, that holds a conversation. Objects are dicts, or `Pairs` if a key
+occurs twice. A new form needs two functions and a line in `FORMATS`.
 """
 
 import re
@@ -36,9 +36,9 @@ from dialogues.layouts.words import (
 )
 from support.errors import printable
 
-PEEKED = 100  # records that show what form a file has
+PEEKED = 100  # records that decide the form of a file
 TURN_ASIDES = frozenset(("toolcalls", "functioncall", "toolcallid"))
-# A text that may be a whole dialogue: a second line or mark that says who speaks.
+# Marks of a text that may be a whole dialogue: a second line, or a mark between speakers.
 TRANSCRIPT = re.compile(r"\n|__eou__|\[/INST\]|<\||###|<start_of_turn>|ASSISTANT:|\[SEP\]")
 
 
@@ -68,7 +68,7 @@ def has_turns(record: Any, columns: Columns = ()) -> bool:
 
 
 def is_conversation(items: list[Any], columns: Columns = ()) -> bool:
-    """Whether a list that nothing names is one conversation: of messages, or of objects with one name each."""
+    """Whether a list without a key is one conversation: messages, pairs, or objects with one name each."""
     kinds = [kind_of_turn(item, columns) for item in items[:3]]
     if "message" in kinds:
         return True
@@ -78,7 +78,7 @@ def is_conversation(items: list[Any], columns: Columns = ()) -> bool:
 
 
 def keys_of_turns(record: Any, columns: Columns = ()) -> set[str]:
-    """The keys of a record's first turn that is an object."""
+    """The keys of the first turn of a record, as `plain` writes them."""
     if not has_turns(record, columns):
         return set()
     first = next((item for item in turn_list(record, columns)[1][:2] if is_object(item)), {})
@@ -103,7 +103,7 @@ def fits_text(record: Any, columns: Columns = ()) -> bool:
 
 
 def transcript_key(record: Any, columns: Columns = ()) -> str | None:
-    """The key under which a record holds a whole dialogue as one text."""
+    """The key of the text that holds a whole dialogue; None if there is none."""
     asked = dict(columns)
     if "text" in asked and "speaker" not in asked:
         return asked["text"] if asked["text"] in dict(pairs_of(record)) else None
@@ -129,18 +129,18 @@ FORMATS = {
 
 
 def fitting(record: Any, columns: Columns = ()) -> list[str]:
-    """The names of the forms that `record` could have."""
+    """The names of the forms that fit `record`."""
     names = [name for name, form in FORMATS.items() if form.fits(record, columns)]
     if len(names) > 1 and "turns" in names and plain(turn_list(record, columns)[0]) in ("history", "chosen", "text"):
-        names.remove("turns")  # a part of the pair
+        names.remove("turns")  # the list is part of the pair
     return names or (["text"] if fits_text(record, columns) else [])
 
 
 def recognise(record: Any, columns: Columns = ()) -> str:
-    """The name of the one form that `record` has.
+    """The name of the only form that fits `record`.
 
     Raises:
-        FormatError: none, or more than one.
+        FormatError: none fits, or several do.
     """
     names = fitting(record, columns)
     if len(names) == 1:
@@ -153,7 +153,7 @@ def recognise(record: Any, columns: Columns = ()) -> str:
 
 
 def unknown_record(records: Sequence[Any]) -> str:
-    """What is said of records of no known form: their keys, and the option that names them."""
+    """The error for records of no known form: their keys, and the options that explain them."""
     first = next((record for record in records if is_object(record)), records[0])
     if not is_object(first):
         return f"{kind(first)} is no conversation; see the formats in docs/data.md"
@@ -167,7 +167,7 @@ def unknown_record(records: Sequence[Any]) -> str:
 
 
 def likely_columns(first: Any, records: Sequence[Any]) -> tuple[str, str]:
-    """The keys that most probably hold speaker and text: few short values that recur, and the longest ones."""
+    """A guess at the keys of speaker and text: few short values, and the longest ones."""
     rows = [dict(pairs_of(record)) for record in records if is_object(record)]
     names = list(dict(pairs_of(first)))
     values = {name: [str(row.get(name) or "") for row in rows] for name in names}
@@ -183,7 +183,7 @@ def quote(name: str) -> str:
 
 
 def unused_keys(record: Any, form: str, columns: Columns = ()) -> list[str]:
-    """The keys of a record, and of its turns, that its form has no use for."""
+    """The keys of a record and of its turns that its form does not read."""
     keys = list(dict(pairs_of(record)))
     values = dict(pairs_of(record))
     if form == "names":

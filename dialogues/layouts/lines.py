@@ -1,4 +1,4 @@
-"""Text files without times: `Name: text` in the dialects that people write, as the file itself shows."""
+"""Text files without times: `Name: text`, in the dialect that the file itself shows."""
 
 import re
 from collections import Counter
@@ -58,7 +58,7 @@ KINDS = {
     "dash": re.compile(r"(?P<name>[^\W\d_][^\n–—-]{0,40}?)\s+[–—-]+\s+(?P<text>.*)$"),
     "bare": re.compile(r"(?P<name>[^\W\d_][^\n.!?,;]{0,40})(?P<text>)$"),
 }
-STRICT = ("play", "tight", "heading", "tab", "arrow", "dash", "bare")  # kinds whose every name must recur
+STRICT = ("play", "tight", "heading", "tab", "arrow", "dash", "bare")  # kinds in which every name must recur
 NUMBERED_NAME = re.compile(r"(?P<name>[A-Z])\.\d{1,5}$")  # Switchboard's A.1, B.2
 LEADING_ROLES = re.compile(r"(?P<name>[^\n:]{1,40}?) said:?$")
 
@@ -85,7 +85,7 @@ class Shape(NamedTuple):
 
     kind: str
     starts: dict[int, Start]
-    rejected: list[Start]  # lines that begin like a turn, with nobody's name
+    rejected: list[Start]  # lines that begin like a turn but with no name
 
     @property
     def names(self) -> Counter[str]:
@@ -93,18 +93,18 @@ class Shape(NamedTuple):
 
     @property
     def strength(self) -> int:
-        """Turns of people who have more than one."""
+        """How many turns belong to people with more than one."""
         return sum(count for count in self.names.values() if count > 1)
 
 
 def prepare(lines: Sequence[str]) -> list[tuple[int, str]]:
-    """The lines without space at their ends, each with its number; marks that end a text are lines of their own."""
+    """Stripped lines with their numbers; the marks of a text's end become lines of their own."""
     prepared: list[tuple[int, str]] = []
     fenced = False
     for number, line in enumerate(lines, 1):
         fence = line.lstrip().startswith("```")
         fenced ^= fence
-        if fenced and not fence:  # code keeps its indentation, and nobody speaks in it
+        if fenced and not fence:  # code keeps its indentation and holds no turns
             prepared.append((number, CODE + line.rstrip()))
             continue
         parts = END_MARKS.split(line) if "<|" in line else [line]
@@ -117,7 +117,7 @@ def prepare(lines: Sequence[str]) -> list[tuple[int, str]]:
 
 
 def find_shape(lines: list[tuple[int, str]], forced: bool = False) -> Shape | None:
-    """The kind of line that gives most turns to people whose names recur; the more specific one where it is near."""
+    """The kind of line that gives most turns to names that recur; of near-equal kinds, the more specific one."""
     shapes = [make_shape(kind, lines) for kind in KINDS]
     shapes = [shape for shape in shapes if shape.strength or len(shape.names) > (0 if forced else 1)]
     if not shapes:
@@ -129,7 +129,7 @@ def find_shape(lines: list[tuple[int, str]], forced: bool = False) -> Shape | No
 
 
 def make_shape(kind: str, lines: list[tuple[int, str]]) -> Shape:
-    """What one kind of line makes of a file."""
+    """The turns of a file as one kind of line finds them."""
     pattern, found = KINDS[kind], []
     for place, (_, line) in enumerate(lines):
         if (match := pattern.match(line)) and (name := read_name(match)):
@@ -142,7 +142,7 @@ def make_shape(kind: str, lines: list[tuple[int, str]]) -> Shape:
 
 
 def read_name(match: re.Match[str]) -> str | None:
-    """The name in a matched line; none for what can't be one."""
+    """The name in a matched line; None if it can't be one."""
     groups = match.groupdict()
     name = (groups.get("name") or groups.get("name2") or "").strip()
     if said := LEADING_ROLES.match(name):
@@ -164,9 +164,8 @@ def is_bare(start: Start, lines: list[tuple[int, str]]) -> bool:
 def choose_people(found: list[Start], lines: list[tuple[int, str]], kind: str) -> set[int]:
     """The places of the lines that begin a turn.
 
-    A name is somebody's where it recurs in turn position: it begins a block, or follows others than one speaker alone,
-    and stands behind a blank line where the others do. A name that occurs once is somebody's where its block would
-    otherwise have one speaker or begin with nobody.
+    A name counts if it recurs where turns begin; if the others follow blank lines, it must too. A name that occurs once
+    counts if its block would otherwise have one speaker or begin with none.
     """
     counts = Counter(start.name for start in found)
     openings = {start.place for start in found if start.place == 0 or lines[start.place - 1][1] in ("", CUT)}
@@ -194,13 +193,13 @@ def choose_people(found: list[Start], lines: list[tuple[int, str]], kind: str) -
 
 
 def is_label(name: str) -> bool:
-    """Whether a word before a colon is one that answers use: `Note`, `Step 2`."""
+    """Whether a word before a colon is a label inside an answer, such as `Note` or `Step 2`."""
     word = plain(re.sub(r"[\d.]+$", "", name.strip("*_#[]() ")))
     return word in LABELS or not word
 
 
 def find_followers(found: list[Start], recurring: set[str], openings: set[int]) -> set[str]:
-    """Where a user and an assistant talk, names that never begin a block: labels inside an answer."""
+    """Labels inside answers: if a user and an assistant talk, the names that never begin a block."""
     roles = {name for name in recurring if is_role(name)}
     opening = {start.name for start in found if start.place in openings}
     return recurring - roles - opening if len(roles) > 1 else set()
@@ -211,7 +210,7 @@ def is_role(name: str) -> bool:
 
 
 def find_guests(found: list[Start], lines: list[tuple[int, str]], recurring: set[str], behind_blank: bool) -> set[int]:
-    """The places of names that occur once and are somebody's all the same."""
+    """The places of names that occur once and are speakers nevertheless."""
     guests: set[int] = set()
     blocks = split_blocks(lines, set())
     by_place = {start.place: start for start in found}
@@ -236,7 +235,7 @@ def find_guests(found: list[Start], lines: list[tuple[int, str]], recurring: set
 
 
 def split_blocks(lines: list[tuple[int, str]], starts: set[int]) -> list[list[int]]:
-    """The places of the lines of each dialogue, separated by marks, headings or rules, or else by blank lines."""
+    """The places of each dialogue's lines; marks, headings or rules separate dialogues, or else blank lines."""
     places = range(len(lines))
     marked = {place for place in places if lines[place][1] == CUT}
     headings = {place for place in places if HEADING.match(lines[place][1])} - starts
@@ -260,7 +259,7 @@ def split_blocks(lines: list[tuple[int, str]], starts: set[int]) -> list[list[in
 
 
 def join_blocks(blocks: list[list[int]], lines: list[tuple[int, str]]) -> list[list[int]]:
-    """Blocks that a single blank line separates are one dialogue; a longer run of them separates dialogues."""
+    """Join blocks that a single blank line separates; more blank lines separate dialogues."""
     joined = [blocks[0]]
     for before, block in pairwise(blocks):
         apart = range(before[-1] + 1, block[0])
@@ -288,7 +287,7 @@ def dialogues_of_lines(lines: list[tuple[int, str]], shape: Shape, account: Acco
     """The dialogues of a text, each with the number of its first line.
 
     Raises:
-        FormatError: a dialogue begins with a line that nobody says.
+        FormatError: a dialogue begins with a line without a speaker.
     """
     found, title = [], find_title(lines, shape.starts)
     account.markup += sum(len(lines[place][1]) for place in title)
@@ -305,7 +304,7 @@ def dialogues_of_lines(lines: list[tuple[int, str]], shape: Shape, account: Acco
 
 
 def find_title(lines: list[tuple[int, str]], starts: dict[int, Start]) -> set[int]:
-    """The few lines at the top of a file that say what it is, with a blank line below."""
+    """The places of a title: a few lines at the top, with a blank line below."""
     first = min(starts, default=0)
     filled = [place for place in range(first) if lines[place][1] not in ("", CUT)]
     if not filled or len(filled) > TITLE or lines[first - 1][1] or any(len(lines[place][1]) > 120 for place in filled):

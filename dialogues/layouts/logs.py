@@ -1,4 +1,4 @@
-"""Chat exports, logs and transcripts: lines with times, of any program, as the file itself shows them."""
+"""Chat exports, logs and transcripts: lines with times, in the layout that the file itself shows."""
 
 import re
 from collections import Counter
@@ -48,17 +48,17 @@ HEADER = 12  # lines before the first stamp that may say what the file is
 
 
 class Entry(NamedTuple):
-    """A message as it was found: without a name it is a notice."""
+    """A message as it was found; one without a name is a notice."""
 
     number: int
     stamp: Stamp | None
     name: str | None
     texts: list[str]
-    known: bool = False  # a notice by its place
+    known: bool = False  # its place shows that it is a notice
 
 
 def find_kind(rests: list[str]) -> str:
-    """How names stand in what follows the stamps: a kind of `KINDS`, or "bare" for a name alone."""
+    """How names are written behind the stamps: a kind of `KINDS`, "bare" for a name alone, or "none"."""
     said = [rest for rest in rests if rest and not is_system_line(rest)] or [rest for rest in rests if rest]
     if not said:
         return "none"
@@ -80,10 +80,10 @@ def find_kind(rests: list[str]) -> str:
 
 
 def messages_of_log(lines: Sequence[Line], account: Account) -> list[Message] | None:
-    """The messages of a file whose lines carry times; none for a file of another kind.
+    """The messages of a file whose lines carry times; None for another file.
 
     Raises:
-        FormatError: a date that can't be one.
+        FormatError: a date is impossible in every order of day, month and year.
     """
     found = find_timed(lines)
     if found is None:
@@ -108,7 +108,7 @@ def messages_of_log(lines: Sequence[Line], account: Account) -> list[Message] | 
 
 
 def is_recording(stamps: Sequence[Stamp | None]) -> bool:
-    """Whether clocks count from the beginning of a recording, in which nothing is a pause."""
+    """Whether the times count from the start of a recording, in which silence is no pause."""
     clocks = [stamp.clock for stamp in stamps if stamp and stamp.clock is not None]
     if not clocks or any(stamp.date for stamp in stamps if stamp):
         return False
@@ -118,7 +118,7 @@ def is_recording(stamps: Sequence[Stamp | None]) -> bool:
 
 
 def collect(lines: Sequence[Line], timed: dict[int, Timed], where: str, account: Account) -> list[Entry] | None:
-    """The messages of the lines, each with its stamp, its name and its texts."""
+    """The messages of the lines, each with its stamp, name and texts; None if no names are found."""
     stacked = where == "first" and not any(line.rest for line in timed.values())
     if sum(1 for line in timed.values() if LEVELS.match(line.rest)) > 0.5 * len(timed):
         return None
@@ -163,7 +163,7 @@ def collect(lines: Sequence[Line], timed: dict[int, Timed], where: str, account:
 
 
 def skip_header(number: int, text: str, account: Account) -> None:
-    """Count a line before the first message: a few say what the file is."""
+    """Count a line before the first message: the first few lines may be a header."""
     if number <= HEADER and len(text) < 200:
         account.markup += len(text)
     else:
@@ -221,7 +221,7 @@ def with_day(stamp: Stamp | None, day: tuple[tuple[int, int, int], str] | None) 
 
 
 def find_names(timed: dict[int, Timed], kind: str) -> set[str]:
-    """The names in turn position that recur."""
+    """The names that recur where turns begin."""
     if kind in ("second", "bare"):
         counts = Counter(
             line.before if kind == "second" else EDITS.sub("", line.rest).strip() for line in timed.values()
@@ -237,7 +237,7 @@ def clean_name(name: str) -> str:
 
 
 def read_rest(line: Timed, kind: str, names: set[str]) -> tuple[str | None, str]:
-    """The name and the text behind (or around) a stamp; a notice has no name."""
+    """The name and the text of a line with a stamp; a notice has no name."""
     if kind == "second":
         return line.before, line.rest
     if kind == "bare":
@@ -253,12 +253,12 @@ def read_rest(line: Timed, kind: str, names: set[str]) -> tuple[str | None, str]
 
 
 def is_plausible(name: str, rest: str) -> bool:
-    """Whether what stands once before a colon can be a name, not a notice."""
+    """Whether words that occur once before a colon can be a name, not a notice."""
     return not is_system_line(rest) and len(name.split()) < 7
 
 
 def is_open(name: str) -> bool:
-    """Whether a quotation begins in what stands before a colon and does not end there."""
+    """Whether a quotation begins before the colon and ends behind it, so that this is no name."""
     if name.count('"') % 2 or any(name.count(left) != name.count(right) for left, right in ("«»", "「」", "『』")):
         return True
     low, high, closed = (name.count(mark) for mark in "„“”")
@@ -266,9 +266,9 @@ def is_open(name: str) -> bool:
 
 
 def find_heads(lines: Sequence[Line], timed: dict[int, Timed]) -> dict[int, tuple[str, str, Stamp | None]]:
-    """For stamps alone on their lines: the lines around them that hold the names, with name, text and stamp.
+    """For stamps alone on their lines: place of the line with the name → name, text and stamp.
 
-    The names are in `Name: text` below (captions), alone below, or alone above.
+    The name is in `Name: text` below the stamp (captions), alone below it, or alone above it.
     """
     below: dict[int, tuple[str, Stamp | None]] = {}
     for place, line in timed.items():
@@ -300,7 +300,7 @@ def find_heads(lines: Sequence[Line], timed: dict[int, Timed]) -> dict[int, tupl
 
 
 def make_message(entry: Entry, time: datetime | None, names: Counter[str], account: Account) -> Message:
-    """The message of an entry, or why there is none."""
+    """The message of an entry, or the reason that it is none."""
     text = ATTACHED.sub("", "\n".join(entry.texts))
     if len(entry.texts) > 1 and text[:1] == text[-1:] == '"':  # LINE quotes what has several lines
         text = text[1:-1].replace('""', '"')

@@ -1,4 +1,4 @@
-"""Texts in which marks of chat templates say who speaks: ChatML, Llama, Gemma, Vicuna, Alpaca, and their like."""
+"""Texts in which the marks of a chat template say who speaks: ChatML, Llama, Gemma, Vicuna, Alpaca and others."""
 
 import re
 from collections.abc import Iterator
@@ -49,11 +49,11 @@ SEPARATED = re.compile(r"\s?__eou__\s?|\s?<(?:eou|EOU|turn|sep|SEP)>\s?|\s?\[SEP
 class Said(NamedTuple):
     role: str
     text: str
-    behind: str  # what stood behind the end mark
+    behind: str  # what follows the end mark
 
 
 def find_template(texts: list[str]) -> Template | None:
-    """The template of texts each of which has two turns or more; most of them must."""
+    """The template that finds two speakers or more in most of the texts; None if no template does."""
     for template in TEMPLATES:
         found = 0
         for text in texts:
@@ -65,7 +65,7 @@ def find_template(texts: list[str]) -> Template | None:
 
 
 def split_turns(text: str, template: Template) -> tuple[str, list[Said]]:
-    """What stands before the first mark, and the turns; a `text` without marks has none."""
+    """The text before the first mark, and the turns; a text without marks has no turns."""
     matches = list(template.start.finditer(text))
     if not matches:
         return text, []
@@ -90,7 +90,7 @@ def clean_system(match: re.Match[str]) -> str:
 
 
 def name_of(role: str) -> str | None:
-    """The speaker that a role stands for; none for the system and for tools."""
+    """The speaker that a role stands for; None for the system and for tools."""
     word = plain(role)
     if role in BRACKETS:
         return BRACKETS[role]

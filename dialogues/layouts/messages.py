@@ -1,4 +1,4 @@
-"""Messages with what a file says of them, put in order and cut into dialogues."""
+"""Messages in order, cut into dialogues."""
 
 import re
 from collections import Counter
@@ -10,14 +10,14 @@ from typing import NamedTuple
 from dialogues.dialogue import Dialogue, Turn
 
 PAUSE = timedelta(hours=8)
-CLOCK_CHANGE = timedelta(hours=1)  # time may run back by this much within a chat
+CLOCK_CHANGE = timedelta(hours=1)  # within a dialogue, time may run back by this much
 DAY = timedelta(days=1)
 
 
 class Message(NamedTuple):
-    """One message: a turn, or the reason why there is none; and where in time and in which dialogue it belongs.
+    """One message: a turn, or the reason that it is none; and its time, if the file has one.
 
-    A `time` without a date is a time of the first day of the calendar: it repeats every day.
+    A time of day without a date is a `time` on the first day of the calendar; it repeats every day.
     """
 
     turn: Turn | None
@@ -31,7 +31,7 @@ def is_clock(time: datetime) -> bool:
 
 
 def cut(messages: Iterable[Message], pause: timedelta, instruction: str) -> Iterator[Dialogue]:
-    """The dialogues of messages in order."""
+    """Cut messages in order into dialogues, at pauses of `pause` or more."""
     turns: list[Turn] = []
     skipped: list[str] = []
     last: datetime | None = None
@@ -49,7 +49,7 @@ def cut(messages: Iterable[Message], pause: timedelta, instruction: str) -> Iter
 
 
 def join_turns(dialogue: Dialogue) -> Dialogue:
-    """The dialogue with what one person writes in a row as one turn, its messages on lines of their own."""
+    """Join the turns that one person takes in a row, each message on a line of its own."""
     if not any(turn.speaker == following.speaker for turn, following in pairwise(dialogue.turns)):
         return dialogue
     groups = [list(group) for _, group in groupby(dialogue.turns, key=lambda turn: turn.speaker)]
@@ -59,14 +59,14 @@ def join_turns(dialogue: Dialogue) -> Dialogue:
 
 
 def is_new(last: datetime, time: datetime, pause: timedelta) -> bool:
-    """Whether a message at `time` begins another dialogue than the one before it."""
+    """Whether a message at `time` begins a new dialogue, if the one before it came at `last`."""
     if is_clock(last) and is_clock(time):
         return (time - last) % DAY >= pause
     return time - last >= pause or last - time > CLOCK_CHANGE
 
 
 def without_numbers(names: set[str]) -> dict[str, str]:
-    """Discord's `Nora#0001` as Nora, where there is one Nora."""
+    """Discord's names without their numbers: `Nora#0001` → Nora, if there is only one Nora."""
     short = {name: re.sub(r"#\d{4}$", "", name) for name in names}
     counts = Counter(short.values())
     return {name: bare for name, bare in short.items() if bare != name and bare and counts[bare] == 1}

@@ -1,7 +1,6 @@
-"""What chat programs write in place of a text, known by their words in many languages, and by their marks.
+"""Notices: what chat programs write in place of a text, known by words in many languages and by marks.
 
-All functions take linear time: whatever a regular expression sees is at most `LONGEST` characters long, and its
-repetitions are bounded.
+All functions take linear time: a regular expression sees at most `LONGEST` characters, and its repetitions are bounded.
 """
 
 import re
@@ -26,7 +25,7 @@ CLOCK = r"\d{1,2}(?::\d{2}){1,2}"
 
 
 def either(*families: tuple[str, ...]) -> str:
-    """A group of all alternatives of the families."""
+    """A regular-expression group of all alternatives of the families."""
     return f"(?:{'|'.join(piece for family in families for piece in family)})"
 
 
@@ -66,7 +65,7 @@ LOG_DEED = re.compile(
 
 
 class Stripped(NamedTuple):
-    """A text without marks, and whether it had those of a file, or of a change."""
+    """A text without marks, and whether it had those of a file or of an edit."""
 
     text: str
     file: bool
@@ -79,9 +78,9 @@ def plain(text: str) -> str:
 
 
 def is_notice(text: str) -> bool:
-    """Whether the text of a message, what follows the name, is only a notice of the program; no text at all is none.
+    """Whether the text of a message, without the name, is only a notice of the program. An empty text is none.
 
-    What begins with U+200E is one whatever its words are, unless it is the caption of a file, or was edited.
+    A text that begins with U+200E is a notice whatever its words, unless it is the caption of a file or was edited.
     """
     stripped = strip(text)
     if not stripped.text:
@@ -98,7 +97,7 @@ def is_notice(text: str) -> bool:
 
 @cache
 def notice_pattern() -> re.Pattern[str]:
-    """What a plain text that is a notice is; compiled when first asked for, since that takes 40 ms."""
+    """The pattern of notices in `plain` text; compiled on first use, since that takes 40 ms."""
     return re.compile(
         "|".join(
             (
@@ -123,7 +122,7 @@ def is_poll(bare: str) -> bool:
 
 
 def is_named_deed(text: str) -> bool:
-    """Whether a text says, in the words of a program, what somebody with a name did."""
+    """Whether a text tells, in a program's words, what a named person did."""
     if len(text) > LONGEST_LINE or text[:1].islower():
         return False
     lower = text.translate(PLAIN).lower()
@@ -131,22 +130,22 @@ def is_named_deed(text: str) -> bool:
 
 
 def strip_marks(text: str) -> str:
-    """What a reader wants of a text: no edit marks, no lines of files, no direction marks at its ends or at mentions.
+    """A text without edit marks, lines of attached files, and direction marks at its ends or at mentions.
 
-    A notice that is not a mark of a file is kept: see `is_notice`.
+    Other notices stay: see `is_notice`.
     """
     text = strip(text).text
     return text.replace("\u2068", "").replace("\u2069", "") if "\u2068" in text else text
 
 
 def strip(text: str) -> Stripped:
-    """Take the marks of files and of changes off both ends."""
+    """Remove the marks of files and of edits from both ends."""
     text, file, edited = text.strip(BLANKS), False, False
     end = text.find("\n", 0, LONGEST_LINE)
     head = text[:end] if end >= 0 else text[: LONGEST_LINE + 1]
     if is_file(head):
         text, file = text[len(head) :].strip(BLANKS), True
-    for _ in range(3):  # a file, a change, and what both phones write
+    for _ in range(3):  # the marks of a file, of an edit, and of both phones
         tail, rest = split_tail(text)
         if not tail:
             break
@@ -162,14 +161,14 @@ def strip(text: str) -> Stripped:
 
 
 def split_tail(text: str) -> tuple[str, str]:
-    """The end of a text that may be a mark, <...> or what follows U+200E, and what comes before; else nothing."""
+    """The end of a text that may be a mark (<...>, or what follows U+200E; else empty), and the rest."""
     sign = "<" if text.endswith(">") else LEFT_TO_RIGHT
     start = text.rfind(sign, max(0, len(text) - LONGEST_LINE))
     return (text[start:], text[:start]) if start >= 0 else ("", text)
 
 
 def is_file(line: str) -> bool:
-    """Whether a first line tells of a file: `IMG-1.jpg (file attached)`, or <Media omitted>."""
+    """Whether a first line names a file: `IMG-1.jpg (file attached)`, or <Media omitted>."""
     if len(line) > LONGEST_LINE:
         return False
     bare = plain(line)
@@ -183,9 +182,9 @@ def is_file(line: str) -> bool:
 
 
 def is_system_line(text: str) -> bool:
-    """Whether a line without a name, what follows its stamp, tells of the chat itself: who joined, what was set.
+    """Whether a line without a name tells of the chat itself, such as who joined; `text` is what follows the stamp.
 
-    A line with a name may be given too: only what comes before its first colon can tell of anything.
+    In a line with a name, only the part before the first colon can tell of the chat.
     """
     if len(text) > LONGEST:
         return False

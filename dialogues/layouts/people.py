@@ -1,4 +1,4 @@
-"""Objects whose keys are the speakers, and whether keys behave as people do."""
+"""Objects whose keys are the speakers, and whether the keys can be people."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +26,7 @@ FORM_WORDS = {
 
 
 def from_names(record: Any) -> Dialogue:
-    """`{"Alex": "...", "Bob": "...", "Alex": "..."}`: the keys are the speakers in order, repeats kept."""
+    """Read `{"Alex": "...", "Bob": "...", "Alex": "..."}`: the keys are the speakers, in order, repeated keys too."""
     if not is_object(record):
         raise FormatError(f'an object {{"speaker": "text", ...}} is needed, this is {kind(record)}')
     said = [turn for turn in pairs_of(record) if not is_aside(*turn)]
@@ -36,7 +36,7 @@ def from_names(record: Any) -> Dialogue:
 
 
 def from_every_key(record: Any) -> Dialogue:
-    """`from_names` where the user says so: every key is a speaker."""
+    """Read an object whose keys are all speakers, because the user says so."""
     if not is_object(record):
         return from_names(record)
     said = pairs_of(record)
@@ -46,12 +46,12 @@ def from_every_key(record: Any) -> Dialogue:
 
 
 def is_aside(key: str, value: Any) -> bool:
-    """Whether a member of an object of names is none of its turns: its key is a word for something else."""
+    """Whether a member of an object of names is no turn, because its key is a word for something else."""
     return plain(key) in OTHER_KEYS
 
 
 def fits_names(record: Any) -> bool:
-    """An object of plain values under two or more keys that are no words of another form."""
+    """Whether an object has plain values under two or more keys that are no words of another form."""
     pairs = pairs_of(record)
     if not pairs or any(is_container(text) for _, text in pairs):
         return False
@@ -62,9 +62,9 @@ def fits_names(record: Any) -> bool:
 
 
 def people_problem(records: Sequence[Any]) -> str | None:
-    """Why the keys of such records do not behave as people do; none where they do.
+    """Why the keys of records can't be people; None if they can.
 
-    People say prose, and not all records have the same few of them, or their names look like names.
+    What people say is prose. Keys that are the same in every record and written in lower case are columns.
     """
     values: dict[str, list[str]] = {}
     for record in records:
@@ -86,13 +86,13 @@ def people_problem(records: Sequence[Any]) -> str | None:
 
 
 def is_identifier(name: str) -> bool:
-    """Whether a key is written as programs write them: snake_case, camelCase, or a number."""
+    """Whether a key is written as in a program: snake_case, camelCase, or a number."""
     bare = name.strip()
     return "_" in bare.strip("_") or bare.isdigit() or (bare[:1].islower() and any(map(str.isupper, bare[1:])))
 
 
 def is_label_column(texts: Sequence[str]) -> bool:
-    """Whether values are labels, ids or categories: short ones of which there are few, or no words at all."""
+    """Whether values are labels, ids or categories: few different short ones, or none with letters."""
     stripped = [text.strip() for text in texts if text.strip()]
     if not stripped:
         return False

@@ -1,7 +1,7 @@
-"""What chat programs write in place of a text, in the languages of their users: data for `dialogues.layouts.notices`.
+"""Notices of chat programs in the languages of their users: data for `dialogues.layouts.notices`.
 
-Each string is a piece of a regular expression, alternatives parted by `|`. All is lower case and NFC, without a full
-stop at the end and without direction marks, as `notices.plain` leaves a text.
+Each string is a piece of a regular expression, its alternatives separated by `|`. All is lower case and NFC, without a
+full stop at the end and without direction marks, as `notices.plain` leaves a text.
 """
 
 # What a message can be: in brackets (LINE, Telegram, WeChat), or after an emoji (notifications of WhatsApp).

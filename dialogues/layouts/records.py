@@ -1,11 +1,11 @@
-"""JSON objects that keep doubled keys, checked turns, and what is said of records that are wrong."""
+"""JSON objects that keep repeated keys, checked turns, and the words of errors."""
 
 from collections import Counter
 from typing import Any, TypeGuard
 
 from dialogues.dialogue import Turn
 
-LONGEST_NAME = 200  # characters; what is longer is no name
+LONGEST_NAME = 200  # characters; a longer text is no name
 
 
 class Pairs(list[tuple[str, Any]]):
@@ -22,20 +22,20 @@ class FormatError(ValueError):
 
 
 class NotRecognisedError(FormatError):
-    """What begins a file is in no known form: it may hold something else than conversations."""
+    """The beginning of a file has no known form; the file may hold no conversations."""
 
 
 def make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Pairs:
-    """A JSON object: a dict, or all its pairs where a dict would lose some."""
+    """A JSON object as a dict, or as `Pairs` if a dict would lose some."""
     made = dict(pairs)
     return made if len(made) == len(pairs) else Pairs(pairs)
 
 
 def once(record: Any) -> dict[str, Any]:
-    """An object as a dict; nothing that is no object has a key.
+    """An object as a dict; an empty dict for any other value.
 
     Raises:
-        FormatError: a key occurs twice, so that one of its values would be lost.
+        FormatError: a key occurs more than once; a dict would lose a value.
     """
     if isinstance(record, Pairs):
         key, count = Counter(key for key, _ in record).most_common(1)[0]
@@ -60,7 +60,11 @@ def is_container(value: Any) -> bool:
 
 
 def make_turn(speaker: str, text: Any, where: str) -> Turn:
-    """A checked turn, name and text stripped at both ends."""
+    """A checked turn, its name and text stripped.
+
+    Raises:
+        FormatError: the text is none, or empty or broken, or the name can't be one; the error begins with `where`.
+    """
     if not isinstance(text, str):
         raise FormatError(f"{where}: what {shorten(speaker)} says must be text, this is {kind(text)}")
     turn = Turn(speaker.strip(), text.strip())
@@ -93,7 +97,7 @@ def shorten(name: str) -> str:
 
 
 def keys_of(record: Any) -> str:
-    """The keys of an object, the first few, for messages."""
+    """The first few keys of an object, for error messages."""
     if not is_object(record):
         return kind(record)
     keys = [repr(key[:40]) for key, _ in pairs_of(record)]
@@ -101,7 +105,7 @@ def keys_of(record: Any) -> str:
 
 
 def kind(value: Any) -> str:
-    """The JSON name of a value's type, for messages."""
+    """The JSON name of a value's type, for error messages."""
     if is_object(value):
         return "an object"
     if isinstance(value, bool):

@@ -64,18 +64,18 @@ REWRITTEN = {"hours": "{1}:{2}", "year": "{4} {6} {5}"}
 
 
 class Stamp(NamedTuple):
-    """A date in the order in which it was written, and a time of day; either may be missing."""
+    """A date, its numbers in the order of the text, and a time of day; either may be missing."""
 
     date: tuple[int, int, int] | None
-    order: str  # of the date: "ymd", "dmy", "mdy", or "" where that is open
+    order: str  # of the date: "ymd", "dmy", "mdy", or "" if the text leaves it open
     clock: timedelta | None
-    half: bool  # the clock counts to twelve
-    elapsed: bool = False  # the clock counts minutes and seconds of a recording
+    half: bool  # a 12-hour clock
+    elapsed: bool = False  # minutes and seconds of a recording
 
 
 @lru_cache(maxsize=1 << 16)
 def parse_stamp(text: str) -> Stamp | None:
-    """What a text says of date and time; none where it says neither."""
+    """The date and time in a text; None if it has neither."""
     text = text[:LONGEST_STAMP].replace("\u202f", " ").replace("\xa0", " ").replace("T", " ")
     if without_year := re.match(r"([^\W\d]{3})\s+(\d{1,2})\s+(\d\d:\d\d:\d\d)$", text):
         text = "{} {} 2000 {}".format(*without_year.groups())
@@ -103,7 +103,7 @@ def parse_stamp(text: str) -> Stamp | None:
 
 
 def read_date(match: re.Match[str]) -> tuple[tuple[int, int, int] | None, str]:
-    """The numbers of a date as they stand there, and their order where that is known."""
+    """The numbers of a date in the order of the text, and that order if it is known."""
     if name := match["month"] or match["month2"]:
         month = MONTHS.get(name[:3].lower()) or MONTHS.get(name[:4].lower())
         day, year = match["day"] or match["day2"], match["year"] or match["year2"]
@@ -113,13 +113,13 @@ def read_date(match: re.Match[str]) -> tuple[tuple[int, int, int] | None, str]:
 
 
 def moments(stamps: Sequence[Stamp | None]) -> list[datetime | None]:
-    """The moments of a file's stamps, in one order of day, month and year for those that leave it open.
+    """The moments of a file's stamps; those that leave the order of day, month and year open share one order.
 
-    Of the orders in which no date is impossible it is the one in which time runs backwards least. A stamp without a
-    date has the time of day on the first day of the calendar.
+    That is the order without impossible dates in which time runs backwards least often. A stamp without a date is a
+    time on the first day of the calendar.
 
     Raises:
-        ValueError: in every order there is an impossible date; its argument is the place of the stamp.
+        ValueError: every order has an impossible date; the argument is the place of a stamp.
     """
     american = all(stamp.half for stamp in stamps if stamp and stamp.date and not stamp.order)
     best: list[datetime | None] | None = None
@@ -157,7 +157,7 @@ def moment(stamp: Stamp, order: str) -> datetime:
 
 
 def read_time(value: Any) -> Stamp | datetime | None:
-    """What a JSON value or a cell says of time: seconds, milliseconds or more since 1970, an ISO date, or a stamp."""
+    """The time in a JSON value or a cell: seconds, milliseconds or microseconds since 1970, an ISO date, or a stamp."""
     if isinstance(value, str):
         value = value.strip()
         try:
@@ -176,7 +176,7 @@ def read_time(value: Any) -> Stamp | datetime | None:
 
 
 def read_times(values: Sequence[Any]) -> list[datetime | None]:
-    """The moments of many such values; none of them where they can't all be dates."""
+    """The moments of many such values; all None if they can't all be dates."""
     found = [read_time(value) for value in values]
     try:
         times = iter(moments([value for value in found if isinstance(value, Stamp)]))

@@ -1,7 +1,7 @@
-"""How the lines of an export read that nobody said: data for `dialogues.layouts.notices`.
+"""Lines of an export that a program wrote, not a person: data for `dialogues.layouts.notices`.
 
-Each string holds phrases parted by `|`, no regular expressions. All is lower case and NFC, without a full stop at the
-end and without direction marks, as `notices.plain` leaves a line.
+Each string holds phrases separated by `|`, no regular expressions. All is lower case and NFC, without a full stop at
+the end and without direction marks, as `notices.plain` leaves a line.
 """
 
 # WhatsApp's sentences without a name, and what logs of IRC clients and of Pidgin begin with.

@@ -1,4 +1,4 @@
-"""Tables (.csv, .tsv) as records: what stands between the cells, the names of the columns, and the rows."""
+"""Tables (.csv, .tsv) as records: the delimiter, the names of the columns, and the rows."""
 
 import ast
 import csv
@@ -14,20 +14,20 @@ from dialogues.layouts.records import FormatError, make_object
 from dialogues.layouts.words import TURN_LISTS, Columns, plain, turn_keys
 
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}
-SEPARATOR = "sep="  # with which spreadsheets may begin a file
-PEEKED = 20  # lines that show whether a file is a table
-LONGEST_COLUMN = 60  # characters of a name
+SEPARATOR = "sep="  # may begin a spreadsheet's file
+PEEKED = 20  # lines that decide whether a file is a table
+LONGEST_COLUMN = 60  # characters of a column's name
 
 
 class Header(NamedTuple):
-    """The names in a table's first line, and what stands between them."""
+    """The names in a table's first line, and the delimiter."""
 
     names: list[str]
     delimiter: str
 
 
 def read_header(line: str, format: str = "csv", columns: Columns = ()) -> Header | None:
-    """The header of a table whose first line is `line`, if its columns are known."""
+    """The header of a table whose first line is `line`; None if its columns are unknown."""
     for header in headers(line, format):
         if knows_columns(header.names, columns):
             return header
@@ -45,7 +45,7 @@ def headers(line: str, format: str) -> Iterator[Header]:
 
 
 def knows_columns(names: Sequence[str], columns: Columns) -> bool:
-    """Whether these columns hold turns, or records of a known form."""
+    """Whether these columns hold turns or records of a known form."""
     if any(len(name) > LONGEST_COLUMN for name in names):
         return False
     record = dict.fromkeys(names, "")
@@ -77,7 +77,7 @@ def rows_of_table(lines: Iterator[str], format: str, columns: Columns = ()) -> I
     """The rows of a table below its header, each with the number of its first line.
 
     Raises:
-        FormatError: no known columns, a name that two columns have, or a row of another length; it says the line.
+        FormatError: the columns are unknown, two have the same name, or a row has another length; it names the line.
     """
     line, number = next(lines, ""), 2
     if line.startswith(SEPARATOR):
@@ -96,10 +96,10 @@ def rows_of_table(lines: Iterator[str], format: str, columns: Columns = ()) -> I
 
 
 def read_rows(lines: Iterable[str], header: Header, number: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows from line `number` on, each with the number of its first line.
+    """The rows that begin at line `number`, each with the number of its first line.
 
-    Between tabs a quotation mark is a character like others, unless it stands at both ends of a cell: few programs that
-    write such files quote, and one that is never closed would swallow the rows behind it.
+    Between tabs, a quotation mark is an ordinary character unless it is at both ends of a cell: few programs that write
+    such files quote, and one that is never closed would swallow the rows below.
     """
     tabs = header.delimiter == "\t"
     quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
@@ -123,7 +123,7 @@ def unquote(cell: str) -> str:
 
 
 def read_cell(cell: str) -> Any:
-    """A cell as it is, or the list or object that it holds as JSON, or as Python or NumPy write it."""
+    """A cell as text, or the list or object in it, as JSON, Python or NumPy write it."""
     if cell[:1] not in ("[", "{") or cell[-1:] not in ("]", "}"):
         return cell.replace("_comma_", ",")  # as EmpatheticDialogues writes it
     try:

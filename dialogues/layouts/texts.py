@@ -1,4 +1,4 @@
-"""Text as dialogues: whole files and transcripts in records, by the reader that accounts for most of them."""
+"""Text as dialogues: whole files, and transcripts in records, by the reader that accounts for most of them."""
 
 import re
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ HEAD = 5000  # characters in which a file shows its template
 
 
 class Read(NamedTuple):
-    """What a reader made of a text: its dialogues with their places, and the account."""
+    """A text as one reader reads it: dialogues with their places, and the account."""
 
     format: str
     dialogues: list[tuple[int, Dialogue]]
@@ -50,7 +50,7 @@ def read_file(lines: Sequence[str], format: str, pause: timedelta) -> Read:
     """A text file as dialogues: `format` is "text" (no times), "chat-export" (times) or "auto".
 
     Raises:
-        FormatError: nothing in it is known, or a line is nobody's.
+        FormatError: no reader knows the file, or a line has no speaker.
     """
     if format != "chat-export" and (read := read_marked(lines, forced=format == "text")):
         return read
@@ -98,7 +98,7 @@ def shown(lines: Sequence[str]) -> str:
 
 
 def read_log(lines: Sequence[str], pause: timedelta) -> Read | None:
-    """A file whose lines carry times; none for another."""
+    """Read a file whose lines carry times; None for another file."""
     account = Account()
     messages = messages_of_log(timed_lines(lines), account)
     if messages is None:
@@ -108,21 +108,21 @@ def read_log(lines: Sequence[str], pause: timedelta) -> Read | None:
 
 
 def read_lines(lines: Sequence[str], forced: bool = False) -> Read | None:
-    """A file of `Name: text` in some dialect; none for another."""
+    """Read a file of `Name: text` in some dialect; None for another file."""
     prepared, account = without_clocks(prepare(lines)), Account()
     shape = find_shape(prepared, forced)
     return Read("text", dialogues_of_lines(prepared, shape, account), account) if shape else None
 
 
 def without_clocks(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """The lines without the times alone on theirs (Google Meet), and without the blank lines below those."""
+    """The lines without those that hold only a time (Google Meet) and the blank lines below them."""
     clocks = {place for place, (_, line) in enumerate(lines) if CLOCK_ALONE.match(line)}
     blank = {place + 1 for place in clocks if place + 1 < len(lines) and not lines[place + 1][1]}
     return [line for place, line in enumerate(lines) if place not in clocks | blank]
 
 
 def read_marked(lines: Sequence[str], forced: bool = False) -> Read | None:
-    """A file in which marks of a chat template, `__eou__` or Cornell's fields say who speaks; none for another."""
+    """Read a file with the marks of a chat template, `__eou__`, or Cornell's fields; None for another file."""
     first = next((line for line in lines if line.strip()), "")
     if CORNELL in first:
         return read_cornell(lines)
@@ -155,7 +155,7 @@ def account_of(dialogues: Sequence[tuple[int, Dialogue]], texts: Sequence[str]) 
 
 
 def read_numbered(lines: Sequence[str]) -> Read:
-    """ParlAI's dialogues: a number, what one says, a tab, what the other answers; 1 begins the next dialogue."""
+    """Read ParlAI's dialogues: a number, one text, a tab, the answer; the number 1 begins a dialogue."""
     account, found, last = Account(), [], 0
     for number, line in enumerate(lines, 1):
         if PERSONA.match(line) or not line.strip():
@@ -175,14 +175,14 @@ def read_numbered(lines: Sequence[str]) -> Read:
 
 
 def read_separated(line: str) -> Dialogue:
-    """A line of turns with a mark behind each."""
+    """Read a line of turns with a mark behind each; two speakers alternate."""
     texts = [text for piece in SEPARATED.split(line) if (text := piece.strip())]
     said = [make_turn((USER, ASSISTANT)[number % 2], text, f"turn {number + 1}") for number, text in enumerate(texts)]
     return Dialogue(tuple(said))
 
 
 def read_cornell(lines: Sequence[str]) -> Read:
-    """Cornell's movie_lines.txt: line id, character id, film, name, text; a gap in the numbers separates dialogues."""
+    """Read Cornell's movie_lines.txt: line id, character id, film, name, text; a gap in the ids separates dialogues."""
     account, rows = Account(), []
     for number, line in enumerate(lines, 1):
         fields = line.rstrip("\n").split(CORNELL.rstrip())
@@ -203,7 +203,7 @@ def read_cornell(lines: Sequence[str]) -> Read:
 
 
 def read_transcripts(texts: Sequence[tuple[int, str]]) -> Read | None:
-    """Texts of records, each a whole dialogue; none where they are something else."""
+    """Read the texts of records, each a whole dialogue; None if they are something else."""
     strings = [text.strip("\n") if text.strip() else "" for _, text in texts]
     filled = [text for text in strings if text]
     if not filled:

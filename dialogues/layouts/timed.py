@@ -1,4 +1,4 @@
-"""Lines that carry a time: where it is, and which lines of a file have it."""
+"""Lines that carry a time: where in the line it is, and which lines of a file have one."""
 
 import re
 from collections import Counter
@@ -39,7 +39,7 @@ class Line(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """A line with a stamp: what stands before and behind it."""
+    """A line with a stamp: the text before it and behind it."""
 
     place: int
     before: str
@@ -49,7 +49,7 @@ class Timed(NamedTuple):
 
 
 def find_timed(lines: Sequence[Line]) -> tuple[str, dict[int, Timed]] | None:
-    """The lines of a file that carry a stamp, all of the same looks; "first" or "second" says where it stands."""
+    """The lines with a stamp of the file's usual look, and whether it comes "first" or "second" (behind a name)."""
     first = [timed for place, line in enumerate(lines) if (timed := match_first(place, line.text))]
     if kept := keep_signatures(first, lines):
         names = Counter(timed.rest for timed in kept.values())
@@ -105,7 +105,7 @@ def match_second(place: int, line: str) -> Timed | None:
 
 
 def keep_signatures(found: list[Timed], lines: Sequence[Line]) -> dict[int, Timed]:
-    """The lines whose stamps look as most do; a date with a mark behind it is a stamp in any case."""
+    """The lines whose stamps look like most others; a date with a mark behind it always counts."""
     counts = Counter(timed.signature for timed in found)
     if not counts:
         return {}
@@ -123,7 +123,7 @@ def keep_signatures(found: list[Timed], lines: Sequence[Line]) -> dict[int, Time
 
 
 def read_day(text: str) -> tuple[tuple[int, int, int], str] | None:
-    """The date of a line that holds a date and little else."""
+    """The date of a line that holds a date and little else, and its order; None for another line."""
     line = text.strip(MARKS + " ")
     if not 5 < len(line) < 90 or not any(map(str.isdigit, line)):
         return None
@@ -135,7 +135,7 @@ def read_day(text: str) -> tuple[tuple[int, int, int], str] | None:
 
 
 def is_date(stamp: Stamp) -> bool:
-    """Whether a date can be one in some order."""
+    """Whether a date is possible in some order of day, month and year."""
     first, middle, last = stamp.date or (0, 0, 0)
     return 0 < middle <= 31 and (0 < first <= 31 or first > 1900) and (0 < last <= 31 or last > 1900 or last < 100)
 

@@ -1,4 +1,4 @@
-"""Conversations kept as trees or as columns: ChatGPT, Open WebUI, OpenAssistant, threads of posts, pandas."""
+"""Conversations stored as trees or as columns: ChatGPT, Open WebUI, OpenAssistant, threads of posts, pandas."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ OTHER_BRANCH = "messages of other branches"
 
 
 def unfold(record: Any) -> tuple[list[Any], int] | None:
-    """The messages of the branch that a tree shows, from its root, and the number of others; none for no tree."""
+    """The messages of the branch that a tree shows, from its root, and the number of others; None if it is no tree."""
     values = dict(pairs_of(record))
     if isinstance(values.get("mapping"), dict):
         return branch_of_nodes(values["mapping"], values.get("current_node"), "parent")
@@ -26,7 +26,7 @@ def unfold(record: Any) -> tuple[list[Any], int] | None:
 
 
 def branch_of_nodes(nodes: dict[str, Any], current: Any, parent: str) -> tuple[list[Any], int]:
-    """The messages from the root to the node `current` (or, without one, to the last); nodes name their parents."""
+    """The messages from the root to the node `current` (to the last one if that is unknown), and the number of others."""
     objects = {name: dict(pairs_of(node)) for name, node in nodes.items()}
     at = current if isinstance(current, str) and current in objects else next(reversed(objects), None)
     branch: list[Any] = []
@@ -46,7 +46,7 @@ def branch_of_nodes(nodes: dict[str, Any], current: Any, parent: str) -> tuple[l
 
 
 def read_fragments(message: Any) -> Any:
-    """A message of fragments (DeepSeek) as one with role and content; others as they are."""
+    """A message of fragments (DeepSeek) as one with role and content; others unchanged."""
     fragments = dict(pairs_of(message)).get("fragments")
     if not is_list(fragments):
         return message
@@ -56,7 +56,7 @@ def read_fragments(message: Any) -> Any:
 
 
 def says_something(message: Any) -> bool:
-    """Whether a node has a message with text or a tool call in it; roots and hidden ones have none."""
+    """Whether a message holds text or a tool call; those of roots and hidden nodes hold none."""
     content = dict(pairs_of(message)).get("content")
     if isinstance(content, str):
         return bool(content.strip())
@@ -65,7 +65,7 @@ def says_something(message: Any) -> bool:
 
 
 def best_branch(root: Any) -> tuple[list[Any], int]:
-    """The messages from the root that have the best rank, or stand first, among the replies to the one before."""
+    """The messages from the root along the reply of the best rank, or the first reply, and the number of others."""
     branch, others, node = [], 0, root
     while True:
         values = dict(pairs_of(node))
@@ -88,9 +88,9 @@ def count_messages(node: Any) -> int:
 
 
 def threads(rows: Sequence[dict[str, Any]], keys: TurnKeys) -> tuple[list[list[dict[str, Any]]], int] | None:
-    """Rows that name the row they answer, as threads from each root along the best or first reply.
+    """Threads of rows that name the row they answer: from each root along the best or first reply.
 
-    Returns the threads and the number of rows on other branches; none where few rows name another.
+    Returns the threads and the number of rows on other branches; None if few rows name another.
     """
     if keys.parent is None or keys.message is None:
         return None
@@ -117,7 +117,7 @@ def threads(rows: Sequence[dict[str, Any]], keys: TurnKeys) -> tuple[list[list[d
 
 
 def rows_of_columns(value: Any, columns: Columns = ()) -> list[dict[str, Any]] | None:
-    """The rows of an object that holds them as columns: lists of one length, or objects with the same keys."""
+    """The rows of an object that stores them as columns: lists of one length, or objects; None for another object."""
     if not isinstance(value, dict):
         return None
     if (

@@ -1,4 +1,4 @@
-"""A list of turns as dialogues: messages with speaker and text, under the words of any program."""
+"""A list of turns as dialogues: messages with speaker and text, under the words of many programs."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +55,7 @@ NAMED_LINE = re.compile(r"\s*(?P<name>[^\s:：][^:：\n]{0,40}?)\s?[:：]\s+(?P<
 
 
 def turn_list(record: Any, columns: Columns = ()) -> tuple[str, list[Any], int]:
-    """The turns that a record is, or holds: their key, the turns, and how many more are on other branches.
+    """The turns of a record: their key (empty if the record is a list), the turns, how many are on other branches.
 
     Raises:
         FormatError: it holds none.
@@ -86,12 +86,12 @@ def holds_turns(value: Any, columns: Columns = ()) -> bool:
     if not is_list(items) or not items or (isinstance(value, dict) and not all(map(is_object, items))):
         return False
     if all(is_object(item) and turn_keys(tuple(dict(pairs_of(item))), columns).text for item in items):
-        return True  # who takes turns is not named
+        return True  # two speakers alternate without names
     return any(kind_of_turn(item, columns) for item in items[:3])
 
 
 def kind_of_turn(item: Any, columns: Columns = ()) -> str:
-    """What an item of a list of turns is: "message", "exchange", "named", "candidates", "text", "pair", or nothing."""
+    """What an item of a list is: "message", "exchange", "named", "candidates", "text", "pair", or "" for no turn."""
     if isinstance(item, str):
         return "text"
     if is_list(item):
@@ -116,10 +116,10 @@ def kind_of_turn(item: Any, columns: Columns = ()) -> str:
 def from_turns(record: Any, columns: Columns = (), pause: timedelta = PAUSE) -> list[Dialogue]:
     """The dialogues in a list of turns, or in an object that holds one.
 
-    A system message at the beginning, or a system prompt outside the list, becomes the instruction (empty: none).
-    The roles user and assistant, and their synonyms, are User and Assistant; every other role is a name. Tool calls,
-    thoughts and messages without text are left out and counted. Messages with ids, turn numbers or times are grouped,
-    ordered, and cut where nobody wrote for `pause`.
+    A system message at the beginning, or a system prompt outside the list, becomes the instruction; an empty one means
+    no instruction. The roles user and assistant, and their synonyms, become User and Assistant; any other role is a
+    name. Tool calls, thoughts and messages without text are skipped and counted. Messages with ids, turn numbers or
+    times are grouped, ordered, and cut at pauses of `pause` or more.
     """
     key, items, others = turn_list(record, columns)
     beside = {} if is_list(record) else {name: value for name, value in once(record).items() if name != key}
@@ -150,7 +150,7 @@ def system_prompt(values: Mapping[str, Any]) -> list[str]:
 
 
 def read_simple(items: Sequence[Any], what: str) -> Iterator[tuple[str, Any]]:
-    """Speakers and texts of turns that are no messages."""
+    """Speakers and texts of turns that are no messages; `what` is their kind."""
     if what == "candidates":  # each item repeats what was said before it
         last = once(items[-1])
         items = [*last[find_key(last, ("history",)) or ""], *last[find_key(last, ("candidates",)) or ""][-1:]]
@@ -181,7 +181,7 @@ def read_simple(items: Sequence[Any], what: str) -> Iterator[tuple[str, Any]]:
 
 
 def read_strings(items: Sequence[Any]) -> Iterator[tuple[str, Any]]:
-    """Texts of two who take turns, or texts that begin with the speaker's name."""
+    """Texts that begin with the speaker's name, or else texts of two speakers who alternate."""
     named = [NAMED_LINE.match(item) for item in items if isinstance(item, str)]
     names = {match["name"] for match in named if match}
     if items and all(named) and len(named) == len(items) and len(names) <= max(2, len(items) / 2):
@@ -192,7 +192,7 @@ def read_strings(items: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def read_messages(items: Sequence[Any], columns: Columns, pause: timedelta, instruction: list[str]) -> list[Dialogue]:
-    """The dialogues of a list of messages with speaker and text."""
+    """The dialogues of messages with speaker and text."""
     rows = [item if isinstance(item, dict) else once_turn(item, number) for number, item in enumerate(items, 1)]
     rows = [unwrap(row, columns) for row in rows]
     if not rows:
@@ -226,7 +226,7 @@ def once_turn(item: Any, number: int) -> dict[str, Any]:
     """A turn's object.
 
     Raises:
-        FormatError: it is none, or has a key twice.
+        FormatError: it is no object, or a key occurs more than once.
     """
     if not isinstance(item, Pairs):
         raise FormatError(f"turn {number} must be an object with speaker and text, this is {kind(item)}")
@@ -237,7 +237,7 @@ def once_turn(item: Any, number: int) -> dict[str, Any]:
 
 
 def group_rows(rows: list[dict[str, Any]], keys: TurnKeys) -> tuple[list[list[dict[str, Any]]], int]:
-    """The rows of each dialogue, by the messages that they answer or by dialogue id, and how many were left out."""
+    """The rows of each dialogue, grouped by replies or by dialogue id, and how many were left out."""
     if found := threads(rows, keys):
         return found
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
@@ -247,7 +247,7 @@ def group_rows(rows: list[dict[str, Any]], keys: TurnKeys) -> tuple[list[list[di
         groups.setdefault(identity, []).append(row)
         changes, last = changes + (identity != last), identity
     scattered = changes > len(groups) and [plain(key) for key in keys.identity] == ["id"]
-    if len(groups) == len(rows) or scattered:  # it numbers the rows, or the people
+    if len(groups) == len(rows) or scattered:  # the id numbers rows or people
         return [rows], 0
     return list(groups.values()), 0
 
@@ -255,7 +255,7 @@ def group_rows(rows: list[dict[str, Any]], keys: TurnKeys) -> tuple[list[list[di
 def put_rows_in_order(
     rows: list[dict[str, Any]], keys: TurnKeys
 ) -> tuple[list[dict[str, Any]], Sequence[datetime | None]]:
-    """The rows by turn number, or else by time, and the time of each."""
+    """The rows in the order of their turn numbers, or else of their times, and the time of each."""
     if not keys.time and not keys.order:
         return rows, [None] * len(rows)
     times = read_times([read_cells(row, keys.time) for row in rows]) if keys.time else [None] * len(rows)
@@ -274,12 +274,12 @@ def put_rows_in_order(
 
 
 def read_cells(row: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    """What a row says of time; a date and a time of day in two cells are one text."""
+    """The time in a row; a date and a time of day in two cells are joined."""
     return row.get(keys[0]) if len(keys) == 1 else " ".join(str(row.get(key) or "") for key in keys)
 
 
 def read_order(value: Any) -> float | None:
-    """A turn number; none where it is no number."""
+    """A turn number; None if the value is no number."""
     if isinstance(value, str):
         digits = re.search(r"\d+(?:\.\d+)?$", value.strip())
         return float(digits[0]) if digits else None
@@ -293,7 +293,7 @@ def read_group(
     pause: timedelta,
     instruction: list[str],
 ) -> list[Dialogue]:
-    """The dialogues of messages in order: one where roles talk, or as many as the pauses make of a chat."""
+    """The dialogues of messages in order: one if roles talk; pauses cut a chat between people."""
     messages: list[Message] = []
     context: list[int] = []
     roles, unanswered = True, False
@@ -339,7 +339,7 @@ def read_group(
 
 
 def without_notice(message: Message) -> Message:
-    """A message of a chat, or why it is none: what a program writes in place of a text."""
+    """A message of a chat; one that holds only a notice of the program loses its turn."""
     if message.turn is None:
         return message
     if is_notice(message.turn.text):
@@ -351,7 +351,7 @@ def without_notice(message: Message) -> Message:
 
 
 def find_profiles(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Names of people for their ids, where some messages have both (Slack)."""
+    """Id → name of a person, from the messages that have both (Slack)."""
     names = {}
     for row in rows:
         profile = dict(pairs_of(row.get("user_profile")))
@@ -362,23 +362,23 @@ def find_profiles(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def find_discriminators(rows: Sequence[dict[str, Any]], columns: Columns) -> dict[str, str]:
-    """Discord's names with a number behind them, as without it."""
+    """Discord's name with a number → the name without it."""
     keys = turn_keys(tuple(rows[0]), columns)
     named = [row.get(keys.speaker[0]) for row in rows] if keys.speaker else []
     return without_numbers({name for name in named if isinstance(name, str)})
 
 
 def is_unlearned(values: Mapping[str, Any], keys: TurnKeys) -> bool:
-    """Whether a file says that a message is context only: `"weight": 0`."""
+    """Whether a message is context only, which `"weight": 0` says."""
     weight = values.get(keys.weight) if keys.weight else None
     return weight is False or (isinstance(weight, int | float) and weight == 0)
 
 
 def one_dialogue(messages: Sequence[Message], instruction: str, context: Sequence[int]) -> Dialogue:
-    """All messages as one dialogue; without an answer there is none.
+    """All messages as one dialogue; if skipped messages leave only questions, it has no turns.
 
     Raises:
-        FormatError: only the user speaks.
+        FormatError: only the user speaks, and nothing was skipped.
     """
     turns = tuple(message.turn for message in messages if message.turn)
     skipped = tuple(message.skipped for message in messages if message.turn is None)

@@ -1,4 +1,4 @@
-"""JSON values: parsed with the place of mistakes, and the records in them, wherever they are."""
+"""JSON parsed with the place of mistakes, and the records in it, at any depth."""
 
 import json
 import re
@@ -18,7 +18,11 @@ DEEPEST = 12  # levels of objects and lists around the records
 
 
 def parse_line(line: bytes) -> Any:
-    """One JSON value."""
+    """One JSON value from a line.
+
+    Raises:
+        FormatError: it is not UTF-8 or not JSON.
+    """
     try:
         return json.loads(line.decode(), object_pairs_hook=make_object)
     except UnicodeDecodeError:
@@ -30,7 +34,7 @@ def parse_line(line: bytes) -> Any:
 
 
 def advice(content: bytes) -> str:
-    """What to do about JSON that is none, where it is known."""
+    """How to mend text that is not JSON, if it is known; else empty."""
     if re.match(rb"\s*[\[{]\s*[{\[]?\s*'", content):
         return "; these are Python's quotes: write the file with json.dump"
     return ""
@@ -46,7 +50,11 @@ def parse_lines(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, Any]]
 
 
 def parse_json(content: bytes) -> Any:
-    """The JSON value that a file is, or the list of those that follow one another; errors name line and column."""
+    """The JSON value of a file, or the list of several that follow one another.
+
+    Raises:
+        FormatError: it is not UTF-8 or not JSON; the error names the place.
+    """
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -71,7 +79,7 @@ def parse_json(content: bytes) -> Any:
 
 
 def find_records(value: Any, columns: Columns = ()) -> list[Any]:
-    """The records in a JSON value: itself, its items, or those of the lists and objects that it holds, at any depth."""
+    """The records in a JSON value: the value itself, its items, or the items of lists and objects inside it."""
     return search(value, columns, 0) or (value if is_list(value) else [value])
 
 
@@ -100,7 +108,7 @@ def is_of_names(value: Any, columns: Columns) -> bool:
 
 
 def is_record(value: Any, columns: Columns, depth: int) -> bool:
-    """Whether a value is a conversation, or several whose turns carry ids."""
+    """Whether a value holds a conversation, or several whose turns carry ids."""
     if is_object(value):
         return bool(fitting(value, columns))
     if not is_list(value):

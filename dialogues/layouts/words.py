@@ -16,7 +16,7 @@ TOOLS = (
     *("toolcall", "tooluse", "toolresponse", "toolresult", "tooloutput", "toolcalls", "ipython", "environment"),
 )
 
-# Keys and column names, as `plain` makes them, the likelier ones first.
+# Keys and column names as `plain` writes them, the likelier ones first.
 ROLE_KEYS = ("role", "from")  # hold user, assistant, system or tool
 SPEAKER_KEYS = (
     *("speaker", "sendername", "sender", "authorname", "author", "character", "charactername", "creator"),
@@ -222,7 +222,7 @@ INPUTS, OUTPUTS = ("input", "context"), ("output", "response", "completion", "an
 INSTRUCTIONS = ("instruction", "instructions")
 SYSTEM_PROMPTS = ("system", "systemprompt", "systeminstruction", "systemmessage")
 
-# What holds no conversation: labels, ids, summaries, other answers.
+# Keys that hold no conversation: labels, ids, summaries, other answers.
 OTHER_KEYS = frozenset(
     re.findall(
         r"\S+",
@@ -244,7 +244,7 @@ flags model model1 temperature config settings options choices choice correct an
 
 @lru_cache(maxsize=4096)
 def plain(key: str) -> str:
-    """A key or column name as it is compared: "Sender Name", "sender_name" and "senderName" are one."""
+    """A key or column name in the form that is compared: "Sender Name", "sender_name" and "senderName" are equal."""
     return re.sub(r"[\W_]+", "", key).casefold()
 
 
@@ -276,7 +276,7 @@ NO_TURN = frozenset(
 
 
 class TurnKeys(NamedTuple):
-    """Which keys of a turn hold what, the likeliest first."""
+    """What the keys of a turn hold; of several, the likeliest first."""
 
     speaker: tuple[str, ...]
     text: tuple[str, ...]
@@ -285,7 +285,7 @@ class TurnKeys(NamedTuple):
     order: str | None
     time: tuple[str, ...]  # a date and a time of day may be two columns
     parent: str | None
-    message: str | None  # its own id, to which `parent` refers
+    message: str | None  # the turn's own id, to which `parent` of another refers
     weight: str | None
 
 
@@ -294,7 +294,7 @@ Columns = tuple[tuple[str, str], ...]  # (what, key) pairs of `--columns`
 
 @lru_cache(maxsize=4096)
 def turn_keys(keys: tuple[str, ...], columns: Columns = ()) -> TurnKeys:
-    """What the keys of a turn, in their order, are for; `columns` are what the user says of them."""
+    """What the keys of a turn hold, as `columns` of the user say, or else their names."""
     asked = dict(columns)
     found: dict[str, str] = {}
     for key in keys:
@@ -335,7 +335,7 @@ def turn_keys(keys: tuple[str, ...], columns: Columns = ()) -> TurnKeys:
 
 
 def find_key(values: dict[str, Any], words: Iterable[str]) -> str | None:
-    """The key of the first of `words` that is there and holds something, or else of the first that is there."""
+    """The key of the first of `words` with a value that is not empty, or else of the first that occurs."""
     found = {plain(key): key for key in reversed(values)} if values else {}
     there = [found[word] for word in words if word in found]
     return next((key for key in there if not is_nothing(values[key])), there[0] if there else None)
