@@ -26,7 +26,7 @@ def unfold(record: Any) -> tuple[list[Any], int] | None:
 
 
 def branch_of_nodes(nodes: dict[str, Any], current: Any, parent: str) -> tuple[list[Any], int]:
-    """The messages from the root to the node `current` (to the last one if that is unknown), and the number of others."""
+    """The messages from the root to the node `current` (or the last one if unknown), and the number of others."""
     objects = {name: dict(pairs_of(node)) for name, node in nodes.items()}
     at = current if isinstance(current, str) and current in objects else next(reversed(objects), None)
     branch: list[Any] = []
