@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from dialogues import phrases, system_phrases
+from dialogues.layouts import phrases, system_phrases
 from dialogues.layouts.notices import LONGEST, is_notice, is_system_line, strip_marks
 from whatsapp import COUNTRIES, Counts, write_chat
 

@@ -190,7 +190,7 @@ def test_a_refusal_is_worded_as_explained(error, tmp_path, capsys):
     path = tmp_path / "data"
     path.write_text(REFUSED[error], encoding="latin-1")
     with pytest.raises(UserError, match=re.escape(error)):
-        read_source(open_source(path), mask=False)
+        read_source(open_source(path), ReadSettings())
 
 
 def test_the_reasons_to_leave_out_are_the_programs_own():

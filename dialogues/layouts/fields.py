@@ -20,7 +20,7 @@ SPANS = frozenset(
     )
 )
 MEDIA_PARTS = re.compile(r"image|picture|photo|audio|video|file|media|document|sticker")
-NAME_KEYS = ("nickname", "displayname", "realname", "globalname", "name", "username", "login", "email", "id", "n")
+NAME_KEYS = ("nickname", "displayname", "realname", "globalname", "name", "username", "login", "email", "n", "id")
 NOTICE_TYPES = re.compile(
     r"service|channel(?:join|leave|topic|purpose|name|namechange|iconchange|pinnedmessage)|group(?:join|leave)|call"
     r"|recipient(?:add|remove)|guildmemberjoin|userjoin|userpremium\w*|threadcreated|threadactivity\w*|event\w*|system\w*"
@@ -49,6 +49,7 @@ DIRECTIONS = ("type", "direction", "folder", "box", "messagetype", "isfromme", "
 OUTGOING = frozenset(("outgoing", "sent", "out", "outbound", "senditem", "sentitem"))
 INCOMING = frozenset(("incoming", "received", "inbox", "in", "inbound"))
 ME, UNKNOWN = "Me", "Unknown"
+NOBODY = "nobody"  # the role of a sender without a name: the program
 
 
 def read_speaker(values: Mapping[str, Any], keys: TurnKeys) -> tuple[str, str]:
@@ -60,7 +61,7 @@ def read_speaker(values: Mapping[str, Any], keys: TurnKeys) -> tuple[str, str]:
     for key in keys.speaker:
         word = plain(key)
         name, role = name_of(word, values[key])
-        if name:
+        if name or role:
             return (ME, "") if word.endswith("id") and is_outgoing(values) else (name, role)
     return (ME if is_outgoing(values) else ""), ""
 
@@ -85,7 +86,8 @@ def name_of(word: str, value: Any) -> tuple[str, str]:
         found = {plain(key): held for key, held in reversed(pairs_of(value)) if isinstance(held, str) and held.strip()}
         if "role" in found:
             return name_of("role", found["role"])
-        return next((found[key].strip() for key in (*NAME_KEYS, *SPEAKER_KEYS) if key in found), ""), ""
+        name = next((found[key].strip() for key in (*NAME_KEYS, *SPEAKER_KEYS) if key in found), "")
+        return name, "" if name else NOBODY
     return "", ""
 
 
@@ -159,7 +161,7 @@ def why_skipped(values: Mapping[str, Any], name: str, role: str, text: Any) -> s
         return "thoughts"
     if text is NO_TEXT:
         return "messages of more than text"
-    if is_notice_type(values):
+    if role == NOBODY or is_notice_type(values):
         return "system lines"
     if plain(name) in ("scenedirections", "stagedirections", "narration"):
         return "stage directions"

@@ -15,6 +15,7 @@ from dialogues.layouts.messages import PAUSE
 from dialogues.layouts.people import fits_names, from_names, is_aside
 from dialogues.layouts.records import (
     FormatError,
+    NotRecognisedError,
     is_list,
     is_object,
     keys_of,
@@ -119,7 +120,7 @@ def convert_messages(record: Any, options: Options) -> list[Dialogue]:
 
 
 FORMATS = {
-    "names": Format(lambda record, _: fits_names(record), lambda record, _: [from_names(record)]),
+    "names": Format(lambda record, columns: not columns and fits_names(record), lambda record, _: [from_names(record)]),
     "turns": Format(fits_turns, convert_messages),
     "messages": Format(fits_messages, convert_messages),
     "sharegpt": Format(fits_sharegpt, convert_messages),
@@ -149,7 +150,7 @@ def recognise(record: Any, columns: Columns = ()) -> str:
         raise FormatError(f"this could be {' or '.join(names)} ({keys_of(record)}); say which with --format")
     if has_keys(record, "inputids") or (is_list(record) and record and isinstance(record[0], int)):
         raise FormatError("these are token ids; conversations are needed as text")
-    raise FormatError(unknown_record([record]))
+    raise NotRecognisedError(unknown_record([record]))
 
 
 def unknown_record(records: Sequence[Any]) -> str:

@@ -63,7 +63,9 @@ def find_kind(rests: list[str]) -> str:
     if not said:
         return "none"
     matched = {kind: sum(1 for rest in said if pattern.match(rest)) for kind, pattern in KINDS.items()}
-    for kind in ("angle", "voice", "from", "tab", "bracket", "paren", "bold", "bar"):
+    if matched["angle"] > 0.3 * len(said):  # the others are the server's
+        return "angle"
+    for kind in ("voice", "from", "tab", "bracket", "paren", "bold", "bar"):
         if matched[kind] > 0.6 * len(said):
             return kind
     names = Counter(EDITS.sub("", rest).strip() for rest in said)
@@ -128,6 +130,7 @@ def collect(lines: Sequence[Line], timed: dict[int, Timed], where: str, account:
         return None
     names = find_names(timed, kind) if kind != "none" else set()
     entries: list[Entry] = []
+    kakao = any("KakaoTalk" in line.text or "카카오톡" in line.text for line in lines[:5])
     titles = find_titles(lines, timed) if kind not in ("none", "bare") else set()
     people = {head[0] for head in heads.values()}
     day: tuple[tuple[int, int, int], str] | None = None
@@ -141,6 +144,7 @@ def collect(lines: Sequence[Line], timed: dict[int, Timed], where: str, account:
             account.markup += len(text)
         elif line is not None:
             name, said = read_rest(line, kind, names)
+            said = "\u200e" * (kakao and said in BARE_MEDIA) + said  # the mark of a notice
             stamp = with_day(parse_stamp(line.stamp), day)
             known = kind in ("angle", "voice", "from", "tab", "bar") or not entries
             entries.append(Entry(number, stamp, name, [said], known))
@@ -179,22 +183,23 @@ def read_inner(text: str, people: set[str]) -> tuple[str, str] | None:
 
 
 def find_titles(lines: Sequence[Line], timed: dict[int, Timed]) -> set[int]:
-    """The lines above messages that stand for themselves: a blank line above, and no blank line in the file elsewhere.
+    """The lines that stand above messages, behind a blank line, and look alike wherever they do: `## Wednesday`."""
+    found: list[list[int]] = []
+    for place, line in enumerate(lines):
+        if not line.text.strip(MARKS + " ") and place + 1 not in timed:
+            at = next((at for at in range(place + 1, min(place + 9, len(lines))) if at in timed), None)
+            if at is not None:
+                found.append([each for each in range(place + 1, at) if lines[each].text.strip()])
+    looks = Counter(tuple(look_of(lines[each].text) for each in places) for places in found)
+    alike = {
+        look for look, count in looks.items() if look and count > 1 and (count > 0.6 * len(found) or look[0][:1] == "#")
+    }
+    return {each for places in found for each in places if tuple(look_of(lines[each].text) for each in places) in alike}
 
-    Where messages have blank lines in them, what follows one belongs to the message.
-    """
-    blank = [place for place, line in enumerate(lines) if not line.text.strip(MARKS + " ")]
-    titles: set[int] = set()
-    for place in blank:
-        at = place + 1
-        while at < len(lines) and at not in timed:
-            at += 1
-        between = range(place + 1, at)
-        if at - place > 8 or any(len(lines[each].text) > 100 for each in between):
-            return set()
-        if at < len(lines):
-            titles.update(between)
-    return titles
+
+def look_of(text: str) -> str:
+    """A line with its words and numbers as one letter each: lines of one look are of one kind."""
+    return re.sub(r"\d+", "0", re.sub(r"[^\W\d]+", "a", text.strip()))
 
 
 def is_separator(lines: Sequence[Line], place: int, timed: dict[int, Timed]) -> bool:

@@ -77,6 +77,9 @@ def plain(text: str) -> str:
     return unicodedata.normalize("NFC", text.translate(PLAIN)).lower().strip().rstrip(FULL_STOPS)
 
 
+SIGTOP = re.compile(r"\[(?:\d+ attachments?|[\w-]+ (?:message|notification))\]")  # Signal, by sigtop
+
+
 def is_notice(text: str) -> bool:
     """Whether the text of a message, without the name, is only a notice of the program. An empty text is none.
 
@@ -91,6 +94,8 @@ def is_notice(text: str) -> bool:
         return True
     if len(stripped.text) > LONGEST:
         return False
+    if SIGTOP.fullmatch(stripped.text):
+        return True
     bare = plain(stripped.text)
     return notice_pattern().fullmatch(bare) is not None or is_poll(bare) or is_named_deed(stripped.text)
 

@@ -16,15 +16,18 @@ MONTHS = {
     name: number
     for number, names in enumerate(
         (
-            *(
-                "jan ene gen oca",
-                "feb fev fév fév şub",
-                "mar mär maa mrt mär",
-                "apr abr avr nis",
-                "may mai mag mei maj",
-            ),
-            *("jun jui giu haz", "jul lug tem juil", "aug ago aoû aou ağu", "sep set eyl", "oct okt out ott eki"),
-            *("nov kas", "dec dez dic déc des ara"),
+            "jan ene gen oca янв січ sty led ian",
+            "feb fev fév şub фев лют lut úno",
+            "mar mär maa mrt мар бер márc bře",
+            "apr abr avr nis апр кві kwi dub ápr",
+            "may mai mag mei maj мая май тра kvě máj",
+            "jun jui giu haz июн чер cze",
+            "jul lug tem juil июл лип lip",
+            "aug ago aoû aou ağu авг сер sie srp",
+            "sep set eyl сен вер wrz zář sze",
+            "oct okt out ott eki окт жов paź říj",
+            "nov kas ноя лис noi",
+            "dec dez dic déc des ara дек гру gru pro",
         ),
         1,
     )
@@ -40,7 +43,8 @@ DATE = (
     r"(?P<first>\d{1,4})(?P<separator>\.?\u200f?[ ./-]\s?|年\s?|년\s?)"
     r"(?P<middle>\d{1,2})(?:\.?\u200f?[ ./-]\s?|月\s?|월\s?)"
     r"(?P<last>\d{1,4})(?:\.(?!\d)|日|일)?(?:\s?\(?(?:[^\W\d]{1,3})\))?"
-    r"|(?P<day>\d{1,2})(?:st|nd|rd|th|\.)?[ -](?:de )?(?P<month>[^\W\d]{3,10})\.?,?[ -](?:de )?(?P<year>\d{2,4})(?: ?[рг]\.)?"
+    rf"|{WEEKDAY}(?P<day>\d{{1,2}})(?:st|nd|rd|th|\.)?[ -](?:de )?(?P<month>[^\W\d]{{3,10}})\.?,?[ -](?:de )?"
+    r"(?P<year>\d{2,4})(?: ?[рг]\.)?"
     rf"|{WEEKDAY}(?P<month2>[^\W\d]{{3,10}})\.?\s(?P<day2>\d{{1,2}})(?:st|nd|rd|th)?,?\s(?P<year2>\d{{4}})"
 )
 WORD = r"(?!上|午|下|오)[^\W\d]{1,4}"  # à, klo, г., at, but no half of the day
@@ -105,7 +109,7 @@ def parse_stamp(text: str) -> Stamp | None:
 def read_date(match: re.Match[str]) -> tuple[tuple[int, int, int] | None, str]:
     """The numbers of a date in the order of the text, and that order if it is known."""
     if name := match["month"] or match["month2"]:
-        month = MONTHS.get(name[:3].lower()) or MONTHS.get(name[:4].lower())
+        month = MONTHS.get(name[:4].lower()) or MONTHS.get(name[:3].lower())
         day, year = match["day"] or match["day2"], match["year"] or match["year2"]
         return ((int(day), month, int(year)), "dmy") if month else (None, "")
     order = "ymd" if len(match["first"]) == 4 or match["separator"].strip() in ("年", "년") else ""

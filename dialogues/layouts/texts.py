@@ -12,7 +12,7 @@ from dialogues.layouts.lines import CUT, dialogues_of_lines, find_shape, prepare
 from dialogues.layouts.logs import messages_of_log
 from dialogues.layouts.markup import SEPARATED, dialogues_of_template, find_template
 from dialogues.layouts.messages import cut
-from dialogues.layouts.records import FormatError, make_turn
+from dialogues.layouts.records import FormatError, NotRecognisedError, make_turn
 from dialogues.layouts.timed import timed_lines
 from dialogues.layouts.words import ASSISTANT, USER
 
@@ -21,6 +21,7 @@ CLOCK_ALONE = re.compile(r"\[?\d{1,2}:\d\d(?::\d\d)?\]?$")
 PERSONA = re.compile(r"\d+ (?:your persona|partner's persona): ")
 NUMBERED = re.compile(r"(?P<number>\d+) (?P<said>[^\t]+)\t(?P<answer>[^\t]+)(?:\t|$)")
 BREAKS = re.compile(r"\r?\n|\\n|<br ?/?>")  # of lines, as records have them
+MOST_WORDLESS = 0.4  # share of the turns
 NO_TEXT = "records without text"
 HEAD = 5000  # characters in which a file shows its template
 
@@ -86,7 +87,7 @@ def fail(problem: FormatError | None) -> Read:
 
 
 def refuse(lines: Sequence[str]) -> Read:
-    raise FormatError(
+    raise NotRecognisedError(
         f"{shown(lines)} is no beginning of conversations: no line is `Name: text` or begins with a time, and it is no"
         " table with known columns; see the formats in docs/data.md (for a table: --columns speaker=... text=...)"
     )
@@ -111,7 +112,13 @@ def read_lines(lines: Sequence[str], forced: bool = False) -> Read | None:
     """Read a file of `Name: text` in some dialect; None for another file."""
     prepared, account = without_clocks(prepare(lines)), Account()
     shape = find_shape(prepared, forced)
-    return Read("text", dialogues_of_lines(prepared, shape, account), account) if shape else None
+    if shape is None:
+        return None
+    read = Read("text", dialogues_of_lines(prepared, shape, account), account)
+    wordless = sum(not any(map(str.isalpha, turn.text)) for _, dialogue in read.dialogues for turn in dialogue.turns)
+    if wordless > MOST_WORDLESS * read.turns and not forced:
+        raise NotRecognisedError("behind the names are numbers, not words; --format text reads it all the same")
+    return read
 
 
 def without_clocks(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:

@@ -297,12 +297,13 @@ def read_group(
     messages: list[Message] = []
     context: list[int] = []
     roles, unanswered = True, False
+    guessed = turn_keys(tuple(rows[0]), columns).guessed
     encoded_twice = any("timestamp_ms" in row for row in rows[:3])
     names = find_profiles(rows) | find_discriminators(rows, columns)
     for number, (values, time) in enumerate(zip(rows, times, strict=True), 1):
         keys = turn_keys(tuple(values), columns)
         name, role = read_speaker(values, keys)
-        text = read_content(values, keys)
+        text = read_content(values, keys) if keys.guessed == guessed else None
         why = why_skipped(values, name, role, text)
         if role in SYSTEM and why in ("", "messages without text"):
             if any(message.turn for message in messages):

@@ -287,6 +287,7 @@ class TurnKeys(NamedTuple):
     parent: str | None
     message: str | None  # the turn's own id, to which `parent` of another refers
     weight: str | None
+    guessed: bool  # the text's key is none that is known, but is like one
 
 
 Columns = tuple[tuple[str, str], ...]  # (what, key) pairs of `--columns`
@@ -331,6 +332,7 @@ def turn_keys(keys: tuple[str, ...], columns: Columns = ()) -> TurnKeys:
         parent=next(iter(known(PARENT_KEYS)), None),
         message=next(iter(known(MESSAGE_IDS)), None),
         weight=next(iter(known(WEIGHT_KEYS)), None),
+        guessed=bool(text) and not known(TEXT_KEYS, "text"),
     )
 
 
