@@ -345,7 +345,7 @@ def read_back(conversation: Conversation, file: Path) -> tuple[str, list[Dialogu
     """The format and the dialogues of what is saved."""
     write_json(file, conversation.as_json())
     source = open_source(file)
-    return source.format, [source.dialogue(number, record) for number, record in source.records]
+    return source.format, list(dialogues_of(source))
 
 
 @pytest.mark.parametrize("line", [INSTRUCTION, "Two old friends talk.", ""])
