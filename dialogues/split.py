@@ -37,15 +37,18 @@ def split_conversations(
     Raises:
         UserError: the dialogues are too few, and their turns, too.
     """
-    files = conversations.files[order] if by_file else np.zeros(len(order), int)
+    together = np.zeros(len(order), int)
+    files = conversations.files[order] if by_file else together
     equal, notes = conversations.fingerprints[order], []
     parts = choose_parts(files, equal, shares)
+    if len(np.unique(parts)) < len(shares):  # many small files and many folds: rounding can leave one without any
+        parts = choose_parts(together, equal, shares)
     if len(np.unique(parts)) < len(shares):
         before, dialogues = len(conversations), len(first_of_each(equal)[0])
         conversations, order, parts = split_turns(conversations, order, shares, option)
         notes.append(
-            f"split: {dialogues} different dialogues are too few for {option}: some are cut between turns, which makes"
-            f" {len(conversations)} dialogues of {before}"
+            f"split: dialogues are cut between turns, since {option} needs more different ones than {dialogues}:"
+            f" {before} became {len(conversations)}"
         )
     elif (small := small_files(files, equal, shares)) and len(runs(files)) > 2:
         notes.append(

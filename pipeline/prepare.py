@@ -22,7 +22,7 @@ from hub.find import find_model_folder
 from pipeline.job import Data, Job, RunFacts
 from pipeline.run_folder import lock_run_folder
 from settings import ConversationSettings, DataSettings, FinetuneSettings
-from support.errors import UserError
+from support.errors import UserError, printable
 from support.files import atomic_path, check_output_path, write_text, writing
 from training.mirror import check_tracker
 
@@ -218,7 +218,7 @@ def show_data(job: Job) -> None:
     from dialogues.ledger import ledger_lines
 
     data, training = job.settings.data, job.settings.training
-    print(*ledger_lines(job.ledger), sep="\n")
+    print(*map(printable, ledger_lines(job.ledger)), sep="\n")
     default = " (the default)" if data.template == "auto" else ""
     order = f"shuffled by seed {training.seed}" if data.shuffle else "in file order"
     split = f"held out: fold {job.facts.fold} of {data.folds}" if job.facts.fold else f"split {data.split}"
