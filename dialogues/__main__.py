@@ -24,10 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Nothing is printed on standard output unless all of it can be read.
     """
     settings = parse_command_line(ReadSettings, arguments)
-    opened = open_paths(settings.paths, settings)
     lines: list[str] = []
-    for source in opened.sources:
-        lines += read_source(source, settings)
+    try:
+        opened = open_paths(settings.paths, settings)
+        for source in opened.sources:
+            lines += read_source(source, settings)
+    except UserError as error:  # on standard output there is JSON alone
+        print(*map(printable, error.account), sep="\n", end="\n" * bool(error.account), file=sys.stderr)
+        raise UserError(str(error)) from None
     print(*opened.notes, sep="\n", end="\n" * bool(opened.notes), file=sys.stderr)
     sys.stdout.reconfigure(encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue]
     print(*lines, sep="\n")

@@ -14,7 +14,7 @@ from dialogues.tokenizer import END_OF_TEXT
 JINJA = """
 {{%- set names = {names} -%}}
 {{%- set seen = namespace(system=[], turns=[]) -%}}
-{{%- for message in messages if message['role'] | lower not in {tools} and not message['tool_calls'] -%}}
+{{%- for message in messages if message['role'] | lower not in {tools} -%}}
 {{%- set content = message['content'] or '' -%}}
 {{%- set parts = [content] if content is string else content | map(attribute='text') -%}}
 {{%- set content = parts | join('\\n') | trim -%}}

@@ -111,7 +111,7 @@ def open_data(settings: ConversationSettings) -> OpenedData:
     """
     sources, notes = open_paths(settings.locate(), settings)
     template = choose_template(sources, settings.template)
-    notes += [f"{source.input}: {line}" for source in sources for line in source.account]
+    notes += [f"{source.input}: {line}" for source in sources for line in source.account[1:]]
     if any(map(is_pipe, settings.paths)):
         notes.append("read from a pipe: to resume or evaluate this run, name the conversations once more with --data")
     return OpenedData([source.for_template(template) for source in sources], template, tuple(notes))

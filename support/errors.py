@@ -15,7 +15,7 @@ SPEAKING_SECONDS = 3  # that the first of several processes has to come to the s
 class UserError(Exception):
     """Something the user can mend. The message is one line: what is wrong, where, what to do.
 
-    `account` are lines that are printed before it: what became of the data that it is about.
+    `account` are lines that are printed before it on standard output: what became of the data that it is about.
     """
 
     def __init__(self, message: str, account: Sequence[str] = ()) -> None:
@@ -40,9 +40,8 @@ def run_command(command: Callable[[], None]) -> None:
     try:
         command()
     except UserError as error:
-        sys.stdout.flush()
         if is_first_process():
-            print(*map(printable, error.account), sep="\n", end="\n" * bool(error.account), file=sys.stderr)
+            print(*map(printable, error.account), sep="\n", end="\n" * bool(error.account), flush=True)
             print("error:", " ".join(map(str.strip, str(error).splitlines())), file=sys.stderr)
         else:
             time.sleep(SPEAKING_SECONDS)  # torchrun ends all processes when one has ended

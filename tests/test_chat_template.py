@@ -97,7 +97,9 @@ def test_messages_are_read_and_rendered_alike(saved, tmp_path):
     folder, conversations = saved("prompt", "replies", dialogue)
     theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(messages)["input_ids"]
     assert theirs == conversations.tokens_of(0).tolist()
-    assert conversations.render(0).startswith("Be kind.\nBe brief.\n\n### User:\nTea?\nNow?\n\n### Assistant:\nPlease.")
+    assert conversations.render(0).startswith(
+        "Be kind.\nBe brief.\n\n### User:\nTea?\nNow?\n\n### Assistant:\nLet me see.\n\n"
+    )
 
 
 @pytest.mark.parametrize("template", ["prompt", "labels", "tokens"])

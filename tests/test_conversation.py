@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import dialogues_of
 from dialogues.conversations import Conversations
 from dialogues.dialogue import ALPACA, INSTRUCTION, Dialogue, Turn
 from dialogues.reading import open_source

@@ -13,7 +13,8 @@ ROLES = {
 SYSTEM = ("system", "developer")
 TOOLS = (
     *("tool", "function", "functioncall", "functionresponse", "functionresult", "functionoutput", "observation"),
-    *("toolcall", "tooluse", "toolresponse", "toolresult", "tooloutput", "toolcalls", "ipython", "environment"),
+    *("function_call", "function_response", "toolcall", "tooluse", "toolresponse", "toolresult", "tooloutput"),
+    *("toolcalls", "ipython", "environment"),
 )
 
 # Keys and column names as `plain` writes them, the likelier ones first.
