@@ -339,6 +339,95 @@ def test_blank_lines_between_all_turns_separate_nothing(tmp_path):
     assert read(path) == [talk(("Ann", "Tea?"), ("Cem", "Please."), ("Ann", "Here."))]
 
 
+ODD_TEXTS = {
+    "a link below the last message": (
+        "Ann: Tea?\nCem: Please.\nAnn: Look:\nhttps://example.org/tea\n",
+        [talk(("Ann", "Tea?"), ("Cem", "Please."), ("Ann", "Look:\nhttps://example.org/tea"))],
+    ),
+    "code that is never closed": (
+        "User: Code?\nAssistant: Here:\n```\nx = 1\nUser: Thanks.\nAssistant: Sure.\n",
+        [talk(("User", "Code?"), ("Assistant", "Here:\n```\nx = 1"), ("User", "Thanks."), ("Assistant", "Sure."))],
+    ),
+    "names of pictures": (
+        "Ann: Tea?\n🐻: Please.\nCem: And me?\n🐻: You too.\nAnn: Here.\nCem: Oh.\n",
+        [
+            talk(
+                *(("Ann", "Tea?"), ("🐻", "Please."), ("Cem", "And me?"), ("🐻", "You too.")),
+                *(("Ann", "Here."), ("Cem", "Oh.")),
+            )
+        ],
+    ),
+    "numbered questions": (
+        "Q1: Tea?\nA1: Please.\nQ2: Milk?\nA2: No.\n",
+        [talk(("Q", "Tea?"), ("A", "Please."), ("Q", "Milk?"), ("A", "No."))],
+    ),
+    "a list with colons in an answer": (
+        "Ann: Bread?\nCem: Take:\nFlour: 500 g\nWater: 300 g\nAnn: Thanks.\n\n"
+        "Ann: Cake?\nCem: Take:\nFlour: 300 g\nWater: none\nAnn: Fine.\n",
+        [
+            talk(("Ann", "Bread?"), ("Cem", "Take:\nFlour: 500 g\nWater: 300 g"), ("Ann", "Thanks.")),
+            talk(("Ann", "Cake?"), ("Cem", "Take:\nFlour: 300 g\nWater: none"), ("Ann", "Fine.")),
+        ],
+    ),
+    "a system prompt": (
+        "System: Be kind.\nUser: Tea?\nAssistant: Please.\n\nSystem: Be brief.\nUser: Milk?\nAssistant: No.\n",
+        [
+            talk(("User", "Tea?"), ("Assistant", "Please."), instruction="Be kind."),
+            talk(("User", "Milk?"), ("Assistant", "No."), instruction="Be brief."),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_TEXTS)
+def test_texts_that_look_like_something_else(kind, tmp_path):
+    path = tmp_path / "data"
+    path.write_text(ODD_TEXTS[kind][0], encoding="utf-8")
+    assert read(path) == ODD_TEXTS[kind][1]
+
+
+def test_what_is_not_learned_in_tables_and_chats(tmp_path):
+    path = tmp_path / "data"
+    path.write_text("dialogue,speaker,text,weight\n1,Ann,Tea?,1\n1,Cem,No.,0\n1,Ann,Why?,1\n")
+    assert [dialogue.context for dialogue in read(path)] == [(1,)]
+    said = [("Ann", "Tea?", 1), ("Cem", "No.", 0), ("Cem", "Yes.", 1), ("Cem", "Please.", 1), ("Ann", "Here.", 0)]
+    rows = [
+        {"sender": name, "text": text, "weight": weight, "time": f"2024-01-01T10:0{minute}"}
+        for minute, (name, text, weight) in enumerate(said)
+    ]
+    path.write_text(json.dumps(rows))
+    turns = talk(("Ann", "Tea?"), ("Cem", "No."), ("Cem", "Yes.\nPlease."), ("Ann", "Here."))
+    assert read(path) == [turns._replace(context=(1, 3))]
+
+
+def test_the_order_of_messages_without_all_times_and_ids(tmp_path):
+    path = tmp_path / "data"
+    rows = [{"sender": "AC"[place % 2], "text": f"m{place}", "time": f"2024-01-01T10:0{place}"} for place in range(4)]
+    del rows[1]["time"]
+    path.write_text(json.dumps([{"time": None, **row} for row in reversed(rows)]))
+    in_order = talk(("A", "m0"), ("C", "m1"), ("A", "m2"), ("C", "m3"))
+    assert read(path) == [in_order]
+    counted = [{"turn": place % 2, "speaker": "AC"[place % 2], "text": f"m{place}"} for place in range(4)]
+    path.write_text(json.dumps(counted))  # numbers that begin again begin a dialogue
+    assert read(path) == [talk(("A", "m0"), ("C", "m1")), talk(("A", "m2"), ("C", "m3"))]
+    quoted = [
+        {"id": place, "reply_to": {2: 0, 3: 1}.get(place), "sender": "AC"[place % 2], "text": f"m{place}"}
+        for place in range(5)
+    ]
+    path.write_text(json.dumps(quoted))  # few answer others: a chat, no threads
+    assert read(path) == [talk(*in_order.turns, ("A", "m4"))]
+
+
+def test_words_for_other_things_are_people_who_speak_twice(tmp_path):
+    path = tmp_path / "data"
+    path.write_text('[{"Title": "Out", "Server": "Soup?", "Guest": "Yes.", "Server": "Here.", "Guest": "Thanks."}]')
+    source = open_source(path)
+    assert source.not_used == ("Title",)
+    assert read(path) == [talk(("Server", "Soup?"), ("Guest", "Yes."), ("Server", "Here."), ("Guest", "Thanks."))]
+    path.write_text('{"turns": [{"speaker": "A", "text": "a", "message": "b"}, {"speaker": "C", "text": "c"}]}')
+    assert open_source(path).not_used == ("message",)
+
+
 CHAT = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 BROKEN = {
     "[]": "its list is empty",
@@ -382,6 +471,18 @@ BROKEN = {
     "speaker,text\nAnn,Tea?,again\n": "line 2 has 3 columns, the header 2",
     'speaker,text\nAnn,"Tea?\n': "line 2: unexpected end of data",
     "speaker,text\n": "there is nothing below the names of the columns",
+    "ticket,who,said\n1,Ann,Tea for me?\n2,Cem,Please do.\n": (
+        "no known form of a conversation has the keys 'ticket', 'who', 'said'; say what they hold, as in --columns"
+        " speaker=who text=said"
+    ),
+    '[{"messages": [{"role": "user", "content": {"parts": ["a"], "parts": ["b"]}}]}]': "the key 'parts' occurs 2 times",
+    '[{"messages": [{"author": {"role": "user", "role": "bot"}, "content": "a"}]}]': "the key 'role' occurs 2 times",
+    '[{"Film": "a", "Plot": "b", "By": "c"}, {"Film": "d", "Plot": "e", "By": "f"}]': "all records have the same keys",
+    '{"\\n": null}': "say what they hold, as in --columns speaker= text=",
+    "Ann,Tea?\nCem,Please\nAnn,Here\n": "a table whose first line names no columns; add one",
+    "INFO: on\nWARN: slow\nINFO: off\nWARN: slow\n": "is no beginning of conversations",
+    "host: a\nport: 1\nowner: x\n\nhost: b\nport: 2\nowner: y\n": "is no beginning of conversations",
+    "Apple: red\nBanana: long\nCherry: small\nDate: sweet\nElder: dark\n": "is no beginning of conversations",
 }
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dialogues.layouts.records import FormatError, is_container, is_list, is_object, pairs_of
+from dialogues.layouts.records import FormatError, is_container, is_list, is_object, once
 from dialogues.layouts.words import ROLES, SPEAKER_KEYS, SYSTEM, TOOLS, TurnKeys, is_nothing, plain
 
 NO_TEXT = object()  # stands for a message that holds pictures or the like
@@ -83,7 +83,8 @@ def name_of(word: str, value: Any) -> tuple[str, str]:
     if is_list(value):
         return " & ".join(name for each in value if (name := name_of(word, each)[0])), ""
     if is_object(value):
-        found = {plain(key): held for key, held in reversed(pairs_of(value)) if isinstance(held, str) and held.strip()}
+        held = reversed(once(value).items())
+        found = {plain(key): text for key, text in held if isinstance(text, str) and text.strip()}
         if "role" in found:
             return name_of("role", found["role"])
         name = next((found[key].strip() for key in (*NAME_KEYS, *SPEAKER_KEYS) if key in found), "")
@@ -118,7 +119,7 @@ def read_text(content: Any) -> Any:
     if isinstance(content, str):
         return content.strip()
     if is_object(content):
-        found = {plain(key): value for key, value in reversed(pairs_of(content))}
+        found = {plain(key): value for key, value in reversed(once(content).items())}
         if plain(str(found.get("contenttype") or "")) in (*THOUGHTS, "code", "executionoutput"):
             return TOOL_TEXT
         inside = next((found[word] for word in ("parts", "text", "content", "value", "body") if word in found), NO_TEXT)
@@ -135,7 +136,7 @@ def join_parts(parts: list[Any]) -> Any:
         if isinstance(part, str):
             texts.append(part)
             continue
-        values = dict(pairs_of(part))
+        values = once(part)
         kind = plain(str(values.get("type") or ""))
         spans |= kind in SPANS
         if kind in THOUGHTS or "thought" in values:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from dialogues.dialogue import Dialogue
 from dialogues.layouts.answers import choose_pair, fits_alpaca, fits_pairs, from_alpaca, from_pairs
 from dialogues.layouts.messages import PAUSE
-from dialogues.layouts.people import fits_names, from_names, is_aside
+from dialogues.layouts.people import fits_names, from_names, people_of
 from dialogues.layouts.records import (
     FormatError,
     NotRecognisedError,
@@ -32,6 +32,7 @@ from dialogues.layouts.words import (
     TURN_LISTS,
     Columns,
     find_key,
+    is_nothing,
     plain,
     turn_keys,
 )
@@ -172,6 +173,7 @@ def likely_columns(first: Any, records: Sequence[Any]) -> tuple[str, str]:
     rows = [dict(pairs_of(record)) for record in records if is_object(record)]
     names = list(dict(pairs_of(first)))
     values = {name: [str(row.get(name) or "") for row in rows] for name in names}
+    names = [name for name in names if any(map(str.isalpha, "".join(values[name])))] or names  # no numbers or times
     text = max(names, key=lambda name: sum(map(len, values[name])))
     others = [name for name in names if name != text] or names
     speaker = min(others, key=lambda name: (len(set(values[name])), sum(map(len, values[name]))))
@@ -179,7 +181,7 @@ def likely_columns(first: Any, records: Sequence[Any]) -> tuple[str, str]:
 
 
 def quote(name: str) -> str:
-    name = printable(name[:40])
+    name = " ".join(printable(name[:40]).split())
     return f"'{name}'" if " " in name else name
 
 
@@ -188,7 +190,8 @@ def unused_keys(record: Any, form: str, columns: Columns = ()) -> list[str]:
     keys = list(dict(pairs_of(record)))
     values = dict(pairs_of(record))
     if form == "names":
-        return [key for key, value in pairs_of(record) if is_aside(key, value)]
+        people = {name for name, _ in people_of(record)}
+        return [key for key in keys if key not in people]
     if form == "alpaca":
         used = (find_key(values, words) for words in (INSTRUCTIONS, INPUTS, OUTPUTS, SYSTEM_PROMPTS, ("history",)))
     elif form == "pairs":
@@ -209,7 +212,9 @@ def unused_turn_keys(record: Any, columns: Columns) -> list[str]:
     for turn in items[:PEEKED]:
         if is_object(turn):
             names = turn_keys(tuple(dict(pairs_of(turn))), columns)
-            known = {*names.speaker, *names.text, *names.identity, *names.time, names.order, names.parent, names.weight}
+            read = next((key for key in names.text if not is_nothing(dict(pairs_of(turn))[key])), None)
+            known = {*names.speaker, read, *names.identity, *names.time, names.order, names.parent, names.weight}
+            known |= {key for key in names.text if is_nothing(dict(pairs_of(turn))[key])}
             inside.update(
                 (name, None) for name, _ in pairs_of(turn) if name not in known and plain(name) not in TURN_ASIDES
             )

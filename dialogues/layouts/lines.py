@@ -5,12 +5,13 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
+from unicodedata import category
 
-from dialogues.dialogue import Dialogue
+from dialogues.dialogue import INSTRUCTION, Dialogue
 from dialogues.layouts.account import Account
 from dialogues.layouts.records import FormatError, make_turn
 from dialogues.layouts.stamps import parse_stamp
-from dialogues.layouts.words import ROLES, plain
+from dialogues.layouts.words import ROLES, SYSTEM, plain
 
 CODE = "\0"  # begins a line of code
 CUT = "\0cut"  # a line that separates dialogues, put there by a reader
@@ -35,7 +36,8 @@ introduction overview background definition chapter week phase section goal goal
 phone tel mailto todo task plan option figure table line item first second third finally todo fact advantages
 disadvantages benefits features requirements materials tools hinweis achtung wichtig zutaten schritt beispiel
 tipp anmerkung nota importante ejemplo paso ingredientes consejo exemple étape ingrédients remarque conseil
-attention esempio passo ingredienti esempio dica exemplo observação voorbeeld stap opmerking let op""",
+attention esempio passo ingredienti esempio dica exemplo observação voorbeeld stap opmerking let op
+info warn error debug trace fatal""",
     )
 )
 NAME = r"(?P<name>(?:[^\W_]|[@+#~$&(]|[^\x00-\x7f\s])[^:：\n]{0,60}?)"
@@ -58,13 +60,14 @@ KINDS = {
     "dash": re.compile(r"(?P<name>[^\W\d_][^\n–—-]{0,40}?)\s+[–—-]+\s+(?P<text>.*)$"),
     "bare": re.compile(r"(?P<name>[^\W\d_][^\n.!?,;]{0,40})(?P<text>)$"),
 }
-STRICT = ("play", "tight", "heading", "tab", "arrow", "dash", "bare")  # kinds in which every name must recur
-NUMBERED_NAME = re.compile(r"(?P<name>[A-Z])\.\d{1,5}$")  # Switchboard's A.1, B.2
+STRICT = ("play", "tight", "heading", "tab", "arrow", "dash", "bare")  # kinds whose every name must recur
+# Switchboard's A.1, B.2, and the questions and answers of a list
+NUMBERED_NAME = re.compile(r"(?P<name>[A-Z](?=\.)|[QA](?=\d)|(?:Question|Answer|Frage|Antwort)(?=\W?\d))[.\W]?\d{1,5}$")
 LEADING_ROLES = re.compile(r"(?P<name>[^\n:]{1,40}?) said:?$")
 
 
 FOOTERS = re.compile(
-    r"exported \d+ message|transcribed (?:by|with)|https?://\S+$|end of (?:transcript|conversation|chat)|meeting ended"
+    r"exported \d+ message|transcribed (?:by|with)|end of (?:transcript|conversation|chat)|meeting ended"
     r"|this editable transcript|.{1,60} (?:started|stopped) transcription",
     re.IGNORECASE,
 )
@@ -100,9 +103,11 @@ class Shape(NamedTuple):
 def prepare(lines: Sequence[str]) -> list[tuple[int, str]]:
     """Stripped lines with their numbers; the marks of a text's end become lines of their own."""
     prepared: list[tuple[int, str]] = []
+    fences = [number for number, line in enumerate(lines, 1) if line.lstrip().startswith("```")]
+    marks = set(fences[: len(fences) // 2 * 2])  # one that is never closed would silence all people behind it
     fenced = False
     for number, line in enumerate(lines, 1):
-        fence = line.lstrip().startswith("```")
+        fence = number in marks
         fenced ^= fence
         if fenced and not fence:  # code keeps its indentation and holds no turns
             prepared.append((number, CODE + line.rstrip()))
@@ -125,7 +130,23 @@ def find_shape(lines: list[tuple[int, str]], forced: bool = False) -> Shape | No
     most = max((shape.strength for shape in shapes if shape.kind not in STRICT), default=0)
     best = max(shape.strength for shape in shapes)
     best = most if most > 0.6 * best else best
-    return next(shape for shape in shapes if shape.strength >= 0.95 * best)
+    chosen = next(shape for shape in shapes if shape.strength >= 0.95 * best)
+    return None if is_of_fields(chosen, lines) and not forced else chosen
+
+
+def is_of_fields(shape: Shape, lines: list[tuple[int, str]]) -> bool:
+    """Whether what begins lines are fields of records, or the words of a list: the same ones in each block, in one
+    order, or a block of many that never recur."""
+    blocks = [
+        [shape.starts[place].name for place in block if place in shape.starts]
+        for block in split_blocks(lines, set(shape.starts))
+    ]
+    named = [named for block in blocks if (named := tuple(name for name in block if plain(name) not in SYSTEM))]
+    once = all(len(set(block)) == len(block) for block in named)
+    if not once or not named:
+        return False
+    same = len(named) > 1 and len(set(named)) == 1 and len(named[0]) > 2
+    return same or (not shape.strength and max(map(len, named)) > 3)
 
 
 def make_shape(kind: str, lines: list[tuple[int, str]]) -> Shape:
@@ -151,7 +172,12 @@ def read_name(match: re.Match[str]) -> str | None:
         name = counted["name"]
     if name[:1].isdigit() and parse_stamp(name):
         return None
-    return name if any(map(str.isalnum, name)) and not name.lower().endswith(("http", "https")) else None
+    return name if has_name(name) and not name.lower().endswith(("http", "https")) else None
+
+
+def has_name(text: str) -> bool:
+    """Whether a text has letters, digits or pictures in it: 🐻 is a name, too."""
+    return any(character.isalnum() or category(character) == "So" for character in text)
 
 
 def is_bare(start: Start, lines: list[tuple[int, str]]) -> bool:
@@ -185,7 +211,7 @@ def choose_people(found: list[Start], lines: list[tuple[int, str]], kind: str) -
             for name in recurring
             if 2 * sum(start.place in openings for start in found if start.name == name) > counts[name]
         }
-    recurring -= find_followers(found, recurring, openings)
+    recurring -= find_followers(found, recurring, openings) | find_listed(found, lines)
     people = {
         start.place for start in found if start.name in recurring and not (behind_blank and start.place not in openings)
     }
@@ -195,7 +221,7 @@ def choose_people(found: list[Start], lines: list[tuple[int, str]], kind: str) -
 def is_label(name: str) -> bool:
     """Whether a word before a colon is a label inside an answer, such as `Note` or `Step 2`."""
     word = plain(re.sub(r"[\d.]+$", "", name.strip("*_#[]() ")))
-    return word in LABELS or not word
+    return word in LABELS or not (word or has_name(name))
 
 
 def find_followers(found: list[Start], recurring: set[str], openings: set[int]) -> set[str]:
@@ -203,6 +229,18 @@ def find_followers(found: list[Start], recurring: set[str], openings: set[int]) 
     roles = {name for name in recurring if is_role(name)}
     opening = {start.name for start in found if start.place in openings}
     return recurring - roles - opening if len(roles) > 1 else set()
+
+
+def find_listed(found: list[Start], lines: list[tuple[int, str]]) -> set[str]:
+    """Names that only ever begin the lines of a list: below a line that ends with a colon, or below such lines."""
+    by_place = {start.place: start for start in found}
+    listed: set[int] = set()
+    for place in sorted(by_place):
+        above = by_place.get(place - 1)
+        alone = above is not None and not above.text  # a name on its own line
+        if place and (place - 1 in listed or (lines[place - 1][1].endswith((":", "：")) and not alone)):
+            listed.add(place)
+    return {by_place[place].name for place in listed} - {start.name for start in found if start.place not in listed}
 
 
 def is_role(name: str) -> bool:
@@ -342,6 +380,11 @@ def read_block(
                 " (where texts have blank lines in them, separate dialogues by a line of ---)"
             )
     said = [(number, name, TIME_MARK.sub("", "\n".join(texts).strip()).strip()) for number, name, texts in turns]
+    instruction = INSTRUCTION
+    if len(said) > 2 and plain(said[0][1]) in SYSTEM and all(plain(name) in ROLES for _, name, _ in said[1:]):
+        instruction = said.pop(0)[2] or INSTRUCTION
+        account.spoken += len(instruction)
     kept = [make_turn(name, text, f"line {number}") for number, name, text in said if text]
     account.spoken += sum(len(turn.text) for turn in kept)
-    return (turns[0][0], Dialogue(tuple(kept), skipped=("empty turns",) * (len(said) - len(kept)))) if turns else None
+    skipped = ("empty turns",) * (len(said) - len(kept))
+    return (turns[0][0], Dialogue(tuple(kept), instruction, skipped)) if turns else None

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby, pairwise
 from typing import NamedTuple
@@ -17,12 +17,25 @@ DAY = timedelta(days=1)
 class Message(NamedTuple):
     """One message: a turn, or the reason that it is none; and its time, if the file has one.
 
-    A time of day without a date is a `time` on the first day of the calendar; it repeats every day.
+    A `time` without a date is a time of the first day of the calendar: it repeats every day. `context`: the file says
+    that the turn is not to be learned.
     """
 
     turn: Turn | None
     skipped: str = ""
     time: datetime | None = None
+    context: bool = False
+
+
+def gather(messages: Sequence[Message], instruction: str) -> Dialogue:
+    """One dialogue of messages."""
+    said = [message for message in messages if message.turn]
+    return Dialogue(
+        tuple(message.turn for message in said if message.turn),
+        instruction,
+        tuple(message.skipped for message in messages if message.turn is None),
+        tuple(place for place, message in enumerate(said) if message.context),
+    )
 
 
 def is_clock(time: datetime) -> bool:
@@ -31,30 +44,32 @@ def is_clock(time: datetime) -> bool:
 
 
 def cut(messages: Iterable[Message], pause: timedelta, instruction: str) -> Iterator[Dialogue]:
-    """Cut messages in order into dialogues, at pauses of `pause` or more."""
-    turns: list[Turn] = []
-    skipped: list[str] = []
+    """The dialogues of messages in order."""
+    taken: list[Message] = []
     last: datetime | None = None
-    for turn, why, time in messages:
-        if time and last and is_new(last, time, pause) and (turns or skipped):
-            yield Dialogue(tuple(turns), instruction, tuple(skipped))
-            turns, skipped = [], []
-        last = time or last
-        if turn is None:
-            skipped.append(why)
-        else:
-            turns.append(turn)
-    if turns or skipped:
-        yield Dialogue(tuple(turns), instruction, tuple(skipped))
+    for message in messages:
+        if message.time and last and is_new(last, message.time, pause):
+            yield gather(taken, instruction)
+            taken = []
+        last = message.time or last
+        taken.append(message)
+    if taken:
+        yield gather(taken, instruction)
 
 
 def join_turns(dialogue: Dialogue) -> Dialogue:
-    """Join the turns that one person takes in a row, each message on a line of its own."""
+    """The dialogue with what one person writes in a row as one turn, its messages on lines of their own.
+
+    What is learned and what is not stays apart.
+    """
     if not any(turn.speaker == following.speaker for turn, following in pairwise(dialogue.turns)):
         return dialogue
-    groups = [list(group) for _, group in groupby(dialogue.turns, key=lambda turn: turn.speaker)]
+    unlearned = set(dialogue.context)
+    marked = [(turn.speaker, place in unlearned, turn.text) for place, turn in enumerate(dialogue.turns)]
+    groups = [(key, [text for *_, text in group]) for key, group in groupby(marked, key=lambda each: each[:2])]
     return dialogue._replace(
-        turns=tuple(Turn(group[0].speaker, "\n".join(turn.text for turn in group)) for group in groups)
+        turns=tuple(Turn(speaker, "\n".join(texts)) for (speaker, _), texts in groups),
+        context=tuple(place for place, ((_, context), _) in enumerate(groups) if context),
     )
 
 

@@ -1,10 +1,11 @@
 """Objects whose keys are the speakers, and whether the keys can be people."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from dialogues.dialogue import Dialogue
-from dialogues.layouts.records import FormatError, is_container, is_object, kind, make_turn, pairs_of, shorten
+from dialogues.layouts.records import FormatError, Pairs, is_container, is_object, kind, make_turn, pairs_of, shorten
 from dialogues.layouts.words import (
     INPUTS,
     INSTRUCTIONS,
@@ -29,7 +30,7 @@ def from_names(record: Any) -> Dialogue:
     """Read `{"Alex": "...", "Bob": "...", "Alex": "..."}`: the keys are the speakers, in order, repeated keys too."""
     if not is_object(record):
         raise FormatError(f'an object {{"speaker": "text", ...}} is needed, this is {kind(record)}')
-    said = [turn for turn in pairs_of(record) if not is_aside(*turn)]
+    said = people_of(record)
     if len(said) < 2:
         raise FormatError(f"a dialogue needs two turns or more, this has {len(said)}")
     return Dialogue(tuple(make_turn(*turn, f"turn {number}") for number, turn in enumerate(said, 1)))
@@ -45,9 +46,14 @@ def from_every_key(record: Any) -> Dialogue:
     return Dialogue(tuple(make_turn(*turn, f"turn {number}") for number, turn in enumerate(said, 1)))
 
 
-def is_aside(key: str, value: Any) -> bool:
-    """Whether a member of an object of names is no turn, because its key is a word for something else."""
-    return plain(key) in OTHER_KEYS
+def people_of(record: Any) -> list[tuple[str, Any]]:
+    """The members of an object of names that are its turns.
+
+    Those whose key is a word for something else are none; but who speaks twice is somebody, even a `Server`.
+    """
+    pairs = pairs_of(record)
+    counts = Counter(name for name, _ in pairs) if isinstance(record, Pairs) else Counter()
+    return [(name, text) for name, text in pairs if plain(name) not in OTHER_KEYS or counts[name] > 1]
 
 
 def fits_names(record: Any) -> bool:
@@ -55,7 +61,7 @@ def fits_names(record: Any) -> bool:
     pairs = pairs_of(record)
     if not pairs or any(is_container(text) for _, text in pairs):
         return False
-    people = [(name, text) for name, text in pairs if not is_aside(name, text)]
+    people = people_of(record)
     if any(plain(name) in FORM_WORDS for name, _ in people) or len(people) < min(len(pairs), 2):
         return False
     return any(isinstance(text, str) for _, text in people)
@@ -68,8 +74,8 @@ def people_problem(records: Sequence[Any]) -> str | None:
     """
     values: dict[str, list[str]] = {}
     for record in records:
-        for name, text in pairs_of(record):
-            if not is_aside(name, text) and isinstance(text, str):
+        for name, text in people_of(record):
+            if isinstance(text, str):
                 values.setdefault(name, []).append(text)
     for name, texts in values.items():
         if is_identifier(name):
@@ -79,8 +85,9 @@ def people_problem(records: Sequence[Any]) -> str | None:
                 f"what {shorten(name)} has are labels ({', '.join(shorten(text) for text in dict.fromkeys(texts[:3]))})"
             )
     schemas = {tuple(name for name, _ in pairs_of(record)) for record in records}
-    same = len(schemas) == 1 and len(records) > 2
-    if same and all(name.islower() for name in values) and len(set(next(iter(schemas)))) == len(next(iter(schemas))):
+    once = len(schemas) == 1 and not any(isinstance(record, Pairs) for record in records)
+    lower = all(name.islower() for name in values)
+    if once and ((len(records) > 2 and lower) or (len(records) > 1 and len(values) > 2)):
         return f"all records have the same keys ({', '.join(map(shorten, values))}), as columns do"
     return None
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from dialogues.layouts.answers import fits_alpaca, fits_pairs
 from dialogues.layouts.formats import unknown_record
-from dialogues.layouts.records import FormatError, make_object
+from dialogues.layouts.records import FormatError, NotRecognisedError, make_object
 from dialogues.layouts.words import TURN_LISTS, Columns, plain, turn_keys
 
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}
@@ -60,17 +60,27 @@ def knows_columns(names: Sequence[str], columns: Columns) -> bool:
     )
 
 
-def find_unknown_header(lines: Sequence[str], format: str = "csv") -> Header | None:
-    """The header of what looks like a table with columns of unknown names."""
+def unknown_rows(lines: Sequence[str], format: str = "csv") -> list[dict[str, str]]:
+    """The first rows of what looks like a table with columns of unknown names; none of what looks like no table.
+
+    Raises:
+        NotRecognisedError: its first line is a row like the others, which names no columns.
+    """
     first = [line for line in lines[:PEEKED] if line.strip()]
-    if len(first) < 2:
-        return None
-    for header in headers(first[0], format):
-        counts = Counter(len(next(csv.reader([line], delimiter=header.delimiter), [])) for line in first[1:])
+    for header in headers(first[0], format) if len(first) > 1 else ():
+        try:
+            cells = [next(csv.reader([line], delimiter=header.delimiter), []) for line in first[1:]]
+        except csv.Error:
+            continue
+        rows = [row for row in cells if len(row) == len(header.names)]
         named = all(0 < len(name) < 40 and not re.search(r"[.!?:]$|://", name) for name in header.names[1:])
-        if len(header.names) > 1 and named and counts[len(header.names)] > 0.8 * (len(first) - 1):
-            return header
-    return None
+        if len(header.names) < 2 or len(rows) <= 0.8 * len(cells):
+            continue
+        if any(name in column for name, column in zip(header.names, zip(*rows, strict=True), strict=True)):
+            raise NotRecognisedError("a table whose first line names no columns; add one, as in speaker,text")
+        if named:
+            return [dict(zip(header.names, row, strict=True)) for row in rows]
+    return []
 
 
 def rows_of_table(lines: Iterator[str], format: str, columns: Columns = ()) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 from dialogues.dialogue import INSTRUCTION, Dialogue
 from dialogues.layouts.account import MOST_LOST, Account
+from dialogues.layouts.formats import unknown_record
 from dialogues.layouts.lines import CUT, dialogues_of_lines, find_shape, prepare
 from dialogues.layouts.logs import messages_of_log
 from dialogues.layouts.markup import SEPARATED, dialogues_of_template, find_template
 from dialogues.layouts.messages import cut
 from dialogues.layouts.records import FormatError, NotRecognisedError, make_turn
+from dialogues.layouts.tables import unknown_rows
 from dialogues.layouts.timed import timed_lines
 from dialogues.layouts.words import ASSISTANT, USER
 
@@ -87,6 +89,8 @@ def fail(problem: FormatError | None) -> Read:
 
 
 def refuse(lines: Sequence[str]) -> Read:
+    if rows := unknown_rows(lines):
+        raise NotRecognisedError(unknown_record(rows))
     raise NotRecognisedError(
         f"{shown(lines)} is no beginning of conversations: no line is `Name: text` or begins with a time, and it is no"
         " table with known columns; see the formats in docs/data.md (for a table: --columns speaker=... text=...)"

@@ -104,7 +104,7 @@ def threads(rows: Sequence[dict[str, Any]], keys: TurnKeys) -> tuple[list[list[d
             replies.setdefault(above, []).append(row)
         else:
             roots.append(row)
-    if len(known) < len(rows) or len(roots) > 0.7 * len(rows):
+    if len(known) < len(rows) or len(roots) > 0.5 * len(rows):  # a chat in which some messages quote others
         return None
     found, used = [], 0
     for root in roots:

@@ -16,7 +16,7 @@ from dialogues.layouts.fields import (
     read_text,
     why_skipped,
 )
-from dialogues.layouts.messages import PAUSE, Message, cut, without_numbers
+from dialogues.layouts.messages import PAUSE, Message, cut, gather, without_numbers
 from dialogues.layouts.notices import is_notice, strip_marks
 from dialogues.layouts.records import (
     FormatError,
@@ -246,10 +246,26 @@ def group_rows(rows: list[dict[str, Any]], keys: TurnKeys) -> tuple[list[list[di
         identity = tuple(str(row.get(key)) for key in keys.identity)
         groups.setdefault(identity, []).append(row)
         changes, last = changes + (identity != last), identity
+    if not keys.identity and (found := split_at_restarts(rows, keys)):
+        return found, 0
     scattered = changes > len(groups) and [plain(key) for key in keys.identity] == ["id"]
     if len(groups) == len(rows) or scattered:  # the id numbers rows or people
         return [rows], 0
     return list(groups.values()), 0
+
+
+def split_at_restarts(rows: list[dict[str, Any]], keys: TurnKeys) -> list[list[dict[str, Any]]]:
+    """The rows of each dialogue where turn numbers count up and begin again with the first; none where they don't."""
+    orders = [read_order(row.get(keys.order)) for row in rows] if keys.order else [None]
+    if None in orders:
+        return []
+    starts = [place for place, order in enumerate(orders) if order == orders[0]]
+    found = [rows[start:end] for start, end in pairwise([*starts, len(rows)])]
+    grows = all(
+        before is not None and after is not None and (after > before or after == orders[0])
+        for before, after in pairwise(orders)
+    )
+    return found if grows and len(found) > 1 and min(map(len, found)) > 1 else []
 
 
 def put_rows_in_order(
@@ -263,13 +279,15 @@ def put_rows_in_order(
     places = list(range(len(rows)))
     if None not in orders and len(set(orders)) == len(orders):
         places.sort(key=lambda place: orders[place] or 0)
-    elif None not in times:
-        steps = sum((later > earlier) - (later < earlier) for earlier, later in pairwise(times) if earlier and later)
-        if steps < 0:
+    elif any(times):
+        known = [time for time in times if time]
+        if sum((later > earlier) - (later < earlier) for earlier, later in pairwise(known)) < 0:
             places.reverse()
-        places.sort(key=lambda place: times[place] or datetime.min)
-    else:
-        times = [None] * len(rows)
+        last = known[0] if places[0] == 0 else known[-1]
+        moments = {
+            place: (last := times[place] or last) for place in places
+        }  # without a time: when the one before it was
+        places.sort(key=lambda place: moments[place])
     return [rows[place] for place in places], [times[place] for place in places]
 
 
@@ -295,7 +313,6 @@ def read_group(
 ) -> list[Dialogue]:
     """The dialogues of messages in order: one if roles talk; pauses cut a chat between people."""
     messages: list[Message] = []
-    context: list[int] = []
     roles, unanswered = True, False
     guessed = turn_keys(tuple(rows[0]), columns).guessed
     encoded_twice = any("timestamp_ms" in row for row in rows[:3])
@@ -325,18 +342,14 @@ def read_group(
         if encoded_twice and isinstance(text, str):
             name, text = mend_encoding(name), mend_encoding(text)
         turn = make_turn(name, text, f"turn {number}")
-        if is_unlearned(values, keys):
-            context.append(sum(message.turn is not None for message in messages))
-        messages.append(Message(turn, "", time))
+        messages.append(Message(turn, "", time, is_unlearned(values, keys)))
     unknown = sum(message.turn is not None and message.turn.speaker == UNKNOWN for message in messages)
     if unknown > 3 and 2 * unknown > len(messages):
         raise FormatError(f"{unknown} of {len(messages)} messages have no speaker; name its key: --columns speaker=...")
     line = "\n".join(instruction) if instruction else INSTRUCTION
-    if roles:
-        return [one_dialogue(messages, line, context)]
-    if times and times[0]:
+    if times and times[0] and not roles:
         return list(cut(map(without_notice, messages), pause, line)) or [Dialogue((), line)]
-    return [one_dialogue(messages, line, context)]
+    return [one_dialogue(messages, line)]
 
 
 def without_notice(message: Message) -> Message:
@@ -372,19 +385,21 @@ def find_discriminators(rows: Sequence[dict[str, Any]], columns: Columns) -> dic
 def is_unlearned(values: Mapping[str, Any], keys: TurnKeys) -> bool:
     """Whether a message is context only, which `"weight": 0` says."""
     weight = values.get(keys.weight) if keys.weight else None
+    if isinstance(weight, str):  # of a table
+        return weight.strip().lower() in ("0", "0.0", "false")
     return weight is False or (isinstance(weight, int | float) and weight == 0)
 
 
-def one_dialogue(messages: Sequence[Message], instruction: str, context: Sequence[int]) -> Dialogue:
-    """All messages as one dialogue; if skipped messages leave only questions, it has no turns.
+def one_dialogue(messages: Sequence[Message], instruction: str) -> Dialogue:
+    """All messages as one dialogue; without an answer there is none.
 
     Raises:
         FormatError: only the user speaks, and nothing was skipped.
     """
-    turns = tuple(message.turn for message in messages if message.turn)
-    skipped = tuple(message.skipped for message in messages if message.turn is None)
-    if turns and {turn.speaker for turn in turns} == {USER}:
-        if not skipped:
-            raise FormatError("only the user speaks here; the answers are needed too")
-        skipped, turns = (*skipped, *["questions without an answer"] * len(turns)), ()
-    return Dialogue(turns, instruction, skipped, tuple(context) if turns else ())
+    dialogue = gather(messages, instruction)
+    if {turn.speaker for turn in dialogue.turns} != {USER}:
+        return dialogue
+    if not dialogue.skipped:
+        raise FormatError("only the user speaks here; the answers are needed too")
+    unanswered = ["questions without an answer"] * len(dialogue.turns)
+    return Dialogue((), instruction, (*dialogue.skipped, *unanswered))
