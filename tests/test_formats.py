@@ -369,6 +369,26 @@ ODD_TEXTS = {
             talk(("Ann", "Cake?"), ("Cem", "Take:\nFlour: 300 g\nWater: none"), ("Ann", "Fine.")),
         ],
     ),
+    "who speaks once in a transcript": (
+        "Ann Berg  0:00\nTea?\n\nCem  0:05\nPlease.\n\nDora  0:07\nAnd me.\n\nAnn Berg  0:09\nHere.\n\nCem  0:12\nOh.\n",
+        [
+            talk(
+                *(("Ann Berg", "Tea?"), ("Cem", "Please."), ("Dora", "And me."), ("Ann Berg", "Here.")),
+                ("Cem", "Oh."),
+            )
+        ],
+    ),
+    "captions with numbers that look like dates": (
+        "WEBVTT\n\na-1/12-0\n00:00:01.000 --> 00:00:02.000\n<v Ann>Tea <b>now</b>?</v>\n\n"
+        "a-1/13-0\n00:00:03.000 --> 00:00:04.000\n<v Cem>Please,\ndo.</v>\n\n"
+        "a-1/14-0\n00:00:05.000 --> 00:00:06.000\n<v Ann>Here.</v>\n",
+        [talk(("Ann", "Tea now?"), ("Cem", "Please,\ndo."), ("Ann", "Here."))],
+    ),
+    "two people in a caption": (
+        "1\n00:00:01,000 --> 00:00:02,000\nAnn: Tea?\nCem: Please.\n\n"
+        "2\n00:00:03,000 --> 00:00:04,000\nAnn: Here.\n\n3\n00:00:05,000 --> 00:00:06,000\nCem: Oh.\n",
+        [talk(("Ann", "Tea?"), ("Cem", "Please."), ("Ann", "Here."), ("Cem", "Oh."))],
+    ),
     "a system prompt": (
         "System: Be kind.\nUser: Tea?\nAssistant: Please.\n\nSystem: Be brief.\nUser: Milk?\nAssistant: No.\n",
         [

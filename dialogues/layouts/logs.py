@@ -44,6 +44,7 @@ ATTACHED = re.compile(
 )  # Discord
 SOUND = re.compile(r"\s*(?:-\s*)?(?:\[[^\[\]]*\]|\([^()]*\)|[♪♫].*)\s*$")  # [music] in captions
 BARE_MEDIA = frozenset(("Photo", "Video", "Emoticons", "Sticker", "Voice Note", "Voice message"))  # KakaoTalk's
+TAG = re.compile(r"</?(?:v|b|i|u|c|lang|font)(?:[ .][^<>\n]{0,60})?>")  # of captions
 HEADER = 12  # lines before the first stamp that may say what the file is
 
 
@@ -149,7 +150,7 @@ def collect(lines: Sequence[Line], timed: dict[int, Timed], where: str, account:
             known = kind in ("angle", "voice", "from", "tab", "bar") or not entries
             entries.append(Entry(number, stamp, name, [said], known))
             account.markup += len(text) - len(said)
-        elif found := read_day(text):
+        elif not is_cue(lines, place, timed) and (found := read_day(text)):
             day = found
             account.markup += len(text)
         elif place in titles or is_separator(lines, place, timed):
@@ -163,6 +164,8 @@ def collect(lines: Sequence[Line], timed: dict[int, Timed], where: str, account:
             entries[-1].texts.append(text.strip(MARKS) if not text.strip(MARKS + " ") else text)
         elif text.strip(MARKS + " "):
             skip_header(number, text, account)
+    if any("-->" in lines[place].text for place in timed):
+        entries = [entry._replace(texts=[TAG.sub("", text) for text in entry.texts]) for entry in entries]
     return entries
 
 
@@ -215,8 +218,12 @@ def is_separator(lines: Sequence[Line], place: int, timed: dict[int, Timed]) -> 
         and "-->" in "".join(line.text for line in lines[place + 1 : place + 4])
     ):
         return True
-    cue = place + 1 in timed and "-->" in lines[place + 1].text
-    return cue and (text.isdigit() or not place or not lines[place - 1].text.strip())
+    return is_cue(lines, place, timed) and (text.isdigit() or not place or not lines[place - 1].text.strip())
+
+
+def is_cue(lines: Sequence[Line], place: int, timed: dict[int, Timed]) -> bool:
+    """Whether a caption's times follow on the next line."""
+    return place + 1 in timed and "-->" in lines[place + 1].text
 
 
 def with_day(stamp: Stamp | None, day: tuple[tuple[int, int, int], str] | None) -> Stamp | None:
@@ -289,7 +296,9 @@ def find_heads(lines: Sequence[Line], timed: dict[int, Timed]) -> dict[int, tupl
         }
         counts = Counter(name for name, _, _ in found.values())
         if sum(counts[name] > 1 for name, _, _ in found.values()) > 0.4 * len(below):
-            return {place: head for place, head in found.items() if counts[head[0]] > 1}
+            once = kind == "voice" or len(found) > 0.8 * len(below)  # then who speaks once is somebody, too
+            heads = {place: head for place, head in found.items() if once or counts[head[0]] > 1}
+            return heads | find_more_heads(lines, timed, kind, heads)
     counts = Counter(text for text, _ in below.values())
     if sum(counts[text] > 1 for text, _ in below.values()) > 0.8 * len(below) and len(counts) < 0.5 * len(below) + 2:
         return {place: (text, "", stamp) for place, (text, stamp) in below.items()}
@@ -302,6 +311,21 @@ def find_heads(lines: Sequence[Line], timed: dict[int, Timed]) -> dict[int, tupl
     if above and sum(counts[name] > 1 for name, _, _ in above.values()) > 0.8 * len(timed):
         return above
     return {}
+
+
+def find_more_heads(
+    lines: Sequence[Line], timed: dict[int, Timed], kind: str, heads: dict[int, tuple[str, str, Stamp | None]]
+) -> dict[int, tuple[str, str, Stamp | None]]:
+    """The further lines below a stamp on which one of these people begins to speak."""
+    names, found, stamp = {name for name, _, _ in heads.values()}, {}, None
+    for place, line in enumerate(lines):
+        if place in timed:
+            stamp = parse_stamp(timed[place].stamp)
+            continue
+        match = UNTIMED[kind].match(line.text.strip()) if stamp and place not in heads else None
+        if match and (name := read_name(match)) in names:
+            found[place] = (name, match["text"] or "", stamp)
+    return found
 
 
 def make_message(entry: Entry, time: datetime | None, names: Counter[str], account: Account) -> Message:

@@ -57,11 +57,19 @@ def find_timed(lines: Sequence[Line]) -> tuple[str, dict[int, Timed]] | None:
             return "first", kept
     second = [timed for place, line in enumerate(lines) if (timed := match_second(place, line.text))]
     recurring = Counter(timed.before for timed in second)
-    second = [timed for timed in second if recurring[timed.before] > 1]
-    named = keep_signatures(second, lines)
+    named = keep_signatures([timed for timed in second if recurring[timed.before] > 1], lines)
+    looks = {timed.signature for timed in named.values()}
+    for timed in second:  # who speaks once, as the others do
+        if recurring[timed.before] == 1 and timed.signature in looks and can_be_name(timed):
+            named[timed.place] = timed
     if named and len(named) >= len(kept):
         return "second", named
     return ("first", kept) if kept else None
+
+
+def can_be_name(timed: Timed) -> bool:
+    """Whether what stands once before a stamp is a name: short, with the stamp in brackets or at the line's end."""
+    return len(timed.before.split()) < 5 and (not timed.rest or timed.signature[0] in ("(", "["))
 
 
 def match_first(place: int, line: str) -> Timed | None:
