@@ -370,7 +370,8 @@ ODD_TEXTS = {
         ],
     ),
     "who speaks once in a transcript": (
-        "Ann Berg  0:00\nTea?\n\nCem  0:05\nPlease.\n\nDora  0:07\nAnd me.\n\nAnn Berg  0:09\nHere.\n\nCem  0:12\nOh.\n",
+        "Ann Berg  0:00\nTea?\n\nCem  0:05\nPlease.\n\nDora  0:07\nAnd me.\n\n"
+        "Ann Berg  0:09\nHere.\n\nCem  0:12\nOh.\n",
         [
             talk(
                 *(("Ann Berg", "Tea?"), ("Cem", "Please."), ("Dora", "And me."), ("Ann Berg", "Here.")),
