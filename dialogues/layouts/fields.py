@@ -1,10 +1,10 @@
 """One message of a structured export: its speaker, its text, or why it is no turn."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dialogues.layouts.records import FormatError, is_container, is_list, is_object, once
+from dialogues.layouts.records import FormatError, is_container, is_list, is_object, once, pairs_of
 from dialogues.layouts.words import ROLES, SPEAKER_KEYS, SYSTEM, TOOLS, TurnKeys, is_nothing, plain
 
 NO_TEXT = object()  # stands for a message that holds pictures or the like
@@ -205,3 +205,22 @@ def check_speaker(name: str, number: int) -> None:
     """
     if not name:
         raise FormatError(f"turn {number} has no speaker (speaker, sender, author, role, from)")
+
+
+def find_profiles(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Id → name of a person, from the messages that have both (Slack)."""
+    names = {}
+    for row in rows:
+        profile = dict(pairs_of(row.get("user_profile")))
+        name = next((profile[key] for key in ("real_name", "display_name", "name") if profile.get(key)), None)
+        if isinstance(name, str) and isinstance(row.get("user"), str):
+            names[row["user"]] = name
+    return names
+
+
+def is_unlearned(values: Mapping[str, Any], keys: TurnKeys) -> bool:
+    """Whether a message is context only, which `"weight": 0` says."""
+    weight = values.get(keys.weight) if keys.weight else None
+    if isinstance(weight, str):  # of a table
+        return weight.strip().lower() in ("0", "0.0", "false")
+    return weight is False or (isinstance(weight, int | float) and weight == 0)

@@ -10,6 +10,8 @@ from dialogues.dialogue import INSTRUCTION, Dialogue
 from dialogues.layouts.fields import (
     UNKNOWN,
     check_speaker,
+    find_profiles,
+    is_unlearned,
     mend_encoding,
     read_content,
     read_speaker,
@@ -364,30 +366,11 @@ def without_notice(message: Message) -> Message:
     return message._replace(turn=message.turn._replace(text=text))
 
 
-def find_profiles(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Id → name of a person, from the messages that have both (Slack)."""
-    names = {}
-    for row in rows:
-        profile = dict(pairs_of(row.get("user_profile")))
-        name = next((profile[key] for key in ("real_name", "display_name", "name") if profile.get(key)), None)
-        if isinstance(name, str) and isinstance(row.get("user"), str):
-            names[row["user"]] = name
-    return names
-
-
 def find_discriminators(rows: Sequence[dict[str, Any]], columns: Columns) -> dict[str, str]:
     """Discord's name with a number → the name without it."""
     keys = turn_keys(tuple(rows[0]), columns)
     named = [row.get(keys.speaker[0]) for row in rows] if keys.speaker else []
     return without_numbers({name for name in named if isinstance(name, str)})
-
-
-def is_unlearned(values: Mapping[str, Any], keys: TurnKeys) -> bool:
-    """Whether a message is context only, which `"weight": 0` says."""
-    weight = values.get(keys.weight) if keys.weight else None
-    if isinstance(weight, str):  # of a table
-        return weight.strip().lower() in ("0", "0.0", "false")
-    return weight is False or (isinstance(weight, int | float) and weight == 0)
 
 
 def one_dialogue(messages: Sequence[Message], instruction: str) -> Dialogue:
