@@ -20,6 +20,8 @@ from conftest import PROJECT
 from dialogues import arrow, inputs
 from dialogues.inputs import Input, find_inputs
 from dialogues.kinds import MEDIA
+from dialogues.opening import open_paths
+from settings import ReadSettings
 from support.errors import UserError
 
 TALK = "Ann: Tea?\nBo: Yes, é.\n"
@@ -328,3 +330,14 @@ class TestTables:
         assert f'the package pyarrow is not installed; pip install "{arrow.REQUIREMENT}"' in str(caught.value)
         lines = (PROJECT / "requirements-extra.txt").read_text(encoding="utf-8").splitlines()
         assert arrow.REQUIREMENT in {line.partition(" ")[0] for line in lines}
+
+
+def test_a_text_without_conversations_is_left_out_of_a_folder(tmp_path):
+    fill(tmp_path, "talk.txt")
+    fill(tmp_path, "notes.txt", content="Buy milk\nand bread\n")
+    opened = open_paths([tmp_path], ReadSettings())
+    assert [source.input.name for source in opened.sources] == [str(tmp_path / "talk.txt")]
+    assert len(opened.notes) == 1
+    assert opened.notes[0].startswith(f"not read: {tmp_path / 'notes.txt'}: 'Buy milk' is no")
+    with pytest.raises(UserError, match="'Buy milk' is no beginning"):
+        open_paths([tmp_path / "notes.txt"], ReadSettings())

@@ -11,7 +11,7 @@ from dialogues.dialogue import INSTRUCTION, Dialogue
 from dialogues.layouts.account import Account
 from dialogues.layouts.records import FormatError, make_turn
 from dialogues.layouts.stamps import parse_stamp
-from dialogues.layouts.words import ROLES, SYSTEM, plain
+from dialogues.layouts.words import ROLES, SYSTEM, has_sentences, plain
 
 CODE = "\0"  # begins a line of code
 CUT = "\0cut"  # a line that separates dialogues, put there by a reader
@@ -72,6 +72,7 @@ FOOTERS = re.compile(
     re.IGNORECASE,
 )
 TIME_MARK = re.compile(r"^\[\d\d?:\d\d(?::\d\d)?\]\s|\s\#\d\d:\d\d:\d\d-\d\#$")  # Descript, f4: around every text
+MOST_FIELDS = 20  # of a record
 TITLE = 5  # lines above the first turn that may say what the file is
 
 
@@ -145,8 +146,12 @@ def is_of_fields(shape: Shape, lines: list[tuple[int, str]]) -> bool:
     once = all(len(set(block)) == len(block) for block in named)
     if not once or not named:
         return False
-    same = len(named) > 1 and len(set(named)) == 1 and len(named[0]) > 2
-    return same or (not shape.strength and max(map(len, named)) > 3)
+    if not shape.strength and max(map(len, named)) > 3:
+        return True
+    if len(set(named)) > 1 or not 2 < len(named[0]) <= MOST_FIELDS or len(named) < 2:
+        return False
+    said = {name: [start.text for start in shape.starts.values() if start.name == name] for name in named[0]}
+    return not all(map(has_sentences, said.values()))
 
 
 def make_shape(kind: str, lines: list[tuple[int, str]]) -> Shape:

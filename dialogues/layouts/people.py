@@ -16,6 +16,7 @@ from dialogues.layouts.words import (
     SYSTEM_PROMPTS,
     TEXT_KEYS,
     TURN_LISTS,
+    has_sentences,
     plain,
 )
 
@@ -87,7 +88,8 @@ def people_problem(records: Sequence[Any]) -> str | None:
     schemas = {tuple(name for name, _ in pairs_of(record)) for record in records}
     once = len(schemas) == 1 and not any(isinstance(record, Pairs) for record in records)
     lower = all(name.islower() for name in values)
-    if once and ((len(records) > 2 and lower) or (len(records) > 1 and len(values) > 2)):
+    fields = len(records) > 1 and len(values) > 2 and not all(map(has_sentences, values.values()))
+    if once and ((len(records) > 2 and lower) or fields):
         return f"all records have the same keys ({', '.join(map(shorten, values))}), as columns do"
     return None
 

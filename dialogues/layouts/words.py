@@ -346,3 +346,8 @@ def find_key(values: dict[str, Any], words: Iterable[str]) -> str | None:
 
 def is_nothing(value: Any) -> bool:
     return value is None or value == [] or (isinstance(value, str) and not value.strip())
+
+
+def has_sentences(texts: Iterable[str]) -> bool:
+    """Whether one of the texts ends as a sentence does; labels, names and numbers don't."""
+    return any(text.rstrip(" \"'”’»)*_").endswith((".", "!", "?", "…", "。", "！", "？")) for text in texts)
