@@ -13,6 +13,7 @@ from dialogues.layouts.account import MOST_LOST
 from dialogues.layouts.answers import as_alpaca
 from dialogues.layouts.formats import (
     FORMATS,
+    LISTS,
     PEEKED,
     Options,
     fitting,
@@ -33,7 +34,6 @@ from dialogues.layouts.words import ROLES, Columns, plain, turn_keys
 from support.errors import UserError
 
 HEAD = 1 << 16  # bytes that decide what a file is
-LISTS = {"turns", "messages", "sharegpt"}  # forms that a file may mix
 NAMED = 3  # inputs to name if there are many
 MOST_ROWS = 0.7  # distinct speakers per row; a column with more holds no speakers
 

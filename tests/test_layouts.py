@@ -258,7 +258,10 @@ OF_LINES = {
 
 
 def read(path, **options) -> list[list[tuple[str, str]]]:
-    return [[tuple(turn) for turn in dialogue.turns] for dialogue in dialogues_of(open_source(path, **options))]
+    return [
+        [(turn.speaker, turn.text) for turn in dialogue.turns]
+        for dialogue in dialogues_of(open_source(path, **options))
+    ]
 
 
 @pytest.mark.parametrize("layout", IN_ROLES)
@@ -345,6 +348,7 @@ def test_a_long_line_costs_time_in_proportion(tmp_path):
 
 
 names = st.sampled_from(["user", "assistant", "Human", "system", "tool", "Ann", "", " gpt "])
+contents = st.one_of(st.text(max_size=9), st.none(), st.just(["x"]))
 record = st.fixed_dictionaries(
     {
         "messages": st.lists(

@@ -38,6 +38,7 @@ from dialogues.layouts.words import (
 )
 from support.errors import printable
 
+LISTS = frozenset(("turns", "messages", "sharegpt"))  # forms with a list of turns
 PEEKED = 100  # records that decide the form of a file
 TURN_ASIDES = frozenset(("toolcalls", "functioncall", "toolcallid"))
 # Marks of a text that may be a whole dialogue: a second line, or a mark between speakers.
@@ -79,25 +80,13 @@ def is_conversation(items: list[Any], columns: Columns = ()) -> bool:
     return len(kinds) > 1 and all(kind == "named" for kind in kinds)
 
 
-def keys_of_turns(record: Any, columns: Columns = ()) -> set[str]:
-    """The keys of the first turn of a record, as `plain` writes them."""
+def list_form(record: Any, columns: Columns = ()) -> str | None:
+    """The name of the form of a record with a list of turns; None for a record without one."""
     if not has_turns(record, columns):
-        return set()
+        return None
     first = next((item for item in turn_list(record, columns)[1][:2] if is_object(item)), {})
-    return {plain(key) for key, _ in pairs_of(first)}
-
-
-def fits_messages(record: Any, columns: Columns = ()) -> bool:
-    return {"role", "content"} <= keys_of_turns(record, columns)
-
-
-def fits_sharegpt(record: Any, columns: Columns = ()) -> bool:
-    return {"from", "value"} <= keys_of_turns(record, columns)
-
-
-def fits_turns(record: Any, columns: Columns = ()) -> bool:
-    others = fits_messages(record, columns) or fits_sharegpt(record, columns)
-    return not others and has_turns(record, columns)
+    keys = {plain(key) for key, _ in pairs_of(first)}
+    return "messages" if {"role", "content"} <= keys else "sharegpt" if {"from", "value"} <= keys else "turns"
 
 
 def fits_text(record: Any, columns: Columns = ()) -> bool:
@@ -122,9 +111,9 @@ def convert_messages(record: Any, options: Options) -> list[Dialogue]:
 
 FORMATS = {
     "names": Format(lambda record, columns: not columns and fits_names(record), lambda record, _: [from_names(record)]),
-    "turns": Format(fits_turns, convert_messages),
-    "messages": Format(fits_messages, convert_messages),
-    "sharegpt": Format(fits_sharegpt, convert_messages),
+    "turns": Format(lambda record, columns: list_form(record, columns) == "turns", convert_messages),
+    "messages": Format(lambda record, columns: list_form(record, columns) == "messages", convert_messages),
+    "sharegpt": Format(lambda record, columns: list_form(record, columns) == "sharegpt", convert_messages),
     "alpaca": Format(lambda record, _: fits_alpaca(record), lambda record, _: [from_alpaca(record)]),
     "pairs": Format(fits_pairs, lambda record, options: [from_pairs(record, options.columns)]),
 }
@@ -132,7 +121,8 @@ FORMATS = {
 
 def fitting(record: Any, columns: Columns = ()) -> list[str]:
     """The names of the forms that fit `record`."""
-    names = [name for name, form in FORMATS.items() if form.fits(record, columns)]
+    listed = list_form(record, columns)
+    names = [name for name in FORMATS if name == listed or (name not in LISTS and FORMATS[name].fits(record, columns))]
     if len(names) > 1 and "turns" in names and plain(turn_list(record, columns)[0]) in ("history", "chosen", "text"):
         names.remove("turns")  # the list is part of the pair
     return names or (["text"] if fits_text(record, columns) else [])

@@ -8,11 +8,11 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from dialogues.layouts.account import Account
-from dialogues.layouts.lines import FOOTERS, RULE, read_name
-from dialogues.layouts.lines import KINDS as UNTIMED
 from dialogues.layouts.messages import Message, without_numbers
 from dialogues.layouts.notices import is_notice, is_system_line, strip_marks
 from dialogues.layouts.records import FormatError, make_turn
+from dialogues.layouts.shapes import FOOTERS, RULE, read_name
+from dialogues.layouts.shapes import KINDS as UNTIMED
 from dialogues.layouts.stamps import MARKS, Stamp, moments, parse_stamp
 from dialogues.layouts.timed import EDITS, Line, Timed, find_timed, read_day
 

@@ -85,6 +85,9 @@ def people_problem(records: Sequence[Any]) -> str | None:
             return (
                 f"what {shorten(name)} has are labels ({', '.join(shorten(text) for text in dict.fromkeys(texts[:3]))})"
             )
+    for name in {name for record in records[:3] for name, _ in people_of(record)} - values.keys():
+        if len(records) > 2:
+            return f"what {shorten(name)} has is no text"
     schemas = {tuple(name for name, _ in pairs_of(record)) for record in records}
     once = len(schemas) == 1 and not any(isinstance(record, Pairs) for record in records)
     lower = all(name.islower() for name in values)

@@ -9,11 +9,12 @@ from typing import NamedTuple
 from dialogues.dialogue import INSTRUCTION, Dialogue
 from dialogues.layouts.account import MOST_LOST, Account
 from dialogues.layouts.formats import unknown_record
-from dialogues.layouts.lines import CUT, dialogues_of_lines, find_shape, prepare
+from dialogues.layouts.lines import dialogues_of_lines
 from dialogues.layouts.logs import messages_of_log
 from dialogues.layouts.markup import SEPARATED, dialogues_of_template, find_template
 from dialogues.layouts.messages import cut
 from dialogues.layouts.records import FormatError, NotRecognisedError, make_turn
+from dialogues.layouts.shapes import CUT, find_shape, prepare
 from dialogues.layouts.tables import unknown_rows
 from dialogues.layouts.timed import timed_lines
 from dialogues.layouts.words import ASSISTANT, USER
@@ -23,7 +24,7 @@ CLOCK_ALONE = re.compile(r"\[?\d{1,2}:\d\d(?::\d\d)?\]?$")
 PERSONA = re.compile(r"\d+ (?:your persona|partner's persona): ")
 NUMBERED = re.compile(r"(?P<number>\d+) (?P<said>[^\t]+)\t(?P<answer>[^\t]+)(?:\t|$)")
 BREAKS = re.compile(r"\r?\n|\\n|<br ?/?>")  # of lines, as records have them
-MOST_WORDLESS = 0.4  # share of the turns
+MOST_WORDLESS = 0.6  # share of the turns
 NO_TEXT = "records without text"
 HEAD = 5000  # characters in which a file shows its template
 

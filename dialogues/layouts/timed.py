@@ -105,7 +105,7 @@ def match_second(place: int, line: str) -> Timed | None:
         return None
     name = re.sub(r"\s*\[[A-Z0-9]{4,}\]", "", match["name"])  # Slack's id
     name = name.strip(" ,-–—|·•[]()<>*_@#\t").strip()
-    if not name or ":" in name:
+    if not name or ":" in name or parse_stamp(name):
         return None
     rest = text[match.start("rest") :].strip(" ")
     looks = (match["open"].strip()[-1:], "date" if parse_has_date(match["stamp"]) else "clock", "text" if rest else "")

@@ -110,7 +110,7 @@ def is_of_names(value: Any, columns: Columns) -> bool:
 def is_record(value: Any, columns: Columns, depth: int) -> bool:
     """Whether a value holds a conversation, or several whose turns carry ids."""
     if is_object(value):
-        return bool(fitting(value, columns))
+        return any(isinstance(held, str | list | dict) for _, held in pairs_of(value)) and bool(fitting(value, columns))
     if not is_list(value):
         return False
     if has_turns(value, columns):

@@ -70,11 +70,8 @@ SPEAKER_KEYS = (
         "voce",
         "poster",
         "talker",
-        "by",
         "whosaid",
         "saidby",
-        "side",
-        "party",
     ),
 )
 TEXT_KEYS = (
@@ -114,9 +111,6 @@ TEXT_KEYS = (
         "zprava",
         "form",
         "originalform",
-        "says",
-        "said",
-        "was",
     ),
 )
 TURN_LISTS = (
