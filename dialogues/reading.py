@@ -29,7 +29,7 @@ from dialogues.layouts.records import FormatError, NotRecognisedError, is_list, 
 from dialogues.layouts.tables import SEPARATOR, read_header, rows_of_table
 from dialogues.layouts.texts import Read, read_file, read_transcripts
 from dialogues.layouts.turns import kind_of_turn, turn_list
-from dialogues.layouts.values import NO_JSON, find_records, parse_json, parse_line, parse_lines
+from dialogues.layouts.values import NO_JSON, find_records, group_exchanges, parse_json, parse_line, parse_lines
 from dialogues.layouts.words import ROLES, Columns, plain, turn_keys
 from support.errors import UserError
 
@@ -208,7 +208,8 @@ def is_whole(values: Sequence[Any], columns: Columns) -> bool:
     forms = [fitting(value, columns) for value in values[:3]]
     if kinds.count("message") > 0.6 * len(kinds) and not any(set(form) - {"text"} for form in forms):
         return True
-    return ["text"] in forms
+    rows = list(values)
+    return ["text"] in forms or group_exchanges(rows, columns) is not rows
 
 
 def is_header(value: Any) -> bool:
@@ -218,7 +219,7 @@ def is_header(value: Any) -> bool:
 def json_source(input: Input, value: Any, format: str, options: Options) -> Source:
     """One JSON value that holds the records, at any depth."""
     columns = options.columns
-    records = find_records(value, columns)
+    records = group_exchanges(find_records(value, columns), columns)
     if not records:
         raise NotRecognisedError("the file holds no conversations: its list is empty")
     numbered = list(enumerate(records, 1))
@@ -300,6 +301,10 @@ def table_source(input: Input, lines: list[str], format: str, options: Options) 
     name = forms[0] if forms else None
     if name is None:
         raise NotRecognisedError(unknown_record([row for _, row in rows[:PEEKED]]))
+    records = [row for _, row in rows]
+    if (grouped := group_exchanges(records, columns)) is not records:
+        convert = partial(convert_record, "turns", format, options)
+        return Source(input, format, "turns", "dialogue", list(enumerate(grouped, 1)), convert, len(grouped))
     unused = tuple(unused_keys(rows[0][1], name, columns))
     if name == "text":
         return transcript_source(input, rows, columns, unused, format)

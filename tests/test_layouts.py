@@ -323,6 +323,17 @@ def test_any_columns(kind, tmp_path):
     assert read(tmp_path / "data", columns=pairs)[0] == [("User", "Dora"), ("Assistant", TALKS[0][0])]
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_questions_and_answers_of_one_conversation_stay_together(kind, tmp_path):
+    rows = [{"conversation_id": n // 2, "turn": n % 2, "question": f"q{n}", "answer": f"a{n}"} for n in (0, 1, 3, 2)]
+    content = table(list(rows[0]), [list(row.values()) for row in rows]) if kind == "csv" else json_lines(rows)
+    (tmp_path / "data").write_text(content)
+    assert [[text for _, text in dialogue] for dialogue in read(tmp_path / "data")] == [
+        ["q0", "a0", "q1", "a1"],
+        ["q2", "a2", "q3", "a3"],
+    ]
+
+
 @pytest.mark.parametrize("language", ["German", "English", "Spanish", "Hindi", "Japanese"])
 @pytest.mark.parametrize("seed", [1, 2])  # iPhone and Android
 def test_a_whatsapp_chat_is_read_whole(language, seed, tmp_path):

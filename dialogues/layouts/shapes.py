@@ -41,7 +41,7 @@ info warn error debug trace fatal""",
 NAME = r"(?P<name>(?:[^\W_]|[@+#~$&(]|[^\x00-\x7f\s])[^:：\n]{0,60}?)"
 ODD = r"(?!//)(?<!\d:(?=\d))"  # no URL, no time of day
 KINDS = {
-    "angle": re.compile(r"<\s?[@+%&~!. ]?(?P<name>[^<>\n|/]{1,60}?)>:?\s*(?P<text>.*)$"),
+    "angle": re.compile(r"<\s?[@+%&~!. ]?(?P<name>(?![|/])[^<>\n]{1,60}?)>:?\s*(?P<text>.*)$"),
     "voice": re.compile(r"<v(?:\.\w+)?\s(?P<name>[^<>\n]{1,60})>(?P<text>.*?)(?:</v>)?$"),
     "bold": re.compile(
         r"(?:[-*•>]\s+|\d{1,5}[.)]\s+)?(?P<mark>\*\*|__|\*|_)(?P<name>[^*_\n:：][^*\n:：]{0,60}?)\s?(?::(?P=mark)|(?P=mark)\s?:)\s*(?P<text>.*)$"
@@ -179,7 +179,7 @@ def read_name(match: re.Match[str]) -> str | None:
         name = said["name"]
     if counted := NUMBERED_NAME.match(name):
         name = counted["name"]
-    if name[:1].isdigit() and parse_stamp(name):
+    if (stamp := parse_stamp(name) if any(map(str.isdigit, name)) else None) and (stamp.date or name[:1].isdigit()):
         return None
     return name if has_name(name) and not name.lower().endswith(("http", "https")) else None
 

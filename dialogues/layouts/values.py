@@ -8,7 +8,8 @@ from typing import Any
 from dialogues.layouts.formats import fitting, has_turns
 from dialogues.layouts.records import FormatError, is_container, is_list, is_object, make_object, pairs_of
 from dialogues.layouts.trees import rows_of_columns
-from dialogues.layouts.words import Columns, turn_keys
+from dialogues.layouts.turns import put_rows_in_order
+from dialogues.layouts.words import Columns, plain, turn_keys
 
 # What begins with a bracket and is no JSON: [20:01], [31.12.23, [Nora], {{.
 NO_JSON = re.compile(
@@ -116,3 +117,18 @@ def is_record(value: Any, columns: Columns, depth: int) -> bool:
     if has_turns(value, columns):
         return True
     return depth > 0 and len(value) > 1 and all(isinstance(item, str) for item in value)
+
+
+def group_exchanges(records: list[Any], columns: Columns = ()) -> list[Any]:
+    """Questions and answers with a dialogue's id as one record for each dialogue; other records as they are."""
+    rows = [record for record in records if isinstance(record, dict)]
+    if len(rows) < len(records) or not rows or fitting(rows[0], columns) != ["pairs"]:
+        return records
+    keys = turn_keys(tuple(rows[0]), columns)
+    identity = [key for key in keys.identity if plain(key) != "id"]
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(str(row.get(key)) for key in identity), []).append(row)
+    if not identity or len(groups) == len(rows):
+        return records
+    return [{"exchanges": put_rows_in_order(group, keys)[0]} for group in groups.values()]

@@ -221,18 +221,25 @@ SYSTEM_PROMPTS = ("system", "systemprompt", "systeminstruction", "systemmessage"
 OTHER_KEYS = frozenset(
     re.findall(
         r"\S+",
-        """id uuid guid key label labels title summary summaries abstract headline article document documents passage
-paragraph url uri link source sources target date time category categories tag tags type kind class score scores
-rating rank lang language languages locale topics subject email phone address city country age gender sex
-emotion emotions mood sentiment intent intents act acts domain domains service services split set difficulty
-level metadata meta info description notes note version status state file filename path image images audio video
-attachment attachments reaction reactions persona personas personality profile background knowledge facts fact
-candidates negatives rejected distractor distractors explanation rationale reasoning thought thoughts hypothesis
-premise sentence sentences word words token tokens translation english german french spanish italian hindi en de
-fr es it pt nl ru zh ja ko ar hi original paraphrase review reviews product price quantity count total amount
-currency first second third entity entities ner pos tags1 setup punchline joke poem lyrics code sql schema table
-chapter verse book author1 name1 username channel guild server participants members created updated deleted flag
-flags model model1 temperature config settings options choices choice correct answerkey hint hints keywords""",
+        """place setting scene location before after headline teaser story dish cooking recipe ingredients
+steps wrong right incorrect deutsch englisch französisch spanisch italienisch latein last firstname
+lastname surname town street zip postcode theme font login welcome goodbye claim evidence verdict
+plot film movie director song artist lyric album genre year publisher isbn term definition meaning
+synonym antonym singular plural problem solution cause effect id uuid guid key label labels title
+summary summaries abstract article document documents passage paragraph url uri link source sources
+target date time category categories tag tags type kind class score scores rating rank lang language
+languages locale topics subject email phone address city country age gender sex emotion emotions
+mood sentiment intent intents act acts domain domains service services split set difficulty level
+metadata meta info description notes note version status state file filename path image images audio
+video attachment attachments reaction reactions persona personas personality profile background
+knowledge facts fact candidates negatives rejected distractor distractors explanation rationale
+reasoning thought thoughts hypothesis premise sentence sentences word words token tokens translation
+english german french spanish italian hindi en de fr es it pt nl ru zh ja ko ar hi original
+paraphrase review reviews product price quantity count total amount currency first second third
+entity entities ner pos tags1 setup punchline joke poem lyrics code sql schema table chapter verse
+book author1 name1 username channel guild server participants members created updated deleted flag
+flags model model1 temperature config settings options choices choice correct answerkey hint hints
+keywords""",
     )
 )
 
