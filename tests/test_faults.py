@@ -424,6 +424,7 @@ def test_a_changed_model_is_refused(tmp_path):
             check_record(tmp_path, changed)
 
 
+@pytest.mark.slow
 def test_a_run_from_a_pipe_needs_its_conversations_once_more(work):
     data = (PROJECT / "llm_train_text.json").read_text(encoding="utf-8")
 

@@ -498,7 +498,7 @@ BROKEN = {
     ),
     '[{"messages": [{"role": "user", "content": {"parts": ["a"], "parts": ["b"]}}]}]': "the key 'parts' occurs 2 times",
     '[{"messages": [{"author": {"role": "user", "role": "bot"}, "content": "a"}]}]': "the key 'role' occurs 2 times",
-    '[{"Film": "a", "Plot": "b", "By": "c"}, {"Film": "d", "Plot": "e", "By": "f"}]': "all records have the same keys",
+    '[{"Bird": "a", "Hat": "b", "Egg": "c"}, {"Bird": "d", "Hat": "e", "Egg": "f"}]': "all records have the same keys",
     '{"\\n": null}': "say what they hold, as in --columns speaker= text=",
     "Ann,Tea?\nCem,Please\nAnn,Here\n": "a table whose first line names no columns; add one",
     "INFO: on\nWARN: slow\nINFO: off\nWARN: slow\n": "is no beginning of conversations",
@@ -630,10 +630,10 @@ def is_skipped(turn: dict, empty: bool = True) -> bool:
         [part.get("text") if isinstance(part, dict) else part for part in content] if isinstance(content, list) else []
     )
     texts = [part for part in parts if isinstance(part, str)]
-    if role_of(turn) == "tool" or turn.get("tool_calls") or len(texts) < len(parts):
+    if role_of(turn) == "tool" or len(texts) < len(parts):
         return True
     nothing = not "".join(texts).strip() if isinstance(content, list) else not str(content or "").strip()
-    return empty and nothing
+    return nothing and (empty or bool(turn.get("tool_calls")))
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -291,6 +291,7 @@ class TestARun:
         assert ledger["masked"]
         assert ledger["private"]["phone"] == {"count": 10, "dialogues": 10, "speakers": {"Nora": 10}}
 
+    @pytest.mark.slow
     def test_it_is_evaluated_and_talked_to_masked(self, run_of_masked):
         folder, _ = run_of_masked
         for options in ((), ("--mask",)):
@@ -300,6 +301,7 @@ class TestARun:
         done = run_in(folder, "chat.py", "run", "--me", "Nora", "--seed", 1, "--max-new-tokens", 2)
         assert done.returncode == 0, done.stderr
 
+    @pytest.mark.slow
     def test_it_is_resumed_masked(self, run_of_masked):
         folder, _ = run_of_masked
         done = run_in(folder, "finetune.py", "--resume", "run", "--max-steps", 2)
@@ -308,6 +310,7 @@ class TestARun:
         assert "masked: 10 phone numbers" in done.stdout
         assert json.loads((folder / "run" / "settings.json").read_text(encoding="utf-8"))["data"]["mask"]
 
+    @pytest.mark.slow
     def test_a_run_of_before_is_read_and_stays_unmasked(self, run_of_masked, tmp_path):
         """Settings without the option, as an older version wrote them."""
         from pipeline.run_settings import parse_finetune_settings

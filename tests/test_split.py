@@ -217,6 +217,7 @@ class TestOneLongChat:
 
 
 class TestTheCommand:
+    @pytest.mark.slow
     def test_several_files_in_several_forms(self, command, work):
         (work / "chats").mkdir()
         lines = [f"[{day:02}.03.24, 10:00] A: hi {day}\n[{day:02}.03.24, 10:01] B: ho\n" for day in range(1, 11)]
