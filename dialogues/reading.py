@@ -5,7 +5,7 @@ from datetime import timedelta
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dialogues.dialogue import Dialogue
 from dialogues.inputs import LIMIT, Input, reading
@@ -27,11 +27,13 @@ from dialogues.layouts.people import from_every_key, people_problem
 from dialogues.layouts.quick import Quick, find_quick, read_quickly
 from dialogues.layouts.records import FormatError, NotRecognisedError, is_list, is_object, pairs_of
 from dialogues.layouts.tables import SEPARATOR, read_header, rows_of_table
-from dialogues.layouts.texts import Read, read_file, read_transcripts
 from dialogues.layouts.turns import kind_of_turn, turn_list
 from dialogues.layouts.values import NO_JSON, find_records, group_exchanges, parse_json, parse_line, parse_lines
 from dialogues.layouts.words import ROLES, Columns, plain, turn_keys
 from support.errors import UserError
+
+if TYPE_CHECKING:
+    from dialogues.layouts.texts import Read
 
 HEAD = 1 << 16  # bytes that decide what a file is
 NAMED = 3  # inputs to name if there are many
@@ -133,6 +135,8 @@ def open_source(
         lines = [decode(line, number) for number, line in input.lines(LIMIT)]
         if container in ("csv", "tsv"):
             return table_source(input, lines, container, options)
+        from dialogues.layouts.texts import read_file  # its patterns take a tenth of a second to compile
+
         return text_source(input, read_file(lines, container, options.pause), allow_loss)
 
 
@@ -316,6 +320,8 @@ def transcript_source(
     input: Input, records: Sequence[tuple[int, Any]], columns: Columns, unused: tuple[str, ...], format: str = "text"
 ) -> Source:
     """Records with a whole dialogue in one text."""
+    from dialogues.layouts.texts import read_transcripts
+
     key = next((found for _, record in records if (found := transcript_key(record, columns))), "")
     texts = [(number, dict(pairs_of(record)).get(key) or "") for number, record in records]
     read = read_transcripts([(number, text) for number, text in texts if isinstance(text, str)])
@@ -328,7 +334,7 @@ def transcript_source(
     return Source(input, format, "turns", "record", *whole(read), unused, tuple(read.account.lines()))
 
 
-def text_source(input: Input, read: Read, allow_loss: bool) -> Source:
+def text_source(input: Input, read: "Read", allow_loss: bool) -> Source:
     """A text file that has been read.
 
     Raises:
@@ -346,7 +352,7 @@ def text_source(input: Input, read: Read, allow_loss: bool) -> Source:
     return Source(input, read.format, "turns", unit, *whole(read), account=account, cut=read.cut)
 
 
-def whole(read: Read) -> tuple[list[tuple[int, Dialogue]], Callable[[Any], list[Dialogue]], int]:
+def whole(read: "Read") -> tuple[list[tuple[int, Dialogue]], Callable[[Any], list[Dialogue]], int]:
     return read.dialogues, as_it_is, len(read.dialogues)
 
 

@@ -57,6 +57,7 @@ def test_compiled_blocks_can_be_checkpointed(tmp_path, monkeypatch):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_can_be_compiled_as_a_whole():
     """As `models/tiny/build.py` does."""
     torch._dynamo.reset()

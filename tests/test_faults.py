@@ -290,6 +290,7 @@ def test_another_precision_resumes_and_says_that_bits_will_differ(stopped, comma
     assert (stopped.parent / "else.json").exists()
 
 
+@pytest.mark.slow
 def test_options_that_no_longer_exist_are_ignored_and_named(stopped, command):
     """Settings as an older version wrote them: at their defaults nothing is said."""
     recorded = json.loads((stopped / "settings.json").read_text())

@@ -557,14 +557,14 @@ def test_forced_formats(tmp_path):
 
 
 def test_odd_text_is_kept(tmp_path):
-    """Right-to-left marks, zero characters, emoji, and 100 MB on one line."""
+    """Right-to-left marks, zero characters, emoji, and 20 MB on one line."""
     path = tmp_path / "data.json"
     odd = "\u200fשלום\u200e \u202eabc \0 🙂\u200d♂️ <|endoftext|> ### Bob:"
     path.write_text(json.dumps([{"A": odd, "B": "b"}]))
     assert read(path)[0].turns[0].text == odd
-    path.write_text('[{"A": "' + "word " * 20_000_000 + '", "B": "b"}]')
-    assert len(read(path)[0].turns[0].text) == 99_999_999
-    path.write_text("x" * 100_000_000)
+    path.write_text('[{"A": "' + "word " * 4_000_000 + '", "B": "b"}]')
+    assert len(read(path)[0].turns[0].text) == 19_999_999
+    path.write_text("x" * 20_000_000)
     refusal(path)
 
 

@@ -196,6 +196,7 @@ class TestOneLongChat:
         assert [word for piece in held_out for word in piece] == [f"word {number}" for number in range(14)]
         assert all(sorted(each["train"] + each["val"]) == sorted(held_out) for each in folds)
 
+    @pytest.mark.slow
     def test_it_can_be_trained_and_measured(self, command, work):
         write(work / "chat.jsonl", talks(30))
         options = ["--data", "chat.jsonl", "--epochs", 1, "--max-new-tokens", 2, "--run-dir", "run"]

@@ -19,7 +19,6 @@ from dialogues.layouts.fields import (
     why_skipped,
 )
 from dialogues.layouts.messages import PAUSE, Message, cut, gather, without_numbers
-from dialogues.layouts.notices import is_notice, strip_marks
 from dialogues.layouts.records import (
     FormatError,
     Pairs,
@@ -32,7 +31,6 @@ from dialogues.layouts.records import (
     once,
     pairs_of,
 )
-from dialogues.layouts.stamps import read_times
 from dialogues.layouts.trees import OTHER_BRANCH, rows_of_columns, threads, unfold
 from dialogues.layouts.words import (
     ASSISTANT,
@@ -276,6 +274,8 @@ def put_rows_in_order(
     """The rows in the order of their turn numbers, or else of their times, and the time of each."""
     if not keys.time and not keys.order:
         return rows, [None] * len(rows)
+    from dialogues.layouts.stamps import read_times
+
     times = read_times([read_cells(row, keys.time) for row in rows]) if keys.time else [None] * len(rows)
     orders = [read_order(row.get(keys.order)) for row in rows] if keys.order else [None]
     places = list(range(len(rows)))
@@ -356,6 +356,8 @@ def read_group(
 
 def without_notice(message: Message) -> Message:
     """A message of a chat; one that holds only a notice of the program loses its turn."""
+    from dialogues.layouts.notices import is_notice, strip_marks
+
     if message.turn is None:
         return message
     if is_notice(message.turn.text):
