@@ -66,7 +66,6 @@ SPEAKER_KEYS = (
         "taler",
         "puhuja",
         "διαλέγων",
-        "persona",
         "voce",
         "poster",
         "talker",
