@@ -163,7 +163,8 @@ def likely_columns(first: Any, records: Sequence[Any]) -> tuple[str, str]:
     rows = [dict(pairs_of(record)) for record in records if is_object(record)]
     names = list(dict(pairs_of(first)))
     values = {name: [str(row.get(name) or "") for row in rows] for name in names}
-    names = [name for name in names if any(map(str.isalpha, "".join(values[name])))] or names  # no numbers or times
+    wordy = [name for name in names if any(map(str.isalpha, "".join(values[name])))]  # no numbers, no times
+    names = wordy if len(wordy) > 1 else names
     text = max(names, key=lambda name: sum(map(len, values[name])))
     others = [name for name in names if name != text] or names
     speaker = min(others, key=lambda name: (len(set(values[name])), sum(map(len, values[name]))))
