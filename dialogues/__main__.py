@@ -54,7 +54,7 @@ def read_source(source: Source, settings: ReadSettings) -> list[str]:
         dialogue = mask_dialogue(dialogue)[0] if settings.mask else dialogue
         speakers.update(turn.speaker for turn in dialogue.turns)
         lines.append(json.dumps(as_record(dialogue), ensure_ascii=False))
-    print(*map(printable, account_of(source, len(lines), speakers, +skipped)), sep="\n", file=sys.stderr)
+    print(*map(printable, describe(source, len(lines), speakers, +skipped)), sep="\n", file=sys.stderr)
     if not lines:
         raise UserError(f"{source.input}: no dialogue of two turns or more; it was read as {source.format}")
     if not settings.allow_loss and (problem := judge_turns(speakers.total(), skipped)):
@@ -77,7 +77,7 @@ def as_record(dialogue: Dialogue) -> dict[str, Any]:
     return {"turns": turns} if dialogue.instruction == INSTRUCTION else {"system": dialogue.instruction, "turns": turns}
 
 
-def account_of(source: Source, dialogues: int, speakers: Counter[str], skipped: Counter[str]) -> list[str]:
+def describe(source: Source, dialogues: int, speakers: Counter[str], skipped: Counter[str]) -> list[str]:
     """What became of a file: lines to print."""
     named = ", ".join(f"{name[:40]} {count:,}" for name, count in speakers.most_common(MOST_NAMED))
     more = f" and {len(speakers) - MOST_NAMED:,} more" if len(speakers) > MOST_NAMED else ""

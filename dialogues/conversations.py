@@ -181,7 +181,7 @@ class Conversations:
             cuts: a dialogue's number → how many of its turns come before each cut.
 
         Returns:
-            The dialogues with the pieces in place of what was cut, and (dialogues,) of which one here each is a piece.
+            The dialogues after the cut, and (dialogues,) for each the number of the dialogue that it comes from.
         """
         pieces, origins = [], []
         for number in range(len(self)):

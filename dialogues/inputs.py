@@ -45,7 +45,7 @@ NO_CONVERSATIONS = re.compile(
     r"|(dataset_infos?|dataset_dict|state)\.json|cache-.*\.arrow",
     re.IGNORECASE,
 )
-OF_A_MODEL = ("model.safetensors", "metrics.jsonl")  # a folder with one of these is a model's or a run's
+OF_A_MODEL = ("model.safetensors", "metrics.jsonl")  # found in model folders and run folders
 IOS_CHAT = "_chat.txt"  # what an iPhone calls the chat, among the files that were sent in it
 DATA_SET = re.compile(r"[\w.-]+/[\w.-]+")
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")

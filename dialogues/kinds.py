@@ -33,7 +33,7 @@ MARKS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x28\xb5\x2f\xfd", f"packed with zstd; {UNPACK}"),
     (257, b"ustar", f"a tar archive; {UNPACK}"),
 )
-# Of pictures, sound and film; some of them are words too, and only count in a file with bytes of value 0.
+# Images, audio and video. Some marks are also words, so they count only in a file that has NUL bytes.
 MEDIA_MARKS: tuple[tuple[int, bytes], ...] = (
     *((0, mark) for mark in (b"\x89PNG", b"\xff\xd8\xff", b"GIF8")),
     *((0, mark) for mark in (b"ID3", b"\xff\xfb", b"OggS", b"fLaC", b"\x1a\x45\xdf\xa3")),

@@ -1,4 +1,4 @@
-"""What became of the conversations in files: whatever is not learned stands here, with the reason."""
+"""The account of the data: what was skipped, cut or left out, and why."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field

@@ -92,10 +92,10 @@ class PrivateCounts:
 
 
 def check_masking() -> None:
-    """Find out before the work whether the libraries of `--mask` can be loaded.
+    """Check that the libraries for `--mask` are installed.
 
     Raises:
-        UserError: one of them is not installed.
+        UserError: a library is missing.
     """
     for package in REQUIREMENTS:
         check_extra(package, "--mask", '" "'.join(REQUIREMENTS.values()))

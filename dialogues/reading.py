@@ -338,7 +338,7 @@ def text_source(input: Input, read: "Read", allow_loss: bool) -> Source:
     """A text file that has been read.
 
     Raises:
-        FormatError: too much of it is unaccounted for, unless `allow_loss`.
+        FormatError: too much text is unaccounted for and `allow_loss` is off.
     """
     account = tuple(read.account.lines())
     unit = "dialogue" if read.cut else "line"

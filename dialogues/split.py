@@ -143,9 +143,9 @@ class Division(NamedTuple):
 
 
 def divide_turns(turns: Sequence[int], shares: Sequence[int], option: str) -> list[Division]:
-    """Divide dialogues of so many turns, as they stand, between turns where need be: each part gets its share of turns.
+    """Divide dialogues among parts by number of turns, in order; cut inside one where a part would be empty.
 
-    The cuts are as near to the places where the shares meet as they can be with two turns or more in every piece.
+    Each cut is as near to its share as pieces of two turns or more allow.
 
     Args:
         option: that asked for the parts, for the error.

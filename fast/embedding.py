@@ -26,7 +26,7 @@ class Embedding(nn.Embedding):
 
 
 class Lookup(torch.autograd.Function):
-    """`F.embedding`; adds its gradient to the one that `shared_weight` has shown, if any."""
+    """`F.embedding` whose gradient is added in place to the gradient that `shared_weight` recorded, if there is one."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, ids: Tensor) -> Tensor:

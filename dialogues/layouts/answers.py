@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dialogues.dialogue import ALPACA, ALPACA_SPEAKERS, ALPACA_WITH_INPUT, INSTRUCTION, Dialogue, Turn
+from dialogues.layouts.fields import system_prompt
 from dialogues.layouts.records import (
     FormatError,
     is_container,
@@ -22,7 +23,6 @@ from dialogues.layouts.words import (
     OUTPUTS,
     PAIRS,
     ROLES,
-    SYSTEM_PROMPTS,
     USER,
     Columns,
     find_key,
@@ -54,7 +54,7 @@ def from_alpaca(record: Any) -> Dialogue:
         said.append((input, values[given]))
     said.append((response, values[answer]))
     line = system_prompt(values) or (ALPACA_WITH_INPUT if said[-2][0] == input else ALPACA)
-    dialogue = make_answered(said, make_turn("system", line, "the system prompt").text)
+    dialogue = make_answered(said, line)
     return dialogue._replace(skipped=(*dialogue.skipped, *["messages without text"] * empty))
 
 
@@ -78,11 +78,6 @@ def read_history(values: dict[str, Any], speakers: tuple[str, str]) -> list[tupl
     return [turn for pair in earlier for turn in zip(speakers, pair, strict=True)]
 
 
-def system_prompt(values: dict[str, Any]) -> Any:
-    key = find_key(values, SYSTEM_PROMPTS)
-    return values[key] if key else None
-
-
 def from_pairs(record: Any, columns: Columns = ()) -> Dialogue:
     """Read `{"prompt": ..., "completion": ...}`, `{"question": ..., "answer": ...}`, and other words for these.
 
@@ -101,9 +96,7 @@ def from_pairs(record: Any, columns: Columns = ()) -> Dialogue:
     said = [*read_history(values, (USER, ASSISTANT)), *read_context(values), (USER, asked), (ASSISTANT, answered)]
     if said[-3:-2] and said[-3][0] == USER:  # the context ends with what is answered
         said = alternate_from_end(said)
-    system = system_prompt(values)
-    line = make_turn("system", system, "the system prompt").text if system else INSTRUCTION
-    return make_answered(said, line)
+    return make_answered(said, system_prompt(values) or INSTRUCTION)
 
 
 def strip_end(answer: str) -> str:

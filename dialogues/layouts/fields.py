@@ -4,11 +4,21 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dialogues.layouts.records import FormatError, is_container, is_list, is_object, once, pairs_of
-from dialogues.layouts.words import ROLES, SPEAKER_KEYS, SYSTEM, TOOLS, TurnKeys, is_nothing, plain
+from dialogues.layouts.records import FormatError, is_container, is_list, is_object, make_turn, once, pairs_of
+from dialogues.layouts.words import (
+    ROLES,
+    SPEAKER_KEYS,
+    SYSTEM,
+    SYSTEM_PROMPTS,
+    TOOLS,
+    TurnKeys,
+    find_key,
+    is_nothing,
+    plain,
+)
 
-NO_TEXT = object()  # stands for a message that holds pictures or the like
-TOOL_TEXT = object()  # stands for a message of tool calls or their results
+NO_TEXT = object()  # the content of a message with pictures, sounds or files
+TOOL_TEXT = object()  # the content of a message of tool calls or their results
 # Keys under which `human`, `user` and `assistant` are roles; elsewhere they are names.
 ROLE_KEYS = frozenset(("role", "from", "type", "sender", "author", "creator", "usertype", "chatrole"))
 THOUGHTS = frozenset(("thinking", "reasoning", "thought", "thoughts", "redactedthinking", "reasoningrecap"))
@@ -16,7 +26,7 @@ TOOL_PARTS = frozenset(("tooluse", "toolresult", "toolcall", "toolresponse", "fu
 SPANS = frozenset(
     re.findall(
         r"\S+",
-        """plain link bold italic code mention email phone hashtag texturl pre custome moji customemoji""",
+        """plain link bold italic code mention email phone hashtag texturl pre customemoji""",
     )
 )
 MEDIA_PARTS = re.compile(r"image|picture|photo|audio|video|file|media|document|sticker")
@@ -27,27 +37,14 @@ NOTICE_TYPES = re.compile(
     r"|notification|notice|missed\w*|botadd|pinneditem"
 )
 MEDIA_KEYS = frozenset(
-    (
-        "photo",
-        "photos",
-        "file",
-        "files",
-        "mediatype",
-        "attachments",
-        "attachment",
-        "sticker",
-        "stickers",
-        "audiofiles",
-        "gifs",
-        "videos",
-        "share",
-        "image",
-        "images",
+    re.findall(
+        r"\S+",
+        """photo photos file files mediatype attachments attachment sticker stickers audiofiles gifs videos share image
+images""",
     )
 )
 DIRECTIONS = ("type", "direction", "folder", "box", "messagetype", "isfromme", "fromme", "issent", "outgoing", "event")
 OUTGOING = frozenset(("outgoing", "sent", "out", "outbound", "senditem", "sentitem"))
-INCOMING = frozenset(("incoming", "received", "inbox", "in", "inbound"))
 ME, UNKNOWN = "Me", "Unknown"
 NOBODY = "nobody"  # the role of a sender without a name: the program
 
@@ -127,8 +124,21 @@ def read_text(content: Any) -> Any:
     return join_parts(content) if is_list(content) else content
 
 
+def system_prompt(values: Mapping[str, Any]) -> str | None:
+    """The system prompt in the fields of a record; None without one.
+
+    Raises:
+        FormatError: it is no text.
+    """
+    key = find_key(dict(values), SYSTEM_PROMPTS)
+    if key is None or values[key] is None:
+        return None
+    text = read_text(values[key])
+    return make_turn("system", text, "the system prompt").text if text else ""
+
+
 def join_parts(parts: list[Any]) -> Any:
-    """The text of a list of parts; `NO_TEXT` if one of them is a picture or the like."""
+    """The joined text of a list of parts, or `NO_TEXT` if any part is a picture, sound or file."""
     texts: list[str] = []
     tools = media = False
     spans = False

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from dialogues.layouts.account import Account
 from dialogues.layouts.messages import Message, without_numbers
-from dialogues.layouts.notices import is_notice, is_system_line, strip_marks
+from dialogues.layouts.notices import MARKS, is_notice, is_system_line, strip_marks
 from dialogues.layouts.records import FormatError, make_turn
 from dialogues.layouts.shapes import FOOTERS, RULE, read_name
 from dialogues.layouts.shapes import KINDS as UNTIMED
-from dialogues.layouts.stamps import MARKS, Stamp, moments, parse_stamp
+from dialogues.layouts.stamps import Stamp, moments, parse_stamp
 from dialogues.layouts.timed import EDITS, Line, Timed, find_timed, read_day
 
 KINDS = {
@@ -56,6 +56,7 @@ class Entry(NamedTuple):
     name: str | None
     texts: list[str]
     known: bool = False  # its place shows that it is a notice
+    media: bool = False  # its program writes these words for a picture
 
 
 def find_kind(rests: list[str]) -> str:
@@ -145,10 +146,9 @@ def collect(lines: Sequence[Line], timed: dict[int, Timed], where: str, account:
             account.markup += len(text)
         elif line is not None:
             name, said = read_rest(line, kind, names)
-            said = "\u200e" * (kakao and said in BARE_MEDIA) + said  # the mark of a notice
             stamp = with_day(parse_stamp(line.stamp), day)
             known = kind in ("angle", "voice", "from", "tab", "bar") or not entries
-            entries.append(Entry(number, stamp, name, [said], known))
+            entries.append(Entry(number, stamp, name, [said], known, kakao and said in BARE_MEDIA))
             account.markup += len(text) - len(said)
         elif not is_cue(lines, place, timed) and (found := read_day(text)):
             day = found
@@ -340,7 +340,7 @@ def make_message(entry: Entry, time: datetime | None, names: Counter[str], accou
         else:
             account.lose(f"line {entry.number}: {text[:40]!r}", len(text))
         return Message(None, "system lines", time)
-    if text.startswith("\u200e") or is_notice(text):
+    if entry.media or text.startswith("\u200e") or is_notice(text):
         account.markup += len(text)
         return Message(None, "media and notices", time)
     bare = strip_marks(text)

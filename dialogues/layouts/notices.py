@@ -1,4 +1,4 @@
-"""Notices: what chat programs write in place of a text, known by words in many languages and by marks.
+"""Recognise notices, the lines that chat programs write instead of a message, in many languages.
 
 All functions take linear time: a regular expression sees at most `LONGEST` characters, and its repetitions are bounded.
 """

@@ -20,7 +20,6 @@ from dialogues.layouts.words import (
     plain,
 )
 
-MOST_LABELS = 4
 FORM_WORDS = {
     *(*SPEAKER_KEYS, *TEXT_KEYS, *TURN_LISTS, *INPUTS, *OUTPUTS, *INSTRUCTIONS, *SYSTEM_PROMPTS, "chosen", "rejected"),
     *(word for pair in PAIRS for word in pair if word not in ("doctor", "patient", "customer", "agent", "q", "a")),

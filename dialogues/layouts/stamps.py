@@ -7,8 +7,6 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-MARKS = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"  # direction marks, which phones add
-EARLY = ("am", "上午", "午前", "오전", "ص", "sa", "π.μ", "de", "pg", "πμ", "ق.ظ", "fm", "dop", "पूर्वाह्न", "早上", "凌晨")
 LATE = ("pm", "下午", "午後", "오후", "م", "ch", "μ.μ", "du", "ptg", "μμ", "ب.ظ", "em", "odp", "अपराह्न", "晚上", "中午")
 HALVES_BEFORE = "上午|午前|오전|下午|午後|오후|早上|凌晨|晚上|中午|पूर्वाह्न|अपराह्न|SA|CH"
 HALVES = rf"{HALVES_BEFORE}|[AaPp]\.?\s?[Mm]\b\.?|ص|م|π\.μ\.?|μ\.μ\.?|ق\.ظ\.?|ب\.ظ\.?|PG|PTG|fm|em"

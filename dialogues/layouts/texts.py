@@ -64,9 +64,10 @@ def read_file(lines: Sequence[str], format: str, pause: timedelta) -> Read:
     except FormatError as error:
         problem = error
     if format == "chat-export":
-        if log or problem:
-            return log or fail(problem)
-        raise FormatError(f"{shown(lines)} is no beginning of a chat-export: no line has a time; try --format auto")
+        if log:
+            return log
+        untimed = f"{shown(lines)} is no beginning of a chat-export: no line has a time; try --format auto"
+        raise problem or FormatError(untimed)
     if log and log.is_good and 4 * log.turns > sum(map(bool, map(str.strip, lines))):
         return log
     text = None
@@ -83,10 +84,6 @@ def read_file(lines: Sequence[str], format: str, pause: timedelta) -> Read:
     if text or problem is None:
         return text or log or refuse(lines)
     raise problem
-
-
-def fail(problem: FormatError | None) -> Read:
-    raise problem or FormatError("nothing is known in it")
 
 
 def refuse(lines: Sequence[str]) -> Read:
@@ -148,7 +145,7 @@ def read_marked(lines: Sequence[str], forced: bool = False) -> Read | None:
                 " by a user and an assistant"
             )
         found = [(number, read_separated(line)) for number, line in enumerate(lines, 1) if line.strip()]
-        return Read("text", found, account_of(found, lines))
+        return Read("text", found, account_of_marks(found, lines))
     text = "".join(line if line.endswith("\n") else line + "\n" for line in lines)
     if not re.search(r"<\|\w|\[INST\]|<start_of_turn>", text[:HEAD]) and not re.search(r"\bASSISTANT: ", text[:HEAD]):
         return None
@@ -160,7 +157,7 @@ def read_marked(lines: Sequence[str], forced: bool = False) -> Read | None:
     return Read("text", dialogues, account)
 
 
-def account_of(dialogues: Sequence[tuple[int, Dialogue]], texts: Sequence[str]) -> Account:
+def account_of_marks(dialogues: Sequence[tuple[int, Dialogue]], texts: Sequence[str]) -> Account:
     """The account of texts in which all but the turns is marks."""
     spoken = sum(len(turn.text) for _, dialogue in dialogues for turn in dialogue.turns)
     return Account(spoken, max(sum(len("".join(text.split())) for text in texts) - spoken, 0))
@@ -224,7 +221,7 @@ def read_transcripts(texts: Sequence[tuple[int, str]]) -> Read | None:
     sample = filled[:100]
     if sum(bool(SEPARATED.search(text)) for text in sample) > 0.9 * len(sample):
         found = [(number, read_separated(text)) for (number, _), text in zip(texts, strings, strict=True)]
-        return Read("text", found, account_of(found, strings))
+        return Read("text", found, account_of_marks(found, strings))
     if template := find_template(sample):
         for (number, _), text in zip(texts, strings, strict=True):
             found += [(number, dialogue) for dialogue in dialogues_of_template(text, template, account, whole=True)]

@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from dialogues.layouts.stamps import FIND_CLOCK, FIND_DATE, MARKS, STAMP, Stamp, parse_stamp
+from dialogues.layouts.notices import MARKS
+from dialogues.layouts.stamps import FIND_CLOCK, FIND_DATE, STAMP, Stamp, parse_stamp
 
 # A stamp at the beginning of a line, and what separates it from the rest.
 CUE = r"\d{1,2}:\d{1,2}(?::\d{1,2})?(?:[.,]\d{1,3})?(?=\s?-->)"  # of captions

@@ -15,7 +15,7 @@ from dialogues.layouts.fields import (
     mend_encoding,
     read_content,
     read_speaker,
-    read_text,
+    system_prompt,
     why_skipped,
 )
 from dialogues.layouts.messages import PAUSE, Message, cut, gather, without_numbers
@@ -38,7 +38,6 @@ from dialogues.layouts.words import (
     PAIRS,
     ROLES,
     SYSTEM,
-    SYSTEM_PROMPTS,
     TEXT_KEYS,
     TURN_LISTS,
     USER,
@@ -123,7 +122,8 @@ def from_turns(record: Any, columns: Columns = (), pause: timedelta = PAUSE) -> 
     """
     key, items, others = turn_list(record, columns)
     beside = {} if is_list(record) else {name: value for name, value in once(record).items() if name != key}
-    instruction = system_prompt(beside)
+    system = system_prompt(beside)
+    instruction = [] if system is None else [system]
     what = next((found for item in items[:3] if (found := kind_of_turn(item, columns))), "unnamed")
     if what == "unnamed" and items and not all(map(is_object, items)):
         what = "message"
@@ -138,15 +138,6 @@ def from_turns(record: Any, columns: Columns = (), pause: timedelta = PAUSE) -> 
     if others:
         dialogues[0] = dialogues[0]._replace(skipped=(*dialogues[0].skipped, *[OTHER_BRANCH] * others))
     return dialogues
-
-
-def system_prompt(values: Mapping[str, Any]) -> list[str]:
-    """The system prompt of a record, if it has one."""
-    key = find_key(dict(values), SYSTEM_PROMPTS)
-    if key is None or values[key] is None:
-        return []
-    text = read_text(values[key])
-    return [make_turn("system", text, "the system prompt").text if text else ""]
 
 
 def read_simple(items: Sequence[Any], what: str) -> Iterator[tuple[str, Any]]:
