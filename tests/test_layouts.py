@@ -1,6 +1,7 @@
 """The layouts of chat programs, data sets and people: written from the same talk, and read back as it was."""
 
 import csv
+import html
 import io
 import json
 import subprocess
@@ -79,6 +80,11 @@ def twice(text):
     return text.encode().decode("latin-1")
 
 
+def lm_studio_content(role, text):
+    parts = [{"type": "text", "text": text}]
+    return {"content": parts} if role == "user" else {"steps": [{"type": "contentBlock", "content": parts}]}
+
+
 NEWEST_FIRST = list(messages())[::-1]
 IN_ROLES = {
     "ChatGPT": json.dumps([tree(talk, number) for number, talk in enumerate(roles())]),
@@ -119,6 +125,15 @@ IN_ROLES = {
     "the chosen one of two": json_lines(
         {"rejected": "\n\nHuman: a\n\nAssistant: b", "chosen": "".join(f"\n\n{who}: {text}" for who, text in talk)}
         for talk in roles("Human", "Assistant")
+    ),
+    "LM Studio": json_lines(
+        {
+            "messages": [
+                {"versions": [{"role": who, **lm_studio_content(who, text)}], "currentlySelected": 0}
+                for who, text in talk
+            ]
+        }
+        for talk in roles()
     ),
     "a turn a line": json_lines(
         {"conversation_id": number, "role": who, "content": text}
@@ -180,6 +195,41 @@ OF_PEOPLE = {
             ]
         }
     ),
+    "Teams": json.dumps(
+        {
+            "value": [
+                {
+                    "id": str(sent.timestamp()),
+                    "messageType": "message",
+                    "createdDateTime": sent.isoformat(),
+                    "from": {"application": None, "user": {"id": "x", "displayName": name}},
+                    "body": {"contentType": "text", "content": text},
+                }
+                for *_, name, text, sent in NEWEST_FIRST
+            ]
+        }
+    ),
+    "Skype": json.dumps(
+        {
+            "conversations": [
+                {
+                    "id": "8:cem",
+                    "displayName": "Cem",
+                    "MessageList": [
+                        {
+                            "id": "1",
+                            "displayName": name,
+                            "originalarrivaltime": sent.isoformat(),
+                            "messagetype": "RichText",
+                            "content": html.escape(text),
+                            "from": f"8:{name}",
+                        }
+                        for *_, name, text, sent in NEWEST_FIRST
+                    ],
+                }
+            ]
+        }
+    ),
     "rows in any order": table(
         ["Dialogue_ID", "Utterance_ID", "Speaker", "Utterance", "Emotion"],
         [[number, turn, name, text, "joy"] for number, turn, name, text, _ in NEWEST_FIRST[::-1][::-1]][::-1],
@@ -236,6 +286,14 @@ OF_LINES = {
     + "".join(f"{sent:[%d-%b-%y %I:%M %p]} {name}#0001\n{text}\n\n" for *_, name, text, sent in messages()),
     "a name, then the time": "".join(
         f"{name} — {sent:%d/%m/%Y %H:%M}\n{text}\n" for *_, name, text, sent in messages()
+    ),
+    "the day in words, then the time": "\n---\n".join(
+        "".join(f"{name} — Today at 6:0{turn} PM\n{text}\n" for turn, (name, text) in enumerate(talk))
+        for talk in expected()
+    ),
+    "minutes and seconds since the start": "\n---\n".join(
+        "".join(f"( {turn}m 1{turn}s ) {name}: {text}\n" for turn, (name, text) in enumerate(talk))
+        for talk in expected()
     ),
     "the time, then a name": "".join(
         f"{sent:%b %d, %Y  %I:%M:%S %p}\n{name}\n{text}\n\n" for *_, name, text, sent in messages()
@@ -298,6 +356,8 @@ NO_CONVERSATIONS = {
     "products": "Product,Price,Stock\nKettle,30,4\nCup,5,20\nPot,12,0\n",
     "a glossary": "Aft: towards the back.\nBow: the front.\nPort: left of it.\nCleat: for a rope.\n",
     "amounts": "Dora: 12.50 €\nCem: 3 €\nDora: 7 €\nCem: 1.20 €\n",
+    "headings in brackets": "[server]\nhost = 127.0.0.1\nport = 80\n\n[mail]\nfrom = a@x.com\nto = b@x.com\n",
+    "a system's log": "".join(f"Mar  4 20:00:0{n} box sshd[80{n}]: Accepted key for ada\n" for n in range(9)),
     "a server's log": "".join(f"2024-03-04 20:00:0{n} INFO [main] app.http: GET /tea/{n}\n" for n in range(9)),
 }
 
@@ -308,6 +368,65 @@ def test_what_holds_no_conversation_is_refused_with_a_way_on(kind, tmp_path):
     with pytest.raises(UserError, match=r"--columns|--format|docs/data.md") as caught:
         read(tmp_path / "data")
     assert "\n" not in str(caught.value)
+
+
+def test_phones_say_which_messages_their_owner_sent(tmp_path):
+    """In a word or as Android's number, while the name is always that of the other person."""
+    talk = [("Me", "Is the soup ready?"), ("Cem", "Nearly."), ("Me", "Good.")]
+    rows = [["Out" if who == "Me" else "In", "+15550100", "Cem", text] for who, text in talk]
+    (tmp_path / "sms.csv").write_text(table(["Type", "Number", "Name", "Message"], rows), encoding="utf-8")
+    assert read(tmp_path / "sms.csv") == [talk]
+    app = {"address": "+15550100", "creator": "com.google.android.apps.messaging", "__display_name": "Cem"}
+    sent = [{**app, "type": "2" if who == "Me" else "1", "body": text} for who, text in talk]
+    (tmp_path / "sms.json").write_text(json_lines(sent), encoding="utf-8")
+    assert read(tmp_path / "sms.json") == [talk]
+
+
+def test_what_stands_around_a_message_is_no_turn(tmp_path):
+    stacked = "Mar 04, 2024  8:0{}:12 PM\n{}\n{}\n\n"
+    talk = [("Me", "I asked:\nMe: can you help?\nDora: only with cake"), ("Dora", "yes"), ("Me", "ok"), ("Dora", "bye")]
+    lines = [stacked.format(turn, *said) for turn, said in enumerate(talk)]
+    lines[1] = lines[1].rstrip() + "\nTapbacks:\nLoved by Me\n\n"
+    lines.insert(2, "Mar 04, 2024  8:01:13 PM You renamed the conversation to Cake\n\n")
+    (tmp_path / "imessage.txt").write_text("".join(lines), encoding="utf-8")
+    assert read(tmp_path / "imessage.txt") == [talk]
+    messages = [
+        {"sender_name": "dora_9", "timestamp_ms": 1709662000000, "content": "Hello"},
+        {"sender_name": "dora_9", "timestamp_ms": 1709662001000, "content": "dora_9 sent an attachment."},
+        {"sender_name": "cem", "timestamp_ms": 1709662002000, "content": '<?xml version="1.0"?><msg><img/></msg>'},
+        {"sender_name": "cem", "timestamp_ms": 1709662003000, "content": "Hi"},
+    ]
+    (tmp_path / "m.json").write_text(json.dumps({"messages": messages}), encoding="utf-8")
+    assert read(tmp_path / "m.json") == [[("dora_9", "Hello"), ("cem", "Hi")]]
+
+
+def test_a_date_above_a_recording_is_no_message(tmp_path):
+    said = "".join(f"{name}  00:0{turn}\n{text}\n\n" for turn, (name, text) in enumerate(expected()[0]))
+    (tmp_path / "otter.txt").write_text(f"Call with Cem\nMon, Mar 4, 2024 8:00PM • 2:41\n\n{said}", encoding="utf-8")
+    assert read(tmp_path / "otter.txt") == [expected()[0]]
+
+
+def test_a_prompt_that_holds_the_talk_is_several_turns(tmp_path):
+    record = {
+        "prompt": "\n\nHuman: Tea?\n\nAssistant: Yes.\n\nHuman: Milk?\n\nAssistant:",
+        "chosen": " No.",
+        "rejected": " A",
+    }
+    (tmp_path / "data.jsonl").write_text(json_lines([record] * 2), encoding="utf-8")
+    talk = [("User", "Tea?"), ("Assistant", "Yes."), ("User", "Milk?"), ("Assistant", "No.")]
+    assert read(tmp_path / "data.jsonl") == [talk] * 2
+
+
+def test_questions_and_answers_listed_as_data_are_dialogues_of_their_own(tmp_path):
+    pairs = [{"input": "Tea?", "output": "Yes."}, {"input": "Milk?", "output": "No."}]
+    (tmp_path / "data.json").write_text(json.dumps({"version": "1", "data": pairs}), encoding="utf-8")
+    assert read(tmp_path / "data.json") == [[("User", pair["input"]), ("Assistant", pair["output"])] for pair in pairs]
+
+
+def test_questions_and_answers_are_marked_by_a_letter(tmp_path):
+    (tmp_path / "court.txt").write_text("Q. Were you there?\nA. I was: all day.\nQ. Alone?\nA. No.\n")
+    talk = [("Q", "Were you there?"), ("A", "I was: all day."), ("Q", "Alone?"), ("A", "No.")]
+    assert read(tmp_path / "court.txt") == [talk]
 
 
 @pytest.mark.parametrize("kind", ["csv", "json", "jsonl"])

@@ -59,7 +59,7 @@ def from_alpaca(record: Any) -> Dialogue:
 
 
 def unfold_prompt(text: Any) -> list[tuple[str, Any]]:
-    """The turns of a prompt that holds the dialogue as `Human: ...` and ends in `Assistant:` (BELLE); else none."""
+    """The turns of a prompt that holds the dialogue as `Human: ...` and ends in `Assistant:` (BELLE, hh-rlhf)."""
     if not isinstance(text, str) or not text.rstrip().endswith(":"):
         return []
     pieces = re.split(r"(?:^|\n)\s*(Human|User|Assistant|AI|Bot|GPT)\s?:\s?", text.strip())
@@ -88,6 +88,8 @@ def from_pairs(record: Any, columns: Columns = ()) -> Dialogue:
     if pair is None:
         raise FormatError(f"prompt and completion, or question and answer, are needed, this has {keys_of(record)}")
     asked, answered = (values.get(key) for key in pair)
+    if talk := unfold_prompt(asked):
+        return make_answered([*talk, (ASSISTANT, answered)], system_prompt(values) or INSTRUCTION)
     if isinstance(asked, str) and isinstance(answered, str):
         bare = asked.rstrip()
         for mark in ("###", "->", "===", "---"):

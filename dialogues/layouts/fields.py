@@ -1,5 +1,6 @@
 """One message of a structured export: its speaker, its text, or why it is no turn."""
 
+import html
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,10 +12,12 @@ from dialogues.layouts.words import (
     SYSTEM,
     SYSTEM_PROMPTS,
     TOOLS,
+    Columns,
     TurnKeys,
     find_key,
     is_nothing,
     plain,
+    turn_keys,
 )
 
 NO_TEXT = object()  # the content of a message with pictures, sounds or files
@@ -45,6 +48,8 @@ images""",
 )
 DIRECTIONS = ("type", "direction", "folder", "box", "messagetype", "isfromme", "fromme", "issent", "outgoing", "event")
 OUTGOING = frozenset(("outgoing", "sent", "out", "outbound", "senditem", "sentitem"))
+SKYPE_TAG = re.compile(r"</?(?:a|at|b|i|s|u|pre|ss|e_m|quote|legacyquote|font|span)(?:\s[^<>]{0,500})?/?>")
+PROGRAM = re.compile(r"(?:com|org|net)\.\w+(?:\.\w+)+")  # an Android app as the creator of a message
 ME, UNKNOWN = "Me", "Unknown"
 NOBODY = "nobody"  # the role of a sender without a name: the program
 
@@ -58,7 +63,7 @@ def read_speaker(values: Mapping[str, Any], keys: TurnKeys) -> tuple[str, str]:
     for key in keys.speaker:
         word = plain(key)
         name, role = name_of(word, values[key])
-        if name or role:
+        if role or (name and not PROGRAM.fullmatch(name)):
             return (ME, "") if word.endswith("id") and is_outgoing(values) else (name, role)
     return (ME if is_outgoing(values) else ""), ""
 
@@ -85,16 +90,33 @@ def name_of(word: str, value: Any) -> tuple[str, str]:
         if "role" in found:
             return name_of("role", found["role"])
         name = next((found[key].strip() for key in (*NAME_KEYS, *SPEAKER_KEYS) if key in found), "")
+        if not name:
+            inner = (name_of(word, each)[0] for _, each in pairs_of(value) if is_object(each))
+            name = next(filter(None, inner), "")  # Teams: {"user": {"displayName": ...}}
         return name, "" if name else NOBODY
     return "", ""
 
 
 def is_outgoing(values: Mapping[str, Any]) -> bool:
-    """Whether a field says in a word that the owner of the phone wrote the message."""
+    """Whether a field says that the owner of the phone wrote the message: in a word, or as Android's number for it."""
+    if "address" in values and str(values.get("type")) == "2":
+        return True
     return any(
         isinstance(value, str) and plain(value) in OUTGOING and plain(key) in DIRECTIONS
         for key, value in values.items()
     )
+
+
+def is_other(rows: Sequence[Mapping[str, Any]], columns: Columns) -> bool:
+    """Whether the name in every message is that of the other person, since some were sent and some received."""
+    if not is_directed(rows[0]):
+        return False
+    names = {read_speaker(row, turn_keys(tuple(row), columns))[0] for row in rows} - {ME, ""}
+    return len(names) == 1 and len({is_outgoing(row) for row in rows}) == 2
+
+
+def is_directed(values: Mapping[str, Any]) -> bool:
+    return "address" in values or any(plain(key) in DIRECTIONS for key in values)
 
 
 def read_content(values: Mapping[str, Any], keys: TurnKeys) -> Any:
@@ -205,6 +227,13 @@ def mend_encoding(text: str) -> str:
         return text.encode("latin-1").decode()
     except UnicodeError:
         return text
+
+
+def unescape(values: Mapping[str, Any], text: str) -> str:
+    """The text of a message that Skype or Slack wrote as HTML: `Tom &amp; <b>Ann</b>` → Tom & Ann."""
+    if "originalarrivaltime" in values:
+        return html.unescape(SKYPE_TAG.sub("", text)).strip()
+    return html.unescape(text) if "ts" in values and "user" in values else text
 
 
 def check_speaker(name: str, number: int) -> None:

@@ -35,13 +35,14 @@ NO_NAMES = {"-->", "<--", "--", "***", "*", "-!-", "=-=", "!", "-", "→", "←"
 BEGINNING = timedelta(minutes=6)
 LEVELS = re.compile(
     r"\W?(?:[^\[\]]{0,40}/)?(?:INFO|WARN(?:ING)?|ERROR|DEBUG|TRACE|FATAL|NOTICE|CRITICAL)\b"
+    r"|[\w.-]{1,60} [\w./-]{1,60}\[\d+\]: "
 )  # of a program's log
 LOG_MARKS = re.compile(
     r"[*=-]*\s*(?:BEGIN LOGGING|ENDING LOGGING|Log (?:opened|closed)|Day changed|Session \w+:)", re.IGNORECASE
 )
 ATTACHED = re.compile(
-    r"(?:^|\n)\s*\{(?:Attachments|Reactions|Embed|Stickers|Inline Emojis?)\}\s*\n.*", re.DOTALL
-)  # Discord
+    r"(?:^|\n)\s*(?:\{(?:Attachments|Reactions|Embed|Stickers|Inline Emojis?)\}|Tapbacks:)\s*\n.*", re.DOTALL
+)  # Discord, imessage-exporter
 SOUND = re.compile(r"\s*(?:-\s*)?(?:\[[^\[\]]*\]|\([^()]*\)|[♪♫].*)\s*$")  # [music] in captions
 BARE_MEDIA = frozenset(("Photo", "Video", "Emoticons", "Sticker", "Voice Note", "Voice message"))  # KakaoTalk's
 TAG = re.compile(r"</?(?:v|b|i|u|c|lang|font)(?:[ .][^<>\n]{0,60})?>")  # of captions
@@ -123,7 +124,7 @@ def is_recording(stamps: Sequence[Stamp | None]) -> bool:
 
 def collect(lines: Sequence[Line], timed: dict[int, Timed], where: str, account: Account) -> list[Entry] | None:
     """The messages of the lines, each with its stamp, name and texts; None if no names are found."""
-    stacked = where == "first" and not any(line.rest for line in timed.values())
+    stacked = where == "first" and sum(bool(line.rest) for line in timed.values()) <= 0.2 * len(timed)
     if sum(1 for line in timed.values() if LEVELS.match(line.rest)) > 0.5 * len(timed):
         return None
     kind = "second" if where == "second" else "none" if stacked else find_kind([line.rest for line in timed.values()])
@@ -134,7 +135,7 @@ def collect(lines: Sequence[Line], timed: dict[int, Timed], where: str, account:
     entries: list[Entry] = []
     kakao = any("KakaoTalk" in line.text or "카카오톡" in line.text for line in lines[:5])
     titles = find_titles(lines, timed) if kind not in ("none", "bare") else set()
-    people = {head[0] for head in heads.values()}
+    people = {head[0] for head in heads.values() if head[1]}
     day: tuple[tuple[int, int, int], str] | None = None
     for place, (number, text) in enumerate(lines):
         line = timed.get(place)
@@ -143,7 +144,11 @@ def collect(lines: Sequence[Line], timed: dict[int, Timed], where: str, account:
             entries.append(Entry(number, with_day(stamp, day), name, [heads[place][1]]))
             account.markup += len(text) - len(heads[place][1])
         elif line is not None and kind == "none":
-            account.markup += len(text)
+            account.markup += len(text) - len(line.rest)
+            if is_system_line(line.rest):
+                account.markup += len(line.rest)
+            elif line.rest:
+                account.lose(f"line {number}: {text[:40]!r}", len(line.rest))
         elif line is not None:
             name, said = read_rest(line, kind, names)
             stamp = with_day(parse_stamp(line.stamp), day)

@@ -94,7 +94,7 @@ def is_notice(text: str) -> bool:
         return True
     if len(stripped.text) > LONGEST:
         return False
-    if SIGTOP.fullmatch(stripped.text):
+    if SIGTOP.fullmatch(stripped.text) or stripped.text.startswith(("<?xml ", "<msg>")):  # WeChat's pictures
         return True
     bare = plain(stripped.text)
     return notice_pattern().fullmatch(bare) is not None or is_poll(bare) or is_named_deed(stripped.text)

@@ -54,7 +54,7 @@ KINDS = {
     "heading": re.compile(r"(?:\#{1,6}\s+(?P<name>[^\n#]{1,60}?)|_?\*\*(?P<name2>[^*\n]{1,60})\*\*_?)\s*:?(?P<text>)$"),
     "tab": re.compile(r"(?P<name>[^\t\n]{1,40}?)\s?\t\s*(?P<text>.*)$"),
     "arrow": re.compile(r"(?P<name>[^\s>|][^>|\n]{0,40}?)\s?(?:>+|\||»|→|=>)\s+(?P<text>.*)$"),
-    "play": re.compile(r"(?P<name>[^\W\d_a-zß-ÿ](?:[^\W\d_a-zß-ÿ]|[' ]){1,40})\.\s+(?P<text>.*)$"),
+    "play": re.compile(r"(?P<name>[QA](?=\.\s)|[^\W\d_a-zß-ÿ](?:[^\W\d_a-zß-ÿ]|[' ]){1,40})\.\s+(?P<text>.*)$"),
     "dash": re.compile(r"(?P<name>[^\W\d_][^\n–—-]{0,40}?)\s+[–—-]+\s+(?P<text>.*)$"),
     "bare": re.compile(r"(?P<name>[^\W\d_][^\n.!?,;]{0,40})(?P<text>)$"),
 }
@@ -127,7 +127,11 @@ def find_shape(lines: list[tuple[int, str]], forced: bool = False) -> Shape | No
     sample = lines[:SAMPLE]
     blocks = split_blocks(sample, set())
     shapes = [make_shape(kind, sample, blocks) for kind in KINDS]
-    shapes = [shape for shape in shapes if shape.strength or len(shape.names) > (0 if forced else 1)]
+    shapes = [
+        shape
+        for shape in shapes
+        if shape.strength or (shape.kind != "bracket" and len(shape.names) > (0 if forced else 1))
+    ]  # [words] in brackets are also the headings of settings
     if not shapes:
         return None
     most = max((shape.strength for shape in shapes if shape.kind not in STRICT), default=0)

@@ -68,7 +68,7 @@ PARTS = (
     " turned on admin approval| turned off admin approval| requested to join| invited | changed the theme| named the ",
     " set the topic| changed the topic| has changed the topic| changes topic| has changed topic| sets mode| set mode",
     " is now known as | has quit| has joined | has left | was kicked| has kicked | renamed the channel| joined #",
-    " left #",
+    " left #| renamed the conversation",
     " hat den betreff| hat die gruppe| hat das gruppenbild| hat die gruppenbeschreibung| hat die einstellungen",
     " ist über | ist der gruppe| hat die telefonnummer| hat zu einer neuen| hat selbstlöschende",
     " hat eine nachricht angeheftet",

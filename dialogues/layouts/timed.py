@@ -31,6 +31,12 @@ TWO_BRACKETS = re.compile(r"^\[([^\[\]]{6,40})\] \[(\d{1,2}:\d\d(?::\d\d)?)\]")
 EDITED_AT = re.compile(r"(?<=\d) \| (?:Edited|Removed) [^\]]{4,30}\]")
 FROM_TO = re.compile(r"^\[(\d\d:\d\d:\d\d)[.,]\d+ --> [\d:.,]+\]\s*")
 SBV = re.compile(r"^(\d{1,2}:\d\d:\d\d\.\d{3}),(\d{1,2}:\d\d:\d\d\.\d{3})$")
+ELAPSED = re.compile(r"^\( ?(?:(\d+)h )?(\d+)m (\d+)s ?\)")
+DAYS_AGO = re.compile(  # "Nora — Today at 18:07", as Discord's window shows it
+    r"\s*[—–|·•(\[,-]*\s*\b(?:today|yesterday|heute|gestern|hoy|ayer|aujourd'hui|hier|oggi|ieri|hoje|ontem|vandaag|gisteren"
+    r"|(?:last )?(?:mon|tues|wednes|thurs|fri|satur|sun)day)(?:\s+(?:at|um|a las|à|alle|às|om))?$",
+    re.IGNORECASE,
+)
 EDITS = re.compile(r"\s*\((?:edited|pinned|Read by .*|bearbeitet)\)\s*$")
 
 
@@ -52,10 +58,9 @@ class Timed(NamedTuple):
 def find_timed(lines: Sequence[Line]) -> tuple[str, dict[int, Timed]] | None:
     """The lines with a stamp of the file's usual look, and whether it comes "first" or "second" (behind a name)."""
     first = [timed for place, line in enumerate(lines) if (timed := match_first(place, line.text))]
-    if kept := keep_signatures(first, lines):
-        names = Counter(timed.rest for timed in kept.values())
-        if any(names) or len(kept) < 2:
-            return "first", kept
+    kept = keep_signatures(first, lines)
+    if len(kept) > 1 and any(timed.rest for timed in kept.values()):
+        return "first", kept
     second = [timed for place, line in enumerate(lines) if (timed := match_second(place, line.text))]
     recurring = Counter(timed.before for timed in second)
     named = keep_signatures([timed for timed in second if recurring[timed.before] > 1], lines)
@@ -105,7 +110,7 @@ def match_second(place: int, line: str) -> Timed | None:
     if not match or not parse_stamp(match["stamp"]):
         return None
     name = re.sub(r"\s*\[[A-Z0-9]{4,}\]", "", match["name"])  # Slack's id
-    name = name.strip(" ,-–—|·•[]()<>*_@#\t").strip()
+    name = DAYS_AGO.sub("", name).strip(" ,-–—|·•[]()<>*_@#\t").strip()
     if not name or ":" in name or parse_stamp(name):
         return None
     rest = text[match.start("rest") :].strip(" ")
@@ -162,4 +167,6 @@ def normalise(line: str) -> str:
         line = EDITED_AT.sub("]", line, count=1)  # Skype
         line = FROM_TO.sub(r"[\1] ", line, count=1)  # whisper.cpp
         return re.sub(r"^\[\s+(.{6,60}?)\s*\]", r"[\1]", line, count=1)  # Viber
+    if line[:1] == "(":
+        return ELAPSED.sub(lambda found: f"[{int(found[1] or 0):02}:{int(found[2]):02}:{int(found[3]):02}]", line)
     return SBV.sub(r"\1 --> \2", line, count=1) if line[:1].isdigit() else line

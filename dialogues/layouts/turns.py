@@ -1,24 +1,28 @@
 """A list of turns as dialogues: messages with speaker and text, under the words of many programs."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
-from itertools import pairwise
 from typing import Any
 
 from dialogues.dialogue import INSTRUCTION, Dialogue
 from dialogues.layouts.fields import (
+    ME,
     UNKNOWN,
     check_speaker,
     find_profiles,
+    is_other,
+    is_outgoing,
     is_unlearned,
     mend_encoding,
     read_content,
     read_speaker,
     system_prompt,
+    unescape,
     why_skipped,
 )
 from dialogues.layouts.messages import PAUSE, Message, cut, gather, without_numbers
+from dialogues.layouts.order import find_times, group_rows, put_rows_in_order
 from dialogues.layouts.records import (
     FormatError,
     Pairs,
@@ -31,7 +35,7 @@ from dialogues.layouts.records import (
     once,
     pairs_of,
 )
-from dialogues.layouts.trees import OTHER_BRANCH, rows_of_columns, threads, unfold
+from dialogues.layouts.trees import OTHER_BRANCH, rows_of_columns, unfold
 from dialogues.layouts.words import (
     ASSISTANT,
     OTHER_KEYS,
@@ -42,7 +46,6 @@ from dialogues.layouts.words import (
     TURN_LISTS,
     USER,
     Columns,
-    TurnKeys,
     find_key,
     is_nothing,
     plain,
@@ -132,9 +135,11 @@ def from_turns(record: Any, columns: Columns = (), pause: timedelta = PAUSE) -> 
             items = [*prompt, *items]
         dialogues = read_messages(items, columns, pause, instruction)
     else:
-        said = [turn for turn in read_simple(items, what) if not is_nothing(turn[1])]
+        listed = list(read_simple(items, what))
+        said = [turn for turn in listed if not is_nothing(turn[1])]
         turns = tuple(make_turn(*turn, f"turn {number}") for number, turn in enumerate(said, 1))
-        dialogues = [Dialogue(turns, instruction[0] if instruction else INSTRUCTION)]
+        empty = ("messages without text",) * (len(listed) - len(said))
+        dialogues = [Dialogue(turns, instruction[0] if instruction else INSTRUCTION, empty)]
     if others:
         dialogues[0] = dialogues[0]._replace(skipped=(*dialogues[0].skipped, *[OTHER_BRANCH] * others))
     return dialogues
@@ -189,6 +194,8 @@ def read_messages(items: Sequence[Any], columns: Columns, pause: timedelta, inst
     if not rows:
         return [Dialogue((), instruction[0] if instruction else INSTRUCTION)]
     keys = turn_keys(tuple(rows[min(1, len(rows) - 1)]), columns)
+    if not keys.time:
+        keys = keys._replace(time=find_times(rows))
     found, others = group_rows(rows, keys)
     dialogues = []
     for group in found:
@@ -201,6 +208,7 @@ def read_messages(items: Sequence[Any], columns: Columns, pause: timedelta, inst
 
 def unwrap(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
     """A message, taken out of the object in which it is (`{"type": "user", "message": {...}, "timestamp": ...}`)."""
+    row = shown_version(row)
     if not any(isinstance(value, dict) for value in row.values()):
         return row
     for key, inner in row.items():
@@ -211,6 +219,18 @@ def unwrap(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
                 outer = {name: value for name, value in row.items() if name != key and name not in inner}
                 return {**({"role": row["type"]} if typed and not keys.speaker else {}), **inner, **outer}
     return row
+
+
+def shown_version(row: dict[str, Any]) -> dict[str, Any]:
+    """The version of a message that its program shows, its steps joined (LM Studio); other rows as they are."""
+    versions, chosen = row.get("versions"), row.get("currentlySelected", 0)
+    if not is_list(versions) or not isinstance(chosen, int) or not 0 <= chosen < len(versions):
+        return row
+    version = dict(pairs_of(versions[chosen]))
+    if not is_list(version.get("steps")):
+        return version
+    contents = [content for step in version["steps"] if is_list(content := dict(pairs_of(step)).get("content"))]
+    return {**version, "content": [part for content in contents for part in content]}
 
 
 def once_turn(item: Any, number: int) -> dict[str, Any]:
@@ -227,76 +247,6 @@ def once_turn(item: Any, number: int) -> dict[str, Any]:
         raise FormatError(f"turn {number}: {error}") from None
 
 
-def group_rows(rows: list[dict[str, Any]], keys: TurnKeys) -> tuple[list[list[dict[str, Any]]], int]:
-    """The rows of each dialogue, grouped by replies or by dialogue id, and how many were left out."""
-    if found := threads(rows, keys):
-        return found
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    changes, last = 0, None
-    for row in rows:
-        identity = tuple(str(row.get(key)) for key in keys.identity)
-        groups.setdefault(identity, []).append(row)
-        changes, last = changes + (identity != last), identity
-    if not keys.identity and (found := split_at_restarts(rows, keys)):
-        return found, 0
-    scattered = changes > len(groups) and [plain(key) for key in keys.identity] == ["id"]
-    if len(groups) == len(rows) or scattered:  # the id numbers rows or people
-        return [rows], 0
-    return list(groups.values()), 0
-
-
-def split_at_restarts(rows: list[dict[str, Any]], keys: TurnKeys) -> list[list[dict[str, Any]]]:
-    """The rows of each dialogue where turn numbers count up and begin again with the first; none where they don't."""
-    orders = [read_order(row.get(keys.order)) for row in rows] if keys.order else [None]
-    if None in orders:
-        return []
-    starts = [place for place, order in enumerate(orders) if order == orders[0]]
-    found = [rows[start:end] for start, end in pairwise([*starts, len(rows)])]
-    grows = all(
-        before is not None and after is not None and (after > before or after == orders[0])
-        for before, after in pairwise(orders)
-    )
-    return found if grows and len(found) > 1 and min(map(len, found)) > 1 else []
-
-
-def put_rows_in_order(
-    rows: list[dict[str, Any]], keys: TurnKeys
-) -> tuple[list[dict[str, Any]], Sequence[datetime | None]]:
-    """The rows in the order of their turn numbers, or else of their times, and the time of each."""
-    if not keys.time and not keys.order:
-        return rows, [None] * len(rows)
-    from dialogues.layouts.stamps import read_times
-
-    times = read_times([read_cells(row, keys.time) for row in rows]) if keys.time else [None] * len(rows)
-    orders = [read_order(row.get(keys.order)) for row in rows] if keys.order else [None]
-    places = list(range(len(rows)))
-    if None not in orders and len(set(orders)) == len(orders):
-        places.sort(key=lambda place: orders[place] or 0)
-    elif any(times):
-        known = [time for time in times if time]
-        if sum((later > earlier) - (later < earlier) for earlier, later in pairwise(known)) < 0:
-            places.reverse()
-        last = known[0] if places[0] == 0 else known[-1]
-        moments = {
-            place: (last := times[place] or last) for place in places
-        }  # without a time: when the one before it was
-        places.sort(key=lambda place: moments[place])
-    return [rows[place] for place in places], [times[place] for place in places]
-
-
-def read_cells(row: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    """The time in a row; a date and a time of day in two cells are joined."""
-    return row.get(keys[0]) if len(keys) == 1 else " ".join(str(row.get(key) or "") for key in keys)
-
-
-def read_order(value: Any) -> float | None:
-    """A turn number; None if the value is no number."""
-    if isinstance(value, str):
-        digits = re.search(r"\d+(?:\.\d+)?$", value.strip())
-        return float(digits[0]) if digits else None
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
 def read_group(
     rows: Sequence[dict[str, Any]],
     times: Sequence[datetime | None],
@@ -310,6 +260,7 @@ def read_group(
     guessed = turn_keys(tuple(rows[0]), columns).guessed
     encoded_twice = any("timestamp_ms" in row for row in rows[:3])
     names = find_profiles(rows) | find_discriminators(rows, columns)
+    owner = is_other(rows, columns)
     for number, (values, time) in enumerate(zip(rows, times, strict=True), 1):
         keys = turn_keys(tuple(values), columns)
         name, role = read_speaker(values, keys)
@@ -319,7 +270,7 @@ def read_group(
             if any(message.turn for message in messages):
                 messages.append(Message(None, "system messages inside a conversation", time))
             else:
-                instruction.append(make_turn("system", text, "the system message").text if text else "")
+                instruction.append("" if is_nothing(text) else make_turn("system", text, "the system message").text)
             continue
         if unanswered and role and name == ASSISTANT and not why:
             why = "answers to messages of more than text"
@@ -331,9 +282,11 @@ def read_group(
         if not name and (time or keys.identity):
             name = UNKNOWN
         check_speaker(name, number)
-        name = names.get(name, name)
-        if encoded_twice and isinstance(text, str):
-            name, text = mend_encoding(name), mend_encoding(text)
+        name = ME if owner and is_outgoing(values) else names.get(name, name)
+        if isinstance(text, str):
+            text = unescape(values, text)
+            if encoded_twice:
+                name, text = mend_encoding(name), mend_encoding(text)
         turn = make_turn(name, text, f"turn {number}")
         messages.append(Message(turn, "", time, is_unlearned(values, keys)))
     unknown = sum(message.turn is not None and message.turn.speaker == UNKNOWN for message in messages)
@@ -351,7 +304,8 @@ def without_notice(message: Message) -> Message:
 
     if message.turn is None:
         return message
-    if is_notice(message.turn.text):
+    name, text = message.turn
+    if is_notice(text) or (text.startswith(f"{name} ") and is_notice(f"Anna{text.removeprefix(name)}")):
         return message._replace(turn=None, skipped="media and notices")
     text = strip_marks(message.turn.text)
     if not text:

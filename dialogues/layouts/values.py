@@ -5,16 +5,18 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from dialogues.layouts.answers import fits_pairs
 from dialogues.layouts.formats import fitting, has_turns
+from dialogues.layouts.order import put_rows_in_order
 from dialogues.layouts.records import FormatError, is_container, is_list, is_object, make_object, pairs_of
 from dialogues.layouts.trees import rows_of_columns
-from dialogues.layouts.turns import put_rows_in_order
 from dialogues.layouts.words import Columns, plain, turn_keys
 
 # What begins with a bracket and is no JSON: [20:01], [31.12.23, [Nora], {{.
 NO_JSON = re.compile(
     r"\[\s*(?:\d+[:/-]|\d+\.?\s+[^\W\d]|\d+\.\s?\d+\.|(?!true|false|null)[^\W\d_]|[^\x00-\x7f])|\{\\rtf|\{\{|\[[+@#~]"
 )
+RECORD_LISTS = ("data", "rows", "records", "examples", "items", "samples", "entries", "train")
 DEEPEST = 12  # levels of objects and lists around the records
 
 
@@ -87,6 +89,8 @@ def find_records(value: Any, columns: Columns = ()) -> list[Any]:
 def search(value: Any, columns: Columns, depth: int, inside_object: bool = False) -> list[Any]:
     if depth == 0 and (rows := rows_of_columns(value, columns)) and not turn_keys(tuple(rows[0]), columns).speaker:
         return rows
+    if depth == 0 and (rows := listed_exchanges(value)):
+        return rows
     if is_record(value, columns, depth) and not (inside_object and is_of_names(value, columns)):
         return [value]
     if depth > DEEPEST or not is_container(value):
@@ -102,6 +106,12 @@ def search(value: Any, columns: Columns, depth: int, inside_object: bool = False
     found = [search(child, columns, depth + 1, lone and is_object(child)) for child in children if is_container(child)]
     talks = [records for records in found if any(not is_of_names(record, columns) for record in records)]
     return [record for records in talks or found for record in records]
+
+
+def listed_exchanges(value: Any) -> list[Any]:
+    """The questions and answers that a file of its own lists under a word for records, not for a conversation."""
+    lists = [held for key, held in pairs_of(value) if plain(key) in RECORD_LISTS and is_list(held)]
+    return lists[0] if len(lists) == 1 and lists[0] and all(map(fits_pairs, lists[0])) else []
 
 
 def is_of_names(value: Any, columns: Columns) -> bool:

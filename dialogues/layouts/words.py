@@ -20,8 +20,8 @@ TOOLS = (
 # Keys and column names as `plain` writes them, the likelier ones first.
 ROLE_KEYS = ("role", "from")  # hold user, assistant, system or tool
 SPEAKER_KEYS = (
-    *("speaker", "sendername", "sender", "authorname", "author", "character", "charactername", "creator"),
-    *("realname", "displayname", "nickname", "nick", "screenname", "fromname", "from", "role", "who", "person"),
+    *("speaker", "sendername", "nickname", "sender", "authorname", "author", "character", "charactername", "creator"),
+    *("realname", "displayname", "nick", "screenname", "fromname", "from", "role", "who", "person"),
     *("participant", "speakername", "speakers", "speakerid", "speakeridx", "name", "username", "user", "actor"),
     *("senderid", "authorid", "userid", "usertype", "fromid", "isuser", "fromme", "isfromme", "inbound"),
     *("absender", "sprecher", "sprecherin", "wer", "von", "figur", "rolle", "expediteur", "auteur", "autor", "autore"),
@@ -260,6 +260,7 @@ NO_TURN = frozenset(
         "type",
         "time",
         "date",
+        "list",
         "count",
         "number",
         "length",

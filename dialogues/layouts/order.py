@@ -1,0 +1,89 @@
+"""The rows of messages in their order: grouped into dialogues, sorted by turn number or time."""
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from itertools import islice, pairwise
+from typing import Any
+
+from dialogues.layouts.trees import threads
+from dialogues.layouts.words import TurnKeys, plain
+
+ISO = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
+
+
+def group_rows(rows: list[dict[str, Any]], keys: TurnKeys) -> tuple[list[list[dict[str, Any]]], int]:
+    """The rows of each dialogue, grouped by replies or by dialogue id, and how many were left out."""
+    if found := threads(rows, keys):
+        return found
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    changes, last = 0, None
+    for row in rows:
+        identity = tuple(str(row.get(key)) for key in keys.identity)
+        groups.setdefault(identity, []).append(row)
+        changes, last = changes + (identity != last), identity
+    if not keys.identity and (found := split_at_restarts(rows, keys)):
+        return found, 0
+    alone = sum(len(group) == 1 for group in groups.values()) > len(groups) / 2
+    scattered = (changes > len(groups) or alone) and [plain(key) for key in keys.identity] == ["id"]
+    if len(groups) == len(rows) or scattered:  # the id numbers rows or people
+        return [rows], 0
+    return list(groups.values()), 0
+
+
+def split_at_restarts(rows: list[dict[str, Any]], keys: TurnKeys) -> list[list[dict[str, Any]]]:
+    """The rows of each dialogue where turn numbers count up and begin again with the first; none where they don't."""
+    orders = [read_order(row.get(keys.order)) for row in rows] if keys.order else [None]
+    if None in orders:
+        return []
+    starts = [place for place, order in enumerate(orders) if order == orders[0]]
+    found = [rows[start:end] for start, end in pairwise([*starts, len(rows)])]
+    grows = all(
+        before is not None and after is not None and (after > before or after == orders[0])
+        for before, after in pairwise(orders)
+    )
+    return found if grows and len(found) > 1 and min(map(len, found)) > 1 else []
+
+
+def put_rows_in_order(
+    rows: list[dict[str, Any]], keys: TurnKeys
+) -> tuple[list[dict[str, Any]], Sequence[datetime | None]]:
+    """The rows in the order of their turn numbers, or else of their times, and the time of each."""
+    if not keys.time and not keys.order:
+        return rows, [None] * len(rows)
+    from dialogues.layouts.stamps import read_times
+
+    times = read_times([read_cells(row, keys.time) for row in rows]) if keys.time else [None] * len(rows)
+    orders = [read_order(row.get(keys.order)) for row in rows] if keys.order else [None]
+    places = list(range(len(rows)))
+    if None not in orders and len(set(orders)) == len(orders):
+        places.sort(key=lambda place: orders[place] or 0)
+    elif any(times):
+        known = [time for time in times if time]
+        if sum((later > earlier) - (later < earlier) for earlier, later in pairwise(known)) < 0:
+            places.reverse()
+        last = known[0] if places[0] == 0 else known[-1]
+        moments = {
+            place: (last := times[place] or last) for place in places
+        }  # without a time: when the one before it was
+        places.sort(key=lambda place: moments[place])
+    return [rows[place] for place in places], [times[place] for place in places]
+
+
+def find_times(rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """The first key with an ISO time in every row, whatever its name; none without one."""
+    isos = (key for key in rows[0] if all(isinstance(row.get(key), str) and ISO.match(row[key]) for row in rows))
+    return tuple(islice(isos, 1))
+
+
+def read_cells(row: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    """The time in a row; a date and a time of day in two cells are joined."""
+    return row.get(keys[0]) if len(keys) == 1 else " ".join(str(row.get(key) or "") for key in keys)
+
+
+def read_order(value: Any) -> float | None:
+    """A turn number; None if the value is no number."""
+    if isinstance(value, str):
+        digits = re.search(r"\d+(?:\.\d+)?$", value.strip())
+        return float(digits[0]) if digits else None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
