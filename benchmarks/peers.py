@@ -16,7 +16,7 @@ from material import BUNDLED_DATA, SIDES, opening, read_dialogues, render
 from measure import run_task
 from ours import WARM_UP, generation_figures, loading_figures, step_figures
 
-SCALE = 2  # alpha / rank, as ours
+ALPHA = 16  # of LoRA, as ours
 CASES = 3
 
 
@@ -143,7 +143,7 @@ def with_adapters(model: Any, rank: int) -> Any:
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=rank,
-        lora_alpha=SCALE * rank,
+        lora_alpha=ALPHA,
         target_modules=["c_attn", "c_proj", "c_fc"],
         fan_in_fan_out=True,
     )

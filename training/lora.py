@@ -1,7 +1,7 @@
 """LoRA (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"): a layer swap before the training.
 
 Each matrix W (out, in) of attention and MLP stays as it is and gets beside it A (R, in) and B (out, R) of rank R:
-y = W x + 2 B A x. Only A and B are trained, and with them the embeddings of new tokens.
+y = W x + (16 / R) B A x. Only A and B are trained, and with them the embeddings of new tokens.
 """
 
 import math
@@ -20,7 +20,7 @@ from gpt_model import GPTModel
 from support.errors import UserError, reason
 from support.files import atomic_path, write_json, writing
 
-SCALE = 2  # alpha / R: how strongly the product counts, whatever the rank
+ALPHA = 16  # the product is scaled by ALPHA / R, so that one learning rate suits every rank
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
 
 
@@ -30,18 +30,19 @@ class LoRALinear(Linear):
     def __init__(self, base: Linear, rank: int, generator: torch.Generator) -> None:
         super().__init__(base.in_features, base.out_features, device="meta")
         self.weight, self.bias = base.weight, base.bias
+        self.scale = ALPHA / rank
         A = torch.empty(rank, base.in_features)
         nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
         self.lora_A = nn.Parameter(A)
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank))  # the first step starts from the base model
 
     def forward(self, input: Tensor) -> Tensor:
-        low = SCALE * F.linear(input, self.lora_A)  # (..., R): the scale where there is the least to multiply
+        low = self.scale * F.linear(input, self.lora_A)  # (..., R): the scale where there is the least to multiply
         return super().forward(input) + F.linear(low, self.lora_B)
 
     def merge(self, weight: Tensor) -> Tensor:
         """`weight` (out, in), in fp32, with the change added."""
-        return torch.addmm(weight, self.lora_B.detach().cpu(), self.lora_A.detach().cpu(), alpha=SCALE)
+        return torch.addmm(weight, self.lora_B.detach().cpu(), self.lora_A.detach().cpu(), alpha=self.scale)
 
 
 class ExtendedEmbedding(Embedding):
@@ -141,7 +142,7 @@ def save_adapter(model: GPTModel, folder: Path, base: str) -> None:
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": rank,
-        "lora_alpha": SCALE * rank,
+        "lora_alpha": ALPHA,
         "target_modules": ["c_attn", "c_proj", "c_fc"],
         "fan_in_fan_out": True,  # the base model's file stores its matrices input-first
         "bias": "none",
