@@ -177,8 +177,10 @@ class TrainingSettings(MachineSettings):
     """compute activations twice rather than keep them: less memory for long dialogues, a third more time"""
     evaluate_every: int = 0
     """steps between evaluations on the validation part; 0: after each epoch"""
+    keep: Literal["best", "last"] = "best"
+    """weights that the run keeps: best (those with the lowest validation loss) or last"""
     early_stopping: int = 0
-    """stop after so many evaluations without improvement, and keep the best weights; 0: keep the last"""
+    """stop after this many evaluations without improvement; 0: never"""
 
     def defaults(self, parameters: int) -> dict[str, float]:
         """Values for the options that the user left open, for a model with that many parameters."""

@@ -145,6 +145,7 @@ class FoldsSummary:
         too_small: "base" or "model" → the metrics for which some run had too little data.
         best_epochs: the epoch of the lowest validation loss in each run.
         last_epoch: the last epoch of the longest run.
+        chosen: how many runs kept the weights of an earlier evaluation than the last.
     """
 
     folds: int
@@ -152,6 +153,7 @@ class FoldsSummary:
     too_small: dict[str, list[str]]
     best_epochs: list[float]
     last_epoch: float
+    chosen: int = 0
 
     @property
     def median_best_epoch(self) -> float:
@@ -192,6 +194,7 @@ def summarise(runs: Sequence[Path]) -> FoldsSummary:
         too_small=too_small,
         best_epochs=[each.best.epoch for each in losses if each.best and each.best.epoch is not None],
         last_epoch=max(each.val[-1].epoch or 0 for each in losses),
+        chosen=sum(each.kept_step is not None for each in losses),
     )
 
 
@@ -241,6 +244,8 @@ def show_summary(summary: FoldsSummary) -> list[str]:
         advice = "more --epochs may lower it further"
     else:
         advice = f"--epochs {max(1, round(median))} for a run on all of it"
+    if summary.chosen:
+        lines.append(f"{summary.chosen} folds kept an earlier epoch, the best by this loss, which flatters it a little")
     numbers = ", ".join(f"{epoch:g}" for epoch in summary.best_epochs)
     return [*lines, f"validation loss was lowest after epoch {numbers}, in the median {median:g}: {advice}"]
 

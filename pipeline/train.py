@@ -82,6 +82,8 @@ def load_run(job: Job) -> OpenRun:
     if job.machine.primary:
         if not folder:
             name, needed = Path(job.settings.model.name).resolve().name, 4 * count_parameters(model.config)
+            if training.keep == "best" and not training.lora_rank:
+                needed *= 2
             folder = create_run_folder(job.settings.run.run_dir, name, needed)
             lock = lock_run_folder(folder)
         print(f"run folder: {folder}")

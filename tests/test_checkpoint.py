@@ -22,7 +22,7 @@ from settings import GenerationSettings, RunSettings, TrainingSettings
 from support.errors import UserError
 from talking.decoder import Decoder
 from talking.generation import Bounds, generate
-from training import checkpoint
+from training import best_weights, checkpoint
 from training.optimizer import make_optimizer
 from training.stopping import StopSignals
 
@@ -95,7 +95,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(model, tmp_path, monkeypatch, make: C
 
 def test_the_two_newest_are_kept_and_the_cost_is_said(model, tmp_path, capsys):
     run(model, tmp_path / "run", saving=EVERY_STEP)
-    assert [path.name for path in (tmp_path / "run" / "checkpoint").iterdir()] == unordered(
+    assert [path.name for path in (tmp_path / "run" / "checkpoint").glob("step-*")] == unordered(
         "step-7.safetensors", "step-8.safetensors"
     )
     assert "checkpoint: step 8, " in capsys.readouterr().out
@@ -176,7 +176,7 @@ def test_what_belongs_elsewhere_is_refused(model, tmp_path, monkeypatch):
     other = checkpoint.Checkpoints(tmp_path / "checkpoint", {"model": "another"})
     with pytest.raises(UserError, match="step-3.safetensors belongs to another run"):
         other.load(model, make_optimizer(model, SETTINGS))
-    monkeypatch.setattr(checkpoint, "VERSION", 2)
+    monkeypatch.setattr(checkpoint, "VERSION", 99)
     with pytest.raises(UserError, match="step-3.safetensors was written by another version"):
         run(model, tmp_path)
 
@@ -198,7 +198,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(model, tmp_path, monke
     assert "no checkpoint of step 8: cannot write" in out
     assert "No space left on device" in out
     folder = tmp_path / "run" / "checkpoint"
-    assert [path.name for path in folder.iterdir()] == ["step-2.safetensors"]
+    assert [path.name for path in folder.glob("step-*")] == ["step-2.safetensors"]
     monkeypatch.setattr(checkpoint, "save_file", real)
     assert same(unbroken, run(model, tmp_path / "run"))  # and it loads
 
@@ -280,7 +280,7 @@ class TestWatching:
         assert min(seconds) >= 0.5
 
 
-class TestEarlyStopping:
+class TestBestWeights:
     """Training on one kind of dialogue makes the model worse at another."""
 
     SETTINGS = replace(SETTINGS, epochs=40, schedule="constant", early_stopping=2)
@@ -296,7 +296,62 @@ class TestEarlyStopping:
         measured = training.loop.evaluate(trained, make_dataset(40), 100, CPU)
         assert measured == state.after.val
         assert logged(tmp_path, "kept_step") == [state.kept] == [state.best]
-        assert f"kept: the weights of step {state.best}, validation loss" in capsys.readouterr().out
+        place = f"epoch {state.best / 3:.4g} (step {state.best} of {state.step})"
+        assert f"kept: the weights of {place}, which have the lowest validation loss" in capsys.readouterr().out
+
+    def test_keep_last_keeps_the_last_weights(self, model, tmp_path, capsys):
+        settings = replace(self.SETTINGS, keep="last")
+        last = copy.deepcopy(model)
+        state = fit(last, make_dataset(20, 30, 25), make_dataset(40), settings, tmp_path)
+        assert state.best < state.step
+        assert training.loop.evaluate(last, make_dataset(40), 100, CPU) == state.evaluations[-1][1]
+        assert "kept" not in capsys.readouterr().out
+        assert not list(tmp_path.glob("checkpoint/best-*"))
+
+    def test_the_last_weights_are_kept_where_the_base_model_is_best(self, model, tmp_path, capsys):
+        trained = copy.deepcopy(model)
+        settings = replace(self.SETTINGS, learning_rate=0.5, max_grad_norm=0, max_steps=2, evaluate_every=1)
+        state = fit(trained, make_dataset(20, 30, 25), make_dataset(40), settings, tmp_path)
+        assert state.best == 0
+        assert training.loop.evaluate(trained, make_dataset(40), 100, CPU) == state.evaluations[-1][1]
+        assert "no training step lowered the validation loss of the base model" in capsys.readouterr().out
+        assert not logged(tmp_path, "kept_step")
+
+    def test_a_full_disk_costs_the_best_weights_but_not_the_run(self, model, tmp_path, monkeypatch, capsys):
+        def refuse(*_):
+            raise UserError("cannot write best-3.bin: No space left on device")
+
+        monkeypatch.setattr(checkpoint, "save_best", refuse)
+        last = copy.deepcopy(model)
+        state = fit(last, make_dataset(20, 30, 25), make_dataset(40), self.SETTINGS, tmp_path)
+        out = capsys.readouterr().out
+        assert "the weights of step 3 are not kept: cannot write best-3.bin: No space left on device" in out
+        assert f"kept: the last weights; those of step {state.best} had a lower validation loss" in out
+        assert training.loop.evaluate(last, make_dataset(40), 100, CPU) == state.evaluations[-1][1]
+
+    def test_a_kill_while_the_best_weights_are_written_changes_nothing(self, model, tmp_path, monkeypatch):
+        """The file that is overwritten is one that no checkpoint needs, and what is left of it is used again."""
+        unbroken = run(model, tmp_path / "unbroken", self.SETTINGS)
+        losses = logged(tmp_path / "unbroken", "val_loss")
+        writes = sum(loss < min(losses[:place]) for place, loss in enumerate(losses) if place)
+        real = best_weights.as_bytes
+        for number in (1, 2, writes):
+            calls = 0
+
+            def killed(tensor: torch.Tensor, number: int = number):
+                nonlocal calls
+                calls += 1
+                if calls == 5 + (number - 1) * len(list(model.parameters())):
+                    raise SystemExit
+                return real(tensor)
+
+            folder = tmp_path / f"run-{number}"
+            with monkeypatch.context() as patch, pytest.raises(SystemExit):
+                patch.setattr(best_weights, "as_bytes", killed)
+                run(model, folder, self.SETTINGS, saving=EVERY_STEP)
+            assert list(folder.glob("checkpoint/best-*.tmp"))
+            assert same(unbroken, run(model, folder, self.SETTINGS, saving=EVERY_STEP))
+            assert not list(folder.glob("checkpoint/best-*.tmp"))
 
     def test_resumed_it_keeps_the_same(self, model, tmp_path, monkeypatch):
         unbroken = run(model, tmp_path / "unbroken", self.SETTINGS)
@@ -352,7 +407,7 @@ def test_minutes_set_the_number_of_steps_once(model, tmp_path, monkeypatch, caps
 
 def test_a_signal_after_the_last_step_waits_until_the_model_is_saved(model, tmp_path, monkeypatch):
     """What was learned since the last checkpoint is nowhere else."""
-    settings = replace(TestEarlyStopping.SETTINGS, max_steps=9)
+    settings = replace(TestBestWeights.SETTINGS, max_steps=9)
     saved = False
 
     def choose(self: training.loop.Trainer) -> None:

@@ -24,10 +24,11 @@ from torch.optim import Optimizer
 
 from support.errors import UserError
 from support.files import atomic_path, read_json_object, write_json, writing
+from training.best_weights import checksum_of, flush, load_best, save_best
 
-VERSION = 1
+VERSION = 2
 TRAINED = "trained.json"
-KEPT = 2  # checkpoints: the newest, and the one before it should that be damaged
+KEPT = 2  # checkpoints: the newest and its predecessor, in case the newest is damaged
 
 
 class Losses(NamedTuple):
@@ -49,7 +50,8 @@ class TrainingState:
     evaluations: list[tuple[int, float]] = field(default_factory=list)  # step, validation loss
     before: Losses | None = None  # at the first evaluation
     after: Losses | None = None  # at the last, of the weights that are kept
-    kept: int = -1  # --early-stopping: the step whose weights lie in a file of their own; -1: none
+    kept: int = -1  # the step whose weights are in a file of their own, the best so far; -1: none
+    kept_crc: int = 0  # of that file
     scaler: dict[str, float] = field(default_factory=dict)  # of fp16
     sizes: dict[str, int] = field(default_factory=dict)  # of the logs, in bytes
 
@@ -102,35 +104,27 @@ class Checkpoints:
             tensors |= {f"optimizer.{name}.{key}": value for key, value in values.items()}
         for old in self.paths()[KEPT - 1 :]:
             old.unlink()  # before the new one takes its space
+        if state.kept >= 0:
+            with writing(self.folder):
+                flush(self.best_path(state.kept))
         size = self.write(self.folder / f"step-{state.step}.safetensors", tensors, asdict(state))
         return f"checkpoint: step {state.step}, {size / 1e6:,.0f} MB in {time.perf_counter() - started:.1f} s"
 
-    def save_best(self, model: nn.Module, step: int) -> None:
-        """Write the weights of `step`, the best so far, and let go of those that no checkpoint refers to.
+    def save_best(self, model: nn.Module, state: TrainingState) -> None:
+        """Write the weights of this step, the best so far, over a file that no checkpoint refers to.
 
         Raises:
             UserError: they can't be written.
         """
-        if not self.primary:
-            return
-        self.write(self.best_path(step), trainable(model), {})
-        needed = {step, *map(kept_by, self.paths())}
-        for path in self.folder.glob("best-*.safetensors"):
-            if step_of(path) not in needed:
-                path.unlink()
+        needed = set(map(kept_by, self.paths()))
+        spares = [path for path in self.folder.glob("best-*") if path.suffix == ".tmp" or step_of(path) not in needed]
+        state.kept = -1  # until the new file is whole: the one before may be overwritten
+        state.kept_crc = save_best(self.best_path(state.step), trainable(model).values(), spares)
+        state.kept = state.step
 
-    def load_best(self, model: nn.Module, step: int) -> None:
-        """Put the weights of `save_best` back in place.
-
-        Raises:
-            UserError: they are damaged.
-        """
-        path = self.best_path(step)
-        try:
-            self.read(path)
-        except Damaged as error:
-            raise UserError(f"{path} is damaged ({error}): the best weights are lost; start a new run") from None
-        put(trainable(model), path)
+    def load_best(self, model: nn.Module, state: TrainingState) -> None:
+        """Put the weights of `save_best` back in place."""
+        load_best(self.best_path(state.kept), trainable(model).values())
 
     def load(self, model: nn.Module, optimizer: Optimizer) -> TrainingState | None:
         """Put the newest whole checkpoint in place; none without one. Those that are damaged are named and removed.
@@ -141,9 +135,9 @@ class Checkpoints:
         for path in self.paths():
             try:
                 state = TrainingState.from_json(self.read(path))
-                if state.kept >= 0:
-                    self.read(self.best_path(state.kept))
-            except Damaged as error:
+                if state.kept >= 0 and checksum_of(self.best_path(state.kept)) != state.kept_crc:
+                    raise Damaged(f"{self.best_path(state.kept).name} has changed")
+            except (Damaged, OSError) as error:
                 print(f"damaged, and removed: {path} ({error})")
                 # Or the next to be saved would count it as the one to fall back to. Each process comes here.
                 path.unlink(missing_ok=True)
@@ -181,7 +175,7 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*.safetensors"), key=step_of, reverse=True)
 
     def best_path(self, step: int) -> Path:
-        return self.folder / f"best-{step}.safetensors"
+        return self.folder / f"best-{step}.bin"
 
     def write(self, path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> int:
         """Write tensors and numbers with a checksum over both; return the size in bytes."""
@@ -283,5 +277,5 @@ def put(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def step_of(path: Path) -> int:
-    """The step in the name of a checkpoint: best-12.safetensors → 12."""
+    """The step in the name of a checkpoint: step-12.safetensors → 12."""
     return int(path.stem.rpartition("-")[2])

@@ -154,29 +154,41 @@ class Trainer:
         return evaluate(self.setup.model, val_set, padding_id, self.machine)
 
     def record(self, val_loss: float, train_loss: float | None, watched: dict[str, str] | None) -> None:
-        """Note what was measured, and with `--early-stopping` the weights if they are the best so far."""
+        """Note what was measured, and with `--keep best` the weights if they are the best so far."""
         self.progress.evaluation(val_loss, train_loss)
         if watched:
             self.progress.watched(watched)
         if train_loss is not None:
             self.state.after = Losses(train_loss, val_loss)
             self.state.before = self.state.before or self.state.after
-        if self.settings.early_stopping and self.state.best == self.state.step:
-            self.setup.checkpoints.save_best(self.setup.model, self.state.step)
-            self.state.kept = self.state.step
+        if self.chooses and self.state.best == self.state.step > 0:
+            try:
+                self.setup.checkpoints.save_best(self.setup.model, self.state)
+            except UserError as error:
+                self.progress.say(f"the weights of step {self.state.step} are not kept: {error}")
 
     def is_hopeless(self) -> bool:
         """Whether `--early-stopping` has seen enough evaluations without improvement."""
         patience, evaluations = self.settings.early_stopping, self.state.evaluations
         return bool(patience) and len(evaluations) - 1 - self.state.best_place >= patience
 
+    @property
+    def chooses(self) -> bool:
+        """Whether this process keeps the best weights."""
+        return self.settings.keep == "best" and self.machine.primary
+
     def choose_weights(self) -> None:
-        """The last weights are kept, or with `--early-stopping` the best: put those back, and measure them again."""
+        """Put the weights with the lowest validation loss back in place, or keep the last; say which."""
         state = self.state
+        if not self.chooses:
+            return
         if state.kept not in (-1, state.step):
-            self.setup.checkpoints.load_best(self.setup.model, state.kept)
-            state.after = Losses(self.evaluate("train"), self.evaluate("val"))
-            self.progress.kept()
+            self.setup.checkpoints.load_best(self.setup.model, state)
+            alone = self.machine._replace(processes=1)  # the others are done
+            train_set, _, padding_id = self.examples
+            train_loss = evaluate(self.setup.model, train_set, padding_id, alone, TRAIN_SAMPLE)
+            state.after = Losses(train_loss, state.evaluations[state.best_place][1])
+        self.progress.kept()
 
     def save_is_due(self) -> bool:
         minutes = self.setup.saving.checkpoint_minutes

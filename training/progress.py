@@ -94,11 +94,22 @@ class Progress:
         self.say(f"  generated  {shorten(case['model_response'])}")
 
     def kept(self) -> None:
-        """Record the losses of the weights that are kept, where they are not the last."""
-        step, after = self.state.kept, self.state.after
-        assert after is not None
-        self.log(kept_step=step, kept_val_loss=after.val, kept_train_set_loss=after.train)
-        self.say(f"kept: the weights of step {step}, validation loss {after.val:.3f}")
+        """Say which weights are kept, and record their losses where they are not the last."""
+        state, (step, loss) = self.state, self.state.evaluations[self.state.best_place]
+        if not step:
+            self.say(
+                f"no training step lowered the validation loss of the base model ({loss:.3f}): the last weights are"
+                " kept; try a lower --learning-rate"
+            )
+        elif step == state.step:
+            self.say("kept: the last weights, which have the lowest validation loss")
+        elif state.kept < 0:
+            self.say(f"kept: the last weights; those of step {step} had a lower validation loss ({loss:.3f})")
+        else:
+            assert state.after is not None
+            self.log(kept_step=step, kept_val_loss=loss, kept_train_set_loss=state.after.train)
+            place = f"epoch {step / self.steps_per_epoch:.4g} (step {step} of {state.step})"
+            self.say(f"kept: the weights of {place}, which have the lowest validation loss, {loss:.3f}")
 
     def resume_clock(self) -> None:
         """What was done since the last step (an evaluation, a checkpoint) is not the next one's time."""

@@ -1,0 +1,65 @@
+"""The weights with the lowest validation loss so far, on disk: memory holds one copy of the model and no second one."""
+
+import os
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from support.files import writing
+
+
+def save_best(path: Path, tensors: Iterable[Tensor], spares: Sequence[Path]) -> int:
+    """Write tensors to `path`, one after another without a header, and return the CRC-32 of the file.
+
+    One of the `spares`, files of the same size that nothing refers to, is overwritten and renamed; the others are
+    removed. Overwriting is several times faster than writing a new file, for which the system has to find free pages.
+
+    Raises:
+        UserError: the file can't be written (a full disk).
+    """
+    crc, temporary = 0, path.with_suffix(".tmp")
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)
+        for spare in spares[1:]:
+            spare.unlink()
+        if spares:
+            spares[0].replace(temporary)
+        with open(temporary, "r+b" if spares else "wb") as file:
+            for tensor in tensors:
+                content = as_bytes(tensor.detach().cpu().contiguous())
+                crc = zlib.crc32(content, crc)
+                file.write(content)
+        temporary.replace(path)
+    return crc
+
+
+def load_best(path: Path, tensors: Iterable[Tensor]) -> None:
+    """Copy what `save_best` wrote back into tensors of the same shapes, one at a time."""
+    with open(path, "rb") as file, torch.no_grad():
+        for tensor in tensors:
+            stored = torch.empty(tensor.shape, dtype=tensor.dtype)
+            file.readinto(as_bytes(stored))
+            tensor.copy_(stored)
+
+
+def checksum_of(path: Path) -> int:
+    """The CRC-32 of a file."""
+    crc = 0
+    with open(path, "rb") as file:
+        while content := file.read(1 << 22):
+            crc = zlib.crc32(content, crc)
+    return crc
+
+
+def flush(path: Path) -> None:
+    """Wait until the file is on the disk, so that a power cut can't tear it."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU."""
+    return tensor.view(-1).view(torch.uint8).numpy().data
