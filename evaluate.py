@@ -37,7 +37,7 @@ def main() -> None:
     folder = folder and make_report_folder(folder, measured.run or measured.folder)  # before the work, not after it
     lock = lock_run_folder(folder) if folder and measured.run and folder.samefile(measured.run) else None
 
-    from evaluation.comparison import measure_column
+    from evaluation.comparison import Column, measure_column
     from evaluation.results import Origin
     from load_gpt2_weights import load_for, read_config
     from pipeline.measure import write_evaluation
@@ -58,12 +58,16 @@ def main() -> None:
     scope = Scope(length, asked, min(asked, replies), asked, settings.generation, settings.seed)
     subject = choose_subject(data, measured.run, machine, scope)
 
-    def load(folder: Path) -> Decoder:
-        return Decoder(load_for(tokenizer, folder, machine.device, machine.inference_dtype), machine.inference_dtype)
+    def measure(folder: Path, whole: bool = False) -> Column:
+        model = load_for(tokenizer, folder, machine.device, machine.inference_dtype)
+        try:
+            return measure_column(Decoder(model, machine.inference_dtype), subject, whole=whole)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from None
 
-    columns = {"model": measure_column(load(measured.folder), subject, whole=True)}
+    columns = {"model": measure(measured.folder, whole=True)}
     if base:
-        columns["base"] = measure_column(load(base), subject)
+        columns["base"] = measure(base)
     folder = folder or make_report_folder(None, measured.run or measured.folder)
     origin = Origin(
         model=str(measured.folder),

@@ -98,7 +98,7 @@ def read_weights(folder: Path, dtype: torch.dtype = torch.float32) -> Iterator[t
     """The parameters of a model folder, each with its name, one at a time; see `load_model` for their types.
 
     Raises:
-        UserError: a damaged file, or tensors that don't fit `config.json`.
+        UserError: a damaged file, tensors that don't fit `config.json`, or numbers that are NaN or infinite.
     """
     config = read_config(folder / "config.json")
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), folder / WEIGHT_FILES[0])
@@ -108,6 +108,8 @@ def read_weights(folder: Path, dtype: torch.dtype = torch.float32) -> Iterator[t
     for name, stored in stored_names.items():
         wanted = dtype if name.endswith((*TRANSPOSED, "wte.weight")) else torch.float32
         tensor = own_copy(read(stored), name.endswith(TRANSPOSED), wanted)
+        if not is_finite(tensor):
+            raise UserError(f"{path}: {stored} holds NaN or infinity in {str(wanted)[6:]}; fetch the model again")
         if name == "wte.weight" and head is not None and not torch.equal(own_copy(read(head), False, wanted), tensor):
             raise UserError(f"{path}: lm_head.weight differs from wte.weight; an untied output head is not supported")
         yield name, tensor
@@ -227,6 +229,14 @@ def own_copy(tensor: Tensor, transposed: bool, dtype: torch.dtype) -> Tensor:
     """A copy in memory of its own: a view would keep the whole file mapped, and the file may be replaced."""
     source = tensor.t() if transposed else tensor
     return torch.empty(source.shape, dtype=dtype).copy_(source)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor is free of NaN and infinity.
+
+    Either shows in the sum, which costs little; huge numbers may overflow it, and only then is each one looked at.
+    """
+    return bool(tensor.sum().isfinite() or tensor.isfinite().all())
 
 
 def save_model(

@@ -97,6 +97,9 @@ def measure_column(
     Args:
         written: what it has written already; none: it writes now, and in the dialogues that are shown, if asked for the
             `whole`, all of the rest.
+
+    Raises:
+        UserError: the model gives NaN or infinity.
     """
     if written is None:
         conversations, shown = subject.conversations, subject.generation.cases if whole else 0

@@ -150,8 +150,8 @@ def about_copies(model: Metrics, true: Metrics) -> list[str]:
 
 
 def excludes(value: float, estimate: Estimate) -> bool:
-    """Whether `value` lies outside the interval; False without one."""
-    return estimate.interval is not None and not estimate.interval[0] <= value <= estimate.interval[1]
+    """Whether `value` lies outside the interval; False without one, or with an end that is NaN."""
+    return estimate.interval is not None and (value < estimate.interval[0] or value > estimate.interval[1])
 
 
 def with_interval(estimate: Estimate, unit: str = "") -> str:

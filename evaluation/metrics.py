@@ -123,12 +123,14 @@ def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
 
 
 def ranks(losses: Iterable[np.ndarray]) -> np.ndarray:
-    """(replies,) the place of each reply among all that could stand there, 1 for the likeliest; ties count against it.
+    """(replies,) the place of each reply among all that could stand there, 1 for the likeliest.
+
+    Ties count against it, and so does NaN.
 
     Args:
         losses: of each reply the mean loss of a token, and behind it those of the others.
     """
-    return np.array([1 + np.count_nonzero(others[1:] <= others[0]) for others in losses])
+    return np.array([1 + np.count_nonzero(~(others[1:] > others[0])) for others in losses])
 
 
 def words(text: str) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import NamedTuple
 
 from evaluation.metrics import CONFIDENCE, RESAMPLES, Estimate
-from evaluation.run_files import EVALUATION_VERSION
+from evaluation.run_files import EVALUATION_VERSION, number
 from settings import GenerationSettings
 from support.files import Json, without_none
 
@@ -78,14 +78,14 @@ class Metrics:
         return {name: found.needed for name, found in vars(self).items() if isinstance(found, TooFew)}
 
     def to_json(self) -> Json:
-        """The values by name, then the intervals, then the reasons for missing values."""
+        """The values by name, then the intervals, then the reasons for missing values. NaN and infinity become None."""
         values: Json = {}
         intervals: Json = {}
         for name, found in vars(self).items():
             if isinstance(found, Estimate):
-                values[name] = found.value
+                values[name] = number(found.value)
                 if found.interval:
-                    intervals[name] = found.interval
+                    intervals[name] = numbers(found.interval)
             elif isinstance(found, TooFew):
                 values[name] = None
             elif name == "longest_copied_span":
@@ -94,8 +94,8 @@ class Metrics:
             elif name == "loss_by_part" and found is not None:
                 values[name] = {part: metrics.to_json() for part, metrics in found.items()}
             elif found is not None:
-                values[name] = {key: each.value for key, each in found.items()}
-                intervals[name] = {key: each.interval for key, each in found.items() if each.interval}
+                values[name] = {key: number(each.value) for key, each in found.items()}
+                intervals[name] = {key: numbers(each.interval) for key, each in found.items() if each.interval}
         return {**values, "intervals": intervals, "too_small": self.too_small()}
 
     @classmethod
@@ -114,9 +114,16 @@ class Metrics:
                 found[name] = value and CopiedSpan(**value)
             elif isinstance(value, dict):
                 found[name] = {key: Estimate(each, (interval or {}).get(key)) for key, each in value.items()}
-            else:
-                found[name] = TooFew(too_small[name]) if value is None else Estimate(value, interval)
+            elif name in too_small:
+                found[name] = TooFew(too_small[name])
+            elif value is not None:
+                found[name] = Estimate(value, interval)
         return cls(**found)
+
+
+def numbers(values: Sequence[float]) -> list[float | None]:
+    """The finite ones of `values`, and None for the others."""
+    return list(map(number, values))
 
 
 def value_of(found: Number) -> float | None:

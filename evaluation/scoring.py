@@ -16,7 +16,7 @@ from tqdm import tqdm
 from dialogues.batches import IGNORED, DialogueDataset, Example, collate, evaluation_batches, round_up
 from dialogues.conversations import Conversations
 from gpt_model import GPTModel, KVCache
-from talking.generation import pad_left
+from talking.generation import check_finite, pad_left
 
 HISTORIES = {"none": 0, "1": 1, "2": 2, "4": 4, "all": None}  # how many turns before a reply the model sees
 OTHERS = 19  # turns that a reply is ranked among
@@ -122,10 +122,15 @@ class BranchedCache(KVCache):
 
 
 def split_rows(flat: Tensor, targets: Tensor) -> list[np.ndarray]:
-    """The losses of the learned targets of a batch (B, T), one array for each row."""
+    """The losses of the learned targets of a batch (B, T), one array for each row.
+
+    Raises:
+        UserError: a loss is NaN or infinite.
+    """
     learned = targets != IGNORED
-    counts = learned.sum(dim=1).tolist()
-    return [part.double().cpu().numpy() for part in flat[learned.flatten()].float().split(counts)]
+    counts, losses = learned.sum(dim=1).tolist(), flat[learned.flatten()].float()
+    check_finite(losses)
+    return [part.double().cpu().numpy() for part in losses.split(counts)]
 
 
 def progress(what: str, total: int) -> tqdm:

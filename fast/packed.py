@@ -5,8 +5,9 @@ read them at three quarters of the memory's rate, where oneDNN reaches one third
 its normal range, and neither activations nor products are rounded.
 Saves: half of the time of decoding 1 to 3 prompts with gpt2-medium, for 0.7 GB and 2.5 s once (two cores of AMD EPYC
 Zen 4, `benchmarks/LOG.md`).
-Off: for fp32 weights, on a GPU, on processors other than x86, for more than `FEW_ROWS` rows, beside LoRA adapters (a
-second copy of the weights would be most of their memory), and under autocast, where losses are computed as in training.
+Off: for fp32 weights, for weights too large for fp16, on a GPU, on processors other than x86, for more than `FEW_ROWS`
+rows, beside LoRA adapters (a second copy of the weights would be most of their memory), and under autocast, where
+losses are computed as in training.
 A bf16 head computes fp32 logits even where packing is off.
 """
 
@@ -28,7 +29,8 @@ class PackedLinear(Linear):
         self.weight, self.bias = weight, bias
         self.packed = None
         # Pack in one thread: a worker thread that exits while a signal ends the process makes it abort.
-        if weight.is_cpu and torch.backends.quantized.engine in ("x86", "fbgemm"):
+        available = weight.is_cpu and torch.backends.quantized.engine in ("x86", "fbgemm")
+        if available and max(map(abs, map(float, torch.aminmax(weight.detach())))) <= torch.finfo(torch.float16).max:
             self.packed = torch.ops.quantized.linear_prepack_fp16(weight.detach().float(), bias)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -70,8 +70,13 @@ def without_none(fields: list[tuple[str, Any]]) -> Json:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; non-ASCII text stays readable, paths become text."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    """Write `value` as indented JSON, atomically; non-ASCII text stays readable, paths become text.
+
+    Raises:
+        UserError: the file can't be written.
+        ValueError: a number is NaN or infinite, for which JSON has no word.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
 
 
 def read_json_object(path: Path, advice: str = "delete it and fetch it again") -> Json:

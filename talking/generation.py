@@ -11,6 +11,7 @@ from tqdm import tqdm
 from dialogues.dialogue import Dialogue, Turn
 from dialogues.template import Renderer
 from settings import SamplingSettings
+from support.errors import UserError
 from talking.decoder import Decoder
 
 BATCH = 16  # prompts at a time: their keys and values take memory
@@ -175,9 +176,14 @@ def draw(logits: Tensor, settings: SamplingSettings, generator: torch.Generator)
 
     Top-p keeps the smallest set of tokens whose probabilities reach p (Holtzman et al. 2020, "The Curious Case of
     Neural Text Degeneration").
+
+    Raises:
+        UserError: logits are NaN or infinite.
     """
     if settings.temperature == 0:
-        return logits.argmax(dim=-1, keepdim=True)
+        tokens = logits.argmax(dim=-1, keepdim=True)
+        check_finite(logits.gather(-1, tokens))  # `argmax` takes NaN for the largest number
+        return tokens
     logits = logits.float() / settings.temperature
     if settings.top_k:
         kept = logits.topk(min(settings.top_k, logits.size(-1))).values
@@ -186,4 +192,15 @@ def draw(logits: Tensor, settings: SamplingSettings, generator: torch.Generator)
         ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
         reached = ordered.cumsum(dim=-1) - ordered >= settings.top_p  # without this token p is reached already
         logits = logits.masked_fill(reached.scatter(-1, order, reached), -torch.inf)
-    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)
+    probabilities = logits.softmax(dim=-1)
+    check_finite(probabilities[:, :1])  # one NaN makes all of its row NaN
+    return torch.multinomial(probabilities, 1, generator=generator)
+
+
+def check_finite(values: Tensor) -> None:
+    """Raise `UserError` if any of the `values` that a model gave is NaN or infinite."""
+    if not values.isfinite().all():
+        raise UserError(
+            "the model's logits are NaN or infinite: its weights are damaged, or too large for this precision;"
+            " fetch or train it again, or try --precision fp32"
+        )

@@ -119,3 +119,9 @@ def test_packed_weights_are_for_few_rows_and_not_under_autocast(rows, autocast):
         y = packed(x).float()
     exact = torch.allclose(y, x @ layer.weight.float().t(), atol=1e-5)
     assert exact == (rows <= FEW_ROWS and not autocast and packed.packed is not None)
+
+
+def test_weights_that_fp16_cannot_hold_are_not_packed():
+    layer = Linear(32, 8)
+    layer.weight.data = torch.full((8, 32), -1e5).bfloat16()
+    assert PackedLinear(layer).packed is None

@@ -1,12 +1,14 @@
 """The evaluation at the end of a run, and evaluate.py: what they write, agree on, and refuse."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import CPU, PROJECT, bundled_dialogues, logged, refused, run_in, tiny_reference, write_layout, written
 from dialogues.conversations import Conversations
@@ -16,7 +18,7 @@ from dialogues.template import Renderer, render
 from evaluation.comparison import Column, compare, measure_column
 from evaluation.findings import find_out, measure_overfitting, short_table
 from evaluation.metrics import Estimate
-from evaluation.results import Evaluation, Metrics, Options, Origin, Size
+from evaluation.results import Evaluation, Metrics, Options, Origin, Size, TooFew
 from evaluation.run_files import Losses, Point, read_losses
 from hub.find import BUNDLED
 from load_gpt2_weights import load_model
@@ -24,6 +26,7 @@ from pipeline.measure import write_evaluation
 from pipeline.prepare import Data, read_turns
 from pipeline.subject import Scope, choose_subject
 from settings import GenerationSettings
+from support.errors import UserError
 from talking.decoder import Decoder
 
 ORIGIN = Origin("model", None, "chats.json", "cpu", "fp32")
@@ -254,6 +257,16 @@ class TestEvaluate:
     def test_several_processes_are_refused(self, command, work_in):
         assert "start it without torchrun" in refused(command("evaluate.py", WORLD_SIZE="2"))
 
+    @pytest.mark.parametrize(("value", "where"), [(np.nan, "huge/model.safetensors: wte.weight"), (1e38, "huge: ")])
+    def test_a_model_of_no_numbers_is_named_and_not_measured(self, command, work, vocabulary, value, where):
+        reference = tiny_reference()
+        torch.nn.init.constant_(reference.transformer.wte.weight, value)
+        write_layout(reference, vocabulary, work / "huge", "bare")
+        (work / "others.json").write_text(json.dumps(OTHERS))
+        before = written(work)
+        assert where in refused(command("evaluate.py", "huge", "--data", "others.json"))
+        assert written(work) == before
+
     def test_a_damaged_folder_is_named(self, command, work_in):
         run = work_in / "runs" / "first"
         dialogue = json.loads((run / "model" / "dialogue.json").read_text())
@@ -328,6 +341,24 @@ def test_a_column_is_the_same_from_its_file():
     again = Column.from_json(json.loads(json.dumps(column.to_json())))
     assert again.written == column.written
     assert compare({"model": again}, subject) == compare({"model": column}, subject)
+
+
+def test_a_metric_that_is_no_number_is_null_in_its_file():
+    nan = Estimate(math.nan, [math.nan, 1.0])
+    values = Metrics(loss=Estimate(2.0), bits_per_byte=nan, loss_by_turn={"1": nan}, mrr=TooFew("more")).to_json()
+    again = json.loads(json.dumps(values, allow_nan=False))
+    assert (again["bits_per_byte"], again["loss_by_turn"]) == (None, {"1": None})
+    assert again["intervals"] == {"bits_per_byte": [None, 1.0], "loss_by_turn": {"1": [None, 1.0]}}
+    assert Metrics.from_json(again).numbers() == {"loss": Estimate(2.0)}
+    assert Metrics.from_json(again).too_small() == {"mrr": "more"}
+
+
+def test_a_model_whose_losses_are_no_numbers_is_not_measured():
+    model, subject = make_subject(bundled_dialogues()[:3])
+    written = measure_column(Decoder(model), subject).written
+    torch.nn.init.constant_(model.wte.weight, 1e38)
+    with pytest.raises(UserError, match="the model's logits are NaN or infinite"):
+        measure_column(Decoder(model), subject, written)
 
 
 @pytest.mark.parametrize("template", ["prompt", "labels", "tokens", "alpaca"])

@@ -1,5 +1,6 @@
 """Files are written whole or not at all."""
 
+import math
 import stat
 
 import pytest
@@ -30,6 +31,13 @@ def test_json_is_readable_text_with_plain_newlines(tmp_path):
     assert "café 🐕".encode() in content
     assert b"\r" not in content
     assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) & 0o600 == 0o600
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_json_has_no_nan(tmp_path, number):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"a": [number]})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_run_folders_are_numbered(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from dialogues.template import Renderer
 from hub.find import BUNDLED
 from load_gpt2_weights import load_model
 from settings import GenerationSettings
+from support.errors import UserError
 from talking.decoder import Decoder
 from talking.generation import BATCH, Bounds, CompletionConfig, complete_dialogues, draw, generate, penalize_repetition
 
@@ -175,3 +176,14 @@ def test_many_cases_are_written_in_batches(vocabulary, tmp_path):
     together = complete_dialogues(Decoder(model), dialogues, config)
     alone = [complete_dialogues(Decoder(model), [dialogue], config)[0] for dialogue in dialogues]
     assert together == alone
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.7}, {"temperature": 1, "top_k": 2}, {"temperature": 1, "top_p": 0.5}]
+)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_token_is_not_chosen_by_logits_that_are_no_numbers(options, value):
+    logits = torch.zeros(2, 9)
+    logits[1, 4] = value
+    with pytest.raises(UserError, match="the model's logits are NaN or infinite"):
+        draw(logits, GenerationSettings(**options), torch.Generator())

@@ -1,11 +1,14 @@
-"""What loading and saving cost."""
+"""What loading and saving cost, and weights that are no numbers."""
 
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from conftest import PROJECT, tiny_reference, write_layout
+from load_gpt2_weights import load_model
+from support.errors import UserError
 
 MEASURE = r"""
 import re, sys
@@ -56,3 +59,22 @@ def test_loading_takes_one_copy_of_the_weights_and_saving_none(layout, dtype, co
     loading, saving = map(float, done.stdout.split())
     assert 0.8 * copies < loading < 1.4 * copies
     assert saving < 0.9  # of a whole copy: single tensors are copied and cast
+
+
+@pytest.mark.parametrize("layout", ["prefixed", "bin"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_weights_that_are_nan_or_infinite_are_refused_by_name(layout, dtype, value, vocabulary, tmp_path):
+    reference = tiny_reference()
+    with torch.no_grad():
+        reference.get_parameter("transformer.h.1.mlp.c_fc.weight")[3, 5] = value
+    folder = write_layout(reference, vocabulary, tmp_path / "m", layout)
+    with pytest.raises(UserError, match=r"m/(model|pytorch_model)\..*h\.1\.mlp\.c_fc\.weight holds NaN or infinity"):
+        load_model(folder, dtype=dtype)
+
+
+def test_weights_whose_sum_is_infinite_are_numbers_all_the_same(vocabulary, tmp_path):
+    reference = tiny_reference()
+    with torch.no_grad():
+        reference.transformer.wte.weight.fill_(3e38)
+    assert load_model(write_layout(reference, vocabulary, tmp_path / "m", "bare"))[0].wte.weight.isfinite().all()

@@ -20,6 +20,7 @@ from dialogues.conversations import Conversations
 from dialogues.dialogue import Dialogue, Turn
 from dialogues.template import Renderer
 from evaluation import metrics
+from evaluation.findings import excludes
 from evaluation.likelihood import Subject, Sums, context_use, measure_likelihood
 from evaluation.metrics import COPIED_WORDS, Copied
 from evaluation.scoring import Reply, Scorer, choose_replies, make_histories
@@ -151,6 +152,12 @@ def test_ranks():
     """1 for the likeliest, 3 behind two likelier ones, last where all are alike; alone first."""
     losses = [[1.0, 2, 3], [3.0, 1, 2, 4], [2.0, 2, 2, 2], [2.0, 2, 1], [5.0]]
     assert metrics.ranks(map(np.array, losses)).tolist() == [1, 3, 4, 3, 1]
+
+
+def test_a_loss_that_is_no_number_wins_no_comparison():
+    losses = [[math.nan, 1, 2], [math.nan] * 3, [1.0, math.nan, 2]]
+    assert metrics.ranks(map(np.array, losses)).tolist() == [3, 3, 2]
+    assert not excludes(0, metrics.Estimate(math.nan, [math.nan, math.nan]))
 
 
 class TestDiversity:
