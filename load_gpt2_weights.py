@@ -6,8 +6,9 @@ A model folder has the published Hugging Face layout: `config.json`, `model.safe
 
 import json
 import pickle
+import reprlib
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,11 @@ FIXED_CONFIG = {
     "add_cross_attention": (False, None),
     "tie_word_embeddings": (True, None),
 }
-LARGEST = 1 << 20  # of any number in a configuration: a damaged file must not ask for more memory than there is
+# Of any number in a configuration, and of its layers, each of which is built: a damaged file must not ask for more
+# memory or time than there is. GPT-2 XL has 48 layers.
+LARGEST, MOST_LAYERS = 1 << 20, 1000
+NAMED = 5  # tensors of each fault that an error names; a damaged file may have a million
+LONGEST = 200  # characters of what an error takes from a file
 
 
 SAFETENSORS_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -107,7 +112,11 @@ def read_weights(folder: Path, dtype: torch.dtype = torch.float32) -> Iterator[t
     head = stored_names.pop("lm_head.weight", None)
     for name, stored in stored_names.items():
         wanted = dtype if name.endswith((*TRANSPOSED, "wte.weight")) else torch.float32
-        tensor = own_copy(read(stored), name.endswith(TRANSPOSED), wanted)
+        source = read(stored)
+        if source.is_meta or not source.is_floating_point():
+            form = "without its numbers" if source.is_meta else f"as {str(source.dtype)[6:]}"
+            raise UserError(f"{path}: {stored} is stored {form}; save the model in float32, float16 or bfloat16")
+        tensor = own_copy(source, name.endswith(TRANSPOSED), wanted)
         if not is_finite(tensor):
             raise UserError(f"{path}: {stored} holds NaN or infinity in {str(wanted)[6:]}; fetch the model again")
         if name == "wte.weight" and head is not None and not torch.equal(own_copy(read(head), False, wanted), tensor):
@@ -149,17 +158,21 @@ def read_config(path: Path) -> GPTConfig:
         UserError: not a GPT-2, not whole, or with options that this model does not compute.
     """
     raw = read_json_object(path)
-    problems = [f"{key} is {raw[key]!r}" for key, known in FIXED_CONFIG.items() if key in raw and raw[key] not in known]
+    problems = [
+        f"{key} is {reprlib.repr(raw[key])}"
+        for key, known in FIXED_CONFIG.items()
+        if key in raw and raw[key] not in known
+    ]
     if "model_type" not in raw:
         problems.append("model_type is missing")
     sizes = ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions")
     numbers = {key: raw.get(key) for key in sizes} | ({} if raw.get("n_inner") is None else {"n_inner": raw["n_inner"]})
     for key, value in numbers.items():
-        if type(value) is not int or not 1 <= value <= LARGEST:
-            problems.append(f"{key} is {value!r}")
+        if type(value) is not int or not 1 <= value <= (MOST_LAYERS if key == "n_layer" else LARGEST):
+            problems.append(f"{key} is {reprlib.repr(value)}")
     epsilon = raw.get("layer_norm_epsilon", GPTConfig.layer_norm_epsilon)
     if not isinstance(epsilon, float) or not 0 < epsilon < 1:
-        problems.append(f"layer_norm_epsilon is {epsilon!r}")
+        problems.append(f"layer_norm_epsilon is {reprlib.repr(epsilon)}")
     if not problems and raw["n_embd"] % raw["n_head"]:
         problems.append(f"n_embd {raw['n_embd']} does not divide into {raw['n_head']} heads")
     if problems:
@@ -179,7 +192,8 @@ def open_weights(path: Path) -> tuple[dict[str, torch.Size], Callable[[str], Ten
         with safe_open(path, framework="pt") as file:
             shapes = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged or cut short ({error}); delete it and fetch it again") from None
+        why = str(error)[:LONGEST]
+        raise UserError(f"{path} is damaged or cut short ({why}); delete it and fetch it again") from None
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} is refused: it is cut short, or holds more than tensors and could run code; use model.safetensors"
@@ -205,24 +219,32 @@ def match_tensors(shapes: dict[str, torch.Size], expected: dict[str, torch.Size]
     An `lm_head.weight` instead of `wte.weight` takes its place; one beside it is in the result too.
 
     Raises:
-        UserError: with every missing, unexpected and misshapen tensor.
+        UserError: with the first of the missing, unexpected and misshapen tensors, and how many more there are.
     """
     stored = {name.removeprefix("transformer."): name for name in shapes if not name.endswith(MASK_BUFFERS)}
     if "wte.weight" not in stored and "lm_head.weight" in stored:
         stored["wte.weight"] = stored.pop("lm_head.weight")
     if "lm_head.weight" in stored:
         expected = expected | {"lm_head.weight": expected["wte.weight"]}
-    problems = [f"{name} missing" for name in expected if name not in stored]
-    problems += [f"{name} twice" for name in stored if name in shapes and f"transformer.{name}" in shapes]
-    problems += [f"{name} unexpected" for name in stored if name not in expected]
-    problems += [
-        f"{name} has shape {tuple(shapes[stored[name]])}, not {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in stored and shapes[stored[name]] != shape
-    ]
-    if problems:
+    faults = {
+        "missing": [f"{name} missing" for name in expected if name not in stored],
+        "twice": [f"{name} twice" for name in stored if name in shapes and f"transformer.{name}" in shapes],
+        "unexpected": [f"{name} unexpected" for name in stored if name not in expected],
+        "of another shape": [
+            f"{name} has shape {tuple(shapes[stored[name]])}, not {tuple(shape)}"
+            for name, shape in expected.items()
+            if name in stored and shapes[stored[name]] != shape
+        ],
+    }
+    if problems := [problem for fault, texts in faults.items() for problem in first_few(fault, texts)]:
         raise UserError(f"{path} does not hold the model that config.json describes: {'; '.join(problems)}")
     return {name: stored[name] for name in expected}
+
+
+def first_few(fault: str, texts: Sequence[str]) -> list[str]:
+    """The first of the `texts`, one for each tensor that has a fault, and how many more there are."""
+    more = [f"{len(texts) - NAMED:,} more {fault}"] if len(texts) > NAMED else []
+    return [text[:LONGEST] for text in texts[:NAMED]] + more
 
 
 def own_copy(tensor: Tensor, transposed: bool, dtype: torch.dtype) -> Tensor:

@@ -77,17 +77,23 @@ def copy_vocabulary(source: Path, target: Path, tokenizer: tiktoken.Encoding | N
 
 
 def read_added_tokens(folder: Path, vocabulary: dict[str, int]) -> dict[str, int]:
-    """The special tokens outside of `vocabulary`, as token → id: from `added_tokens.json`, or from `tokenizer.json`."""
-    if (folder / "added_tokens.json").exists():
-        return read_json_object(folder / "added_tokens.json")
-    if (folder / "vocab.json").exists():
+    """The special tokens outside of `vocabulary`, as token → id: from `added_tokens.json`, or from `tokenizer.json`.
+
+    Raises:
+        UserError: the file is damaged, or a token is no text.
+    """
+    path = folder / "added_tokens.json"
+    apart = path.exists()
+    if not apart and (folder / "vocab.json").exists():
         return {}
-    path = folder / "tokenizer.json"
+    path = path if apart else folder / "tokenizer.json"
+    content = read_json_object(path)
     try:
-        tokens = {token["content"]: token["id"] for token in read_json_object(path).get("added_tokens", [])}
-    except (LookupError, TypeError):
+        tokens = content if apart else {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+        "".join(tokens).encode()  # half a surrogate pair is no text
+    except (LookupError, TypeError, AttributeError, UnicodeEncodeError):
         raise UserError(f"{path}: its added tokens are damaged; fetch it again") from None
-    return {token: number for token, number in tokens.items() if token not in vocabulary}
+    return tokens if apart else {token: number for token, number in tokens.items() if token not in vocabulary}
 
 
 def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[str]]:
@@ -104,7 +110,7 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[str]]:
             raise UserError(f"{path} holds no byte-level BPE; put vocab.json and merges.txt beside it") from None
     path = folder / "merges.txt"
     try:
-        merges = path.read_text(encoding="utf-8").split("\n")
+        merges = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
     except UnicodeDecodeError:

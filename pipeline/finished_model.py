@@ -34,7 +34,7 @@ def find_finished_model(name: str | None, model_path: Path) -> FinishedModel:
     described = folder / "dialogue.json"
     dialogue = read_json_object(described, "put it back, or remove it") if described.exists() else {}
     names = dialogue.get("speakers", [])
-    texts = [dialogue.get(key, "") for key in ("learn", "instruction")]
+    texts = [dialogue.get(key, "") for key in ("template", "learn", "instruction")]
     if not isinstance(names, list) or not all(isinstance(text, str) for text in [*names, *texts]):
         raise UserError(f"{described} is damaged; put it back, or remove it")
     if dialogue.get("template", "prompt") not in TEMPLATES:

@@ -85,7 +85,7 @@ def read_json_object(path: Path, advice: str = "delete it and fetch it again") -
 
 
 def read_json(path: Path, kind: type, advice: str) -> Any:
-    """Read a JSON file that holds an object (`kind` is dict) or a list.
+    """Read a JSON file that holds an object (`kind` is dict) or a list, with or without a byte order mark.
 
     Args:
         advice: what to do about a damaged one.
@@ -94,7 +94,7 @@ def read_json(path: Path, kind: type, advice: str) -> Any:
         UserError: unreadable, not JSON, or of another kind.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or brackets without end

@@ -270,7 +270,14 @@ class TestEvaluate:
     def test_a_damaged_folder_is_named(self, command, work_in):
         run = work_in / "runs" / "first"
         dialogue = json.loads((run / "model" / "dialogue.json").read_text())
-        for change in ({"template": "bogus"}, {"template": 5}, {"speakers": 5}, {"speakers": [1]}, {"learn": None}):
+        for change in (
+            {"template": "bogus"},
+            {"template": 5},
+            {"template": ["prompt"]},
+            {"speakers": 5},
+            {"speakers": [1]},
+            {"learn": None},
+        ):
             (run / "model" / "dialogue.json").write_text(json.dumps({**dialogue, **change}))
             assert "dialogue.json" in refused(command("evaluate.py", "runs/first", "--data", "others.json"))
         (run / "model" / "dialogue.json").write_text(json.dumps(dialogue))

@@ -1,5 +1,8 @@
-"""What loading and saving cost, and weights that are no numbers."""
+"""What loading and saving cost, and damaged folders in one line."""
 
+import codecs
+import json
+import struct
 import subprocess
 import sys
 
@@ -78,3 +81,61 @@ def test_weights_whose_sum_is_infinite_are_numbers_all_the_same(vocabulary, tmp_
     with torch.no_grad():
         reference.transformer.wte.weight.fill_(3e38)
     assert load_model(write_layout(reference, vocabulary, tmp_path / "m", "bare"))[0].wte.weight.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize(
+    ("change", "form"),
+    [
+        (lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8), "as qint8"),
+        (lambda weight: weight.to("meta"), "without its numbers"),
+        (lambda weight: weight.to(torch.int8), "as int8"),
+    ],
+)
+def test_tensors_without_floating_point_numbers_are_refused_by_name(change, form, vocabulary, tmp_path):
+    folder = write_layout(tiny_reference(), vocabulary, tmp_path / "m", "bin")
+    tensors = torch.load(folder / "pytorch_model.bin")
+    tensors["h.0.mlp.c_fc.weight"] = change(tensors["h.0.mlp.c_fc.weight"])
+    torch.save(tensors, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=rf"pytorch_model.bin: h\.0\.mlp\.c_fc\.weight is stored {form}; save"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["added_tokens.json", "tokenizer.json"])
+@pytest.mark.parametrize("token", ["\ud800", 5])
+def test_added_tokens_that_are_no_text_are_refused(name, token, model_folder):
+    if name == "added_tokens.json":
+        content = {str(token): 400}
+    else:
+        vocab, merges = (model_folder / "vocab.json", model_folder / "merges.txt")
+        model = {"vocab": json.loads(vocab.read_text()), "merges": merges.read_text().split("\n")[1:-1]}
+        content = {"model": model, "added_tokens": [{"content": token, "id": 400}]}
+        vocab.unlink()
+    (model_folder / name).write_text(json.dumps(content))
+    message = "its added tokens are damaged" if token != 5 or name == "tokenizer.json" else "the weights 400"
+    with pytest.raises(UserError, match=message):
+        load_model(model_folder)
+
+
+def test_a_byte_order_mark_changes_nothing(model_folder):
+    for name in ("config.json", "vocab.json", "merges.txt"):
+        path = model_folder / name
+        path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    assert load_model(model_folder)[1].encode_ordinary("Hi Bob!")
+
+
+def test_errors_about_damaged_folders_are_short(model_folder):
+    """However many layers, tensors and digits a file has."""
+    config = json.loads((model_folder / "config.json").read_text())
+    for changes in ({"n_layer": 1 << 20}, {"n_head": 10**4000}, {"activation_function": "x" * 10**6}):
+        (model_folder / "config.json").write_text(json.dumps({**config, **changes}))
+        with pytest.raises(UserError, match="is not the configuration of a GPT-2") as refused:
+            load_model(model_folder)
+        assert len(str(refused.value)) < 500
+    (model_folder / "config.json").write_text(json.dumps(config))
+    names = ["x" * 10**5, *map(str, range(10_000))]
+    header = json.dumps({name: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for name in names}).encode()
+    (model_folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(UserError, match="9,996 more unexpected") as refused:
+        load_model(model_folder)
+    assert len(str(refused.value)) < 2000
