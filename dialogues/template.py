@@ -23,7 +23,7 @@ from typing import NamedTuple
 import tiktoken
 
 from dialogues.dialogue import Dialogue, Turn
-from dialogues.tokenizer import END_OF_TEXT, END_OF_TURN, add_tokens, speaker_token
+from dialogues.tokenizer import END_OF_TEXT, END_OF_TURN, add_tokens, encode_text, speaker_token
 from support.errors import UserError
 
 
@@ -85,21 +85,21 @@ class Renderer:
         """The ids of a stop or label: one special token in `tokens` (the end of text's, if there is none yet)."""
         if self.has_tokens:
             return [self.tokenizer._special_tokens.get(text, self.tokenizer.eot_token)]
-        return self.tokenizer.encode_ordinary(text)
+        return encode_text(self.tokenizer, text)
 
     def encode_label(self, speaker: str) -> list[int]:
         return self.mark(self.template.label.format(speaker))
 
     def encode_beginning(self, instruction: str) -> list[int]:
         """What stands before the first label: the instruction and a stop, or for no instruction what is left of it."""
-        tokens = self.tokenizer.encode_ordinary(instruction)
+        tokens = encode_text(self.tokenizer, instruction)
         if self.has_tokens:
             return tokens
         return tokens + self.stop if instruction else self.tokenizer.encode_ordinary(self.template.stop.lstrip())
 
     def encode(self, dialogue: Dialogue) -> EncodedDialogue:
         """The dialogue as token ids, piece by piece."""
-        encode, space = self.tokenizer.encode_ordinary, self.template.space
+        space = self.template.space
         tokens = list(self.beginning(dialogue.instruction))
         texts = []
         for speaker, text in dialogue.turns:
@@ -107,7 +107,7 @@ class Renderer:
                 tokens += self.stop
             tokens += self.label(speaker)
             start = len(tokens)
-            tokens += encode(space + text)
+            tokens += encode_text(self.tokenizer, space + text)
             texts.append((start, len(tokens)))
         if self.has_tokens:
             tokens += self.stop

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,6 +17,10 @@ from support.files import read_json_object, write_json, write_text, writing
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TURN = "<|endofturn|>"
+# A run of what GPT-2's pattern calls white space (Python's `\\s` has four characters more), its last one left over.
+SPACES = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+LONG_RUN = 1000  # characters of white space from which on a text is cut there: at some hundred thousand tiktoken fails
+RUN = re.compile(rf"(?<![{SPACES}])[{SPACES}]{{{LONG_RUN},}}(?=[{SPACES}][^{SPACES}])")
 
 
 def load_tokenizer(folder: Path) -> tiktoken.Encoding:
@@ -37,6 +43,18 @@ def load_tokenizer(folder: Path) -> tiktoken.Encoding:
             ) from None
     specials = {END_OF_TEXT: vocabulary[END_OF_TEXT], **read_added_tokens(folder, vocabulary)}
     return tiktoken.Encoding(folder.name, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=specials)
+
+
+def encode_text(tokenizer: tiktoken.Encoding, text: str) -> list[int]:
+    """The tokens of a text in which nothing is a special token: those of `encode_ordinary`.
+
+    That one panics at a long run of white space in front of a word, by the backtracking of its pattern, which ends a
+    piece before the last space. Cut there, a run is matched without.
+    """
+    if len(text) <= LONG_RUN:
+        return tokenizer.encode_ordinary(text)
+    cuts = [0, *(place for run in RUN.finditer(text) for place in run.span()), len(text)]
+    return [token for start, end in pairwise(cuts) for token in tokenizer.encode_ordinary(text[start:end])]
 
 
 def add_tokens(tokenizer: tiktoken.Encoding, tokens: Iterable[str]) -> tiktoken.Encoding:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dialogues.dialogue import Turn
+from dialogues.tokenizer import encode_text
 from evaluation import metrics
 from evaluation.likelihood import Subject, measure_likelihood
 from evaluation.metrics import Copied, Estimate
@@ -26,7 +27,7 @@ def measure_replies(replies: Sequence[str], subject: Subject, copies: Sequence[C
         copies: what of each stands in the training dialogues.
     """
     spoken, few = [metrics.words(reply) for reply in replies], "needs more words than the replies have"
-    tokens, seed = list(map(subject.tokenizer.encode_ordinary, replies)), subject.seed
+    tokens, seed = [encode_text(subject.tokenizer, reply) for reply in replies], subject.seed
     adjusted = metrics.expectation_adjusted_distinct(tokens, subject.tokenizer.n_vocab)
     found = Metrics(
         distinct_1=or_too_few(metrics.distinct(spoken, 1), few),
@@ -58,8 +59,8 @@ def share(counts: Sequence[tuple[int, int]], seed: int, most: float = 1) -> Esti
 def first_texts(cases: Sequence[Case], subject: Subject, true: bool = False) -> list[str]:
     """The first turn of each completion, as much of it as is measured."""
     texts = [(case.true if true else case.written)[0].text for case in cases]
-    encode, decode = subject.tokenizer.encode_ordinary, subject.tokenizer.decode
-    return [decode(encode(text)[: subject.reply_tokens]).rstrip("\ufffd") for text in texts]
+    tokens = [encode_text(subject.tokenizer, text)[: subject.reply_tokens] for text in texts]
+    return [subject.tokenizer.decode(each).rstrip("\ufffd") for each in tokens]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 
 from dialogues.dialogue import ALPACA, ALPACA_SPEAKERS, ALPACA_WITH_INPUT, INSTRUCTION, Dialogue, Turn
 from dialogues.template import Renderer
+from dialogues.tokenizer import encode_text
 from settings import SamplingSettings
 from support.errors import UserError
 from talking.decoder import Decoder
@@ -126,9 +127,8 @@ class Conversation:
         self.notes = []
         room = min(settings.max_new_tokens, self.positions // 2)
         prompt = self.prompt(room)
-        encode = self.renderer.tokenizer.encode_ordinary
         mine = [turn for turn in self.turns if turn.speaker == self.people.you]
-        used = encode(mine[-1].text) if mine else []
+        used = encode_text(self.renderer.tokenizer, mine[-1].text) if mine else []
         known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.seen, prompt[:-1], strict=False)))
         new = prompt[known:]
         self.decoding.cut(known)

@@ -1,5 +1,7 @@
 """The split, and the text and tokens that a dialogue becomes."""
 
+import random
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from dialogues.conversations import Conversations, encode_block
 from dialogues.dialogue import ALPACA, INSTRUCTION, Dialogue, Turn
 from dialogues.layouts.answers import as_alpaca
 from dialogues.template import TEMPLATES, Renderer, render
-from dialogues.tokenizer import load_tokenizer
+from dialogues.tokenizer import encode_text, load_tokenizer
 from support.errors import UserError
 
 DIALOGUE = Dialogue((Turn("Alex", "Did you sleep well?"), Turn("Bob", "Like a log."), Turn("Alex", "Me too!")))
@@ -196,3 +198,22 @@ def test_description(vocabulary):
         "speakers": ["Alex", "Bob"],
         "learn": "Bob",
     }
+
+
+def test_long_runs_of_white_space_have_the_tokens_that_tiktoken_gives_them(vocabulary):
+    """Runs on both sides of the length at which a text is cut, of any characters that may be white space."""
+    chance, tokenizer = random.Random(0), load_tokenizer(vocabulary)
+    spaces = [" ", "\n", "\t", "\r\n", "\x85", "\xa0", "\u2003", "\u3000", "\x1c", "\u200b", "  "]
+    for _ in range(150):
+        kinds = chance.choices(spaces, k=chance.randint(1, 3))
+        runs = ["".join(chance.choices(kinds, k=chance.choice([0, 1, 2, 997, 1000, 1001, 2500]))) for _ in range(3)]
+        words = chance.choices(["Hi", " there", "it's", "5", "!", "", "\U0001f600", "'s"], k=3)
+        text = "".join(run + word for run, word in zip(runs, words, strict=True)) + chance.choice(["", " " * 1500])
+        assert encode_text(tokenizer, text) == tokenizer.encode_ordinary(text)
+
+
+@pytest.mark.parametrize("space", [" ", "\n", " \t\n"])
+def test_a_million_spaces_in_front_of_a_word_are_text_like_any_other(vocabulary, space):
+    renderer, text = make_renderer(vocabulary, "prompt"), "Hi" + space * 1_000_000 + "Bob!"
+    tokens, texts = renderer.encode(Dialogue((Turn("Alex", text), Turn("Bob", "Yes."))))
+    assert renderer.tokenizer.decode(tokens[slice(*texts[0])]) == text
