@@ -15,6 +15,7 @@ from pipeline.run_settings import read_facts, read_fingerprints
 from settings import ConversationSettings, EvaluateSettings
 from support.command_line import parse_command_line
 from support.errors import UserError, check_one_process, run_command
+from support.files import resolved
 
 if TYPE_CHECKING:
     from dialogues.conversations import Conversations
@@ -104,7 +105,7 @@ def complete_options(measured: FinishedModel, named: EvaluateSettings) -> tuple[
                 f"{measured.run} was trained on conversations from a pipe, and no copy was kept; name conversations"
                 " with --data"
             )
-        if [path.resolve() for path in settings.data.locate()] == [path.resolve() for path in recorded.data.paths]:
+        if list(map(resolved, settings.data.locate())) == list(map(resolved, recorded.data.paths)):
             mask = settings.data.mask or recorded.data.mask
             return replace(settings, data=replace(settings.data, mask=mask)), True
     known = {name: measured.dialogue[name] for name in ("template", "learn") if name in measured.dialogue}

@@ -30,7 +30,10 @@ from support.errors import UserError, check_one_process, printable, reason
 PACKED = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open, b"BZh": bz2.open}
 ARCHIVE = (b"PK\x03\x04", b"PK\x05\x06")  # the second of an empty one
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-DAMAGED = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zipfile.BadZipFile, NotImplementedError)
+DAMAGED = (
+    *(EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zipfile.BadZipFile, NotImplementedError),
+    UnicodeDecodeError,  # the name of a member of an archive; text is decoded with errors of its own
+)
 PIECE = 1 << 16  # bytes that are recoded together
 LIMIT = 2_000_000_000  # bytes that are read at once
 PIPE = Path("-")
@@ -181,6 +184,8 @@ def reading(name: object) -> Iterator[None]:
         raise UserError(f"--data {name} does not exist; name your conversation file") from None
     except DAMAGED as error:
         raise UserError(f"{name} is damaged or cut short: {error}") from None
+    except MemoryError:
+        raise UserError(f"{name}: there is too little memory to read it; save it as several files") from None
     except OSError as error:
         raise UserError(f"cannot read --data {name}: {reason(error)}") from error
 

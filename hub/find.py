@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hub.download import WEIGHT_FILES, download_model, missing_files
 from support.errors import UserError
-from support.files import PROJECT
+from support.files import PROJECT, resolved
 
 BUNDLED = PROJECT / "models" / "tiny"
 CHECKSUMS = "SHA256SUMS"  # of the bundled files, in the format of `sha256sum --check`
@@ -32,7 +32,7 @@ def find_model_folder(model: str, model_path: Path, weights: bool = True) -> Pat
         UserError: no such model, an incomplete folder, or a failed download.
     """
     folder = Path(model)
-    if model == BUNDLED.name or folder.resolve() == BUNDLED:
+    if model == BUNDLED.name or resolved(folder) == BUNDLED:
         check_bundled_files()
         return BUNDLED.relative_to(Path.cwd()) if BUNDLED.is_relative_to(Path.cwd()) else BUNDLED
     if model in HUB_IDS:

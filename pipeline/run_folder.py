@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from support.errors import UserError, is_first_process, reason
-from support.files import check_free_space, temporary_path, writing
+from support.files import check_free_space, resolved, temporary_path, writing
 
 SETTINGS = "settings.json"
 OUTPUT = "generated_conversations.json"  # the last file that a run writes
@@ -87,7 +87,7 @@ def make_report_folder(folder: Path | None, model: Path) -> Path:
     Raises:
         UserError: nothing can be written there, or it is the folder of another run.
     """
-    if folder and (folder / SETTINGS).exists() and folder.resolve() != model.resolve():
+    if folder and (folder / SETTINGS).exists() and resolved(folder) != resolved(model):
         raise UserError(f"--report-dir {folder} is the folder of another run; name a new one")
     try:
         if folder is None:

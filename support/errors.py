@@ -26,7 +26,7 @@ class UserError(Exception):
 def run_command(command: Callable[[], None]) -> None:
     """Run a command of the project and turn its outcome into an exit code.
 
-    0: done. 2: a `UserError`, printed as one line. A refusal by the system (`OSError`) is
+    0: done. 2: a `UserError`, printed as one line. A refusal by the system (`OSError`, `MemoryError`) is
     the user's too. 130: stopped by Ctrl-C or SIGTERM. Anything else is our bug:
     Python prints the traceback and exits with 1.
 
@@ -50,6 +50,9 @@ def run_command(command: Callable[[], None]) -> None:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes it once more
         print(f"error: {error.filename or 'output'}: {reason(error)}", file=sys.stderr)
+        sys.exit(2)
+    except MemoryError:
+        print("error: there is too little memory; close other programs, or give it less at a time", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         if is_first_process():

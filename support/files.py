@@ -44,14 +44,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.chmod(mode)
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
-            temporary.replace(path.resolve())
+            temporary.replace(resolved(path))
         finally:
             temporary.unlink(missing_ok=True)
 
 
+def resolved(path: Path) -> Path:
+    """`path` from the root, without links; a link that points to itself stays, where `Path.resolve` fails."""
+    return Path(os.path.realpath(path))
+
+
 def temporary_path(path: Path) -> Path:
     """Where `path` is written before it is renamed: in the folder that it, or what it links to, really lies in."""
-    target = path.resolve()
+    target = resolved(path)
     return target.with_name(f".{target.name}.{os.getpid()}.tmp")
 
 
@@ -116,7 +121,7 @@ def check_output_path(path: Path, inputs: Sequence[Path]) -> None:
         if not path.parent.is_dir():
             raise UserError(f"--output {path}: the folder {path.parent} does not exist; create it or name another")
         for read in inputs:
-            if path.resolve() == read.resolve():
+            if resolved(path) == resolved(read):
                 raise UserError(f"--output {path} would overwrite {read}, which this run reads; name another file")
         probe = temporary_path(path)
         probe.touch()

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from pipeline.run_folder import create_run_folder
-from support.errors import UserError
+from support.errors import UserError, run_command
 from support.files import atomic_path, write_json, write_text
 
 
@@ -46,3 +46,13 @@ def test_run_folders_are_numbered(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="too full"):
         create_run_folder(None, "m", 10**18)
     assert create_run_folder(None, "m", 0).name == "m-4"
+
+
+def test_a_lack_of_memory_is_one_line(capsys):
+    def command():
+        raise MemoryError
+
+    with pytest.raises(SystemExit) as stopped:
+        run_command(command)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("error: there is too little memory; ")

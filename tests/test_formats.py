@@ -678,3 +678,25 @@ def test_generated_bytes_are_read_or_refused_in_one_line(content, tmp_path):
     path = tmp_path / "data"
     path.write_bytes(content)
     read_or_refused(path)
+
+
+@pytest.mark.parametrize("number", ["1" * 400, "-" + "1" * 400, "1e999", json.dumps("1" * 5000)])
+def test_numbers_that_no_float_holds_are_numbers_all_the_same(number, tmp_path):
+    """In every place where a number is looked at: times, the order of turns, the ranks of answers."""
+    two = [{"role": "prompter", "text": "a"}, {"role": "assistant", "text": "b"}]
+    numbered = [{"dialogue_id": 1, "turn": 0, **turn, "timestamp": 0} for turn in two]
+    ranked = {"prompt": {**two[0], "replies": [{**two[1], "rank": 0}, {**two[1], "rank": 0}]}}
+    path = tmp_path / "data.json"
+    for value in (numbered, ranked):
+        path.write_text(json.dumps(value).replace(": 0", f": {number}"))
+        (dialogue,) = read(path)
+        assert [turn.text for turn in dialogue.turns] == ["a", "b"]
+
+
+def test_an_exported_chat_may_be_asked_for_in_json_lines(tmp_path):
+    path = tmp_path / "chat.jsonl"
+    lines = [{"sender": "AB"[number % 2], "text": "hi", "timestamp": 1_700_000_000 + number} for number in range(4)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    source = open_source(path, "chat-export")
+    assert source.format == "chat-export"
+    assert [len(dialogue.turns) for dialogue in dialogues_of(source)] == [4]

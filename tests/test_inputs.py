@@ -21,8 +21,11 @@ from dialogues import arrow, inputs
 from dialogues.inputs import Input, find_inputs
 from dialogues.kinds import MEDIA
 from dialogues.opening import open_paths
+from dialogues.reading import open_source
+from hub.find import find_model_folder
 from settings import ReadSettings
 from support.errors import UserError
+from support.files import check_output_path
 
 TALK = "Ann: Tea?\nBo: Yes, é.\n"
 
@@ -341,3 +344,35 @@ def test_a_text_without_conversations_is_left_out_of_a_folder(tmp_path):
     assert opened.notes[0].startswith(f"not read: {tmp_path / 'notes.txt'}: 'Buy milk' is no")
     with pytest.raises(UserError, match="'Buy milk' is no beginning"):
         open_paths([tmp_path / "notes.txt"], ReadSettings())
+
+
+def test_an_archive_whose_name_is_not_the_text_that_it_claims_to_be(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("café.json", "[]")
+    path.write_bytes(path.read_bytes().replace("é".encode(), b"\xff\xfe"))
+    with pytest.raises(UserError, match=r"a\.zip is damaged or cut short: 'utf-8' codec"):
+        find_inputs([path])
+
+
+def test_too_little_memory_to_unpack_a_file_is_told_with_its_name(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise MemoryError
+
+    path = tmp_path / "a.json.gz"
+    path.write_bytes(gzip.compress(b"[]"))
+    monkeypatch.setattr(gzip.GzipFile, "read", fail)
+    with pytest.raises(UserError, match=r"a\.json\.gz: there is too little memory to read it; save it as several"):
+        open_source(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_a_link_that_points_to_itself_is_no_file(tmp_path):
+    loop = tmp_path / "loop.json"
+    loop.symlink_to(loop)
+    for data in (loop, tmp_path):
+        with pytest.raises(UserError, match="loop.json"):
+            find_inputs([data])
+    check_output_path(tmp_path / "out.json", [loop])
+    with pytest.raises(UserError, match="is no known name"):
+        find_model_folder(str(loop), tmp_path)

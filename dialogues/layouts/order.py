@@ -82,8 +82,8 @@ def read_cells(row: Mapping[str, Any], keys: Sequence[str]) -> Any:
 
 
 def read_order(value: Any) -> float | None:
-    """A turn number; None if the value is no number."""
+    """A turn number, which may be too large for a float; None if the value is no number."""
     if isinstance(value, str):
         digits = re.search(r"\d+(?:\.\d+)?$", value.strip())
         return float(digits[0]) if digits else None
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None

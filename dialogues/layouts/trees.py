@@ -79,7 +79,7 @@ def best_branch(root: Any) -> tuple[list[Any], int]:
 
 def rank_of(values: dict[str, Any]) -> float:
     rank = values.get("rank")
-    return float(rank) if isinstance(rank, int | float) else 1e9
+    return rank if isinstance(rank, int | float) else 1e9  # an integer may be too large for a float
 
 
 def count_messages(node: Any) -> int:
