@@ -12,11 +12,15 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import arg
 
-from support.files import PROJECT
+from support.files import PROJECT, resolved
 
 BUNDLED_DATA = Path("llm_train_text.json")
+RUNS = Path("runs")  # where runs lie that are not told where
 COLUMNS = ("speaker", "text", "dialogue", "time", "prompt", "reply")  # what a column can hold
 SMALL = 30_000_000  # parameters below which a model is trained with the defaults of the bundled one
+MOST = 1_000_000_000  # of whatever is counted or timed: more is a slip, and would overflow somewhere
+FROM_ONE = ("from 1 to 1e9", lambda value: 1 <= value <= MOST)
+FROM_ZERO = ("from 0 to 1e9", lambda value: 0 <= value <= MOST)
 
 
 @dataclass(frozen=True)
@@ -217,19 +221,12 @@ class TrainingSettings(MachineSettings):
 
     def problems(self) -> list[str]:
         return [
-            *out_of_range(
-                self, "at least 1", lambda value: value >= 1, "epochs", "batch_size", "gradient_accumulation"
-            ),
+            *out_of_range(self, *FROM_ONE, "epochs", "batch_size", "gradient_accumulation"),
             *out_of_range(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "learning_rate"),
             *out_of_range(self, "from 0 to 1", lambda value: 0 <= value <= 1, "weight_decay"),
-            *out_of_range(self, "0 or more", lambda value: 0 <= value < float("inf"), "max_grad_norm"),
             *out_of_range(self, "0 or more and below 1", lambda value: 0 <= value < 1, "dropout", "warmup"),
-            *out_of_range(
-                self,
-                "0 or more",
-                lambda value: 0 <= value < float("inf"),
-                *("evaluate_every", "max_steps", "max_minutes", "early_stopping", "lora_rank"),
-            ),
+            *out_of_range(self, *FROM_ZERO, "max_grad_norm", "evaluate_every", "max_steps", "max_minutes"),
+            *out_of_range(self, *FROM_ZERO, "early_stopping", "lora_rank"),
             *super().problems(),
         ]
 
@@ -249,9 +246,9 @@ class SamplingSettings:
 
     def problems(self) -> list[str]:
         return [
-            *out_of_range(self, "at least 1", lambda value: value >= 1, "max_new_tokens"),
+            *out_of_range(self, *FROM_ONE, "max_new_tokens"),
             *out_of_range(self, "0, or 0.01 to 100", lambda value: value == 0 or 0.01 <= value <= 100, "temperature"),
-            *out_of_range(self, "0 or more", lambda value: value >= 0, "top_k"),
+            *out_of_range(self, *FROM_ZERO, "top_k"),
             *out_of_range(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "top_p"),
             *out_of_range(self, "from 0.1 to 10", lambda value: 0.1 <= value <= 10, "repetition_penalty"),
         ]
@@ -263,7 +260,7 @@ class GenerationSettings(SamplingSettings):
     """how many conversations of the test part (or of validation, where there is no test part) the model completes"""
 
     def problems(self) -> list[str]:
-        found = [*out_of_range(self, "at least 1", lambda value: value >= 1, "cases"), *super().problems()]
+        found = [*out_of_range(self, *FROM_ONE, "cases"), *super().problems()]
         if self.temperature == 0 and (self.top_k or self.top_p < 1):
             found.append("--top-k and --top-p choose among drawn tokens: give --temperature too, as in 0.7")
         return found
@@ -287,7 +284,7 @@ class RunSettings:
     """after each evaluation, show what the model now replies in the first case, beside the true reply"""
 
     def problems(self) -> list[str]:
-        found = out_of_range(self, "0 or more", lambda value: 0 <= value < float("inf"), "checkpoint_minutes")
+        found = out_of_range(self, *FROM_ZERO, "checkpoint_minutes")
         if self.resume and self.run_dir:
             found.append(f"--run-dir {self.run_dir}: --resume goes on in the folder of its run; leave one out")
         return found
@@ -309,9 +306,12 @@ class FinetuneSettings:
 
     def problems(self) -> list[str]:
         """What is wrong between the groups, a sentence each."""
-        return [
-            *["--preview shows one run: leave out --folds"] * bool(self.preview and self.data.folds),
-        ]
+        output, folder = resolved(self.output), resolved(self.run.run_dir or RUNS)
+        numbered = not self.run.run_dir and output.parent == folder and re.fullmatch(r".+-\d+", output.name)
+        found = ["--preview shows one run: leave out --folds"] * bool(self.preview and self.data.folds)
+        if not output.exists() and (output in (folder, *folder.parents) or numbered):
+            found.append(f"--output {self.output}: the run makes a folder of that name; name a file")
+        return found
 
 
 @dataclass(frozen=True)
@@ -333,7 +333,7 @@ class EvaluateSettings(MachineSettings):
     runs/<model>-evaluation-<n>"""
 
     def problems(self) -> list[str]:
-        return out_of_range(self, "at least 1", lambda value: value >= 1, "dialogues") + super().problems()
+        return out_of_range(self, *FROM_ONE, "dialogues") + super().problems()
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,22 @@ import struct
 import subprocess
 import sys
 import time
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
 
 from conftest import PROJECT, refused, tiny_reference, write_layout, written
-from settings import EvaluateSettings, FinetuneSettings
+from settings import (
+    AnswerSettings,
+    DataSettings,
+    EvaluateSettings,
+    FinetuneSettings,
+    GenerationSettings,
+    RunSettings,
+    TrainingSettings,
+)
 from support.command_line import parse_command_line
 
 QUICK = ("--epochs", 1, "--max-new-tokens", 2)
@@ -225,6 +234,19 @@ class TestSettings:
             assert option in line
 
 
+def test_every_number_has_a_largest_value():
+    """But for a seed, which has its own, and for the longest example, which is compared with the model."""
+    tried = 0
+    for group in (TrainingSettings, GenerationSettings, RunSettings, DataSettings, AnswerSettings, EvaluateSettings):
+        for field in fields(group):
+            if field.type in (int, float, int | None, float | None) and field.name not in ("seed", "max_length"):
+                for value in (10**10, 1e308, 10**400):
+                    (problem, *_) = replace(group(), **{field.name: value}).problems()
+                    assert problem.startswith(f"--{field.name.replace('_', '-')} {value}: ")
+                    tried += 1
+    assert tried > 3 * 25
+
+
 class TestConversations:
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -398,6 +420,10 @@ class TestPlacesThatCannotBeWritten:
             (["--output", "data.json"], "would overwrite data.json, which this run reads"),
             (["--output", "x" * 300], "File name too long"),
             (["--output", "x" * 250], "File name too long"),
+            (["--run-dir", "r", "--output", "r"], "--output r: the run makes a folder of that name; name a file"),
+            (["--run-dir", "r/s", "--output", "r"], "--output r: the run makes a folder of that name; name a file"),
+            (["--output", "runs"], "--output runs: the run makes a folder of that name; name a file"),
+            (["--output", "runs/tiny-random-1"], "--output runs/tiny-random-1: the run makes a folder of that name"),
             (["--run-dir", "data.json/run"], "cannot make the run folder data.json"),
             (["--run-dir", "full"], "--run-dir full is not empty; name a new folder"),
         ],
