@@ -10,7 +10,7 @@ from dialogues.reading import name_formats
 from pipeline.finished_model import FinishedModel, find_base, find_finished_model
 from pipeline.job import Data
 from pipeline.prepare import choose_length, fingerprint, open_data, read_conversations, read_data
-from pipeline.run_folder import lock_run_folder, make_report_folder
+from pipeline.run_folder import check_report_folder, lock_run_folder, make_report_folder
 from pipeline.run_settings import read_facts, read_fingerprints
 from settings import ConversationSettings, EvaluateSettings
 from support.command_line import parse_command_line
@@ -35,8 +35,10 @@ def main() -> None:
     settings, own = complete_options(measured, named)
     data = read_held_out(measured, settings, own)
     folder = settings.report_dir or (measured.run if own else None)
-    folder = folder and make_report_folder(folder, measured.run or measured.folder)  # before the work, not after it
-    lock = lock_run_folder(folder) if folder and measured.run and folder.samefile(measured.run) else None
+    if folder:
+        check_report_folder(folder, measured.run or measured.folder)  # before the work, not after it
+    inside = folder and measured.run and resolved(folder) == resolved(measured.run)
+    lock = lock_run_folder(folder) if folder and inside else None
 
     from evaluation.comparison import Column, measure_column
     from evaluation.results import Origin
@@ -69,7 +71,7 @@ def main() -> None:
     columns = {"model": measure(measured.folder, whole=True)}
     if base:
         columns["base"] = measure(base)
-    folder = folder or make_report_folder(None, measured.run or measured.folder)
+    folder = make_report_folder(folder, measured.run or measured.folder)
     origin = Origin(
         model=str(measured.folder),
         base_model=base and str(base),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from settings import RUNS
 from support.errors import UserError, is_first_process, reason
 from support.files import check_free_space, resolved, temporary_path, writing
 
@@ -27,7 +28,7 @@ def create_run_folder(run_dir: Path | None, model_name: str, needed: int) -> Pat
     """
     try:
         if run_dir is None:
-            folder = make_numbered_folder(Path("runs"), model_name)
+            folder = make_numbered_folder(RUNS, model_name)
         else:
             folder = run_dir
             folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,7 @@ def find_run(name: str | None) -> Path | None:
         UserError: it has not finished, or there is no run at all.
     """
     if name is None:
-        finished = [path.parent for path in Path("runs").glob(f"*/{OUTPUT}") if (path.parent / SETTINGS).exists()]
+        finished = [path.parent for path in RUNS.glob(f"*/{OUTPUT}") if (path.parent / SETTINGS).exists()]
         if not finished:
             raise UserError("there is no finished run in runs/; name a model, or train one: python finetune.py")
         return max(finished, key=lambda folder: (folder / OUTPUT).stat().st_mtime_ns)
@@ -81,23 +82,31 @@ def find_run(name: str | None) -> Path | None:
     return folder
 
 
-def make_report_folder(folder: Path | None, model: Path) -> Path:
-    """Make `folder`, or for none the next free `runs/<model>-evaluation-<n>`, for what is measured of a `model` or run.
+def check_report_folder(folder: Path, model: Path) -> None:
+    """Find out before the work whether what is measured of a `model` or run can be written into `folder`; make nothing.
 
     Raises:
         UserError: nothing can be written there, or it is the folder of another run.
     """
-    if folder and (folder / SETTINGS).exists() and resolved(folder) != resolved(model):
-        raise UserError(f"--report-dir {folder} is the folder of another run; name a new one")
-    try:
+    with writing(folder):
+        if (folder / SETTINGS).exists() and resolved(folder) != resolved(model):
+            raise UserError(f"--report-dir {folder} is the folder of another run; name a new one")
+        there = next(parent for parent in (folder, *resolved(folder).parents) if parent.exists())
+        temporary_path(there / SETTINGS).touch()
+        temporary_path(there / SETTINGS).unlink()
+
+
+def make_report_folder(folder: Path | None, model: Path) -> Path:
+    """Make `folder`, or for none the next free `runs/<model>-evaluation-<n>`, for what is measured of a `model` or run.
+
+    Raises:
+        UserError: it can't be made.
+    """
+    with writing(folder or RUNS):
         if folder is None:
             name = model.resolve().parent.name if model.name == "model" else model.resolve().name
-            return make_numbered_folder(Path("runs"), f"{name}-evaluation")
+            return make_numbered_folder(RUNS, f"{name}-evaluation")
         folder.mkdir(parents=True, exist_ok=True)
-        temporary_path(folder / SETTINGS).touch()
-        temporary_path(folder / SETTINGS).unlink()
-    except OSError as error:
-        raise UserError(f"cannot write into {folder or 'runs'}: {reason(error)}") from error
     return folder
 
 

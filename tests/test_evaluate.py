@@ -224,8 +224,9 @@ class TestEvaluate:
             (["nothing"], "nothing is no known name"),
             (["runs/first", "--data", "missing.json"], "missing.json"),
             (["runs/first", "--base", "tiny"], "its vocabulary is another than"),
-            (["runs/first", "--dialogues", "0"], "--dialogues 0: at least 1"),
-            (["runs/first", "--report-dir", "others.json"], "cannot write into others.json"),
+            (["runs/first", "--base", "tiny", "--report-dir", "new/report"], "its vocabulary is another than"),
+            (["runs/first", "--dialogues", "0"], "--dialogues 0: from 1 to 1e9 is needed"),
+            (["runs/first", "--report-dir", "others.json"], "cannot write others.json"),
             (["runs/first", "--data", "others.json", "--learn", "Zoe"], "--learn Zoe"),
             (["base", "--data", "others.json", "--report-dir", "runs/first"], "is the folder of another run"),
             (
