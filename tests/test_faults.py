@@ -130,6 +130,27 @@ def test_killed_in_the_middle_of_saving(work, base, unbroken):
     assert same_results(unbroken, folder)
 
 
+@POSIX
+@pytest.mark.slow
+def test_from_the_older_checkpoint_a_run_comes_to_the_same_evaluation_and_report(work, command, base, unbroken):
+    """But for the path of the current folder, which the report shows. The newest checkpoint is damaged."""
+    process = start(work, "--model", base, *RUN, "--checkpoint-minutes", 1e-9, "--run-dir", "run")
+    wait_for(lambda: lines(work / "run" / "metrics.jsonl") > 10, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    steps = sorted(int(path.stem.removeprefix("step-")) for path in (work / "run" / "checkpoint").glob("step-*"))
+    assert len(steps) == 2
+    newest = work / "run" / "checkpoint" / f"step-{steps[1]}.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    done = command("finetune.py", "--resume", "run", "--checkpoint-minutes", 5)  # the report shows every option
+    assert "damaged, and removed" in done.stdout, done.stderr
+    assert f"going on after step {steps[0]}: " in done.stdout
+    assert same_results(unbroken, work / "run")
+    for name in ("evaluation.json", "base_evaluation.json", "report.html"):
+        texts = [(run / name).read_text(encoding="utf-8") for run in (work / "run", unbroken)]
+        assert texts[0].replace(str(work), str(unbroken.parent)) == texts[1], name
+
+
 def stop(work: Path, base: Path, number: int, moment: Callable[[Path], bool]) -> str:
     """Start a run, send it a signal at that moment, and return what it said."""
     process = start(work, "--model", base, *RUN, "--run-dir", "run")
