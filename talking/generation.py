@@ -175,7 +175,7 @@ def draw(logits: Tensor, settings: SamplingSettings, generator: torch.Generator)
     """(B, V) logits → (B, 1) tokens: the likeliest at temperature 0, else drawn from what top-k and top-p leave.
 
     Top-p keeps the smallest set of tokens whose probabilities reach p (Holtzman et al. 2020, "The Curious Case of
-    Neural Text Degeneration").
+    Neural Text Degeneration"): always the likeliest, however small p is.
 
     Raises:
         UserError: logits are NaN or infinite.
@@ -184,13 +184,16 @@ def draw(logits: Tensor, settings: SamplingSettings, generator: torch.Generator)
         tokens = logits.argmax(dim=-1, keepdim=True)
         check_finite(logits.gather(-1, tokens))  # `argmax` takes NaN for the largest number
         return tokens
-    logits = logits.float() / settings.temperature
+    logits = logits.float()
+    # The highest becomes 0: a large logit divided by a low temperature would be infinite.
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / settings.temperature
     if settings.top_k:
         kept = logits.topk(min(settings.top_k, logits.size(-1))).values
         logits = logits.masked_fill(logits < kept[:, -1:], -torch.inf)
     if settings.top_p < 1:
         ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
         reached = ordered.cumsum(dim=-1) - ordered >= settings.top_p  # without this token p is reached already
+        reached[:, 0] = False  # p may be too small for fp32, where it is 0
         logits = logits.masked_fill(reached.scatter(-1, order, reached), -torch.inf)
     probabilities = logits.softmax(dim=-1)
     check_finite(probabilities[:, :1])  # one NaN makes all of its row NaN

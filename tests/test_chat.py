@@ -118,6 +118,7 @@ def test_setting_what_can_be_set(typed):
     }.items():
         assert words in typed(line)[1]
     assert "the answer is always the same" in typed("Hi!", "/again")[1]
+    assert "Bo: " in typed("/set temperature 1", "/set top_p 1e-300", "Hi!")[0]
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(typed, monkeypatch):

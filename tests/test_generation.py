@@ -93,6 +93,20 @@ def test_what_can_be_drawn_is_what_transformers_would_draw(settings, warpers):
     assert (observed - expected).abs().max() < 0.02
 
 
+@pytest.mark.parametrize("top_p", [1e-300, 5e-324, 1e-38])
+def test_the_likeliest_token_is_kept_however_small_top_p_is(top_p):
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    settings = GenerationSettings(temperature=1, top_p=top_p)
+    drawn = draw(logits, settings, torch.Generator().manual_seed(0))
+    assert drawn.tolist() == logits.argmax(-1, keepdim=True).tolist()
+
+
+def test_large_logits_are_drawn_at_a_low_temperature():
+    logits = torch.tensor([[3e38, -3e38, 2e38]])
+    drawn = draw(logits, GenerationSettings(temperature=0.01), torch.Generator().manual_seed(0))
+    assert drawn.tolist() == [[0]]
+
+
 def test_repetition_penalty_equals_transformers():
     logits = torch.randn(2, 30, generator=torch.Generator().manual_seed(0))
     texts = [[1, 2, 3, 3], [29, 0, 0, 5]]
