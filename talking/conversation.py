@@ -83,6 +83,9 @@ class Conversation:
 
         Yields:
             text: never empty, whole characters, without space at both ends of the turn.
+
+        Raises:
+            UnusableModelError: what the model computes is no number.
         """
         said = ""
         try:

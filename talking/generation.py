@@ -17,6 +17,10 @@ from talking.decoder import Decoder
 BATCH = 16  # prompts at a time: their keys and values take memory
 
 
+class UnusableModelError(UserError):
+    """The model computes what is no number: it will not say anything, whatever it is asked."""
+
+
 class Case(NamedTuple):
     """A dialogue up to the turn at which a model goes on; how it really went on, and how the model went on."""
 
@@ -178,7 +182,7 @@ def draw(logits: Tensor, settings: SamplingSettings, generator: torch.Generator)
     Neural Text Degeneration"): always the likeliest, however small p is.
 
     Raises:
-        UserError: logits are NaN or infinite.
+        UnusableModelError: a logit is NaN or infinite.
     """
     if settings.temperature == 0:
         tokens = logits.argmax(dim=-1, keepdim=True)
@@ -201,9 +205,9 @@ def draw(logits: Tensor, settings: SamplingSettings, generator: torch.Generator)
 
 
 def check_finite(values: Tensor) -> None:
-    """Raise `UserError` if any of the `values` that a model gave is NaN or infinite."""
+    """Raise `UnusableModelError` if any of the `values` that a model gave is NaN or infinite."""
     if not values.isfinite().all():
-        raise UserError(
+        raise UnusableModelError(
             "the model's logits are NaN or infinite: its weights are damaged, or too large for this precision;"
             " fetch or train it again, or try --precision fp32"
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from settings import AnswerSettings, ChatSettings
 from support.errors import UserError, check_extra, reason
 from talking.conversation import Conversation
+from talking.generation import UnusableModelError
 
 if TYPE_CHECKING:
     import gradio
@@ -84,12 +85,15 @@ class Visit:
                 break
             said = ""
             yield self.shown()
-            with contextlib.closing(talk.answer(settings)) as pieces:
-                for piece in pieces:
-                    said += piece
-                    yield self.shown(talk, said)
-                    if self.stopped:
-                        break
+            try:
+                with contextlib.closing(talk.answer(settings)) as pieces:
+                    for piece in pieces:
+                        said += piece
+                        yield self.shown(talk, said)
+                        if self.stopped:
+                            break
+            except UnusableModelError as error:
+                gradio.Warning(str(error))
             if notes := talk.notes + [f"{talk.people.you} says nothing"] * (not said):
                 gradio.Info("; ".join(notes))
 

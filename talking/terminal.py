@@ -10,6 +10,7 @@ from settings import AnswerSettings
 from support.errors import UserError, printable
 from support.files import write_json, writing
 from talking.conversation import Conversation
+from talking.generation import UnusableModelError
 
 HELP = """\
 /again           another answer
@@ -39,7 +40,11 @@ class Terminal:
         }
 
     def run(self) -> None:
-        """Talk until the end of the input."""
+        """Talk until the end of the input.
+
+        Raises:
+            UnusableModelError: it can't answer, and never will.
+        """
         for line in read_lines(f"{self.conversation.people.me}: "):
             command, _, rest = line.rstrip().partition(" ")
             try:
@@ -50,6 +55,8 @@ class Terminal:
                 elif line.strip():
                     self.conversation.say(line)
                     self.answer()
+            except UnusableModelError:
+                raise
             except UserError as error:
                 self.tell(str(error))
             except KeyboardInterrupt:  # a second one, or in what is no answer
@@ -68,7 +75,8 @@ class Terminal:
                     said = True
         except KeyboardInterrupt:
             self.tell(" (stopped)", end="")
-        show("\n")
+        finally:
+            show("\n")
         for note in conversation.notes:
             self.tell(f"({note})")
         if not said:

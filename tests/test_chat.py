@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from test_conversation import PEOPLE, talk
 
 from conftest import PROJECT, refused
@@ -145,6 +146,18 @@ def test_a_model_that_says_nothing_has_no_turn(typed, monkeypatch):
     assert said == "Bo: \n"
     assert "Bo says nothing" in told
     assert len(typed.conversation.turns) == 1
+
+
+@pytest.mark.parametrize("settings", [AnswerSettings(), AnswerSettings(temperature=0)])
+def test_a_model_that_computes_no_numbers_ends_the_chat(typed, monkeypatch, settings):
+    def no_numbers(ids):
+        return torch.full((1, 4096), torch.nan)
+
+    typed.terminal.settings = settings
+    monkeypatch.setattr(typed.conversation.decoding, "next_logits", no_numbers)
+    with pytest.raises(UserError, match="its weights are damaged"):
+        typed("Hi!")
+    assert typed.capsys.readouterr().out == "Bo: \n"
 
 
 def test_control_characters_do_not_reach_the_terminal(typed, monkeypatch):

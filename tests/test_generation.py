@@ -107,6 +107,15 @@ def test_large_logits_are_drawn_at_a_low_temperature():
     assert drawn.tolist() == [[0]]
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+def test_a_token_is_not_chosen_from_what_is_no_number(temperature, number):
+    logits = torch.zeros(2, 50)
+    logits[1, 7] = number
+    with pytest.raises(UserError, match="its weights are damaged; train it again, or fetch it again"):
+        draw(logits, GenerationSettings(temperature=temperature), torch.Generator())
+
+
 def test_repetition_penalty_equals_transformers():
     logits = torch.randn(2, 30, generator=torch.Generator().manual_seed(0))
     texts = [[1, 2, 3, 3], [29, 0, 0, 5]]

@@ -198,6 +198,19 @@ def test_a_damaged_model_beside_it_is_said(tmp_path, monkeypatch):
     assert "damaged or cut short" in warned[0]
 
 
+def test_a_model_that_computes_no_numbers_is_said(monkeypatch):
+    import gradio
+
+    warned: list[str] = []
+    monkeypatch.setattr(gradio, "Warning", warned.append)
+    desk = Desk(talk, None, AnswerSettings())
+    visit = desk.take(desk.arrive(), "Hi!")
+    monkeypatch.setattr(visit.model.decoding, "next_logits", lambda ids: torch.full((1, 4096), torch.nan))
+    shown = list(desk.say(visit, *(getattr(desk.settings, name) for name in RANGES)))
+    assert "its weights are damaged" in warned[0]
+    assert [message["content"] for message in shown[-1][1]] == ["Hi!"]
+
+
 def test_a_talk_that_was_let_go_is_said(monkeypatch):
     import gradio
 
