@@ -22,6 +22,8 @@ REQUIREMENT = "gradio>=6.31,<7"  # as in requirements-extra.txt
 FORGOTTEN = 3600  # seconds after which a conversation that nobody goes on with is let go
 STYLE = "[aria-label='chatbot conversation'] .message-content { white-space: pre-wrap }"  # as it was typed
 AT_ONCE = 4  # answers; others wait
+LOCAL = ("localhost", "127.0.0.1", "[::1]")
+EVERYWHERE = ("", "0.0.0.0", "::")  # hosts that stand for all names of this computer, which it doesn't know
 RANGES = {  # of the sliders: least, most, step
     "temperature": (0, 2, 0.05),
     "top_p": (0.05, 1, 0.05),
@@ -221,9 +223,20 @@ def serve(
     # Before gradio is imported: nothing leaves this computer.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
     page = lay_out(Desk(start, start_beside, settings.answer), title)
+    open_page(page, settings.host, settings.port)
+    print(f"open {page.local_url} in a browser; Ctrl-C ends it", flush=True)
+    try:
+        threading.Event().wait()
+    finally:
+        page.close(verbose=False)
+
+
+def open_page(page: "gradio.Blocks", host: str, port: int) -> None:
+    """Serve the page from now on, until it is closed."""
     page.launch(
-        server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
-        server_port=settings.port,
+        server_name=in_address(host),
+        server_port=port,
+        app_kwargs=guards(host),
         prevent_thread_lock=True,
         share=False,
         quiet=True,
@@ -232,11 +245,26 @@ def serve(
         footer_links=[],
         run_history=False,  # conversations are not kept in the browser either
     )
-    print(f"open {page.local_url} in a browser; Ctrl-C ends it", flush=True)
-    try:
-        threading.Event().wait()
-    finally:
-        page.close(verbose=False)
+
+
+def in_address(host: str) -> str:
+    """`host` as it stands in an address."""
+    return f"[{host}]" if ":" in host else host
+
+
+def guards(host: str) -> dict[str, Any]:
+    """What gradio's application is to be made with, so that it answers at its own names only.
+
+    A page elsewhere whose name was made to point to this computer would otherwise read what the model says. Of a host
+    that stands for all names of this computer, none can be refused.
+    """
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    names = ["*"] if host in EVERYWHERE else [in_address(host), *LOCAL]
+    return {
+        "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)],
+    }
 
 
 def lay_out(desk: Desk, title: str) -> "gradio.Blocks":

@@ -1,0 +1,79 @@
+"""What the page of chat.py --web answers to whoever asks without a browser."""
+
+import contextlib
+import socket
+
+import httpx
+import pytest
+from test_conversation import talk
+
+from settings import AnswerSettings
+from talking.page import Desk, guards, lay_out, open_page
+
+pytest.importorskip("gradio")
+STREAM = "/gradio_api/queue/data?session_hash=a"
+FILE = {"files": ("talk.txt", b"Hi!")}
+
+
+def ask_at(host: str):
+    """A page served at `host`, and a client that asks it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    page = lay_out(Desk(talk, None, AnswerSettings(max_new_tokens=3)), "A page")
+    open_page(page, host, port)
+    return page, httpx.Client(base_url=f"http://127.0.0.1:{port}")
+
+
+@pytest.fixture(scope="module")
+def client():
+    page, client = ask_at("127.0.0.1")
+    with contextlib.closing(client):
+        yield client
+    page.close(verbose=False)
+
+
+def status(client: httpx.Client, method: str, path: str, host: str) -> int:
+    """Of the answer's beginning: some answers have no end."""
+    with client.stream(method, path, headers={"Host": host}) as answer:
+        return answer.status_code
+
+
+@pytest.mark.parametrize("host", ["elsewhere.example", "elsewhere.example:7860", "127.0.0.1.elsewhere.example", ""])
+def test_the_page_does_not_answer_a_host_that_it_is_not_served_at(client, host):
+    for method, path in (
+        ("GET", "/"),
+        ("GET", "/config"),
+        ("GET", STREAM),
+        ("GET", "/gradio_api/heartbeat/a"),
+        ("POST", "/gradio_api/queue/join"),
+        ("POST", "/gradio_api/run/take"),
+        ("POST", "/gradio_api/call/take"),
+    ):
+        assert status(client, method, path, host) == 400, path
+
+
+@pytest.mark.parametrize("host", ["localhost:7860", "LOCALHOST", "127.0.0.1:7860", "[::1]:7860"])
+def test_the_page_answers_the_names_of_this_computer(client, host):
+    assert status(client, "GET", "/", host) == 200
+    assert status(client, "GET", STREAM, host) == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "names"),
+    [
+        ("fd00::5", ["[fd00::5]", "localhost", "127.0.0.1", "[::1]"]),
+        ("chat.example", ["chat.example", "localhost", "127.0.0.1", "[::1]"]),
+        ("0.0.0.0", ["*"]),
+    ],
+)
+def test_the_page_answers_the_host_that_was_asked_for(host, names):
+    (middleware,) = guards(host)["middleware"]
+    assert middleware.kwargs["allowed_hosts"] == names
+
+
+def test_a_page_for_every_computer_answers_every_name():
+    page, client = ask_at("0.0.0.0")
+    with contextlib.closing(client):
+        assert status(client, "GET", "/", "my-computer:7860") == 200
+    page.close(verbose=False)
