@@ -24,6 +24,8 @@ STYLE = "[aria-label='chatbot conversation'] .message-content { white-space: pre
 AT_ONCE = 4  # answers; others wait
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 EVERYWHERE = ("", "0.0.0.0", "::")  # hosts that stand for all names of this computer, which it doesn't know
+# Of gradio's own, and nothing that the page needs: what takes a file, or keeps what was said in one.
+CLOSED = ("upload", "upload_progress", "process_recording", "component_server", "component_server/", "deep_link")
 RANGES = {  # of the sliders: least, most, step
     "temperature": (0, 2, 0.05),
     "top_p": (0.05, 1, 0.05),
@@ -253,17 +255,20 @@ def in_address(host: str) -> str:
 
 
 def guards(host: str) -> dict[str, Any]:
-    """What gradio's application is to be made with, so that it answers at its own names only.
+    """What gradio's application is to be made with, so that it answers only what the page needs, and at its own names.
 
     A page elsewhere whose name was made to point to this computer would otherwise read what the model says. Of a host
     that stands for all names of this computer, none can be refused.
     """
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.responses import Response
+    from starlette.routing import Route
 
     names = ["*"] if host in EVERYWHERE else [in_address(host), *LOCAL]
     return {
         "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)],
+        "routes": [Route(f"/gradio_api/{path}", Response(status_code=404)) for path in CLOSED],  # before gradio's own
     }
 
 

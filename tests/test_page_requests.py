@@ -77,3 +77,14 @@ def test_a_page_for_every_computer_answers_every_name():
     with contextlib.closing(client):
         assert status(client, "GET", "/", "my-computer:7860") == 200
     page.close(verbose=False)
+
+
+def test_no_file_is_taken(client):
+    for path in ("upload", "upload?upload_id=a", "process_recording", "component_server", "component_server/"):
+        assert client.post(f"/gradio_api/{path}", files=FILE).status_code == 404, path
+    assert client.post("/gradio_api/upload/", files=FILE, follow_redirects=True).status_code == 404
+
+
+def test_no_conversation_is_written_to_a_file(client):
+    client.post("/gradio_api/run/take", json={"data": [None, "Hi!"], "session_hash": "a"})
+    assert client.get("/gradio_api/deep_link?session_hash=a").status_code == 404
