@@ -311,4 +311,6 @@ def lay_out(desk: Desk, title: str) -> "gradio.Blocks":
         gradio.on([new.click, chat.clear, beside.clear], desk.start_over, visit, shown, **turns)
         stop.click(desk.stop, visit, queue=False)
         wanted.input(desk.set_beside, [visit, wanted], [*shown, wanted], **turns)
+    for function in page.fns.values():  # they are the page's own, and no interface for programs
+        function.api_visibility = "private"
     return page

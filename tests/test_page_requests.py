@@ -88,3 +88,9 @@ def test_no_file_is_taken(client):
 def test_no_conversation_is_written_to_a_file(client):
     client.post("/gradio_api/run/take", json={"data": [None, "Hi!"], "session_hash": "a"})
     assert client.get("/gradio_api/deep_link?session_hash=a").status_code == 404
+
+
+def test_the_functions_of_the_page_are_no_interface_for_programs(client):
+    for path in ("/gradio_api/info", "/gradio_api/info?all_endpoints=true"):
+        assert client.get(path).json() == {"named_endpoints": {}, "unnamed_endpoints": {}}
+    assert {each["api_visibility"] for each in client.get("/config").json()["dependencies"]} == {"private"}
