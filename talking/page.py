@@ -147,10 +147,10 @@ class Desk:
                 visit.again = False
             yield visit
 
-    def take(self, visit: Visit | None, text: str) -> Visit:
-        """Put a message in line."""
+    def take(self, visit: Visit | None, text: str | None) -> Visit:
+        """Put a message in line; whoever asks without the page may send none."""
         visit = visit or self.arrive(again=True)
-        if text.strip():
+        if text and text.strip():
             visit.messages.append(text)
         return visit
 

@@ -94,3 +94,11 @@ def test_the_functions_of_the_page_are_no_interface_for_programs(client):
     for path in ("/gradio_api/info", "/gradio_api/info?all_endpoints=true"):
         assert client.get(path).json() == {"named_endpoints": {}, "unnamed_endpoints": {}}
     assert {each["api_visibility"] for each in client.get("/config").json()["dependencies"]} == {"private"}
+
+
+@pytest.mark.parametrize("text", [None, "", "  "])
+def test_no_text_is_answered_with_nothing(client, text):
+    answer = client.post("/gradio_api/run/take", json={"data": [None, text], "session_hash": "b"})
+    assert (answer.status_code, answer.json()["data"]) == (200, [None])
+    desk = Desk(talk, None, AnswerSettings())
+    assert not desk.take(None, text).messages
