@@ -43,6 +43,10 @@ def main() -> None:
     if (learned := found.dialogue.get("learn")) in speakers and learned != people.you:
         print(f"the model has learned only what {learned} says, and speaks for {people.you}", file=sys.stderr)
 
+    if not speakers and template != "alpaca" and not (settings.me and settings.you):
+        known = f"the model knows no people: you are {people.me}, and it is {people.you}"
+        print(f"{known}; --me and --you name others", file=sys.stderr)
+
     @cache  # a model is loaded when it is first talked to
     def load(folder: Path) -> Decoder:
         model = load_for(renderer.tokenizer, folder, machine.device, machine.inference_dtype)

@@ -359,9 +359,9 @@ class ChatSettings:
     model_path: Path = Path("models")
     """where model folders live and where downloads go"""
     me: str | None = None
-    """who you are; default: of the two people that the model knows the first"""
+    """who you are; default: of the two people that the model knows the first, or You"""
     you: str | None = None
-    """who the model is; default: the other one"""
+    """who the model is; default: the other one, or Bot"""
     answer: AnswerSettings = field(default_factory=AnswerSettings)
     seed: int | None = None
     """fixes what is drawn, so that the same messages get the same answers; default: another talk each time"""

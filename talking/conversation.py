@@ -16,6 +16,8 @@ from support.errors import UserError
 from talking.decoder import Decoder
 from talking.generation import draw, penalize_repetition
 
+STRANGERS = ("You", "Bot")  # me and the model, where it knows nobody
+
 
 class People(NamedTuple):
     """Who talks to whom, and the line that stands before their conversation."""
@@ -175,26 +177,25 @@ def describe_dropped(turns: int, cut: bool, tokens: int) -> str:
 def choose_people(dialogue: dict[str, Any], me: str | None, you: str | None) -> People:
     """Who talks to whom, from what `dialogue.json` says and the names that were asked for.
 
-    A model that has learned to be one person is that person.
+    A model that has learned to be one person is that person. One that knows nobody is Bot, and I am You.
 
     Raises:
-        UserError: names are missing, or can't be.
+        UserError: the names can't be.
     """
     template, learn = dialogue.get("template", "prompt"), dialogue.get("learn", "all")
-    names = list(dialogue.get("speakers", []))
+    names: list[str] = dialogue.get("speakers", [])
     if template == "alpaca":
         if me or you:
             raise UserError("--me and --you: an instruction model has no people; leave them out")
         line = dialogue.get("instruction", ALPACA)
         return People(ALPACA_SPEAKERS[0], ALPACA_SPEAKERS[-1], ALPACA if line == ALPACA_WITH_INPUT else line)
-    strangers = [name for name in (me, you) if name and name not in names]
-    if template == "tokens" and strangers:
-        raise UserError(f"the model has no token for {' and '.join(strangers)}; it knows {', '.join(names[:8])}")
     you = you or (learn if learn in names and learn != me else None)
-    me = me or next((name for name in names if name != you), None)
-    you = you or next((name for name in names if name != me), None)
-    if not me or not you:
-        raise UserError("the model knows no people: say who you are and who it is, as in --me Alex --you Bob")
+    me = me or next(name for name in (*names, *STRANGERS) if name != you)
+    you = you or next(name for name in (*names, *reversed(STRANGERS)) if name != me)
+    strangers = [name for name in (me, you) if name not in names]
+    if template == "tokens" and strangers:
+        known = ", ".join(names[:8]) or "nobody"
+        raise UserError(f"the model has no token for {' and '.join(strangers)}; it knows {known}")
     if me == you:
         raise UserError(f"--me and --you are both {me}; the model answers as somebody else")
     others = tuple(name for name in names if name not in (me, you))

@@ -55,6 +55,15 @@ def test_a_pipe_gets_an_answer_for_each_line(work):
     assert open_source(work / "talks" / "talk.json").format == "turns"
 
 
+def test_a_model_that_knows_nobody_is_bot_until_it_is_named(work):
+    options = ("tiny", "--max-new-tokens", "3", "--seed", "1")
+    done = piped(work, "Hi!", *options)
+    assert (done.returncode, done.stdout[:5]) == (0, "Bot: ")
+    line = "the model knows no people: you are You, and it is Bot; --me and --you name others"
+    assert line in done.stderr.splitlines()
+    assert piped(work, "Hi!", *options, "--you", "Bo").stdout[:4] == "Bo: "
+
+
 def test_bytes_that_are_no_text_and_a_closed_input(work):
     command = [sys.executable, str(PROJECT / "chat.py"), *AS, "--max-new-tokens", "5"]
     done = subprocess.run(command, cwd=work, input=b"Caf\xe9?\n/save t.json\n", capture_output=True, check=True)
@@ -170,7 +179,6 @@ def test_control_characters_do_not_reach_the_terminal(typed, monkeypatch):
     ("arguments", "words"),
     [
         ((), "there is no finished run in runs/"),
-        (("tiny",), "--me Alex --you Bob"),
         (("tiny", "--me", "Bo", "--you", "Bo"), "both Bo"),
         (("tinny",), "did you mean tiny?"),
         ((*AS, "--temperature", "-1", "--port", "0"), "--temperature -1.0"),

@@ -327,12 +327,25 @@ class TestPeople:
         assert {*expected, *people.others} >= {"Ann", "Bo", "Cy"}
 
     @pytest.mark.parametrize(
+        ("names", "me", "you", "expected"),
+        [
+            ([], None, None, ("You", "Bot")),
+            ([], "Ann", None, ("Ann", "Bot")),
+            ([], None, "Ann", ("You", "Ann")),
+            ([], "Bot", None, ("Bot", "You")),
+            (["Ann"], None, None, ("Ann", "Bot")),
+            (["Ann"], None, "Ann", ("You", "Ann")),
+        ],
+    )
+    def test_whom_the_model_does_not_know_is_you_or_bot(self, names, me, you, expected):
+        people = choose_people({"speakers": names}, me, you)
+        assert (people.me, people.you) == expected
+
+    @pytest.mark.parametrize(
         ("dialogue", "me", "you", "words"),
         [
-            ({}, None, None, "--me Alex --you Bob"),
-            ({"speakers": []}, "Ann", None, "--me Alex --you Bob"),
-            ({"speakers": ["Ann"]}, "Ann", None, "--me Alex --you Bob"),
             (KNOWN, "Bo", "Bo", "both Bo"),
+            ({"template": "tokens"}, None, None, "no token for You and Bot; it knows nobody"),
             ({**KNOWN, "template": "tokens"}, "Dora", None, "no token for Dora; it knows Ann, Bo, Cy"),
             ({**KNOWN, "template": "alpaca"}, "Ann", None, "leave them out"),
         ],
