@@ -11,7 +11,7 @@ from dialogues.tokenizer import load_tokenizer
 from pipeline.finished_model import find_base, find_finished_model
 from settings import ChatSettings
 from support.command_line import parse_command_line
-from support.errors import check_one_process, run_command
+from support.errors import check_one_process, display, run_command
 
 
 def main() -> None:
@@ -39,13 +39,13 @@ def main() -> None:
     template, speakers = found.dialogue.get("template", "prompt"), found.dialogue.get("speakers", [])
     renderer = Renderer(load_tokenizer(found.folder), template, speakers)
     machine = choose_machine(settings.device, settings.precision)
-    print(f"model: {found.folder}", machine.explanation, sep="\n", file=sys.stderr)
+    display(f"model: {found.folder}", machine.explanation, file=sys.stderr)
     if (learned := found.dialogue.get("learn")) in speakers and learned != people.you:
-        print(f"the model has learned only what {learned} says, and speaks for {people.you}", file=sys.stderr)
+        display(f"the model has learned only what {learned} says, and speaks for {people.you}", file=sys.stderr)
 
     if not speakers and template != "alpaca" and not (settings.me and settings.you):
         known = f"the model knows no people: you are {people.me}, and it is {people.you}"
-        print(f"{known}; --me and --you name others", file=sys.stderr)
+        display(f"{known}; --me and --you name others", file=sys.stderr)
 
     @cache  # a model is loaded when it is first talked to
     def load(folder: Path) -> Decoder:
@@ -57,13 +57,13 @@ def main() -> None:
         return Conversation(load(folder), renderer, people, seed)
 
     if settings.web:
-        base = find_base(found, settings.base, settings.model_path, partial(print, file=sys.stderr))
+        base = find_base(found, settings.base, settings.model_path, partial(display, file=sys.stderr))
         title, beside = f"{people.you}, as {found.folder} writes", partial(start, base) if base else None
         serve(partial(start, found.folder), beside, title, settings)
     else:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # Ctrl-C stops an answer, and a kill all of it
         conversation = start(found.folder)
-        print(f"you are {people.me}, the model is {people.you}; /help lists what else there is", file=sys.stderr)
+        display(f"you are {people.me}, the model is {people.you}; /help lists what else there is", file=sys.stderr)
         Terminal(conversation, settings.answer).run()
 
 

@@ -14,7 +14,7 @@ from pipeline.run_folder import check_report_folder, lock_run_folder, make_repor
 from pipeline.run_settings import read_facts, read_fingerprints
 from settings import ConversationSettings, EvaluateSettings
 from support.command_line import parse_command_line
-from support.errors import UserError, check_one_process, run_command
+from support.errors import UserError, check_one_process, display, run_command
 from support.files import resolved
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def main() -> None:
     config, tokenizer = read_config(measured.folder / "config.json"), data.conversations.renderer.tokenizer
     check_speakers(data.conversations, measured, config.vocab_size)
     machine = choose_machine(settings.device, settings.precision)
-    base = find_base(measured, settings.base, settings.model_path, print)
+    base = find_base(measured, settings.base, settings.model_path, display)
     print_plan(measured.folder, base, data, own, machine)
     if measured.run and not own:
         data = leave_out_trained(data, measured.run)
@@ -81,7 +81,9 @@ def main() -> None:
     )
     page = write_evaluation(columns, origin, subject, folder, measured.run if own else None)
     del lock  # until here nobody else may work there
-    print(f"\nwritten: {folder / 'evaluation.json'}; the report: {page}; {time.perf_counter() - started:.0f} s in all")
+    display(
+        f"\nwritten: {folder / 'evaluation.json'}; the report: {page}; {time.perf_counter() - started:.0f} s in all"
+    )
 
 
 def complete_options(measured: FinishedModel, named: EvaluateSettings) -> tuple[EvaluateSettings, bool]:
@@ -152,18 +154,18 @@ def check_speakers(conversations: "Conversations", measured: FinishedModel, voca
             raise UserError("--template tokens: the model has no tokens for speakers; leave it out")
         raise UserError(f"{text}: they have no token in it; give them names it knows: --rename {pairs}")
     if known and strangers:
-        print(f"speakers: {text}; --rename {pairs} measures them as these")
+        display(f"speakers: {text}; --rename {pairs} measures them as these")
 
 
 def print_plan(folder: Path, base: Path | None, data: Data, own: bool, machine: "Machine") -> None:
     beside = f", beside {base}" if base else ""
-    print(f"model: {folder}{beside}", machine.explanation, sep="\n")
+    display(f"model: {folder}{beside}", machine.explanation)
     what = f"the {len(data.held_out):,} that the run held out ({data.held_out_part})" if own else "all of them"
     template, learn = data.conversations.renderer.name, data.conversations.learn
     total = f"{len(data.conversations):,} dialogues"
     formats = name_formats(data.sources)
-    print(f"data: {data.name} ({formats}), {total}, measured on {what}; {template}; learned: {learn}")
-    print(*data.notes, sep="\n", end="\n" * bool(data.notes))
+    display(f"data: {data.name} ({formats}), {total}, measured on {what}; {template}; learned: {learn}")
+    display(*data.notes)
 
 
 if __name__ == "__main__":

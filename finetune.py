@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from pipeline.job import Job, RunFacts
 from pipeline.run_settings import parse_finetune_settings, read_facts
 from settings import FinetuneSettings
-from support.errors import printable, run_command
+from support.errors import display, run_command
 from support.files import write_json
 
 if TYPE_CHECKING:
@@ -58,13 +58,13 @@ def finetune(settings: FinetuneSettings, facts: RunFacts) -> None:
             return  # under torchrun, one process does the rest
         decoder = finished_decoder(run)
         cases = complete_cases(run, decoder)
-        print(show_losses(state))
+        display(show_losses(state))
         report = measure_run(run, subject, base, decoder, cases)
         written = write_cases(run.job, cases)
     seconds = time.perf_counter() - started
-    print(f"\n{written}; the model: {run.folder / 'model'}; the report: {report}; {seconds:.0f} s in all")
+    display(f"\n{written}; the model: {run.folder / 'model'}; the report: {report}; {seconds:.0f} s in all")
     if job.source.resolve() == BUNDLED and not facts.fold:
-        print(NEXT_STEP)
+        display(NEXT_STEP)
 
 
 def complete_cases(run: "OpenRun", decoder: "Decoder") -> "list[Case]":
@@ -95,11 +95,10 @@ def write_cases(job: Job, cases: "list[Case]") -> str:
 def print_cases(cases: list[dict[str, str]], wanted: int) -> None:
     """Print generated and true conversations side by side."""
     if len(cases) < wanted:
-        print(f"{len(cases)} cases, all there are (--cases {wanted})")
+        display(f"{len(cases)} cases, all there are (--cases {wanted})")
     for number, case in enumerate(cases, 1):
-        shown = {name: printable(text) for name, text in case.items()}
-        print(f"\ncase {number}\n  input      {shown['input']}\n  true       {shown['response']}")
-        print(f"  generated  {shown['model_response']}")
+        display(f"\ncase {number}\n  input      {case['input']}\n  true       {case['response']}")
+        display(f"  generated  {case['model_response']}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from dialogues.private import mask_dialogue
 from dialogues.reading import Source
 from settings import ReadSettings
 from support.command_line import parse_command_line
-from support.errors import UserError, printable, run_command
+from support.errors import UserError, display, printable, run_command
 
 MOST_NAMED = 6  # speakers and keys in the account
 
@@ -30,11 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for source in opened.sources:
             lines += read_source(source, settings)
     except UserError as error:  # on standard output there is JSON alone
-        print(*map(printable, error.account), sep="\n", end="\n" * bool(error.account), file=sys.stderr)
+        display(*error.account, file=sys.stderr)
         raise UserError(str(error)) from None
-    print(*opened.notes, sep="\n", end="\n" * bool(opened.notes), file=sys.stderr)
+    display(*opened.notes, file=sys.stderr)
     sys.stdout.reconfigure(encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue]
-    print(*lines, sep="\n")
+    display(*lines)
 
 
 def read_source(source: Source, settings: ReadSettings) -> list[str]:
@@ -53,8 +53,8 @@ def read_source(source: Source, settings: ReadSettings) -> list[str]:
             continue
         dialogue = mask_dialogue(dialogue)[0] if settings.mask else dialogue
         speakers.update(turn.speaker for turn in dialogue.turns)
-        lines.append(json.dumps(as_record(dialogue), ensure_ascii=False))
-    print(*map(printable, describe(source, len(lines), speakers, +skipped)), sep="\n", file=sys.stderr)
+        lines.append(printable(json.dumps(as_record(dialogue), ensure_ascii=False), json=True))
+    display(*describe(source, len(lines), speakers, +skipped), file=sys.stderr)
     if not lines:
         raise UserError(f"{source.input}: no dialogue of two turns or more; it was read as {source.format}")
     if not settings.allow_loss and (problem := judge_turns(speakers.total(), skipped)):

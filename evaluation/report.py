@@ -49,7 +49,7 @@ from evaluation.run_files import (
     sequence,
 )
 from evaluation.shown_cases import Case, Cases, read_cases
-from support.errors import UserError, printable, run_command
+from support.errors import UserError, display, printable, run_command
 from support.files import Json, write_text, writing
 
 REPORT, LOSS_PLOT, CONTEXT_PLOT = "report.html", "loss.png", "context_use.png"
@@ -170,7 +170,7 @@ def write_report(folder: Path) -> Path:
     )
     write_text(folder / REPORT, render(page))
     for note in run.notes:
-        print(f"warning: {printable(note)}")
+        display(f"warning: {note}")
     return folder / REPORT
 
 
@@ -376,7 +376,7 @@ def flat_settings(settings: Json, above: str = "") -> list[tuple[str, str]]:
 def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         raise UserError("name the folder of a run: python -m evaluation.report runs/tiny-1")
-    print(f"written: {write_report(Path(sys.argv[1]))}")
+    display(f"written: {write_report(Path(sys.argv[1]))}")
 
 
 if __name__ == "__main__":

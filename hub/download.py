@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from support.errors import UserError, reason
+from support.errors import UserError, display, reason
 from support.files import check_free_space
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -71,7 +71,7 @@ def fetch_missing(hub_id: str, missing: list[str], folder: Path) -> None:
         RepositoryNotFoundError,
     )
 
-    print(f"download: {hub_id} from {constants.ENDPOINT} to {folder} ({', '.join(missing)})", flush=True)
+    display(f"download: {hub_id} from {constants.ENDPOINT} to {folder} ({', '.join(missing)})")
     try:
         for name in missing:
             try:
@@ -115,7 +115,7 @@ def fetch_with_retries(hub_id: str, name: str, folder: Path) -> None:
         except HfHubHTTPError as error:
             if error.response.status_code < 500:
                 raise
-            print(f"the hub answered {error.response.status_code}; trying again in {seconds} s", flush=True)
+            display(f"the hub answered {error.response.status_code}; trying again in {seconds} s")
             time.sleep(seconds)
     fetch(hub_id, name, folder)
 
@@ -145,7 +145,7 @@ def fetch(hub_id: str, name: str, folder: Path) -> None:
         if metadata.size is not None:
             check_free_space(folder, metadata.size - done, name)
         if done:
-            print(f"{name}: going on after {done / 1e6:,.1f} MB", flush=True)
+            display(f"{name}: going on after {done / 1e6:,.1f} MB")
         http_get(
             url,
             file,

@@ -20,7 +20,7 @@ from pipeline.prepare import fingerprint, open_data, read_data
 from pipeline.run_folder import FOLDS, OUTPUT, SETTINGS, create_run_folder, lock_run_folder, resumable
 from pipeline.run_settings import Record, changed_options, check_record, read_facts, read_settings, write_settings
 from settings import FinetuneSettings
-from support.errors import UserError, check_one_process
+from support.errors import UserError, check_one_process, display
 from support.files import Json, read_json_object, write_json, writing
 
 VERSION = 1
@@ -46,7 +46,7 @@ def cross_validate(settings: FinetuneSettings, finetune: Finetune) -> None:
     try:
         with resumable(folder):
             for fold, run in enumerate(runs, 1):
-                print(f"\nfold {fold} of {len(runs)}")
+                display(f"\nfold {fold} of {len(runs)}")
                 run_fold(settings, fold, run, finetune)
                 gc.collect()  # a model must be gone before the next one is loaded
     except UserError:
@@ -57,7 +57,7 @@ def cross_validate(settings: FinetuneSettings, finetune: Finetune) -> None:
         raise
     summary = summarise(runs)
     write_json(folder / FOLDS, summary.to_json())
-    print(*show_summary(summary), f"\nwritten: {folder / FOLDS}", sep="\n")
+    display(*show_summary(summary), f"\nwritten: {folder / FOLDS}")
 
 
 def find_job(settings: FinetuneSettings) -> Path | None:
@@ -104,7 +104,7 @@ def open_job(settings: FinetuneSettings, begun: Path | None) -> tuple[Path, File
         folder = create_run_folder(settings.run.run_dir, f"{name}-folds", needed)
         lock = lock_run_folder(folder)
     write_settings(folder, settings, model, record)
-    print(f"cross-validation of {len(data.conversations)} dialogues in {settings.data.folds} folds: {folder}")
+    display(f"cross-validation of {len(data.conversations)} dialogues in {settings.data.folds} folds: {folder}")
     return folder, lock
 
 
@@ -113,7 +113,7 @@ def run_fold(
 ) -> None:
     """Make the run of one fold in `folder`, or resume it; a finished one stays as it is."""
     if (folder / OUTPUT).exists():
-        print(f"finished before: {folder}")
+        display(f"finished before: {folder}")
         return
     begun = (folder / SETTINGS).exists()
     if not begun:

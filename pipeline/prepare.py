@@ -22,7 +22,7 @@ from hub.find import find_model_folder
 from pipeline.job import Data, Job, RunFacts
 from pipeline.run_folder import lock_run_folder
 from settings import ConversationSettings, DataSettings, FinetuneSettings
-from support.errors import UserError, printable
+from support.errors import UserError, display
 from support.files import atomic_path, check_output_path, write_text, writing
 from training.mirror import check_tracker
 
@@ -87,11 +87,11 @@ def complete_settings(job: Job) -> Job:
     training = replace(settings.training, **settings.training.defaults(size.parameters))
     resume, explained = settings.run.resume, settings.training.explain(size.parameters)
     chosen = f"options: those of {resume}" if resume else explained
-    print(f"model: {job.source}, {size.parameters:,} parameters", machine.explanation, chosen, sep="\n")
+    display(f"model: {job.source}, {size.parameters:,} parameters", machine.explanation, chosen)
     if training.compile:
         check_compiler(machine)
-        print("--compile: the first steps take longer, since they compile the model")
-    print(check_memory(size, training, machine))
+        display("--compile: the first steps take longer, since they compile the model")
+    display(check_memory(size, training, machine))
     return replace(job, settings=replace(settings, training=training))
 
 
@@ -218,12 +218,12 @@ def show_data(job: Job) -> None:
     from dialogues.ledger import ledger_lines
 
     data, training = job.settings.data, job.settings.training
-    print(*map(printable, ledger_lines(job.ledger)), sep="\n")
+    display(*ledger_lines(job.ledger))
     default = " (the default)" if data.template == "auto" else ""
     order = f"shuffled by seed {training.seed}" if data.shuffle else "in file order"
     split = f"held out: fold {job.facts.fold} of {data.folds}" if job.facts.fold else f"split {data.split}"
     template = job.data.conversations.renderer.name
-    print(f"template: {template}{default}; learned: {data.learn}; {split}, {order}")
+    display(f"template: {template}{default}; learned: {data.learn}; {split}, {order}")
 
 
 def preview(job: Job) -> None:
@@ -236,10 +236,11 @@ def preview(job: Job) -> None:
     from training.memory import expected_memory
 
     training, train_set = job.settings.training, job.datasets["train"]
+    # Not by `display`: its texts are printable already, and the colour is not.
     print(*show_examples(train_set, EXAMPLES, colour=sys.stdout.isatty()), sep="\n")
     batch = show_batch(train_set, training.batch_size, training.gradient_accumulation, training.seed)
-    print(*batch, sep="\n", end="\n\n")
-    print(f"memory: {expected_memory(model_size(job), training, job.machine.precision)}")
+    display(*batch, "")
+    display(f"memory: {expected_memory(model_size(job), training, job.machine.precision)}")
 
     folder = job.settings.run.run_dir or Path()
     with writing(folder):
@@ -247,7 +248,7 @@ def preview(job: Job) -> None:
     for path in rendered_paths(folder, job.data):
         check_output_path(path, [source.input.path for source in job.data.sources])
     write_rendered(folder, job.data)
-    print(f"written: {', '.join(map(str, rendered_paths(folder, job.data)))}")
+    display(f"written: {', '.join(map(str, rendered_paths(folder, job.data)))}")
 
 
 def model_size(job: Job) -> "Size":

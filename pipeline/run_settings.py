@@ -14,7 +14,7 @@ from pipeline.job import RunFacts
 from pipeline.run_folder import SETTINGS
 from settings import DataSettings, FinetuneSettings
 from support.command_line import parse_command_line
-from support.errors import UserError
+from support.errors import UserError, display
 from support.files import Json, read_json_object, write_json
 
 # Options that no longer exist, by group, with their defaults.
@@ -106,7 +106,7 @@ def read_settings(folder: Path) -> FinetuneSettings:
     if isinstance(data := recorded.get("data"), dict) and "path" in data:  # of an older version, which read one file
         data["paths"] = [data.pop("path")]
     if retired := drop_retired(recorded):
-        print(f"{folder / SETTINGS}: options that no longer exist are ignored: {', '.join(retired)}", file=sys.stderr)
+        display(f"{folder / SETTINGS}: options that no longer exist are ignored: {', '.join(retired)}", file=sys.stderr)
     beside = {field.name for field in fields(Record)}
     try:
         return from_json(FinetuneSettings, {name: value for name, value in recorded.items() if name not in beside})
@@ -237,7 +237,7 @@ def check_record(folder: Path, now: Record) -> None:
     if "processes" in names:  # torchrun gives each process fewer threads
         names = [name for name in names if name not in ("processes", "threads")]
         processes = f"{machine.get('processes')} processes, resuming with {now.machine['processes']}"
-        print(f"made with {processes}: equal up to rounding")
+        display(f"made with {processes}: equal up to rounding")
     if names:
         changes = (f"{name} {json.dumps(machine.get(name))} → {json.dumps(now.machine[name])}" for name in names)
-        print(f"resuming on another machine ({', '.join(changes)}): results will not be bit-identical")
+        display(f"resuming on another machine ({', '.join(changes)}): results will not be bit-identical")

@@ -14,7 +14,7 @@ from pipeline.job import Data
 from pipeline.prepare import choose_length, read_rendered, read_turns, rendered_path
 from pipeline.train import OpenRun
 from settings import GenerationSettings
-from support.errors import UserError
+from support.errors import UserError, display
 from talking.generation import choose_turn
 from training.device import Machine
 from training.loop import TRAIN_SAMPLE
@@ -86,7 +86,7 @@ def leave_out_trained(data: Data, run: Path) -> Data:
     """
     rendered = rendered_path(run, "train")
     if not rendered.exists():
-        print(f"there is no {rendered}: whether the model was trained on some of these is not known")
+        display(f"there is no {rendered}: whether the model was trained on some of these is not known")
         return data
     trained = set(map(hash, read_rendered(rendered)))
     new = [number for number in data.held_out.tolist() if hash(data.conversations.render(number)) not in trained]
@@ -94,7 +94,7 @@ def leave_out_trained(data: Data, run: Path) -> Data:
     if not new:
         raise UserError(f"{data.name}: {run} was trained on all of these conversations; name others with --data")
     if seen:
-        print(f"{seen:,} of {len(data.held_out):,} dialogues are left out: the model was trained on them")
+        display(f"{seen:,} of {len(data.held_out):,} dialogues are left out: the model was trained on them")
     return data._replace(parts={"all": np.array(new)})
 
 

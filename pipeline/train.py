@@ -17,7 +17,7 @@ from pipeline.prepare import fingerprint, model_size, write_learned, write_rende
 from pipeline.run_folder import OUTPUT, create_run_folder, lock_run_folder, resumable
 from pipeline.run_settings import Record, check_record, write_settings
 from settings import TrainingSettings
-from support.errors import UserError
+from support.errors import UserError, display
 from support.files import write_json
 from talking.decoder import Decoder
 from talking.generation import CompletionConfig, complete_dialogues
@@ -86,7 +86,7 @@ def load_run(job: Job) -> OpenRun:
                 needed *= 2
             folder = create_run_folder(job.settings.run.run_dir, name, needed)
             lock = lock_run_folder(folder)
-        print(f"run folder: {folder}")
+        display(f"run folder: {folder}")
         write_settings(folder, job.settings, job.source, record)
         copy_vocabulary(job.source, folder / "model", tokenizer)  # now: by the end the source may have changed
         write_rendered(folder, job.data)
@@ -136,7 +136,7 @@ def train_model(run: OpenRun) -> TrainingState:
         UserError: a loss is NaN or infinite, or the disk is full.
     """
     if run.trained:
-        print(f"the training was over after {run.trained.step} steps")
+        display(f"the training was over after {run.trained.step} steps")
         run.job.machine.leave()
         return run.trained
     return_freed_memory()  # of measuring the base model: packed weights leave holes in what training takes

@@ -8,7 +8,9 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
+TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # kinds of characters that turn what follows
 SPEAKING_SECONDS = 3  # that the first of several processes has to come to the same end and say so
 
 
@@ -41,22 +43,22 @@ def run_command(command: Callable[[], None]) -> None:
         command()
     except UserError as error:
         if is_first_process():
-            print(*map(printable, error.account), sep="\n", end="\n" * bool(error.account), flush=True)
-            print("error:", " ".join(map(str.strip, str(error).splitlines())), file=sys.stderr)
+            display(*error.account)
+            display(f"error: {' '.join(map(str.strip, str(error).splitlines()))}", file=sys.stderr)
         else:
             time.sleep(SPEAKING_SECONDS)  # torchrun ends all processes when one has ended
         sys.exit(2)
     except OSError as error:  # the system's refusal where nobody expected it, as a pipe that was closed
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes it once more
-        print(f"error: {error.filename or 'output'}: {reason(error)}", file=sys.stderr)
+        display(f"error: {error.filename or 'output'}: {reason(error)}", file=sys.stderr)
         sys.exit(2)
     except MemoryError:
         print("error: there is too little memory; close other programs, or give it less at a time", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         if is_first_process():
-            print(f"\nstopped{stop}", file=sys.stderr)
+            display(f"\nstopped{stop}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -76,10 +78,31 @@ def reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def printable(text: str) -> str:
-    """`text` without the control characters by which it could take over a terminal."""
-    control = (symbol for symbol in set(text) if unicodedata.category(symbol) == "Cc" and symbol not in "\n\t")
-    return text.translate({ord(symbol): f"\\x{ord(symbol):02x}" for symbol in control})
+def display(*lines: object, file: TextIO | None = None, end: str = "\n") -> None:
+    """Print each of `lines` as `printable` makes it, at once; nothing for none.
+
+    Whatever the program prints goes through this: names and texts come from files that somebody else has made.
+    """
+    if lines:
+        print(*(printable(str(line)) for line in lines), sep="\n", end=end, file=file, flush=True)
+
+
+def printable(text: str, json: bool = False) -> str:
+    """`text` without what could take over a terminal: control characters, and those that turn the reading direction.
+
+    With `json`, where it is some, their escapes are those of JSON.
+    """
+    harmful = (
+        symbol
+        for symbol in set(text)
+        if (unicodedata.category(symbol) == "Cc" and symbol not in "\n\t")
+        or unicodedata.bidirectional(symbol) in TURNING
+    )
+    return text.translate({ord(symbol): escape(ord(symbol), json) for symbol in harmful})
+
+
+def escape(code: int, json: bool) -> str:
+    return f"\\u{code:04x}" if json or code > 0xFF else f"\\x{code:02x}"
 
 
 def check_extra(package: str, option: str, requirement: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from settings import AnswerSettings, ChatSettings
-from support.errors import UserError, check_extra, reason
+from support.errors import UserError, check_extra, display, reason
 from talking.conversation import Conversation
 from talking.generation import UnusableModelError
 
@@ -226,7 +226,7 @@ def serve(
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
     page = lay_out(Desk(start, start_beside, settings.answer), title)
     open_page(page, settings.host, settings.port)
-    print(f"open {page.local_url} in a browser; Ctrl-C ends it", flush=True)
+    display(f"open {page.local_url} in a browser; Ctrl-C ends it")
     try:
         threading.Event().wait()
     finally:

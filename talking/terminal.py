@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from settings import AnswerSettings
-from support.errors import UserError, printable
+from support.errors import UserError, display, printable
 from support.files import write_json, writing
 from talking.conversation import Conversation
 from talking.generation import UnusableModelError
@@ -71,7 +71,7 @@ class Terminal:
         try:
             with contextlib.closing(conversation.answer(self.settings)) as pieces:
                 for piece in pieces:
-                    show(printable(piece))
+                    show(piece)
                     said = True
         except KeyboardInterrupt:
             self.tell(" (stopped)", end="")
@@ -133,11 +133,11 @@ class Terminal:
         self.tell(f"(written: {path})")
 
     def tell(self, text: str, end: str = "\n") -> None:
-        print(printable(text), end=end, file=sys.stderr, flush=True)
+        display(text, end=end, file=sys.stderr)
 
 
 def show(text: str) -> None:
-    print(text, end="", flush=True)
+    display(text, end="")
 
 
 def read_lines(prompt: str) -> Iterator[str]:
@@ -154,12 +154,12 @@ def read_lines(prompt: str) -> Iterator[str]:
         return
     from prompt_toolkit import PromptSession
 
-    session = PromptSession(prompt)
+    session = PromptSession(printable(prompt))
     while True:
         try:
             line = session.prompt()
         except KeyboardInterrupt:
-            print("(Ctrl-D leaves)", file=sys.stderr)
+            display("(Ctrl-D leaves)", file=sys.stderr)
             continue
         except EOFError:
             return

@@ -18,7 +18,7 @@ from conftest import PROJECT, refused
 from dialogues.reading import open_source
 from settings import AnswerSettings
 from support.errors import UserError
-from talking.conversation import Conversation
+from talking.conversation import Conversation, People
 from talking.terminal import Terminal
 
 AS = ("tiny", "--me", "Ann", "--you", "Bo")
@@ -167,6 +167,13 @@ def test_a_model_that_computes_no_numbers_ends_the_chat(typed, monkeypatch, sett
     with pytest.raises(UserError, match="its weights are damaged"):
         typed("Hi!")
     assert typed.capsys.readouterr().out == "Bo: \n"
+
+
+def test_names_do_not_reach_the_terminal_raw(typed):
+    typed.conversation.people = People("Ann", "Bo\x1b[31m\x07\r\u202e")
+    said = typed("Hi!")[0]
+    assert said.startswith("Bo\\x1b[31m\\x07\\x0d\\u202e: ")
+    assert "Bo\\x1b[31m\\x07\\x0d\\u202e: " in typed("/again", "/new", "Hi!", "/undo")[0]
 
 
 def test_control_characters_do_not_reach_the_terminal(typed, monkeypatch):

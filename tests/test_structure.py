@@ -85,6 +85,17 @@ def test_importing_a_module_does_nothing():
             assert isinstance(node, allowed) or docstring or guard, f"{path}:{node.lineno}"
 
 
+def test_everything_is_printed_by_display():
+    """It makes names and texts harmless for a terminal. The preview alone prints itself: it has colours."""
+    printing = [
+        path.relative_to(PROJECT).as_posix()
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Name) and node.id == "print" and PROJECT / "benchmarks" not in path.parents
+    ]
+    assert printing == ["pipeline/prepare.py", "support/errors.py"]
+
+
 def test_sizes():
     for path in sources():
         text = path.read_text(encoding="utf-8")

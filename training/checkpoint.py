@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from support.errors import UserError
+from support.errors import UserError, display
 from support.files import atomic_path, read_json_object, write_json, writing
 from training.best_weights import checksum_of, flush, load_best, save_best
 
@@ -138,12 +138,12 @@ class Checkpoints:
                 if state.kept >= 0 and checksum_of(self.best_path(state.kept)) != state.kept_crc:
                     raise Damaged(f"{self.best_path(state.kept).name} has changed")
             except (Damaged, OSError) as error:
-                print(f"damaged, and removed: {path} ({error})")
+                display(f"damaged, and removed: {path} ({error})")
                 # Or the next to be saved would count it as the one to fall back to. Each process comes here.
                 path.unlink(missing_ok=True)
                 continue
             restore(model, optimizer, path)
-            print(f"going on after step {state.step}: {path}")
+            display(f"going on after step {state.step}: {path}")
             return state
         return None
 

@@ -13,7 +13,7 @@ import torch
 
 from fast.attention import SHORT
 from settings import TrainingSettings
-from support.errors import UserError
+from support.errors import UserError, display
 from support.files import MEGABYTE
 from training.device import Machine
 
@@ -153,7 +153,7 @@ def explain_lack_of_memory(size: Size, training: TrainingSettings, machine: Mach
         if not isinstance(error, kinds) and "allocate memory" not in str(error):  # the CPU's is a plain RuntimeError
             raise
         if not machine.primary:  # the one that speaks for all does not know of it
-            print(f"process {machine.rank} is out of memory", file=sys.stderr)
+            display(f"process {machine.rank} is out of memory", file=sys.stderr)
         less = int(0.9 * sum(expected_memory(size, training, machine.precision)))
         raise UserError(
             f"out of memory; the checkpoints are as they were; {advice(size, training, machine, less)}"

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from support.errors import check_extra, printable
+from support.errors import check_extra, display, printable
 from support.files import PROJECT, read_json_object, write_json, writing
 
 REQUIREMENTS = {"wandb": "wandb>=0.22,<1", "tensorboard": "tensorboard>=2.18,<3"}  # as in requirements-extra.txt
@@ -115,7 +115,7 @@ def mirrored(kind: str, run_folder: Path) -> Iterator[None]:
     mirror = None if kind == "none" else start_mirror(kind, run_folder)
     yield  # of a run that is stopped here, the mirror shows what was reached, and ends
     if mirror and (line := mirror.finish()):
-        print(line)
+        display(line)
 
 
 class MetricsFile:

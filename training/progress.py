@@ -118,7 +118,7 @@ class Progress:
     def say(self, line: str) -> None:
         """Print a line above the bar."""
         if self.primary:
-            self.bar.write(line)
+            self.bar.write(printable(line))
 
     def log(self, **values: float | str) -> None:
         step = self.state.step
@@ -144,7 +144,7 @@ class Progress:
 
 def shorten(text: str) -> str:
     """`text` in one line of the screen; what is left out is marked."""
-    line = printable(" ".join(text.split()))
+    line = " ".join(text.split())
     return line if len(line) <= SHOWN else f"{line[: SHOWN - 4]} ..."
 
 

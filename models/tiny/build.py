@@ -29,7 +29,7 @@ from hub.find import CHECKSUMS, checksum
 from load_gpt2_weights import load_model, save_model
 from settings import RunSettings, TrainingSettings
 from support.command_line import parse_command_line
-from support.errors import run_command
+from support.errors import display, run_command
 from support.files import write_json, write_text
 from training.checkpoint import Checkpoints
 from training.device import choose_machine, keep_freed_memory
@@ -127,11 +127,11 @@ def build(settings: BuildSettings) -> None:
         DialogueDataset(Conversations.of(renderer, part), np.arange(len(part)), config.n_positions)
         for part in (training, held_out)
     )
-    print(
+    display(
         f"train: {len(training):,} dialogues, {train_set.count_learned():,} tokens learned; held out: {len(held_out):,}"
     )
     machine = choose_machine(settings.training.device, settings.training.precision)
-    print(machine.explanation)
+    display(machine.explanation)
     model.to(machine.device)
     text = "".join(map(render, held_out)).encode()
     bits = {"untrained": bits_per_byte(evaluate(model, val_set, tokenizer.eot_token, machine), val_set, text)}
@@ -154,7 +154,8 @@ def build(settings: BuildSettings) -> None:
     bits["gzip"] = 8 * len(gzip.compress(text, 9)) / len(text)
     bits["xz"] = 8 * len(lzma.compress(text, preset=9)) / len(text)
     write_json(settings.work / "bits_per_byte.json", bits)
-    print("held-out bits per byte:", ", ".join(f"{name} {value:.3f}" for name, value in bits.items()))
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in bits.items())
+    display(f"held-out bits per byte: {shown}")
 
 
 def read_corpus(path: Path, seed: int) -> list[Dialogue]:

@@ -1,0 +1,84 @@
+"""What reaches a terminal, and what happens when there is none any more."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import PROJECT, refused
+from support.errors import UserError, display, printable, run_command
+
+HARMFUL = "\x1b[31m\x07\r\x7f\x9b\u202e\u2066"
+SHOWN = r"\x1b[31m\x07\x0d\x7f\x9b\u202e\u2066"
+
+
+def harmless(text: str) -> bool:
+    return not set("\x1b\x07\r\x7f\x9b\u202e\u2066") & set(text)
+
+
+def test_harmful_characters_are_escaped():
+    assert printable(f"Ann{HARMFUL}!") == f"Ann{SHOWN}!"
+    assert printable("a\tb\nZoë 🪵 👩‍👧 أهلا \u200f") == "a\tb\nZoë 🪵 👩‍👧 أهلا \u200f"
+    line = json.dumps([HARMFUL], ensure_ascii=False)
+    assert json.loads(printable(line, json=True)) == [HARMFUL]
+    assert harmless(printable(line, json=True))
+
+
+def test_lines_are_printed_harmless_and_none_is_no_line(capsys):
+    display()
+    display(f"Ann{HARMFUL}", 2)
+    display(HARMFUL, end="", file=sys.stderr)
+    assert tuple(capsys.readouterr()) == (f"Ann{SHOWN}\n2\n", SHOWN)
+
+
+def test_errors_are_printed_harmless(capsys):
+    def fail():
+        raise UserError("no \x1b[31m\x07\u202e.json\nthere", account=[HARMFUL])
+
+    with pytest.raises(SystemExit):
+        run_command(fail)
+    assert tuple(capsys.readouterr()) == (f"{SHOWN}\n", "error: no \\x1b[31m\\x07\\u202e.json there\n")
+
+
+def test_a_file_that_the_system_refuses_is_named_harmless(capsys):
+    with pytest.raises(SystemExit):
+        run_command(lambda: print(Path(f"{HARMFUL}.json").read_text()))
+    assert capsys.readouterr().err == f"error: {SHOWN}.json: No such file or directory\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such file names")
+class TestNames:
+    NAME = "Ann\u202e"  # others are refused already, as no names
+
+    def write(self, work, speakers: list[str]) -> str:
+        file = work / "talk\x1b[31m\x07\r\u202e.jsonl"
+        with open(file, "w") as lines:
+            for number in range(20):
+                turns = [{"speaker": name, "text": f"Hi {number}!"} for name in speakers * 2]
+                lines.write(json.dumps({"turns": turns}) + "\n")
+        return file.name
+
+    def test_the_reader_prints_them_harmless(self, command, work):
+        file = self.write(work, [self.NAME, "Bo"])
+        done = command("dialogues/__main__.py", file, PYTHONPATH=str(PROJECT))
+        assert done.returncode == 0, done.stderr
+        assert harmless(done.stdout + done.stderr)
+        assert json.loads(done.stdout.splitlines()[0])["turns"][0]["speaker"].startswith("Ann")
+
+    def test_a_single_speaker_is_named_harmless(self, command, work):
+        line = refused(command("finetune.py", "--preview", "--data", self.write(work, [self.NAME])))
+        assert harmless(line)
+
+    def test_the_account_of_the_data_and_the_run_folder_are_harmless(self, command, work):
+        file = self.write(work, [self.NAME, "Bo"])
+        done = command("finetune.py", "--preview", "--data", file, "--run-dir", "run\x1b[31m\x07\u202e")
+        assert done.returncode == 0, done.stderr
+        assert harmless(done.stdout + done.stderr)
+        assert "talk\\x1b[31m\\x07\\x0d\\u202e.jsonl" in done.stdout
+
+    def test_a_model_folder_is_named_harmless(self, command, work):
+        (work / "m\x1b[31m\u202e").mkdir()
+        for script, *options in (("chat.py",), ("evaluate.py",), ("finetune.py", "--model")):
+            assert harmless(refused(command(script, *options, "m\x1b[31m\u202e")))
