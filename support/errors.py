@@ -34,6 +34,7 @@ def run_command(command: Callable[[], None]) -> None:
 
     Of several processes that torchrun has started the first one speaks for all.
     """
+    open_streams()
     # A console in a legacy encoding must not end a run because somebody wrote an emoji.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -60,6 +61,16 @@ def run_command(command: Callable[[], None]) -> None:
         if is_first_process():
             display(f"\nstopped{stop}", file=sys.stderr)
         sys.exit(130)
+
+
+def open_streams() -> None:
+    """Give the process the standard streams that were closed by whoever started it: they lead nowhere.
+
+    In this order each gets its own number, which a file that is opened later would get otherwise.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
 
 
 def is_first_process() -> bool:

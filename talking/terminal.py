@@ -145,8 +145,6 @@ def read_lines(prompt: str) -> Iterator[str]:
 
     Ctrl-C leaves the line that was begun.
     """
-    if sys.stdin is None:  # closed by whoever started the program
-        return
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         if hasattr(sys.stdin, "reconfigure"):
             sys.stdin.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -82,3 +84,24 @@ class TestNames:
         (work / "m\x1b[31m\u202e").mkdir()
         for script, *options in (("chat.py",), ("evaluate.py",), ("finetune.py", "--model")):
             assert harmless(refused(command(script, *options, "m\x1b[31m\u202e")))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a pipe is closed the POSIX way")
+class TestNobodyReads:
+    @pytest.mark.parametrize(
+        ("script", "options", "code"),
+        [
+            ("finetune.py", ("--preview",), 0),
+            ("dialogues/__main__.py", (str(PROJECT / "llm_train_text.json"),), 0),
+            ("evaluate.py", ("nowhere",), 2),
+            ("chat.py", ("nowhere",), 2),
+        ],
+    )
+    def test_streams_that_were_closed_before_the_start_are_no_fault(self, work, script, options, code):
+        command = shlex.join([sys.executable, str(PROJECT / script), *options])
+        environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+        run = ["sh", "-c", f"{command} <&- >&-"]
+        done = subprocess.run(run, cwd=work, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == code
+        assert "Traceback" not in done.stderr
+        assert subprocess.run(["sh", "-c", f"{command} <&- >&- 2>&-"], cwd=work, env=environment).returncode == code
