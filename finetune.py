@@ -1,5 +1,6 @@
 """Fine-tune GPT-2 on conversations: read → load → train → generate → measure → write."""
 
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ from pipeline.run_settings import parse_finetune_settings, read_facts
 from settings import FinetuneSettings
 from support.errors import display, run_command
 from support.files import write_json
+from support.screen import lasting_screen
 
 if TYPE_CHECKING:
     from pipeline.train import OpenRun
@@ -22,12 +24,14 @@ far better: python finetune.py --model gpt2-medium"""
 def main() -> None:
     settings = parse_finetune_settings()
     facts = read_facts(settings.run.resume)
-    if settings.data.folds and not facts.fold:
-        from pipeline.folds import cross_validate
+    # What is shown is all there is of a preview; a training goes on when nobody looks any more.
+    with contextlib.nullcontext() if settings.preview else lasting_screen():
+        if settings.data.folds and not facts.fold:
+            from pipeline.folds import cross_validate
 
-        cross_validate(settings, finetune)
-    else:
-        finetune(settings, facts)
+            cross_validate(settings, finetune)
+        else:
+            finetune(settings, facts)
 
 
 def finetune(settings: FinetuneSettings, facts: RunFacts) -> None:

@@ -19,6 +19,7 @@ from pipeline.run_settings import Record, check_record, write_settings
 from settings import TrainingSettings
 from support.errors import UserError, display
 from support.files import write_json
+from support.screen import log_lost_screen
 from talking.decoder import Decoder
 from talking.generation import CompletionConfig, complete_dialogues
 from training.checkpoint import Checkpoints, TrainingState
@@ -49,8 +50,8 @@ class OpenRun:
 def open_run(job: Job) -> Iterator[OpenRun]:
     """Load the model and make the run folder, or check the one that is resumed; keep both open while inside.
 
-    Inside, a lack of memory becomes advice, a Ctrl-C says how to resume, and `--track` mirrors the run. A finished run
-    loses its checkpoint unless it is to be kept.
+    Inside, a lack of memory becomes advice, a Ctrl-C says how to resume, and `--track` mirrors the run. When nobody
+    reads the output any more, `log.txt` says so. A finished run loses its checkpoint unless it is to be kept.
 
     Raises:
         UserError: the model is damaged, no folder can be made, or the run in it can't be resumed.
@@ -60,6 +61,7 @@ def open_run(job: Job) -> Iterator[OpenRun]:
         tracker = job.settings.run.track if job.machine.primary else "none"
         with resumable(run.folder), mirrored(tracker, run.folder):
             if job.machine.primary:
+                log_lost_screen(run.folder)
                 write_json(run.folder / "ledger.json", job.ledger.to_json())
                 write_learned(run.job)
             yield run

@@ -11,6 +11,7 @@ import pytest
 
 from conftest import PROJECT, refused
 from support.errors import UserError, display, printable, run_command
+from support.screen import lasting_screen, log_lost_screen
 
 HARMFUL = "\x1b[31m\x07\r\x7f\x9b\u202e\u2066"
 SHOWN = r"\x1b[31m\x07\x0d\x7f\x9b\u202e\u2066"
@@ -88,6 +89,29 @@ class TestNames:
 
 @pytest.mark.skipif(os.name == "nt", reason="a pipe is closed the POSIX way")
 class TestNobodyReads:
+    def test_what_is_written_on_a_closed_pipe_is_lost_and_noted(self, tmp_path, monkeypatch):
+        """Before the log is known as well as after."""
+        for early in (True, False):
+            folder = tmp_path / f"early-{early}"
+            folder.mkdir()
+            reading, writing = os.pipe()
+            with open(writing, "w") as pipe, monkeypatch.context() as patch:
+                patch.setattr(sys, "stdout", pipe)
+                with lasting_screen():
+                    os.close(reading)
+                    for act in (display, log_lost_screen)[:: 1 if early else -1]:
+                        act(folder)
+                    display("and more")
+                assert sys.stdout is pipe
+            assert (folder / "log.txt").read_text().count("standard output was closed by whoever read it") == 1
+
+    def test_a_screen_that_is_read_is_not_noted(self, tmp_path, capsys):
+        with lasting_screen():
+            log_lost_screen(tmp_path)
+            display("Hi!")
+        assert capsys.readouterr().out == "Hi!\n"
+        assert not list(tmp_path.iterdir())
+
     @pytest.mark.parametrize(
         ("script", "options", "code"),
         [

@@ -1,0 +1,74 @@
+"""Standard output and standard error that a long run can do without."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from support.files import writing
+
+LOG = "log.txt"
+STREAMS = {"stdout": "standard output", "stderr": "standard error"}
+
+
+class LastingStream:
+    """A stream of the process that takes what is written when nobody can read it any more, and notes that in a log."""
+
+    def __init__(self, stream: Any, name: str) -> None:
+        self.stream, self.name = stream, name
+        self.lost = ""  # when
+        self.log: Path | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        self.attempt(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self.attempt(self.stream.flush)
+
+    def attempt(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except OSError:  # a pipe whose reader has ended, a terminal that was closed
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())  # what is buffered goes there too
+            os.close(nowhere)
+            self.lost = time.strftime("%Y-%m-%d %H:%M:%S")
+            self.note()
+
+    def note(self) -> None:
+        """Add a line to the log once both are known, the log and the loss."""
+        if self.log and self.lost:
+            with writing(self.log), open(self.log, "a", encoding="utf-8", newline="\n") as file:
+                file.write(f"{self.lost}: {self.name} was closed by whoever read it; the run goes on without it\n")
+
+
+@contextlib.contextmanager
+def lasting_screen() -> Iterator[None]:
+    """Let what is done inside go on when its output is not read any more."""
+    before = {name: getattr(sys, name) for name in STREAMS}
+    try:
+        for name, words in STREAMS.items():
+            setattr(sys, name, LastingStream(before[name], words))
+        yield
+    finally:
+        for name, stream in before.items():
+            setattr(sys, name, stream)
+
+
+def log_lost_screen(folder: Path) -> None:
+    """Have `log.txt` in `folder` say from now on that the screen was lost, also if it is already.
+
+    Raises:
+        UserError: the file can't be written.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, LastingStream):
+            stream.log = folder / LOG
+            stream.note()
