@@ -1,5 +1,10 @@
 """Talk to a model: find → load → talk, in the terminal or on a page."""
 
+if __name__ == "__main__":  # before the imports, which take a while: a Ctrl-C in it is one line too
+    from support.errors import run_script
+
+    run_script("chat")
+
 import secrets
 import signal
 import sys
@@ -11,7 +16,7 @@ from dialogues.tokenizer import load_tokenizer
 from pipeline.finished_model import find_base, find_finished_model
 from settings import ChatSettings
 from support.command_line import parse_command_line
-from support.errors import check_one_process, display, run_command
+from support.errors import check_one_process, display
 
 
 def main() -> None:
@@ -65,7 +70,3 @@ def main() -> None:
         conversation = start(found.folder)
         display(f"you are {people.me}, the model is {people.you}; /help lists what else there is", file=sys.stderr)
         Terminal(conversation, settings.answer).run()
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -1,5 +1,10 @@
 """Measure a model on conversations that it has not seen: find → read → load → score → generate → report."""
 
+if __name__ == "__main__":  # before the imports, which take a while: a Ctrl-C in it is one line too
+    from support.errors import run_script
+
+    run_script("evaluate")
+
 import time
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,7 +19,7 @@ from pipeline.run_folder import check_report_folder, lock_run_folder, make_repor
 from pipeline.run_settings import read_facts, read_fingerprints
 from settings import ConversationSettings, EvaluateSettings
 from support.command_line import parse_command_line
-from support.errors import UserError, check_one_process, display, run_command
+from support.errors import UserError, check_one_process, display
 from support.files import resolved
 
 if TYPE_CHECKING:
@@ -166,7 +171,3 @@ def print_plan(folder: Path, base: Path | None, data: Data, own: bool, machine: 
     formats = name_formats(data.sources)
     display(f"data: {data.name} ({formats}), {total}, measured on {what}; {template}; learned: {learn}")
     display(*data.notes)
-
-
-if __name__ == "__main__":
-    run_command(main)

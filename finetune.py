@@ -1,5 +1,10 @@
 """Fine-tune GPT-2 on conversations: read → load → train → generate → measure → write."""
 
+if __name__ == "__main__":  # before the imports, which take a while: a Ctrl-C in it is one line too
+    from support.errors import run_script
+
+    run_script("finetune")
+
 import contextlib
 import time
 from typing import TYPE_CHECKING
@@ -7,7 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline.job import Job, RunFacts
 from pipeline.run_settings import parse_finetune_settings, read_facts
 from settings import FinetuneSettings
-from support.errors import display, run_command
+from support.errors import display
 from support.files import write_json
 from support.screen import lasting_screen
 
@@ -103,7 +108,3 @@ def print_cases(cases: list[dict[str, str]], wanted: int) -> None:
     for number, case in enumerate(cases, 1):
         display(f"\ncase {number}\n  input      {case['input']}\n  true       {case['response']}")
         display(f"  generated  {case['model_response']}")
-
-
-if __name__ == "__main__":
-    run_command(main)

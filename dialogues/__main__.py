@@ -1,5 +1,10 @@
 """`python -m dialogues FILE...`: what is read from conversation files, as JSON Lines, and the account of it."""
 
+if __name__ == "__main__":  # before the imports, which take a while: a Ctrl-C in it is one line too
+    from support.errors import run_script
+
+    run_script("dialogues.__main__")
+
 import json
 import sys
 from collections import Counter
@@ -13,7 +18,7 @@ from dialogues.private import mask_dialogue
 from dialogues.reading import Source
 from settings import ReadSettings
 from support.command_line import parse_command_line
-from support.errors import UserError, display, printable, run_command
+from support.errors import UserError, display, printable
 
 MOST_NAMED = 6  # speakers and keys in the account
 
@@ -90,7 +95,3 @@ def describe(source: Source, dialogues: int, speakers: Counter[str], skipped: Co
     if source.not_used:
         lines.append(f"not used: what records have under {', '.join(map(repr, source.not_used[:MOST_NAMED]))}")
     return lines
-
-
-if __name__ == "__main__":
-    run_command(main)

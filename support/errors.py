@@ -1,6 +1,7 @@
 """The user's mistakes as one line, and what reaches a terminal."""
 
 import contextlib
+import importlib
 import importlib.util
 import os
 import signal
@@ -8,7 +9,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable, Sequence
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # kinds of characters that turn what follows
 SPEAKING_SECONDS = 3  # that the first of several processes has to come to the same end and say so
@@ -23,6 +24,15 @@ class UserError(Exception):
     def __init__(self, message: str, account: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.account = tuple(account)
+
+
+def run_script(module: str) -> NoReturn:
+    """Import `module`, which may be the one that Python has begun to run, and end the process with its `main`.
+
+    See `run_command`.
+    """
+    run_command(lambda: importlib.import_module(module).main())
+    sys.exit()
 
 
 def run_command(command: Callable[[], None]) -> None:

@@ -529,3 +529,14 @@ def test_repeated_options_add_up():
     assert settings.data.new_names == {"a": "b", "c": "d"}
     assert settings.training.seed == 2
     assert parse_command_line(EvaluateSettings, ["runs/x", "--data", "a"]).model == "runs/x"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent the POSIX way")
+@pytest.mark.parametrize("script", ["finetune.py", "chat.py", "evaluate.py", "dialogues/__main__.py"])
+def test_ctrl_c_while_modules_are_imported_is_one_line(command, work, script):
+    """The settings are imported by every command; these send the signal to themselves."""
+    (work / "settings.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    paths = f"import runpy, sys; sys.path[:0] = ['{work}', '{PROJECT}']\n"
+    (work / "start.py").write_text(f"{paths}runpy.run_path('{PROJECT / script}', {{}}, '__main__')\n")
+    done = command(work / "start.py")
+    assert (done.returncode, done.stderr) == (130, "\nstopped\n")
