@@ -77,13 +77,7 @@ def main() -> None:
     if base:
         columns["base"] = measure(base)
     folder = make_report_folder(folder, measured.run or measured.folder)
-    origin = Origin(
-        model=str(measured.folder),
-        base_model=base and str(base),
-        file=data.name,
-        device=machine.device.type,
-        precision=machine.precision,
-    )
+    origin = Origin(str(measured.folder), base and str(base), data.name, machine.device.type, machine.precision)
     page = write_evaluation(columns, origin, subject, folder, measured.run if own else None)
     del lock  # until here nobody else may work there
     display(

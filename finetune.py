@@ -31,7 +31,11 @@ def main() -> None:
     facts = read_facts(settings.run.resume)
     # What is shown is all there is of a preview; a training goes on when nobody looks any more.
     with contextlib.nullcontext() if settings.preview else lasting_screen():
-        if settings.data.folds and not facts.fold:
+        if settings.data.try_ != "nothing":
+            from pipeline.rates import try_rates
+
+            try_rates(settings, finetune)
+        elif settings.data.folds and not facts.fold:
             from pipeline.folds import cross_validate
 
             cross_validate(settings, finetune)

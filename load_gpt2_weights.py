@@ -270,12 +270,22 @@ def save_model(
 ) -> None:
     """Write `model` into `folder`, which has its vocabulary already, as a model folder that transformers loads.
 
-    The weights come last, so that a folder with weights is a whole one. Programs that serve a model stop it at single
-    tokens: a turn ends for them at the last token of the stop between two turns, or at the end of text.
+    See `save_description` and `save_weights`.
+    """
+    save_description(model, folder, dialogue, dtype)
+    save_weights(model, folder, dtype, parameters)
+
+
+def save_description(
+    model: GPTModel, folder: Path, dialogue: dict[str, Any], dtype: torch.dtype = torch.float32
+) -> None:
+    """Write all files of a model folder but its vocabulary and its weights.
+
+    Programs that serve a model stop it at single tokens: a turn ends for them at the last token of the stop between two
+    turns, or at the end of text.
 
     Args:
         dialogue: goes into `dialogue.json`: how this model was taught to see a conversation.
-        parameters: each with its name, in the model's order, taken one at a time; none: those of `model`.
 
     Raises:
         UserError: the folder can't be written.
@@ -313,15 +323,37 @@ def save_model(
     write_json(folder / "tokenizer_config.json", tokenizer_config)
     write_json(folder / "generation_config.json", generation_config)
     write_json(folder / "dialogue.json", dialogue)
-    shapes = parameter_shapes(model.config)
+
+
+def save_weights(
+    model: GPTModel,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    parameters: Iterable[tuple[str, Tensor]] | None = None,
+    spare: Path | None = None,
+) -> None:
+    """Write the weights of `model` into `folder`, after everything else: a folder with weights is a whole one.
+
+    Args:
+        parameters: each with its name, in the model's order, taken one at a time; none: those of `model`.
+        spare: a file to write over; see `atomic_path`.
+
+    Raises:
+        UserError: the file can't be written.
+    """
     tensors = (as_stored(name, parameter) for name, parameter in parameters or model.named_parameters())
-    write_tensors(folder / "model.safetensors", shapes, tensors, dtype)
+    write_tensors(folder / "model.safetensors", parameter_shapes(model.config), tensors, dtype, spare)
 
 
-def write_tensors(path: Path, shapes: dict[str, torch.Size], tensors: Iterable[Tensor], dtype: torch.dtype) -> None:
+def write_tensors(
+    path: Path, shapes: dict[str, torch.Size], tensors: Iterable[Tensor], dtype: torch.dtype, spare: Path | None = None
+) -> None:
     """Write a safetensors file of `tensors`, named and shaped as in `shapes`, converted and written one after another.
 
     The library's own function wants all of them in memory at once.
+
+    Args:
+        spare: a file to write over; see `atomic_path`.
 
     Raises:
         UserError: the file can't be written.
@@ -333,8 +365,9 @@ def write_tensors(path: Path, shapes: dict[str, torch.Size], tensors: Iterable[T
         header[name] = {"dtype": SAFETENSORS_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+    with atomic_path(path, spare) as temporary, open(temporary, "rb+") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for shape, tensor in zip(shapes.values(), tensors, strict=True):
             assert tensor.shape == shape
             file.write(tensor.to("cpu", dtype).contiguous().view(-1).view(torch.uint8).numpy().data)  # no bf16 in numpy
+        file.truncate()

@@ -5,7 +5,7 @@ The field is the option, its default the default, the text under it the help. No
 """
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,7 +17,6 @@ from support.files import PROJECT, resolved
 BUNDLED_DATA = Path("llm_train_text.json")
 RUNS = Path("runs")  # where runs lie that are not told where
 COLUMNS = ("speaker", "text", "dialogue", "time", "prompt", "reply")  # what a column can hold
-SMALL = 30_000_000  # parameters below which a model is trained with the defaults of the bundled one
 MOST = 1_000_000_000  # of whatever is counted or timed: more is a slip, and would overflow somewhere
 FROM_ONE = ("from 1 to 1e9", lambda value: 1 <= value <= MOST)
 FROM_ZERO = ("from 0 to 1e9", lambda value: 0 <= value <= MOST)
@@ -118,7 +117,9 @@ class DataSettings(ConversationSettings):
     shuffle: bool = False
     """shuffle the dialogues of all files (by --seed) before the split"""
     folds: int = 0
-    """train so many times, each time holding out another part of the conversations, and average the results; 0: once"""
+    """cross-validation: train this many times, each time holding out another part of the conversations; 0: once"""
+    try_: Annotated[Literal["nothing", "learning-rate"], arg(name="try")] = "nothing"
+    """cross-validate five values of this option around its default, and compare them (five folds unless --folds)"""
 
     @property
     def percents(self) -> list[int]:
@@ -185,28 +186,6 @@ class TrainingSettings(MachineSettings):
     """weights that the run keeps: best (those with the lowest validation loss) or last"""
     early_stopping: int = 0
     """stop after this many evaluations without improvement; 0: never"""
-
-    def defaults(self, parameters: int) -> dict[str, float]:
-        """Values for the options that the user left open, for a model with that many parameters."""
-        small = parameters < SMALL
-        rates = (2e-3, 8e-4) if self.lora_rank else (1.2e-4, 5e-5)
-        defaults = {"epochs": 3 if small else 10, "learning_rate": rates[0] if small else rates[1]}
-        return {name: value for name, value in defaults.items() if getattr(self, name) is None}
-
-    def explain(self, parameters: int) -> str:
-        """A line that tells the values that `defaults` fills in from those that were asked for."""
-        small, left_open = parameters < SMALL, self.defaults(parameters)
-        filled = replace(self, **left_open)
-        default = "the default" + " with LoRA" * bool(self.lora_rank) + " for a small model" * small
-        explained = [
-            f"{name.replace('_', ' ')}: {getattr(filled, name)} ({default if name in left_open else 'as asked'})"
-            for name in ("epochs", "learning_rate")
-        ]
-        if self.lora_rank:
-            explained.append(f"LoRA of rank {self.lora_rank}")
-        if self.max_steps:
-            explained.append(f"at most {self.max_steps} steps (as asked)")
-        return "; ".join(explained)
 
     def step_batches(self, processes: int) -> int:
         """Batches in each optimizer step, over all processes."""
@@ -308,7 +287,8 @@ class FinetuneSettings:
         """What is wrong between the groups, a sentence each."""
         output, folder = resolved(self.output), resolved(self.run.run_dir or RUNS)
         numbered = not self.run.run_dir and output.parent == folder and re.fullmatch(r".+-\d+", output.name)
-        found = ["--preview shows one run: leave out --folds"] * bool(self.preview and self.data.folds)
+        many = "--folds" * bool(self.data.folds) or "--try" * (self.data.try_ != "nothing")
+        found = [f"--preview shows one run: leave out {many}"] * bool(self.preview and many)
         if not output.exists() and (output in (folder, *folder.parents) or numbered):
             found.append(f"--output {self.output}: the run makes a folder of that name; name a file")
         return found

@@ -5,7 +5,6 @@ its own: `ours.py TASK JSON`.
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ def training(folder: str, data: str, steps: int, device: str, precision: str, **
     from pipeline.train import make_model
     from settings import DataSettings, RunSettings, TrainingSettings
     from training.checkpoint import Checkpoints
+    from training.defaults import complete
     from training.device import choose_machine, keep_freed_memory
     from training.loop import Examples, Trainer, TrainingSetup
     from training.optimizer import make_optimizer
@@ -36,7 +36,7 @@ def training(folder: str, data: str, steps: int, device: str, precision: str, **
     keep_freed_memory()
     machine = choose_machine(device, precision)
     settings = TrainingSettings(**options)
-    settings = replace(settings, **settings.defaults(parameters=1 << 30))
+    settings = complete(settings, parameters=1 << 30)
     read = read_data(open_data(DataSettings((Path(data),))), Path(folder), DataSettings(split="50/50"), settings.seed)
     tokenizer = read.conversations.renderer.tokenizer
     model = make_model(Path(folder), settings, tokenizer, machine.precision).to(machine.device)

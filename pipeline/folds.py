@@ -28,8 +28,8 @@ VERSION = 1
 Finetune = Callable[[FinetuneSettings, RunFacts], None]
 
 
-def cross_validate(settings: FinetuneSettings, finetune: Finetune) -> None:
-    """Train and measure once for each fold, or resume where that stopped; write `folds.json` and print the means.
+def cross_validate(settings: FinetuneSettings, finetune: Finetune) -> "FoldsSummary":
+    """Train and measure once for each fold, or resume where that stopped; write, print and return the means.
 
     Each fold is an ordinary run, in `fold-<n>/` of the job's folder; its `--output` lies there too.
 
@@ -58,6 +58,7 @@ def cross_validate(settings: FinetuneSettings, finetune: Finetune) -> None:
     summary = summarise(runs)
     write_json(folder / FOLDS, summary.to_json())
     display(*show_summary(summary), f"\nwritten: {folder / FOLDS}")
+    return summary
 
 
 def find_job(settings: FinetuneSettings) -> Path | None:
@@ -76,8 +77,14 @@ def find_job(settings: FinetuneSettings) -> Path | None:
     return folder
 
 
-def open_job(settings: FinetuneSettings, begun: Path | None) -> tuple[Path, FileLock | None]:
+def open_job(
+    settings: FinetuneSettings, begun: Path | None, kind: str = "folds", times: int = 1
+) -> tuple[Path, FileLock | None]:
     """Make the folder of a cross-validation and record in it what it depends on, or compare that of one `begun`.
+
+    Args:
+        kind: what the folder holds, in its name.
+        times: how many cross-validations it holds.
 
     Raises:
         UserError: as of a run: what can be wrong with files and folders is found before the training.
@@ -99,9 +106,9 @@ def open_job(settings: FinetuneSettings, begun: Path | None) -> tuple[Path, File
         folder = begun
         check_record(folder, record)
     else:
-        needed = 4 * count_parameters(read_config(model / "config.json")) * settings.data.folds
+        needed = 4 * count_parameters(read_config(model / "config.json")) * settings.data.folds * times
         name = Path(settings.model.name).resolve().name
-        folder = create_run_folder(settings.run.run_dir, f"{name}-folds", needed)
+        folder = create_run_folder(settings.run.run_dir, f"{name}-{kind}", needed)
         lock = lock_run_folder(folder)
     write_settings(folder, settings, model, record)
     display(f"cross-validation of {len(data.conversations)} dialogues in {settings.data.folds} folds: {folder}")

@@ -80,12 +80,13 @@ def complete_settings(job: Job) -> Job:
     Raises:
         UserError: there is too little memory, or PyTorch can't compile.
     """
+    from training.defaults import complete, explain
     from training.device import check_compiler
     from training.memory import check_memory
 
     size, settings, machine = model_size(job), job.settings, job.machine
-    training = replace(settings.training, **settings.training.defaults(size.parameters))
-    resume, explained = settings.run.resume, settings.training.explain(size.parameters)
+    training = complete(settings.training, size.parameters)
+    resume, explained = settings.run.resume, explain(settings.training, size.parameters)
     chosen = f"options: those of {resume}" if resume else explained
     display(f"model: {job.source}, {size.parameters:,} parameters", machine.explanation, chosen)
     if training.compile:

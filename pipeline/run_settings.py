@@ -3,6 +3,7 @@
 import json
 import math
 import operator
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
@@ -23,6 +24,7 @@ RETIRED: dict[str, dict[str, object]] = {
     "run": {"resume_inexactly": False},
 }
 FACTS = {"data": "fold", "training": "processes"}  # groups in which older versions recorded them
+OPTIONS = {"name": "model", "paths": "data", "try_": "try"}  # fields that have other names on the command line
 ADVICE = "put it back, or start a new run"
 # Options that may change on --resume, besides --model-path, saving, and everything after the training.
 FREE = ("paths", "device", "precision")  # the machine that they lead to is compared
@@ -112,6 +114,19 @@ def read_settings(folder: Path) -> FinetuneSettings:
         return from_json(FinetuneSettings, {name: value for name, value in recorded.items() if name not in beside})
     except (TypeError, AttributeError, ValueError) as error:
         raise unknown_settings(folder, error) from None
+
+
+def as_arguments(settings: Any) -> str:
+    """The options of a command line that make these settings: those that are not the defaults."""
+    found = []
+    for field in fields(settings):
+        value, name = getattr(settings, field.name), OPTIONS.get(field.name, field.name.replace("_", "-"))
+        if is_dataclass(value):
+            found.append(as_arguments(value))
+        elif value != field.default:
+            values = value if isinstance(value, tuple) else () if value is True else (value,)
+            found.append(shlex.join([f"--{name}", *map(str, values)]))
+    return " ".join(filter(None, found))
 
 
 def drop_retired(recorded: Json) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from dialogues.tokenizer import copy_vocabulary
 from gpt_model import GPTModel, count_parameters
 from hub.find import HUB_IDS, weights_checksum
-from load_gpt2_weights import add_embeddings, load_model, read_weights, save_model
+from load_gpt2_weights import add_embeddings, load_model, read_weights, save_description, save_weights
 from pipeline.job import Job
 from pipeline.prepare import fingerprint, model_size, write_learned, write_rendered
 from pipeline.run_folder import OUTPUT, create_run_folder, lock_run_folder, resumable
@@ -167,19 +167,24 @@ def train_model(run: OpenRun) -> TrainingState:
         if job.machine.primary:
             if job.settings.training.lora_rank:
                 save_adapter(run.model, run.folder / "adapter", base_name(job))  # before the merging
-            save(run, run.folder / "model")
+            save(run, run.folder / "model", run.checkpoints.spare(state))
             run.checkpoints.mark_trained(state)
         del trainer  # now: a signal that meets the end of its progress bar would be lost
     job.machine.leave()
     return state
 
 
-def save(run: OpenRun, target: Path) -> None:
-    """Write the model of a run, adapters merged, into the model folder `target`, which has its vocabulary."""
+def save(run: OpenRun, target: Path, spare: Path | None = None) -> None:
+    """Write the model of a run, adapters merged, into the model folder `target`, which has its vocabulary.
+
+    Args:
+        spare: a file to write over; see `atomic_path`.
+    """
     description = run.job.data.conversations.describe(run.job.data.parts["train"])
     lora = run.job.settings.training.lora_rank
     merged = merge_adapters(run.model, read_weights(run.job.source)) if lora else None
-    save_model(run.model, target, description, parameters=merged)
+    save_description(run.model, target, description)
+    save_weights(run.model, target, parameters=merged, spare=spare)
 
 
 def make_watch(run: OpenRun) -> Callable[[], dict[str, str]]:

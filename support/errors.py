@@ -65,7 +65,7 @@ def run_command(command: Callable[[], None]) -> None:
         display(f"error: {error.filename or 'output'}: {reason(error)}", file=sys.stderr)
         sys.exit(2)
     except MemoryError:
-        print("error: there is too little memory; close other programs, or give it less at a time", file=sys.stderr)
+        display("error: there is too little memory; close other programs, or give it less at a time", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         if is_first_process():

@@ -104,7 +104,7 @@ class TestTheWholeJob:
         shown = done.stdout[: done.stdout.index("case 1")]
         assert shown.count(f"  input      {opening}") == 1
         assert shown.count(f"  true       {reply}") == 3
-        assert shown.count("  generated  Bob: ") == 3
+        assert shown.count("  generated  Bob:") == 3
         plain, same = ((work / run / "model" / "model.safetensors").read_bytes() for run in ("plain", "watched"))
         assert plain == same
         lines = [(work / run / "metrics.jsonl").read_text().splitlines() for run in ("plain", "watched")]

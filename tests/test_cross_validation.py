@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from gpt_model import GPTModel
 from load_gpt2_weights import load_model
 from pipeline.folds import FoldsSummary, cross_validate, estimate, show_summary
 from pipeline.job import RunFacts
+from pipeline.rates import show_rates, try_rates
 from pipeline.run_folder import find_run, resumable
 from pipeline.run_settings import parse_finetune_settings
 from settings import FinetuneSettings
@@ -250,6 +252,61 @@ def test_refusals_leave_nothing_behind(here, model, options, problem):
     with pytest.raises(UserError, match=problem):
         cross_validate(parse(model, *options, "--run-dir", "job"), finetune)
     assert list(here.iterdir()) == []
+
+
+class TestTryingLearningRates:
+    OPTIONS = ("--try", "learning-rate", "--folds", 2, "--run-dir", "job")
+
+    @pytest.mark.slow
+    def test_each_rate_is_cross_validated_and_the_command_for_the_best_is_told(self, here, model):
+        done = run_in(here, "finetune.py", "--model", model, *self.OPTIONS, "--max-steps", 2, *QUICK)
+        assert done.returncode == 0, done.stderr
+        rates = json.loads((here / "job" / "rates.json").read_text())
+        assert list(rates) == ["3e-05", "6e-05", "0.00012", "0.00024", "0.00048"]
+        for rate, losses in rates.items():
+            folds = json.loads((here / "job" / f"rate-{rate}" / "folds.json").read_text())
+            assert folds["metrics"]["model"]["loss"]["values"] == losses
+        best = min(rates, key=lambda rate: sum(rates[rate]))
+        command = done.stdout.partition("one run with the best: python finetune.py ")[2].splitlines()[0]
+        settings = parse_finetune_settings(shlex.split(command))
+        assert settings.training.learning_rate == float(best)
+        assert (settings.training.max_steps, settings.data.folds, settings.data.try_) == (2, 0, "nothing")
+
+    def test_it_is_resumed_as_a_whole(self, here, model):
+        settings = parse(model, *self.OPTIONS)
+        with pytest.raises(KeyboardInterrupt, match=" --resume job$"):
+            try_rates(settings, record_and_stop)
+        asked = []
+
+        def stop_later(settings: FinetuneSettings, facts: RunFacts) -> None:
+            asked.append(settings)
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            try_rates(parse_finetune_settings(["--resume", "job"]), stop_later)
+        assert asked[0].training.learning_rate == 3e-5
+        assert asked[0].run.run_dir == Path("job/rate-3e-05/fold-1")
+        with pytest.raises(UserError, match="--folds 5: the run has 2"):
+            try_rates(parse(model, "--try", "learning-rate", "--run-dir", "job"), stop_later)
+
+    def test_a_refused_option_leaves_nothing_behind(self, here, model):
+        with pytest.raises(UserError, match="--max-length 999: the model has 128 positions"):
+            try_rates(parse(model, *self.OPTIONS, "--max-length", 999), finetune)
+        assert list(here.iterdir()) == []
+
+    def test_a_rate_at_the_end_of_those_tried_is_told(self):
+        losses = {rate: estimate([2 + rate, 2.5 + rate]) for rate in (0.1, 0.2, 0.4)}
+        lines = show_rates(losses, FinetuneSettings())
+        assert [line.split()[0] for line in lines[2:5]] == ["0.1", "0.2", "0.4"]
+        assert lines[2].endswith("the best")
+        assert lines[3].endswith("0.100 (0.100 to 0.100)")
+        assert lines[5].startswith("0.1 is at the end of these")
+        assert lines[6] == "one run with the best: python finetune.py --learning-rate 0.1"
+
+    def test_rates_that_folds_cannot_tell_apart_are_told(self):
+        losses = {1e-5: estimate([3.0, 3.1, 3.2]), 2e-5: estimate([2.0, 2.1, 2.2]), 4e-5: estimate([2.1, 2.1, 2.15])}
+        lines = show_rates(losses, FinetuneSettings())
+        assert lines[5] == "no clear difference between 2e-05 and 4e-05"
 
 
 def test_several_processes_are_refused(here, model, monkeypatch):

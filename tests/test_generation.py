@@ -108,11 +108,11 @@ def test_large_logits_are_drawn_at_a_low_temperature():
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
-@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
 def test_a_token_is_not_chosen_from_what_is_no_number(temperature, number):
     logits = torch.zeros(2, 50)
     logits[1, 7] = number
-    with pytest.raises(UserError, match="its weights are damaged; train it again, or fetch it again"):
+    with pytest.raises(UserError, match="logits are NaN or infinite: its weights are damaged"):
         draw(logits, GenerationSettings(temperature=temperature), torch.Generator())
 
 

@@ -18,6 +18,7 @@ from dialogues.template import Renderer
 from dialogues.tokenizer import add_tokens, copy_vocabulary
 from fast.packed import PackedLinear
 from gpt_model import GPTModel
+from hub.find import BUNDLED
 from load_gpt2_weights import (
     TRANSPOSED,
     add_embeddings,
@@ -27,10 +28,12 @@ from load_gpt2_weights import (
     write_tensors,
 )
 from models.tiny.build import DIALOGUE
+from pipeline.folds import estimate
 from settings import GenerationSettings, TrainingSettings
 from support.errors import UserError
 from talking.decoder import Decoder
 from talking.generation import Bounds, generate
+from training.defaults import complete
 from training.device import Machine
 from training.loop import Batch, Learner, take_step
 from training.lora import LoRALinear, add_adapters, load_adapter, merge_adapters, save_adapter
@@ -323,3 +326,24 @@ def test_written_tensors_equal_the_librarys(dtype, tmp_path):
 def header_of(path: Path) -> dict:
     content = path.read_bytes()
     return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+
+
+@pytest.mark.slow
+def test_high_ranks_do_not_lose_to_a_low_one(tmp_path):
+    """Five folds of the bundled conversations: what one rate does at rank 8 it does at 64 and 256."""
+    dialogues = bundled_dialogues()
+    losses: dict[int, list[float]] = {}
+    for rank in (8, 64, 256):
+        for fold in range(5):
+            model, tokenizer = load_model(BUNDLED)
+            conversations = Conversations.of(Renderer(tokenizer), dialogues)
+            held_out = np.arange(2 * fold, 2 * fold + 2)
+            kept = np.setdiff1d(np.arange(10), held_out)
+            train_set, val_set = (DialogueDataset(conversations, numbers, 512) for numbers in (kept, held_out))
+            add_adapters(model, rank, seed=123)
+            settings = complete(TrainingSettings(lora_rank=rank), parameters=7_600_000)
+            state = fit(model, train_set, val_set, settings, tmp_path / f"{rank}-{fold}")
+            losses.setdefault(rank, []).append(state.evaluations[-1][1])
+    for rank in (64, 256):
+        more = estimate([high - low for high, low in zip(losses[rank], losses[8], strict=True)])
+        assert more.interval[0] <= 0, losses

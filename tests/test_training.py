@@ -14,6 +14,7 @@ from dialogues.batches import ROUND, DialogueDataset, Example, collate
 from gpt_model import GPTConfig, GPTModel
 from settings import RunSettings, TrainingSettings
 from support.errors import UserError
+from training.defaults import defaults, explain
 from training.device import Machine, choose_machine
 from training.loop import Learner, evaluate, make_batch, take_step
 from training.optimizer import learning_rate_at, make_optimizer
@@ -144,13 +145,13 @@ def test_a_loss_that_is_no_number_stops_the_run_before_the_weights(model, tmp_pa
 
 def test_what_is_left_open_depends_on_the_size_of_the_model():
     new = TrainingSettings()
-    assert new.defaults(82_000_000) == {"epochs": 10, "learning_rate": 5e-5}
-    assert new.defaults(7_000_000) == {"epochs": 3, "learning_rate": 1.2e-4}
-    assert new.explain(7_000_000).count("the default for a small model") == 2
+    assert defaults(new, 82_000_000) == {"epochs": 10, "learning_rate": 5e-5}
+    assert defaults(new, 7_000_000) == {"epochs": 3, "learning_rate": 1.2e-4}
+    assert explain(new, 7_000_000).count("the default for a small model") == 2
     asked = TrainingSettings(epochs=3, seed=4)
-    assert asked.defaults(82_000_000) == {"learning_rate": 5e-5}
-    assert asked.explain(82_000_000) == "epochs: 3 (as asked); learning rate: 5e-05 (the default)"
-    assert TrainingSettings(max_steps=7).explain(82_000_000).endswith("; at most 7 steps (as asked)")
+    assert defaults(asked, 82_000_000) == {"learning_rate": 5e-5}
+    assert explain(asked, 82_000_000) == "epochs: 3 (as asked); learning rate: 5e-05 (the default)"
+    assert explain(TrainingSettings(max_steps=7), 82_000_000).endswith("; at most 7 steps (as asked)")
 
 
 def test_clipping_can_be_turned_off(model, tmp_path):

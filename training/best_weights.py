@@ -27,12 +27,16 @@ def save_best(path: Path, tensors: Iterable[Tensor], spares: Sequence[Path]) -> 
             spare.unlink()
         if spares:
             spares[0].replace(temporary)
-        with open(temporary, "r+b" if spares else "wb") as file:
-            for tensor in tensors:
-                content = as_bytes(tensor.detach().cpu().contiguous())
-                crc = zlib.crc32(content, crc)
-                file.write(content)
-        temporary.replace(path)
+        try:
+            with open(temporary, "r+b" if spares else "wb") as file:
+                for tensor in tensors:
+                    content = as_bytes(tensor.detach().cpu().contiguous())
+                    crc = zlib.crc32(content, crc)
+                    file.write(content)
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
     return crc
 
 

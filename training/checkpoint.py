@@ -126,6 +126,11 @@ class Checkpoints:
         """Put the weights of `save_best` back in place."""
         load_best(self.best_path(state.kept), trainable(model).values())
 
+    def spare(self, state: TrainingState) -> Path | None:
+        """The file of the best weights, once they are back in place, unless a checkpoint refers to it."""
+        path = self.best_path(state.kept)
+        return path if path.exists() and state.kept not in map(kept_by, self.paths()) else None
+
     def load(self, model: nn.Module, optimizer: Optimizer) -> TrainingState | None:
         """Put the newest whole checkpoint in place; none without one. Those that are damaged are named and removed.
 

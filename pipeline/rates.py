@@ -1,0 +1,92 @@
+"""`--try learning-rate`: a cross-validation for each of several learning rates, and which of them is best."""
+
+import shutil
+from dataclasses import replace
+
+from hub.find import find_model_folder
+from pipeline.folds import Finetune, FoldEstimate, FoldsSummary, cross_validate, estimate, find_job, open_job
+from pipeline.run_folder import resumable
+from pipeline.run_settings import as_arguments
+from settings import FinetuneSettings
+from support.errors import UserError, check_one_process, display
+from support.files import write_json
+
+FACTORS = (0.25, 0.5, 1, 2, 4)  # of the default learning rate, or of the one that was asked for
+FOLDS = 5
+RATES = "rates.json"
+
+
+def try_rates(settings: FinetuneSettings, finetune: Finetune) -> None:
+    """Cross-validate several learning rates, or resume where that stopped; write `rates.json` and print a table.
+
+    Each rate has a folder of its own in the job's folder, and in it a run for each fold.
+
+    Args:
+        finetune: the job of one run.
+
+    Raises:
+        UserError: something that the user can mend.
+    """
+    check_one_process("--try")
+    settings = replace(settings, data=replace(settings.data, folds=settings.data.folds or FOLDS))
+    begun = find_job(settings)
+    folder, lock = open_job(settings, begun, "rates", len(FACTORS))
+    found: dict[float, FoldsSummary] = {}
+    try:
+        with resumable(folder):
+            for rate in choose_rates(settings):
+                display(f"\nlearning rate {rate:g}")
+                run = replace(settings.run, resume=None, run_dir=folder / f"rate-{rate:g}")
+                training = replace(settings.training, learning_rate=rate)
+                data = replace(settings.data, try_="nothing")
+                found[rate] = cross_validate(replace(settings, data=data, training=training, run=run), finetune)
+    except UserError:
+        if not begun and not any(folder.glob("rate-*/")):  # an option that the first run refuses
+            del lock
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    losses = {rate: summary.metrics["model"]["loss"] for rate, summary in found.items()}
+    write_json(folder / RATES, {f"{rate:g}": estimate.values for rate, estimate in losses.items()})
+    display(*show_rates(losses, settings), f"\nwritten: {folder / RATES}")
+
+
+def choose_rates(settings: FinetuneSettings) -> list[float]:
+    """The learning rates to try: multiples of the one that a single run would take."""
+    from gpt_model import count_parameters
+    from load_gpt2_weights import read_config
+    from training.defaults import complete
+
+    model = find_model_folder(settings.model.name, settings.model.model_path)
+    parameters = count_parameters(read_config(model / "config.json"))
+    usual = complete(settings.training, parameters).learning_rate
+    assert usual is not None
+    return [float(f"{usual * factor:.3g}") for factor in FACTORS]
+
+
+def show_rates(losses: dict[float, FoldEstimate], settings: FinetuneSettings) -> list[str]:
+    """The held-out loss of each learning rate, its difference from the best, and the command for the best."""
+    best = min(losses, key=lambda rate: losses[rate].mean)
+    folds = len(losses[best].values)
+    lines = [
+        f"\nheld-out loss over {folds} folds, with approximate 95% intervals",
+        f"{'learning rate':15}{'loss':27}more than the best, fold by fold",
+    ]
+    alike = []
+    for rate, found in losses.items():
+        pairs = zip(found.values, losses[best].values, strict=True)
+        more = estimate([value - lowest for value, lowest in pairs])
+        alike += [f"{rate:g}"] * (rate != best and more.interval[0] <= 0)
+        compared = "the best" if rate == best else with_interval(more)
+        lines.append(f"{rate:<15g}{with_interval(found):27}{compared}")
+    if alike:
+        lines.append(f"no clear difference between {best:g} and {', '.join(alike)}")
+    if best in (min(losses), max(losses)):
+        lines.append(f"{best:g} is at the end of these: try further with --learning-rate {best:g} --try learning-rate")
+    data, training = replace(settings.data, folds=0, try_="nothing"), replace(settings.training, learning_rate=best)
+    command = replace(settings, data=data, training=training, run=replace(settings.run, run_dir=None, resume=None))
+    return [*lines, f"one run with the best: python finetune.py {as_arguments(command)}"]
+
+
+def with_interval(found: FoldEstimate) -> str:
+    low, high = found.interval
+    return f"{found.mean:.3f} ({low:.3f} to {high:.3f})"
