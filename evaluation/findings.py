@@ -24,6 +24,8 @@ def measure_overfitting(losses: Losses) -> Overfitting | None:
         return None
     last = next((point for point in losses.val if point.step == losses.kept_step), losses.val[-1])
     train = losses.train_set[-1].loss if losses.train_set else None
+    if losses.kept_train_set is not None:
+        train = losses.kept_train_set
     return Overfitting(
         best_step=best.step,
         best_epoch=best.epoch,

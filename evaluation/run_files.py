@@ -38,6 +38,8 @@ class Losses:
     """values that were no numbers, or too large for any loss"""
     kept_step: int | None = None
     """whose weights were kept, where they are not the last"""
+    kept_train_set: float | None = None
+    """their loss on the training part"""
 
     @property
     def best(self) -> Point | None:
@@ -200,6 +202,7 @@ def read_losses(metrics: list[Json]) -> Losses:
                 losses.no_numbers += 1
         if (kept := number(line.get("kept_step"))) is not None:
             losses.kept_step = int(kept)
+            losses.kept_train_set = number(line.get("kept_train_set_loss"))
     return losses
 
 

@@ -448,10 +448,11 @@ class TestFindings:
 
     def test_the_evaluation_that_was_kept_is_the_last(self):
         losses = self.losses(2.5, 1.9, 2.0, 2.1)
-        losses.kept_step = 10
+        losses.kept_step, losses.kept_train_set = 10, 1.5
         found = measure_overfitting(losses)
         assert found is not None
         assert (found.best_step, found.last_val_loss) == (10, 1.9)
+        assert found.gap == pytest.approx(0.4)
         assert find_out(self.evaluation(losses), losses)[0] == (
             "validation loss was lowest after epoch 1 (1.900); these weights are kept, which flatters this loss a"
             " little (--split 80/10/10 measures on a test part)"
