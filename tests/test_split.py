@@ -8,15 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import PROJECT, refused
+from conftest import PROJECT, fit, refused
+from dialogues.batches import DialogueDataset
 from dialogues.conversations import Conversations
 from dialogues.dialogue import Dialogue, Turn
 from dialogues.split import choose_parts, divide_turns, split_conversations
 from dialogues.template import TEMPLATES, Renderer
 from dialogues.tokenizer import load_tokenizer
+from load_gpt2_weights import load_model
 from pipeline.prepare import open_data, read_data
-from settings import DataSettings
+from settings import DataSettings, TrainingSettings
 from support.errors import UserError
+from training.defaults import complete
 
 TINY = PROJECT / "models" / "tiny"
 shares = st.one_of(
@@ -266,3 +269,22 @@ class TestTheCommand:
         (work / "a.json").write_text(json.dumps([{"A\x1b[31m": f"b{n}", "B": "c"} for n in range(5)]))
         line = refused(command("finetune.py", "--preview", "--data", "a.json"))
         assert "'A\\x1b[31m' is no speaker's name" in line
+
+
+@pytest.mark.slow
+def test_duplicates_on_both_sides_would_flatter_the_loss(tmp_path):
+    """A third of the dialogues are copies. Cut in file order, three of the four that are held out were learned."""
+    records = json.loads((PROJECT / "llm_train_text.json").read_text(), object_pairs_hook=list)[:8]
+    records = [{"turns": [{"speaker": who, "text": text} for who, text in record]} for record in records]
+    data = read(write(tmp_path / "data.jsonl", records + records[1:5]))
+    conversations = data.conversations
+    apart = {name: numbers.tolist() for name, numbers in data.parts.items()}
+    in_order = {"train": list(range(8)), "val": list(range(8, 12))}
+
+    def validation_loss(parts: dict[str, list[int]], folder) -> float:
+        train, val = (DialogueDataset(conversations, np.array(parts[name]), 512) for name in ("train", "val"))
+        settings = complete(TrainingSettings(), parameters=7_600_000)
+        return fit(load_model(TINY)[0], train, val, settings, tmp_path / folder).evaluations[-1][1]
+
+    leaked, honest = validation_loss(in_order, "before"), validation_loss(apart, "after")
+    assert leaked < 1.8 < 2.4 < honest
