@@ -335,7 +335,7 @@ class TestBestWeights:
         losses = logged(tmp_path / "unbroken", "val_loss")
         writes = sum(loss < min(losses[:place]) for place, loss in enumerate(losses) if place)
         real = best_weights.as_bytes
-        for number in (1, 2, writes):
+        for number in (1, writes):
             calls = 0
 
             def killed(tensor: torch.Tensor, number: int = number):

@@ -443,6 +443,7 @@ class TestPlacesThatCannotBeWritten:
         line = refused(command("finetune.py", "--model", model_folder, "--output", model_folder / "config.json"))
         assert "which this run reads" in line
 
+    @pytest.mark.slow
     @pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
     def test_links(self, command, work, model_folder):
         """`runs` leads nowhere: an error, no endless search. An output that is a link: what it leads to is written."""

@@ -209,6 +209,7 @@ class TestEvaluate:
         assert f"base model: left out ({work_in / 'base'} has changed since)" in done.stdout
         assert set(evaluation(work_in / "runs" / "first")["metrics"]) == {"model", "true_replies"}
 
+    @pytest.mark.slow
     def test_speakers_without_a_token_need_other_names(self, command, work_in):
         options = ("--model", "base", *QUICK, "--max-steps", 1, "--template", "tokens", "--run-dir", "runs/tokens")
         assert command("finetune.py", *options).returncode == 0

@@ -451,6 +451,7 @@ class TestLikelihood:
             assert found[name] is None
             assert "needs a turn that answers something" in found["too_small"][name]
 
+    @pytest.mark.slow
     def test_what_was_learned_from_conversations_shows(self, bundled):
         """The bundled model gains by what was said before, most by what was said in the very dialogue; random weights
         gain nothing. (Of 95% intervals some miss: two of three must do.)"""
