@@ -14,6 +14,7 @@ from tyro.conf import arg
 
 from support.files import PROJECT, resolved
 
+GENERATED = Path("generated_conversations.json")
 BUNDLED_DATA = Path("llm_train_text.json")
 RUNS = Path("runs")  # where runs lie that are not told where
 COLUMNS = ("speaker", "text", "dialogue", "time", "prompt", "reply")  # what a column can hold
@@ -280,7 +281,7 @@ class FinetuneSettings:
     run: RunSettings = field(default_factory=RunSettings)
     preview: bool = False
     """show what the model would see and learn, write the dialogues as the model sees them, and stop"""
-    output: Path = Path("generated_conversations.json")
+    output: Path = GENERATED
     """generated beside true conversations"""
 
     def problems(self) -> list[str]:
@@ -291,6 +292,8 @@ class FinetuneSettings:
         found = [f"--preview shows one run: leave out {many}"] * bool(self.preview and many)
         if not output.exists() and (output in (folder, *folder.parents) or numbered):
             found.append(f"--output {self.output}: the run makes a folder of that name; name a file")
+        elif self.run.run_dir and folder in output.parents and output != folder / GENERATED:
+            found.append(f"--output {self.output}: the run folder keeps a copy of its own; name a file elsewhere")
         return found
 
 

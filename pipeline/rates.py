@@ -60,16 +60,17 @@ def choose_rates(settings: FinetuneSettings) -> list[float]:
     parameters = count_parameters(read_config(model / "config.json"))
     usual = complete(settings.training, parameters).learning_rate
     assert usual is not None
-    return [float(f"{usual * factor:.3g}") for factor in FACTORS]
+    rates = [float(f"{usual * factor:.3g}") for factor in FACTORS]
+    return [rate for rate in rates if 0 < rate <= 1]
 
 
 def show_rates(losses: dict[float, FoldEstimate], settings: FinetuneSettings) -> list[str]:
     """The held-out loss of each learning rate, its difference from the best, and the command for the best."""
     best = min(losses, key=lambda rate: losses[rate].mean)
-    folds = len(losses[best].values)
+    folds, width = len(losses[best].values), 2 + max(len(with_interval(found)) for found in losses.values())
     lines = [
         f"\nheld-out loss over {folds} folds, with approximate 95% intervals",
-        f"{'learning rate':15}{'loss':27}more than the best, fold by fold",
+        f"{'learning rate':15}{'loss':{width}}more than the best, fold by fold",
     ]
     alike = []
     for rate, found in losses.items():
@@ -77,7 +78,7 @@ def show_rates(losses: dict[float, FoldEstimate], settings: FinetuneSettings) ->
         more = estimate([value - lowest for value, lowest in pairs])
         alike += [f"{rate:g}"] * (rate != best and more.interval[0] <= 0)
         compared = "the best" if rate == best else with_interval(more)
-        lines.append(f"{rate:<15g}{with_interval(found):27}{compared}")
+        lines.append(f"{rate:<15g}{with_interval(found):{width}}{compared}")
     if alike:
         lines.append(f"no clear difference between {best:g} and {', '.join(alike)}")
     if best in (min(losses), max(losses)):

@@ -151,7 +151,7 @@ class Desk:
         """Put a message in line; whoever asks without the page may send none."""
         visit = visit or self.arrive(again=True)
         if text and text.strip():
-            visit.messages.append(text)
+            visit.messages.append(text.encode(errors="replace").decode())  # no half surrogates
         return visit
 
     def say(self, visit: Visit | None, *values: float) -> Iterator[Shown]:

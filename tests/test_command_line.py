@@ -423,6 +423,10 @@ class TestPlacesThatCannotBeWritten:
             (["--output", "x" * 250], "File name too long"),
             (["--run-dir", "r", "--output", "r"], "--output r: the run makes a folder of that name; name a file"),
             (["--run-dir", "r/s", "--output", "r"], "--output r: the run makes a folder of that name; name a file"),
+            (
+                ["--run-dir", "r", "--output", "r/settings.json"],
+                "settings.json: the run folder keeps a copy of its own",
+            ),
             (["--output", "runs"], "--output runs: the run makes a folder of that name; name a file"),
             (["--output", "runs/tiny-random-1"], "--output runs/tiny-random-1: the run makes a folder of that name"),
             (["--run-dir", "data.json/run"], "cannot make the run folder data.json"),

@@ -21,7 +21,7 @@ from gpt_model import GPTModel
 from load_gpt2_weights import load_model
 from pipeline.folds import FoldsSummary, cross_validate, estimate, show_summary
 from pipeline.job import RunFacts
-from pipeline.rates import show_rates, try_rates
+from pipeline.rates import choose_rates, show_rates, try_rates
 from pipeline.run_folder import find_run, resumable
 from pipeline.run_settings import parse_finetune_settings
 from settings import FinetuneSettings
@@ -302,6 +302,9 @@ class TestTryingLearningRates:
         assert lines[3].endswith("0.100 (0.100 to 0.100)")
         assert lines[5].startswith("0.1 is at the end of these")
         assert lines[6] == "one run with the best: python finetune.py --learning-rate 0.1"
+
+    def test_rates_above_one_are_left_out(self, here, model):
+        assert choose_rates(parse(model, "--learning-rate", 0.6)) == [0.15, 0.3, 0.6]
 
     def test_rates_that_folds_cannot_tell_apart_are_told(self):
         losses = {1e-5: estimate([3.0, 3.1, 3.2]), 2e-5: estimate([2.0, 2.1, 2.2]), 4e-5: estimate([2.1, 2.1, 2.15])}

@@ -102,3 +102,8 @@ def test_no_text_is_answered_with_nothing(client, text):
     assert (answer.status_code, answer.json()["data"]) == (200, [None])
     desk = Desk(talk, None, AnswerSettings())
     assert not desk.take(None, text).messages
+
+
+def test_half_a_surrogate_in_a_message_is_replaced():
+    visit = Desk(talk, None, AnswerSettings()).take(None, "\ud800 hello")
+    assert list(visit.messages) == ["? hello"]
