@@ -124,7 +124,8 @@ class TestTheWholeJob:
         (work / "data.json").write_text(json.dumps([{"turns": turns + turns[1:] * number} for number in range(4)]))
         tasks = [{"instruction": "Add.", "input": str(number), "output": "2"} for number in range(4)]
         (work / "instructions.json").write_text(json.dumps(tasks))
-        options = ("--data", "data.json", *options, "--model", model_folder, *QUICK, "--watch", "--run-dir", "run")
+        data = () if "--data" in options else ("--data", "data.json")
+        options = (*data, *options, "--model", model_folder, *QUICK, "--watch", "--run-dir", "run")
         done = command("finetune.py", *options)
         assert done.returncode == 0, done.stderr
         metrics = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -67,8 +67,6 @@ class BuildSettings:
             seed=1,
         )
     )
-    compile: bool = False
-    """a quarter faster on a CPU, after a minute of compiling; needs a C++ compiler"""
 
 
 class MuonAndAdamW(torch.optim.AdamW):
@@ -136,8 +134,6 @@ def build(settings: BuildSettings) -> None:
     text = "".join(map(render, held_out)).encode()
     bits = {"untrained": bits_per_byte(evaluate(model, val_set, tokenizer.eot_token, machine), val_set, text)}
 
-    if settings.compile:
-        model.compile(dynamic=True)
     optimizer = MuonAndAdamW(model, settings.training.weight_decay)
     examples = Examples(train_set, val_set, tokenizer.eot_token)
     checkpoints = Checkpoints(settings.work / "checkpoint", {"corpus": checksum(settings.corpus)})
