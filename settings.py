@@ -160,7 +160,7 @@ class TrainingSettings(MachineSettings):
     max_minutes: float = 0.0
     """train for about so long: the speed of the first steps sets the number of steps; 0: until the epochs are over"""
     batch_size: int = 2
-    """examples that are computed together"""
+    """examples that are computed together (8 for a small model on much data; see docs/training.md)"""
     gradient_accumulation: int = 1
     """batches in each optimizer step: as one large batch, in the memory of a small one"""
     learning_rate: float | None = None

@@ -52,7 +52,9 @@ def prepare_job(settings: FinetuneSettings, facts: RunFacts) -> Job:
 
     # PyTorch takes a second to import: `--help`, a mistyped option and an unreadable file don't wait for it.
     from dialogues.ledger import make_ledger
+    from gpt_model import count_parameters
     from load_gpt2_weights import read_config
+    from training.defaults import complete, explain
     from training.device import choose_machine, keep_freed_memory
 
     keep_freed_memory()
@@ -61,6 +63,9 @@ def prepare_job(settings: FinetuneSettings, facts: RunFacts) -> Job:
         facts = replace(facts, processes=machine.processes)
     config = replace(read_config(folder / "config.json"), vocab_size=data.conversations.renderer.tokenizer.n_vocab)
     datasets = make_datasets(data, settings.data.max_length, config.n_positions)
+    size = count_parameters(config), datasets["train"].count_learned()
+    chosen = explain(settings.training, *size)
+    settings = replace(settings, training=complete(settings.training, *size))
     ledger = make_ledger(data.sources, datasets, settings.training, facts.processes)
     ledger = replace(ledger, notes=list(data.notes))
     job = Job(settings, facts, machine, data, datasets, ledger, config, folder, lock, settings.run.resume)
@@ -71,29 +76,26 @@ def prepare_job(settings: FinetuneSettings, facts: RunFacts) -> Job:
         return job
     source = find_model_folder(settings.model.name, settings.model.model_path)
     check_output_path(settings.output, list(source.iterdir()))
-    return complete_settings(replace(job, source=source))
+    job = replace(job, source=source)
+    check_machine(job, f"options: those of {settings.run.resume}" if settings.run.resume else chosen)
+    return job
 
 
-def complete_settings(job: Job) -> Job:
-    """Fill in the options that were left open, for this model and machine; print them and the memory they take.
+def check_machine(job: Job, chosen: str) -> None:
+    """Check that this machine can do the training; print the model, the options `chosen`, and the memory they take.
 
     Raises:
         UserError: there is too little memory, or PyTorch can't compile.
     """
-    from training.defaults import complete, explain
     from training.device import check_compiler
     from training.memory import check_memory
 
-    size, settings, machine = model_size(job), job.settings, job.machine
-    training = complete(settings.training, size.parameters)
-    resume, explained = settings.run.resume, explain(settings.training, size.parameters)
-    chosen = f"options: those of {resume}" if resume else explained
+    size, training, machine = model_size(job), job.settings.training, job.machine
     display(f"model: {job.source}, {size.parameters:,} parameters", machine.explanation, chosen)
     if training.compile:
         check_compiler(machine)
         display("--compile: the first steps take longer, since they compile the model")
     display(check_memory(size, training, machine))
-    return replace(job, settings=replace(settings, training=training))
 
 
 class OpenedData(NamedTuple):

@@ -14,7 +14,7 @@ from dialogues.batches import ROUND, DialogueDataset, Example, collate
 from gpt_model import GPTConfig, GPTModel
 from settings import RunSettings, TrainingSettings
 from support.errors import UserError
-from training.defaults import defaults, explain
+from training.defaults import complete, defaults, explain
 from training.device import Machine, choose_machine
 from training.loop import Learner, evaluate, make_batch, take_step
 from training.optimizer import learning_rate_at, make_optimizer
@@ -152,6 +152,19 @@ def test_what_is_left_open_depends_on_the_size_of_the_model():
     assert defaults(asked, 82_000_000) == {"learning_rate": 5e-5}
     assert explain(asked, 82_000_000) == "epochs: 3 (as asked); learning rate: 5e-05 (the default)"
     assert explain(TrainingSettings(max_steps=7), 82_000_000).endswith("; at most 7 steps (as asked)")
+
+
+def test_a_small_model_gets_larger_batches_for_much_data():
+    much = {"epochs": 3, "learning_rate": 5e-4, "batch_size": 8, "schedule": "linear"}
+    assert defaults(TrainingSettings(), 7_000_000, 2_000_000) == much
+    assert complete(TrainingSettings(), 7_000_000, 2_000_000) == TrainingSettings(**much)
+    assert explain(TrainingSettings(), 7_000_000, 2_000_000).endswith(
+        "schedule: linear (the default for a small model and 2,000,000 training tokens)"
+    )
+    for asked in ({"batch_size": 4}, {"learning_rate": 1e-4}, {"schedule": "cosine"}, {"lora_rank": 8}):
+        assert "batch_size" not in defaults(TrainingSettings(**asked), 7_000_000, 2_000_000)
+    assert defaults(TrainingSettings(), 7_000_000, 900_000) == defaults(TrainingSettings(), 7_000_000)
+    assert defaults(TrainingSettings(), 82_000_000, 2_000_000) == defaults(TrainingSettings(), 82_000_000)
 
 
 def test_clipping_can_be_turned_off(model, tmp_path):

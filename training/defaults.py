@@ -1,33 +1,46 @@
-"""The options that the user left open: epochs and learning rate, by the size of the model."""
+"""The options that the user left open, by the size of the model and of the training part; see docs/training.md."""
 
 from dataclasses import replace
+from typing import Any
 
 from settings import TrainingSettings
 
 SMALL = 30_000_000  # parameters below which a model is trained with the defaults of the bundled one
+MUCH = 1_000_000  # training tokens from which a small model gets larger batches and a falling learning rate
+FOR_MUCH: dict[str, Any] = {"learning_rate": 5e-4, "batch_size": 8, "schedule": "linear"}
 
 
-def defaults(settings: TrainingSettings, parameters: int) -> dict[str, float]:
-    """Values for the options that the user left open, for a model with that many parameters."""
+def defaults(settings: TrainingSettings, parameters: int, tokens: int = 0) -> dict[str, Any]:
+    """Values for the options that the user left open.
+
+    Args:
+        parameters: of the model.
+        tokens: of the training part.
+    """
     small = parameters < SMALL
     rates = (2e-3, 8e-4) if settings.lora_rank else (1.2e-4, 5e-5)
     values = {"epochs": 3 if small else 10, "learning_rate": rates[0] if small else rates[1]}
-    return {name: value for name, value in values.items() if getattr(settings, name) is None}
+    found: dict[str, Any] = {name: value for name, value in values.items() if getattr(settings, name) is None}
+    untouched = all(getattr(settings, name) == getattr(TrainingSettings, name) for name in FOR_MUCH)
+    return found | (FOR_MUCH if small and tokens >= MUCH and untouched and not settings.lora_rank else {})
 
 
-def complete(settings: TrainingSettings, parameters: int) -> TrainingSettings:
-    """The settings with the options filled in that the user left open."""
-    return replace(settings, **defaults(settings, parameters))
+def complete(settings: TrainingSettings, parameters: int, tokens: int = 0) -> TrainingSettings:
+    """The settings with the options filled in that the user left open; see `defaults`."""
+    return replace(settings, **defaults(settings, parameters, tokens))
 
 
-def explain(settings: TrainingSettings, parameters: int) -> str:
-    """One line on epochs and learning rate: which are defaults and which were asked for."""
-    left_open, completed = defaults(settings, parameters), complete(settings, parameters)
+def explain(settings: TrainingSettings, parameters: int, tokens: int = 0) -> str:
+    """One line on the options that `defaults` may choose: which are defaults and which were asked for."""
+    left_open, completed = defaults(settings, parameters, tokens), complete(settings, parameters, tokens)
     default = "the default" + " with LoRA" * bool(settings.lora_rank) + " for a small model" * (parameters < SMALL)
-    explained = [
-        f"{name.replace('_', ' ')}: {getattr(completed, name)} ({default if name in left_open else 'as asked'})"
-        for name in ("epochs", "learning_rate")
-    ]
+    much = f"{default} and {tokens:,} training tokens"
+    explained = []
+    for name in ("epochs", "learning_rate", "batch_size", "schedule"):
+        chosen = much if name in FOR_MUCH and left_open.keys() >= FOR_MUCH.keys() else default
+        if name in left_open or getattr(settings, name) != getattr(TrainingSettings, name):
+            why = chosen if name in left_open else "as asked"
+            explained.append(f"{name.replace('_', ' ')}: {getattr(completed, name)} ({why})")
     if settings.lora_rank:
         explained.append(f"LoRA of rank {settings.lora_rank}")
     if settings.max_steps:
