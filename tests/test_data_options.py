@@ -48,6 +48,7 @@ class TestPreview:
         assert written(work) == ["train_data.txt", "val_data.txt"]
         assert (work / "train_data.txt").read_text(encoding="utf-8").count("<|endoftext|>\n") == 7
 
+    @pytest.mark.slow
     def test_a_run_shows_what_it_learns_as_the_preview_does(self, command, work):
         shown = command("finetune.py", "--preview", "--learn", "Bob").stdout
         done = command("finetune.py", "--learn", "Bob", "--max-steps", 1, "--cases", 1, "--run-dir", "run")

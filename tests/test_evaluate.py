@@ -131,6 +131,7 @@ class TestTheEndOfARun:
         assert found["base"] == base
         assert found["model"]["loss"] == pytest.approx(logged(work / "run", "val_loss")[-1], rel=1e-6)
 
+    @pytest.mark.slow
     def test_adapters_speaker_tokens_and_a_test_part(self, command, work, model_folder):
         options = ("--lora-rank", 2, "--template", "tokens", "--split", "50/20/30", "--learn", "Bob")
         done = command("finetune.py", "--model", model_folder, *QUICK, *options, "--run-dir", "run")
@@ -242,6 +243,7 @@ class TestEvaluate:
         assert message in refused(command("evaluate.py", *arguments))
         assert written(work_in) == before
 
+    @pytest.mark.slow
     def test_conversations_that_it_was_trained_on_are_left_out(self, command, work_in):
         """A copy of the run's own file, and its model's folder by name."""
         shutil.copy(PROJECT / "llm_train_text.json", work_in / "copy.json")

@@ -171,6 +171,7 @@ def test_stopped_politely_it_saves_and_says_how_to_go_on(work, command, base, un
     assert same_results(unbroken, work / "run")
 
 
+@pytest.mark.slow
 @POSIX
 def test_stopped_in_the_middle_of_generation(work, command, base, unbroken):
     """The training is over: its model is taken, and only the generation is done again."""
@@ -206,6 +207,7 @@ def test_adapters_are_resumed_too(work, command, base):
     assert adapters[0] == adapters[1]
 
 
+@pytest.mark.slow
 @POSIX
 def test_killed_before_the_first_checkpoint_it_starts_again(work, command, base, unbroken):
     stop(work, base, signal.SIGKILL, lambda run: lines(run / "metrics.jsonl") > 6)
@@ -340,6 +342,7 @@ def test_facts_of_older_runs_are_found(tmp_path):
     assert read_facts(None) == RunFacts()
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so(stopped, command):
     assert command("finetune.py", "--resume", stopped, "--keep-checkpoint").returncode == 0
     assert "is finished; more --epochs" in refused(command("finetune.py", "--resume", stopped))
