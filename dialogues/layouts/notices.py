@@ -42,7 +42,8 @@ MAP = (
     r"|maps\.apple\.com/)\S{0,300}"
 )
 SOMEBODY = re.compile(rf"{either(phrases.PRONOUNS)}\b")
-NAMED_DEED = re.compile(rf"(?:\S{{1,30}} ){{1,3}}{either(phrases.NAMED_DEEDS)}")
+DEED = either(phrases.NAMED_DEEDS)
+NAMED_DEED = re.compile(rf"(?:\S{{1,30}} ){{1,3}}{DEED}")
 POLL = re.compile(rf"{either(phrases.POLL)} ?[:：]")
 OPTION = re.compile(rf"{either(phrases.OPTION)} ?[:：]")
 ATTACHED = re.compile(either(phrases.ATTACHED))
@@ -132,6 +133,12 @@ def is_named_deed(text: str) -> bool:
         return False
     lower = text.translate(PLAIN).lower()
     return NAMED_DEED.fullmatch(lower) is not None and not SOMEBODY.match(lower)
+
+
+def is_deed_of(name: str, text: str) -> bool:
+    """Whether a text tells, in a program's words, what the person with this name did."""
+    deed = text.removeprefix(f"{name} ")
+    return deed != text and re.fullmatch(DEED, deed.translate(PLAIN).lower()) is not None
 
 
 def strip_marks(text: str) -> str:

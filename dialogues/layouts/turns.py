@@ -300,12 +300,12 @@ def read_group(
 
 def without_notice(message: Message) -> Message:
     """A message of a chat; one that holds only a notice of the program loses its turn."""
-    from dialogues.layouts.notices import is_notice, strip_marks
+    from dialogues.layouts.notices import is_deed_of, is_notice, strip_marks
 
     if message.turn is None:
         return message
     name, text = message.turn
-    if is_notice(text) or (text.startswith(f"{name} ") and is_notice(f"Anna{text.removeprefix(name)}")):
+    if is_notice(text) or is_deed_of(name, text):
         return message._replace(turn=None, skipped="media and notices")
     text = strip_marks(message.turn.text)
     if not text:
