@@ -15,7 +15,7 @@ from evaluation.metrics import CONFIDENCE, Estimate, t_quantile
 from evaluation.results import DAMAGED, Metrics, TooFew
 from evaluation.run_files import number, read_lines, read_losses
 from hub.find import find_model_folder, weights_checksum
-from pipeline.job import RunFacts
+from pipeline.job import Data, RunFacts
 from pipeline.prepare import fingerprint, open_data, read_data
 from pipeline.run_folder import FOLDS, OUTPUT, SETTINGS, create_run_folder, lock_run_folder, resumable
 from pipeline.run_settings import Record, changed_options, check_record, read_facts, read_settings, write_settings
@@ -41,7 +41,7 @@ def cross_validate(settings: FinetuneSettings, finetune: Finetune) -> "FoldsSumm
     """
     check_one_process("--folds")
     begun = find_job(settings)
-    folder, lock = open_job(settings, begun)
+    folder, lock, _ = open_job(settings, begun)
     runs = [folder / f"fold-{fold}" for fold in range(1, settings.data.folds + 1)]
     try:
         with resumable(folder):
@@ -79,7 +79,7 @@ def find_job(settings: FinetuneSettings) -> Path | None:
 
 def open_job(
     settings: FinetuneSettings, begun: Path | None, kind: str = "folds", times: int = 1
-) -> tuple[Path, FileLock | None]:
+) -> tuple[Path, FileLock | None, Data]:
     """Make the folder of a cross-validation and record in it what it depends on, or compare that of one `begun`.
 
     Args:
@@ -112,7 +112,7 @@ def open_job(
         lock = lock_run_folder(folder)
     write_settings(folder, settings, model, record)
     display(f"cross-validation of {len(data.conversations)} dialogues in {settings.data.folds} folds: {folder}")
-    return folder, lock
+    return folder, lock, data
 
 
 def run_fold(

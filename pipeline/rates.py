@@ -1,19 +1,20 @@
-"""`--try learning-rate`: a cross-validation for each of several learning rates, and which of them is best."""
+"""`--try learning-rate`: cross-validate several learning rates and compare them."""
 
 import shutil
 from dataclasses import replace
 
 from hub.find import find_model_folder
 from pipeline.folds import Finetune, FoldEstimate, FoldsSummary, cross_validate, estimate, find_job, open_job
-from pipeline.run_folder import resumable
+from pipeline.job import Data
+from pipeline.prepare import make_datasets
+from pipeline.run_folder import RATES, resumable
 from pipeline.run_settings import as_arguments
 from settings import FinetuneSettings
 from support.errors import UserError, check_one_process, display
 from support.files import write_json
 
-FACTORS = (0.25, 0.5, 1, 2, 4)  # of the default learning rate, or of the one that was asked for
+FACTORS = (0.25, 0.5, 1, 2, 4)  # multiples of the learning rate to try
 FOLDS = 5
-RATES = "rates.json"
 
 
 def try_rates(settings: FinetuneSettings, finetune: Finetune) -> None:
@@ -30,16 +31,17 @@ def try_rates(settings: FinetuneSettings, finetune: Finetune) -> None:
     check_one_process("--try")
     settings = replace(settings, data=replace(settings.data, folds=settings.data.folds or FOLDS))
     begun = find_job(settings)
-    folder, lock = open_job(settings, begun, "rates", len(FACTORS))
+    folder, lock, data = open_job(settings, begun, "rates", len(FACTORS))
     found: dict[float, FoldsSummary] = {}
     try:
+        settings, rates = choose_rates(settings, data)
         with resumable(folder):
-            for rate in choose_rates(settings):
+            for rate in rates:
                 display(f"\nlearning rate {rate:g}")
                 run = replace(settings.run, resume=None, run_dir=folder / f"rate-{rate:g}")
                 training = replace(settings.training, learning_rate=rate)
-                data = replace(settings.data, try_="nothing")
-                found[rate] = cross_validate(replace(settings, data=data, training=training, run=run), finetune)
+                folds = replace(settings.data, try_="nothing")
+                found[rate] = cross_validate(replace(settings, data=folds, training=training, run=run), finetune)
     except UserError:
         if not begun and not any(folder.glob("rate-*/")):  # an option that the first run refuses
             del lock
@@ -50,18 +52,19 @@ def try_rates(settings: FinetuneSettings, finetune: Finetune) -> None:
     display(*show_rates(losses, settings), f"\nwritten: {folder / RATES}")
 
 
-def choose_rates(settings: FinetuneSettings) -> list[float]:
-    """The learning rates to try: multiples of the one that a single run would take."""
+def choose_rates(settings: FinetuneSettings, data: Data) -> tuple[FinetuneSettings, list[float]]:
+    """The settings with the batch size and the schedule of a run on `data`, and the multiples of its learning rate."""
     from gpt_model import count_parameters
     from load_gpt2_weights import read_config
     from training.defaults import complete
 
-    model = find_model_folder(settings.model.name, settings.model.model_path)
-    parameters = count_parameters(read_config(model / "config.json"))
-    usual = complete(settings.training, parameters).learning_rate
-    assert usual is not None
-    rates = [float(f"{usual * factor:.3g}") for factor in FACTORS]
-    return [rate for rate in rates if 0 < rate <= 1]
+    config = read_config(find_model_folder(settings.model.name, settings.model.model_path) / "config.json")
+    tokens = make_datasets(data, settings.data.max_length, config.n_positions)["train"].count_learned()
+    run = complete(settings.training, count_parameters(config), tokens)
+    assert run.learning_rate is not None
+    rates = [float(f"{run.learning_rate * factor:.3g}") for factor in FACTORS]
+    training = replace(settings.training, batch_size=run.batch_size, schedule=run.schedule)
+    return replace(settings, training=training), [rate for rate in rates if 0 < rate <= 1]
 
 
 def show_rates(losses: dict[float, FoldEstimate], settings: FinetuneSettings) -> list[str]:

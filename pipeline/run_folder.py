@@ -15,6 +15,7 @@ from support.files import check_free_space, resolved, temporary_path, writing
 SETTINGS = "settings.json"
 OUTPUT = "generated_conversations.json"  # the last file that a run writes
 FOLDS = "folds.json"  # the last file of a cross-validation, whose folder holds a run for each fold
+RATES = "rates.json"  # the last file of --try, whose folder holds a cross-validation for each learning rate
 
 
 def create_run_folder(run_dir: Path | None, model_name: str, needed: int) -> Path:
@@ -75,8 +76,9 @@ def find_run(name: str | None) -> Path | None:
         folder = folder.parent
     if not (folder / SETTINGS).exists():
         return None
-    if (folder / FOLDS).exists():
-        raise UserError(f"{folder} holds the runs of a cross-validation; name one of them, such as {folder / 'fold-1'}")
+    if (folder / FOLDS).exists() or (folder / RATES).exists():
+        run = min(folder.rglob("fold-1"))
+        raise UserError(f"{folder} holds the runs of a cross-validation; name one of them, such as {run}")
     if not (folder / OUTPUT).exists():
         raise UserError(f"{folder} has not finished; go on with it: python finetune.py --resume {shlex.quote(name)}")
     return folder

@@ -21,6 +21,7 @@ from gpt_model import GPTModel
 from load_gpt2_weights import load_model
 from pipeline.folds import FoldsSummary, cross_validate, estimate, show_summary
 from pipeline.job import RunFacts
+from pipeline.prepare import open_data, read_data
 from pipeline.rates import choose_rates, show_rates, try_rates
 from pipeline.run_folder import find_run, resumable
 from pipeline.run_settings import parse_finetune_settings
@@ -151,7 +152,7 @@ def test_killed_in_the_second_fold_and_gone_on_with(job, model, here, capsys):
     cross_validate(parse_finetune_settings(options), finetune)  # the same command
     shown = capsys.readouterr().out
     assert f"finished before: {folder / 'fold-1'}" in shown
-    assert "going on after step" in shown
+    assert "resuming after step" in shown
     assert (folder / "fold-1" / "report.html").stat().st_mtime_ns == finished
     assert (folder / "folds.json").read_bytes() == (job / "folds.json").read_bytes()
     for fold in ("fold-1", "fold-2", "fold-3"):
@@ -304,7 +305,24 @@ class TestTryingLearningRates:
         assert lines[6] == "one run with the best: python finetune.py --learning-rate 0.1"
 
     def test_rates_above_one_are_left_out(self, here, model):
-        assert choose_rates(parse(model, "--learning-rate", 0.6)) == [0.15, 0.3, 0.6]
+        settings = parse(model, "--learning-rate", 0.6)
+        data = read_data(open_data(settings.data), model, settings.data, 1)
+        assert choose_rates(settings, data) == (settings, [0.15, 0.3, 0.6])
+
+    def test_rates_are_those_around_what_one_run_would_take(self, here, model, monkeypatch):
+        monkeypatch.setattr("training.defaults.MUCH", 100)
+        settings = parse(model)
+        data = read_data(open_data(settings.data), model, settings.data, 1)
+        chosen, rates = choose_rates(settings, data)
+        assert (chosen.training.batch_size, chosen.training.schedule) == (8, "linear")
+        assert rates == [1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3]
+
+    def test_its_folder_is_no_model(self, here):
+        (here / "job" / "rate-3e-05" / "fold-1").mkdir(parents=True)
+        for name in ("settings.json", "rates.json"):
+            (here / "job" / name).write_text("{}")
+        with pytest.raises(UserError, match="holds the runs of a cross-validation; name one of them, such as .*fold-1"):
+            find_run("job")
 
     def test_rates_that_folds_cannot_tell_apart_are_told(self):
         losses = {1e-5: estimate([3.0, 3.1, 3.2]), 2e-5: estimate([2.0, 2.1, 2.2]), 4e-5: estimate([2.1, 2.1, 2.15])}
