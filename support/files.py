@@ -30,8 +30,8 @@ def writing(path: Path) -> Iterator[None]:
 def atomic_path(path: Path, spare: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it fails.
 
-    A `spare`, a file on the same disk that nobody needs any more, becomes the temporary file with its content: writing
-    over it is several times faster than writing a new file, for which the system has to find free pages.
+    A `spare` is an unused file on the same disk. It becomes the temporary file, with its content: overwriting it is
+    several times faster than writing a new file, for which the system has to find free pages.
 
     The data reaches the disk before the name does, so that a power cut leaves the old file or the new one, never half.
 
@@ -47,11 +47,16 @@ def atomic_path(path: Path, spare: Path | None = None) -> Iterator[Path]:
             mode = temporary.stat().st_mode  # what the user's umask gives; some libraries write for the owner only
             yield temporary
             temporary.chmod(mode)
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
+            flush(temporary)
             temporary.replace(resolved(path))
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until the file is on the disk, so that a power cut can't tear it."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def resolved(path: Path) -> Path:

@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_is_removed(model, tmp_path, monkeypatch, capsys):
     assert same(unbroken, run(model, tmp_path / "run"))
     out = capsys.readouterr().out
     assert f"damaged, and removed: {newest}" in out
-    assert "going on after step 5: " in out
+    assert "resuming after step 5: " in out
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes().startswith(metrics)
 
 
@@ -327,6 +327,22 @@ class TestBestWeights:
         out = capsys.readouterr().out
         assert "the weights of step 3 are not kept: cannot write best-3.bin: No space left on device" in out
         assert f"kept: the last weights; those of step {state.best} had a lower validation loss" in out
+        assert training.loop.evaluate(last, make_dataset(40), 100, CPU) == state.evaluations[-1][1]
+
+    @pytest.mark.parametrize("damage", [Path.unlink, lambda path: cut_short(path, random.Random(0))])
+    def test_best_weights_that_are_damaged_at_the_end_leave_the_last(
+        self, model, tmp_path, monkeypatch, capsys, damage
+    ):
+        real = training.loop.Trainer.choose_weights
+
+        def choose(self: training.loop.Trainer) -> None:
+            damage(next(tmp_path.glob("checkpoint/best-*")))
+            real(self)
+
+        monkeypatch.setattr(training.loop.Trainer, "choose_weights", choose)
+        last = copy.deepcopy(model)
+        state = fit(last, make_dataset(20, 30, 25), make_dataset(40), self.SETTINGS, tmp_path)
+        assert "the best weights are lost: " in capsys.readouterr().out
         assert training.loop.evaluate(last, make_dataset(40), 100, CPU) == state.evaluations[-1][1]
 
     def test_a_kill_while_the_best_weights_are_written_changes_nothing(self, model, tmp_path, monkeypatch):

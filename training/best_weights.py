@@ -1,6 +1,5 @@
 """The weights with the lowest validation loss so far, on disk: memory holds one copy of the model and no second one."""
 
-import os
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -56,12 +55,6 @@ def checksum_of(path: Path) -> int:
         while content := file.read(1 << 22):
             crc = zlib.crc32(content, crc)
     return crc
-
-
-def flush(path: Path) -> None:
-    """Wait until the file is on the disk, so that a power cut can't tear it."""
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
 
 
 def as_bytes(tensor: Tensor) -> memoryview:

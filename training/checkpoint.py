@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from support.errors import UserError, display
-from support.files import atomic_path, read_json_object, write_json, writing
-from training.best_weights import checksum_of, flush, load_best, save_best
+from support.files import atomic_path, flush, read_json_object, write_json, writing
+from training.best_weights import checksum_of, load_best, save_best
 
 VERSION = 2
 TRAINED = "trained.json"
@@ -122,8 +122,23 @@ class Checkpoints:
         state.kept_crc = save_best(self.best_path(state.step), trainable(model).values(), spares)
         state.kept = state.step
 
+    def check_best(self, state: TrainingState) -> None:
+        """Raise `Damaged` if the best weights that `state` refers to are not what `save_best` wrote."""
+        path = self.best_path(state.kept)
+        try:
+            whole = checksum_of(path) == state.kept_crc
+        except OSError as error:
+            raise Damaged(error) from None
+        if not whole:
+            raise Damaged(f"{path.name} has changed")
+
     def load_best(self, model: nn.Module, state: TrainingState) -> None:
-        """Put the weights of `save_best` back in place."""
+        """Put the weights of `save_best` back in place.
+
+        Raises:
+            Damaged: they are not what was written.
+        """
+        self.check_best(state)
         load_best(self.best_path(state.kept), trainable(model).values())
 
     def spare(self, state: TrainingState) -> Path | None:
@@ -140,15 +155,15 @@ class Checkpoints:
         for path in self.paths():
             try:
                 state = TrainingState.from_json(self.read(path))
-                if state.kept >= 0 and checksum_of(self.best_path(state.kept)) != state.kept_crc:
-                    raise Damaged(f"{self.best_path(state.kept).name} has changed")
-            except (Damaged, OSError) as error:
+                if state.kept >= 0:
+                    self.check_best(state)
+            except Damaged as error:
                 display(f"damaged, and removed: {path} ({error})")
                 # Or the next to be saved would count it as the one to fall back to. Each process comes here.
                 path.unlink(missing_ok=True)
                 continue
             restore(model, optimizer, path)
-            display(f"going on after step {state.step}: {path}")
+            display(f"resuming after step {state.step}: {path}")
             return state
         return None
 

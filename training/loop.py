@@ -17,7 +17,7 @@ from dialogues.batches import IGNORED, ROUND, DialogueDataset, collate, epoch_st
 from gpt_model import GPTModel
 from settings import RunSettings, TrainingSettings
 from support.errors import UserError
-from training.checkpoint import Checkpoints, Losses, TrainingState
+from training.checkpoint import Checkpoints, Damaged, Losses, TrainingState
 from training.device import Machine, for_training
 from training.optimizer import learning_rate_at
 from training.pace import Pace
@@ -177,13 +177,21 @@ class Trainer:
         """Whether this process keeps the best weights."""
         return self.settings.keep == "best" and self.machine.primary
 
+    def restore_best(self) -> bool:
+        """Put the best weights back in place; False, and the reason on the screen, if their file is damaged."""
+        try:
+            self.setup.checkpoints.load_best(self.setup.model, self.state)
+        except Damaged as error:
+            self.progress.say(f"the best weights are lost: {error}")
+            self.state.kept = -1
+        return self.state.kept >= 0
+
     def choose_weights(self) -> None:
         """Put the weights with the lowest validation loss back in place, or keep the last; say which."""
         state = self.state
         if not self.chooses:
             return
-        if state.kept not in (-1, state.step):
-            self.setup.checkpoints.load_best(self.setup.model, state)
+        if state.kept not in (-1, state.step) and self.restore_best():
             alone = self.machine._replace(processes=1)  # the others are done
             train_set, _, padding_id = self.examples
             train_loss = evaluate(self.setup.model, train_set, padding_id, alone, TRAIN_SAMPLE)
