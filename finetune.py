@@ -29,7 +29,7 @@ far better: python finetune.py --model gpt2-medium"""
 def main() -> None:
     settings = parse_finetune_settings()
     facts = read_facts(settings.run.resume)
-    # What is shown is all there is of a preview; a training goes on when nobody looks any more.
+    # A preview is only its output; a training run continues when its output is closed.
     with contextlib.nullcontext() if settings.preview else lasting_screen():
         if settings.data.try_ != "nothing":
             from pipeline.rates import try_rates

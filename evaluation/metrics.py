@@ -123,9 +123,9 @@ def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
 
 
 def ranks(losses: Iterable[np.ndarray]) -> np.ndarray:
-    """(replies,) the place of each reply among all that could stand there, 1 for the likeliest.
+    """(replies,) the rank of each true reply among its candidates, 1 for the likeliest.
 
-    Ties count against it, and so does NaN.
+    Ties and NaN count against the true reply.
 
     Args:
         losses: of each reply the mean loss of a token, and behind it those of the others.

@@ -145,7 +145,7 @@ def fetch(hub_id: str, name: str, folder: Path) -> None:
         if metadata.size is not None:
             check_free_space(folder, metadata.size - done, name)
         if done:
-            display(f"{name}: going on after {done / 1e6:,.1f} MB")
+            display(f"{name}: resuming after {done / 1e6:,.1f} MB")
         http_get(
             url,
             file,

@@ -86,7 +86,7 @@ def leave_out_trained(data: Data, run: Path) -> Data:
     """
     rendered = rendered_path(run, "train")
     if not rendered.exists():
-        display(f"there is no {rendered}: whether the model was trained on some of these is not known")
+        display(f"{rendered} is missing, so dialogues that the model was trained on can't be left out")
         return data
     trained = set(map(hash, read_rendered(rendered)))
     new = [number for number in data.held_out.tolist() if hash(data.conversations.render(number)) not in trained]

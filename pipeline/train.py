@@ -50,8 +50,8 @@ class OpenRun:
 def open_run(job: Job) -> Iterator[OpenRun]:
     """Load the model and make the run folder, or check the one that is resumed; keep both open while inside.
 
-    Inside, a lack of memory becomes advice, a Ctrl-C says how to resume, and `--track` mirrors the run. When nobody
-    reads the output any more, `log.txt` says so. A finished run loses its checkpoint unless it is to be kept.
+    Inside, a lack of memory becomes advice, a Ctrl-C says how to resume, and `--track` mirrors the run. If
+    the output is closed, `log.txt` says so. A finished run loses its checkpoint unless it is to be kept.
 
     Raises:
         UserError: the model is damaged, no folder can be made, or the run in it can't be resumed.

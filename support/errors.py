@@ -27,10 +27,7 @@ class UserError(Exception):
 
 
 def run_script(module: str) -> NoReturn:
-    """Import `module`, which may be the one that Python has begun to run, and end the process with its `main`.
-
-    See `run_command`.
-    """
+    """Import `module`, run its `main` and end the process; `module` may be the script itself. See `run_command`."""
     run_command(lambda: importlib.import_module(module).main())
     sys.exit()
 
@@ -74,9 +71,9 @@ def run_command(command: Callable[[], None]) -> None:
 
 
 def open_streams() -> None:
-    """Give the process the standard streams that were closed by whoever started it: they lead nowhere.
+    """Open standard streams that the parent process closed on the null device.
 
-    In this order each gets its own number, which a file that is opened later would get otherwise.
+    Opened in this order, each gets its usual file descriptor; otherwise the next file to be opened would get it.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -102,7 +99,7 @@ def reason(error: OSError) -> str:
 def display(*lines: object, file: TextIO | None = None, end: str = "\n") -> None:
     """Print each of `lines` as `printable` makes it, at once; nothing for none.
 
-    Whatever the program prints goes through this: names and texts come from files that somebody else has made.
+    Everything the program prints goes through here, because names and texts come from other people's files.
     """
     if lines:
         print(*(printable(str(line)) for line in lines), sep="\n", end=end, file=file, flush=True)
@@ -111,7 +108,7 @@ def display(*lines: object, file: TextIO | None = None, end: str = "\n") -> None
 def printable(text: str, json: bool = False) -> str:
     """`text` without what could take over a terminal: control characters, and those that turn the reading direction.
 
-    With `json`, where it is some, their escapes are those of JSON.
+    `json`: write them as JSON escapes.
     """
     harmful = (
         symbol

@@ -1,4 +1,4 @@
-"""Standard output and standard error that a long run can do without."""
+"""Let a training run continue after its standard output or standard error is closed."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ STREAMS = {"stdout": "standard output", "stderr": "standard error"}
 
 
 class LastingStream:
-    """A stream of the process that takes what is written when nobody can read it any more, and notes that in a log."""
+    """A standard stream that discards output once it is closed, and logs when that happened."""
 
     def __init__(self, stream: Any, name: str) -> None:
         self.stream, self.name = stream, name
@@ -43,15 +43,15 @@ class LastingStream:
             self.note()
 
     def note(self) -> None:
-        """Add a line to the log once both are known, the log and the loss."""
+        """Add a line to the log, once there is a log and a closed stream."""
         if self.log and self.lost:
             with writing(self.log), open(self.log, "a", encoding="utf-8", newline="\n") as file:
-                file.write(f"{self.lost}: {self.name} was closed by whoever read it; the run goes on without it\n")
+                file.write(f"{self.lost}: {self.name} was closed; the run continues without it\n")
 
 
 @contextlib.contextmanager
 def lasting_screen() -> Iterator[None]:
-    """Let what is done inside go on when its output is not read any more."""
+    """Inside, a closed output does not end the process."""
     before = {name: getattr(sys, name) for name in STREAMS}
     try:
         for name, words in STREAMS.items():
@@ -63,7 +63,7 @@ def lasting_screen() -> Iterator[None]:
 
 
 def log_lost_screen(folder: Path) -> None:
-    """Have `log.txt` in `folder` say from now on that the screen was lost, also if it is already.
+    """Log a closed output in `log.txt` of `folder`, from now on and if it has happened already.
 
     Raises:
         UserError: the file can't be written.

@@ -16,7 +16,7 @@ from support.errors import UserError
 from talking.decoder import Decoder
 from talking.generation import draw, penalize_repetition
 
-STRANGERS = ("You", "Bot")  # me and the model, where it knows nobody
+STRANGERS = ("You", "Bot")  # default names of the user and the model
 
 
 class People(NamedTuple):
@@ -87,7 +87,7 @@ class Conversation:
             text: never empty, whole characters, without space at both ends of the turn.
 
         Raises:
-            UnusableModelError: what the model computes is no number.
+            UnusableModelError: the model's logits are NaN or infinite.
         """
         said = ""
         try:
@@ -177,7 +177,7 @@ def describe_dropped(turns: int, cut: bool, tokens: int) -> str:
 def choose_people(dialogue: dict[str, Any], me: str | None, you: str | None) -> People:
     """Who talks to whom, from what `dialogue.json` says and the names that were asked for.
 
-    A model that has learned to be one person is that person. One that knows nobody is Bot, and I am You.
+    A model that has learned to be one person is that person. A model without known people is Bot, and the user is You.
 
     Raises:
         UserError: the names can't be.

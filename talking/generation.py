@@ -18,7 +18,7 @@ BATCH = 16  # prompts at a time: their keys and values take memory
 
 
 class UnusableModelError(UserError):
-    """The model computes what is no number: it will not say anything, whatever it is asked."""
+    """The model's logits are NaN or infinite, so it can't generate."""
 
 
 class Case(NamedTuple):

@@ -23,8 +23,8 @@ FORGOTTEN = 3600  # seconds after which a conversation that nobody goes on with 
 STYLE = "[aria-label='chatbot conversation'] .message-content { white-space: pre-wrap }"  # as it was typed
 AT_ONCE = 4  # answers; others wait
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
-EVERYWHERE = ("", "0.0.0.0", "::")  # hosts that stand for all names of this computer, which it doesn't know
-# Of gradio's own, and nothing that the page needs: what takes a file, or keeps what was said in one.
+EVERYWHERE = ("", "0.0.0.0", "::")  # hosts that listen on every interface, so any name may be valid
+# gradio's routes that accept files or store conversations; the page needs none of them
 CLOSED = ("upload", "upload_progress", "process_recording", "component_server", "component_server/", "deep_link")
 RANGES = {  # of the sliders: least, most, step
     "temperature": (0, 2, 0.05),
@@ -148,7 +148,7 @@ class Desk:
             yield visit
 
     def take(self, visit: Visit | None, text: str | None) -> Visit:
-        """Put a message in line; whoever asks without the page may send none."""
+        """Queue a message; a request that does not come from the page may hold none."""
         visit = visit or self.arrive(again=True)
         if text and text.strip():
             visit.messages.append(text.encode(errors="replace").decode())  # no half surrogates
@@ -250,15 +250,15 @@ def open_page(page: "gradio.Blocks", host: str, port: int) -> None:
 
 
 def in_address(host: str) -> str:
-    """`host` as it stands in an address."""
+    """`host` as part of a URL: IPv6 addresses in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
 def guards(host: str) -> dict[str, Any]:
     """What gradio's application is to be made with, so that it answers only what the page needs, and at its own names.
 
-    A page elsewhere whose name was made to point to this computer would otherwise read what the model says. Of a host
-    that stands for all names of this computer, none can be refused.
+    Otherwise a foreign web page could read what the model says by pointing its host name here (DNS rebinding). When the
+    page listens on every interface, its names are unknown and none is refused.
     """
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware

@@ -105,7 +105,7 @@ def test_a_killed_download_goes_on_where_it_stopped(hub, fetch, tmp_path):
     hub.requests.clear()
     code, output = fetch(hub)
     assert code == 0, output
-    assert f"going on after {size / 1e6:.1f} MB" in output
+    assert f"resuming after {size / 1e6:.1f} MB" in output
     assert ranges_asked(hub) == [f"bytes={size}-"]
     assert (tmp_path / "models" / "gpt2" / "model.safetensors").read_bytes() == weights(hub)
     assert not part.exists()

@@ -144,7 +144,7 @@ def test_from_the_older_checkpoint_a_run_comes_to_the_same_evaluation_and_report
     newest.write_bytes(newest.read_bytes()[:-1])
     done = command("finetune.py", "--resume", "run", "--checkpoint-minutes", 5)  # the report shows every option
     assert "damaged, and removed" in done.stdout, done.stderr
-    assert f"going on after step {steps[0]}: " in done.stdout
+    assert f"resuming after step {steps[0]}: " in done.stdout
     assert same_results(unbroken, work / "run")
     for name in ("evaluation.json", "base_evaluation.json", "report.html"):
         texts = [(run / name).read_text(encoding="utf-8") for run in (work / "run", unbroken)]
@@ -167,7 +167,7 @@ def test_stopped_politely_it_saves_and_says_how_to_go_on(work, command, base, un
     assert "of 32; go on with: python finetune.py --resume run" in output
     done = command("finetune.py", "--resume", "run")
     assert done.returncode == 0, done.stderr
-    assert "going on after step " in done.stdout
+    assert "resuming after step " in done.stdout
     assert same_results(unbroken, work / "run")
 
 
@@ -213,7 +213,7 @@ def test_killed_before_the_first_checkpoint_it_starts_again(work, command, base,
     stop(work, base, signal.SIGKILL, lambda run: lines(run / "metrics.jsonl") > 6)
     done = command("finetune.py", "--resume", "run")
     assert done.returncode == 0, done.stderr
-    assert "going on after" not in done.stdout
+    assert "resuming after" not in done.stdout
     assert same_results(unbroken, work / "run")
 
 
@@ -308,7 +308,7 @@ def test_another_precision_resumes_and_says_that_bits_will_differ(stopped, comma
     assert done.returncode == 0, done.stderr
     line = f'resuming on another machine (precision "{used}" → "{other}"): results will not be bit-identical'
     assert done.stdout.count(line) == 1
-    assert "going on after step 8" in done.stdout
+    assert "resuming after step 8" in done.stdout
     assert json.loads((stopped / "settings.json").read_text())["machine"]["precision"] == other
     assert (stopped.parent / "else.json").exists()
 
@@ -348,7 +348,7 @@ def test_a_finished_run_says_so(stopped, command):
     assert "is finished; more --epochs" in refused(command("finetune.py", "--resume", stopped))
     done = command("finetune.py", "--resume", stopped, "--epochs", 3)
     assert done.returncode == 0, done.stderr
-    assert "going on after step 8" in done.stdout
+    assert "resuming after step 8" in done.stdout
     assert json.loads((stopped / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 12
 
 

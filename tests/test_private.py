@@ -306,7 +306,7 @@ class TestARun:
         folder, _ = run_of_masked
         done = run_in(folder, "finetune.py", "--resume", "run", "--max-steps", 2)
         assert done.returncode == 0, done.stderr
-        assert "going on after step 1" in done.stdout
+        assert "resuming after step 1" in done.stdout
         assert "masked: 10 phone numbers" in done.stdout
         assert json.loads((folder / "run" / "settings.json").read_text(encoding="utf-8"))["data"]["mask"]
 

@@ -69,7 +69,7 @@ def test_a_checkpoint_goes_on_with_any_number_of_processes(work, command, model_
     shutil.copytree(work / "run", work / "other")
 
     done = torchrun(work, 2, "--resume", "run", "--epochs", 2)
-    assert "going on after step 4" in done.stdout, done.stderr
+    assert "resuming after step 4" in done.stdout, done.stderr
     assert "equal up to rounding" not in done.stdout
     losses = logged(work / "unbroken", "train_loss")
     assert len(losses) == 8
