@@ -4,8 +4,9 @@ Replaces: logits for every position. Only rows with a learned target are compute
 chunk is turned into its gradient at once, so the full logits never exist.
 Saves: a few percent of a step with half of the tokens learned; 1.7 of 12.9 GB and 8 % of the time at 4 × 1024 tokens of
 gpt2-medium (two cores of AMD EPYC Zen 4, `benchmarks/LOG.md`). `compiled_loss` saves a tenth of a step on an H100.
-Off: nothing is made in pieces in training with up to `TRAINED_ROWS` learned targets, where there is nothing to save,
-with a weight in parts, and in fp16, whose small gradients would be lost before the loss is scaled.
+Off: nothing is made in pieces in training with up to `TRAINED_ROWS` learned targets on a CPU, where there is nothing to
+save, with a weight in parts, and in fp16, whose small gradients would be lost before the loss is scaled. On a GPU
+training computes all rows: the program would wait for the number of learned ones, and a CUDA graph needs static shapes.
 """
 
 import contextlib
@@ -50,12 +51,15 @@ def linear_cross_entropy(
         linear_weight: in several parts where only some rows are trained.
         reduction: "sum", or "none" for (N,), meant for evaluation.
     """
+    parts = linear_weight if isinstance(linear_weight, tuple) else (linear_weight,)
+    trained = torch.is_grad_enabled() and reduction == "sum"
+    if trained and input.is_cuda and not is_fp16(input):
+        return trained_loss(input, parts, target)
     learned = target != IGNORED
     x, wanted = input[learned], target[learned]  # (n, C), (n,)
     missing = -len(wanted) % ROUND
     x, wanted = F.pad(x, (0, 0, 0, missing)), F.pad(wanted, (0, missing), value=IGNORED)
-    parts = linear_weight if isinstance(linear_weight, tuple) else (linear_weight,)
-    if torch.is_grad_enabled() and reduction == "sum":
+    if trained:
         return trained_loss(x, parts, wanted)
     losses = [
         F.cross_entropy(logits_of(some, parts), those, reduction=reduction)  # logits: (rows, V)
@@ -74,12 +78,17 @@ def logits_of(x: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
 
 def trained_loss(x: Tensor, parts: tuple[Tensor, ...], targets: Tensor) -> Tensor:
     """The summed loss of (n,) targets, to be trained."""
-    device = x.device.type
-    fp16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
     parts = (shared_weight(parts[0]), *parts[1:])
-    if fp16 or len(targets) <= TRAINED_ROWS or len(parts) > 1:
+    small = x.is_cpu and len(targets) <= TRAINED_ROWS
+    if small or len(parts) > 1 or is_fp16(x):
         return F.cross_entropy(logits_of(x, parts), targets, reduction="sum")
     return LinearCrossEntropy.apply(x, parts[0], targets, COMPILED.get())  # pyright: ignore[reportReturnType]
+
+
+def is_fp16(x: Tensor) -> bool:
+    """Whether autocast multiplies `x` in fp16."""
+    device = x.device.type
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
 
 
 def cast_aligned(weight: Tensor, dtype: torch.dtype) -> Tensor:

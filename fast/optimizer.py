@@ -9,10 +9,18 @@ import inspect
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 
 class AdamW(torch.optim.AdamW):
+    """
+    Attributes:
+        found_inf: where the fused kernel finds 1, on the device, it leaves weights and moments as they are.
+    """
+
+    found_inf: Tensor | None = None
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         inspect.unwrap(Optimizer.add_param_group)(self, param_group)
 

@@ -4,15 +4,13 @@ Shapes: B rows in the batch, T new tokens, H heads, D channels of a head, S keys
 """
 
 import copy
-from threading import Lock
 
 import torch
 from torch import Tensor, nn
 
+from fast.graph import capture, warm_up
 from fast.packed import pack_layers
 from gpt_model import GPTConfig, GPTModel, KVCache
-
-CAPTURING = Lock()  # a process captures one graph at a time; `chat.py --web` answers several people at once
 
 
 class Decoder:
@@ -119,38 +117,26 @@ class StaticCache(KVCache):
 
 
 class CapturedStep:
-    """A decode step for a cache, captured as a CUDA graph and replayed (on a CPU, where tests use it, it just runs).
-
-    Python launches some 700 kernels a token, which takes longer than they run; a graph is launched at once.
-    """
+    """A decode step for a cache, on a GPU captured as a CUDA graph and replayed."""
 
     def __init__(self, model: GPTModel, cache: KVCache) -> None:
         self.model, self.cache, self.static = model, cache, StaticCache(cache)
         self.ids = torch.zeros(len(cache.padding), 1, dtype=torch.long, device=cache.padding.device)
-        self.graph = torch.cuda.CUDAGraph() if self.ids.is_cuda else None
-        if self.graph:
-            with CAPTURING:
-                self.capture(self.graph)
+        self.graph = None
+        if self.ids.is_cuda:
+            warm_up(self.compute)
+            self.graph = capture(self.compute)
 
-    def compute(self) -> Tensor:
-        return self.model(self.ids, cache=self.static)[:, -1]
-
-    def capture(self, graph: torch.cuda.CUDAGraph) -> None:
-        """Warm up on a side stream (libraries allocate at their first call, which can't be captured), then capture."""
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            self.compute()
-        torch.cuda.current_stream().wait_stream(aside)
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.logits = self.compute()
+    def compute(self) -> None:
+        self.logits = self.model(self.ids, cache=self.static)[:, -1]
 
     def __call__(self, ids: Tensor) -> Tensor:
         """(B, 1) new token ids → (B, V) logits. The cache, which may have been cut meanwhile, then holds the tokens."""
         self.ids.copy_(ids)
         self.static.place.fill_(self.cache.length)
         self.cache.length += 1
-        if self.graph is None:
-            return self.compute()
-        self.graph.replay()
+        if self.graph:
+            self.graph.replay()
+        else:
+            self.compute()
         return self.logits.clone()  # the graph overwrites this buffer on its next replay

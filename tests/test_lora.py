@@ -35,9 +35,9 @@ from talking.decoder import Decoder
 from talking.generation import Bounds, generate
 from training.defaults import complete
 from training.device import Machine
-from training.loop import Batch, Learner, take_step
 from training.lora import LoRALinear, add_adapters, load_adapter, merge_adapters, save_adapter
 from training.optimizer import make_optimizer
+from training.step import Batch, Learner, take_step
 
 FP32 = Machine(torch.device("cpu"), "fp32", "")
 BF16 = Machine(torch.device("cpu"), "bf16", "")

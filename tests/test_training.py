@@ -16,8 +16,9 @@ from settings import RunSettings, TrainingSettings
 from support.errors import UserError
 from training.defaults import complete, defaults, explain
 from training.device import Machine, choose_machine
-from training.loop import Learner, evaluate, make_batch, take_step
+from training.loop import evaluate, make_batch
 from training.optimizer import learning_rate_at, make_optimizer
+from training.step import Learner, take_step
 
 END = 100
 

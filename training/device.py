@@ -6,7 +6,7 @@ import ctypes
 import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -47,7 +47,28 @@ class Machine(NamedTuple):
         """Compute what is inside in the chosen precision."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=AUTOCAST[self.precision])
+        # No cache of casts: each weight is used once in a pass, and a CUDA graph must not read a cast made outside it.
+        return torch.autocast(self.device.type, dtype=AUTOCAST[self.precision], cache_enabled=False)
+
+    @contextlib.contextmanager
+    def deterministic(self) -> Iterator[None]:
+        """On a GPU, train with kernels that add in a fixed order, so that equal runs give equal bits.
+
+        Only training needs it: the backward passes of attention and of the embedding add in the order in which threads
+        finish. Decoding would lose speed.
+        """
+        if self.device.type != "cuda":
+            yield
+            return
+        # A debugging aid that costs time.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+        # "warn" would leave FlashAttention as it is; `use_deterministic_algorithms` imports the compiler, which takes
+        # seconds.
+        torch.set_deterministic_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.set_deterministic_debug_mode("default")
 
     def gradient_scaler(self, state: dict[str, Any]) -> torch.amp.GradScaler:
         """Keeps the small gradients of fp16 above its smallest number; in other precisions it does nothing."""
@@ -94,7 +115,9 @@ class Machine(NamedTuple):
 
     def record(self) -> dict[str, str | int]:
         """What the bits of a result depend on."""
+        gpu = {"gpu": torch.cuda.get_device_name(self.device)} if self.device.type == "cuda" else {}
         return {
+            **gpu,
             "device": self.device.type,
             "precision": self.precision,
             "threads": torch.get_num_threads(),
@@ -128,6 +151,8 @@ def choose_machine(device: str, precision: str) -> Machine:
         # cuDNN's attention makes a plan for each new length, which takes a tenth of a second or more: of batches and
         # tokens to come, nearly every length is new. FlashAttention needs none.
         torch.backends.cuda.enable_cudnn_sdp(False)
+        # Deterministic products need a workspace of fixed size; cuBLAS reads this when it starts.
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     processes, rank, place = join_processes(device)
     together = f", {processes} processes" if processes > 1 else ""
     threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
@@ -178,6 +203,9 @@ def for_training(model: GPTModel, settings: TrainingSettings) -> GPTModel:
     if not (settings.compile or settings.gradient_checkpointing):
         return model
     trained = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    if settings.compile:
+        torch.use_deterministic_algorithms(True)  # the compiler then chooses no kernels by their timing
+        torch.set_deterministic_debug_mode("default")  # PyTorch's own only in `deterministic`
     for block in trained.h:
         if settings.compile:
             block.compile(dynamic=True)

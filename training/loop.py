@@ -1,31 +1,33 @@
 """The training loop: plain PyTorch, from batches to a better model."""
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
+from itertools import count, islice
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from dialogues.batches import IGNORED, ROUND, DialogueDataset, collate, epoch_steps, evaluation_batches
 from gpt_model import GPTModel
 from settings import RunSettings, TrainingSettings
 from support.errors import UserError
+from training.captured import CapturedSteps, choose_lengths, why_eager
 from training.checkpoint import Checkpoints, Damaged, Losses, TrainingState
 from training.device import Machine, for_training
 from training.optimizer import learning_rate_at
 from training.pace import Pace
 from training.progress import Progress
+from training.step import Batch, Learner, set_learning_rate, take_step
 from training.stopping import StopSignals
 
 TRAIN_SAMPLE = 100  # so many examples of the training part are evaluated, before and after
-SMALLEST_SCALE = 1.0  # of fp16's gradients: one that overflows even so is no matter of scale
+COUNTED = 10_000  # steps from whose batches the lengths of CUDA graphs are chosen
 
 
 class Examples(NamedTuple):
@@ -34,15 +36,6 @@ class Examples(NamedTuple):
     train: DialogueDataset
     val: DialogueDataset
     padding_id: int
-
-
-class Batch(NamedTuple):
-    """What a model computes at once."""
-
-    inputs: Tensor  # (B, T)
-    targets: Tensor  # (B, T)
-    learned: int  # how many of the targets
-    seed: int = 0  # of dropout
 
 
 @dataclass(frozen=True)
@@ -58,15 +51,6 @@ class TrainingSetup:
     checkpoints: Checkpoints  # in the run folder
     processes: int = 1  # that the run was started with: they set the size of a step
     watch: Callable[[], dict[str, str]] | None = None  # returns what the model replies now, as in the output file
-
-
-class Learner(NamedTuple):
-    """A model as it is trained, with what changes its weights."""
-
-    model: nn.Module
-    optimizer: Optimizer
-    scaler: torch.amp.GradScaler
-    max_grad_norm: float
 
 
 class Trainer:
@@ -92,7 +76,34 @@ class Trainer:
                 f" and the evaluation after step {self.state.evaluations[-1][0]} counts like any other"
             )
         self.saved_step, self.saved_at = self.state.step, time.monotonic()
+        self.take_step = self.choose_steps()
         self.pace.measure(self.state, self.progress)  # what was measured before the run was stopped
+
+    def choose_steps(self) -> Callable[[Sequence[Batch]], tuple[float, int, float | None]]:
+        """The function that takes a step: on a GPU it replays CUDA graphs where it can, and says so."""
+        machine, settings, started = self.machine, self.settings, time.perf_counter()
+        why = why_eager(machine, settings, self.setup.optimizer)
+        if machine.device.type != "cuda" or why:
+            if why and machine.device.type == "cuda":
+                self.progress.say(f"training steps: without CUDA graphs ({why})")
+            return partial(take_step, self.learner, machine=machine)
+        train_set, batches = self.examples.train, settings.step_batches(self.setup.processes)
+        lengths = choose_lengths(self.batch_lengths(), train_set.padded(max(train_set.lengths()) - 1))
+        steps = CapturedSteps(
+            self.learner, machine, min(settings.batch_size, len(train_set)), lengths, accumulates=batches > 1
+        )
+        self.progress.say(
+            f"training steps: {len(steps.graphs)} CUDA graphs, captured in {time.perf_counter() - started:.1f} s;"
+            f" batches are padded to {', '.join(map(str, lengths))} tokens"
+        )
+        return steps
+
+    def batch_lengths(self) -> Iterator[int]:
+        """Tokens in a row of each batch of the run, of the first `COUNTED` steps."""
+        lengths, padded = self.examples.train.lengths(), self.examples.train.padded
+        steps = self.settings.steps(len(lengths), self.setup.processes)[1]
+        for step in islice(all_steps(lengths, self.settings, processes=self.setup.processes), min(steps, COUNTED)):
+            yield from (padded(max(lengths[number] for number in batch) - 1) for batch in step)
 
     @property
     def epoch_is_over(self) -> bool:
@@ -103,15 +114,14 @@ class Trainer:
         settings, machine = self.settings, self.machine
         step = self.state.step + 1
         self.progress.resume_clock()
-        for group in self.learner.optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, self.state.steps, settings)
+        set_learning_rate(self.learner.optimizer, learning_rate_at(step, self.state.steps, settings))
         made = []
         for place, numbers in enumerate(machine.take_share(batches)):
             batch = make_batch(self.examples.train, numbers, self.examples.padding_id, machine)
             seed = batch_seed(settings.seed, step, machine.rank + place * machine.processes)
             made.append(batch._replace(seed=seed))
         try:
-            loss, learned, norm = take_step(self.learner, made, machine)
+            loss, learned, norm = self.take_step(made)
         except FloatingPointError as error:
             numbers = [number for batch in batches for number in batch]
             places = ", ".join(map(str, self.examples.train.places(numbers)))
@@ -264,46 +274,10 @@ def train(
     signals.hold()  # what was learned since the last checkpoint is nowhere else until the model is saved
     if trainer.setup.saving.keep_checkpoint:
         trainer.save()
+    trainer.learner.optimizer.zero_grad()  # captured steps that accumulate keep their gradients in place
     trainer.choose_weights()
     trainer.progress.bar.close()
     return state
-
-
-def take_step(learner: Learner, batches: Sequence[Batch], machine: Machine) -> tuple[float, int, float | None]:
-    """One optimizer step over all of `batches`: its mean loss, its learned tokens, and the norm of its gradient.
-
-    Of several processes each has its share of the batches, and the same result.
-
-    Raises:
-        FloatingPointError: the loss is no number; the weights are as they were.
-    """
-    model, optimizer, scaler, max_grad_norm = learner
-    learned = int(machine.total(sum(batch.learned for batch in batches))[0])
-    loss = 0.0
-    model.train()
-    for number, (inputs, targets, _, seed) in enumerate(batches, 1):
-        torch.manual_seed(seed)
-        last = number == len(batches)
-        with contextlib.nullcontext() if last else machine.without_sharing(model):
-            with machine.autocast():
-                part = model(inputs, targets) / learned
-            # Sharing divides by the number of processes; here each token counts once, wherever it is learned.
-            scaler.scale(part * machine.processes).backward()
-        loss += part.item()
-    loss = machine.total(loss)[0]
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss}")
-    scaler.unscale_(optimizer)
-    limit = max_grad_norm or (math.inf if scaler.is_enabled() else 0)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), limit).item() if limit else None
-    if norm is not None and not math.isfinite(norm) and not scaler.is_enabled():
-        raise FloatingPointError(f"the gradient is {norm}")
-    scaler.step(optimizer)  # not when a gradient of fp16 has overflowed
-    scaler.update()
-    optimizer.zero_grad()
-    if scaler.get_scale() < SMALLEST_SCALE:
-        raise FloatingPointError("the gradients are too large for fp16")
-    return loss, learned, norm
 
 
 def all_steps(

@@ -1,0 +1,187 @@
+"""Optimizer steps as CUDA graphs, one for each length of batch: on a GPU, most of a short step is launching kernels.
+
+The arithmetic is that of `step.take_step`. Only the form differs: buffers are static, numbers that change from step to
+step are tensors (learning rate, learned tokens), and nothing waits for the GPU until the loss is read.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from dialogues.batches import IGNORED
+from fast.graph import capture, warm_up
+from fast.optimizer import AdamW
+from settings import TrainingSettings
+from training.device import Machine
+from training.step import Batch, Learner
+
+SHORT = 256  # up to this many tokens, batches keep their length, a multiple of 16
+LEAST = 4  # steps that pay for a graph: warming up and capturing take about three eager ones
+MOST = 32  # graphs
+UPDATE = 0  # the key of the update's graph, beside lengths
+
+
+def why_eager(machine: Machine, settings: TrainingSettings, optimizer: Optimizer) -> str:
+    """Why steps on this GPU are not captured; empty if they are."""
+    reasons = {
+        type(optimizer).__name__: not isinstance(optimizer, AdamW),  # only this one can skip an update on the GPU
+        "several processes": machine.processes > 1,
+        "fp16": machine.precision == "fp16",  # its scaler decides on the CPU
+        "--gradient-checkpointing": settings.gradient_checkpointing,  # it reads the state of the random generator
+    }
+    return ", ".join(reason for reason, applies in reasons.items() if applies)
+
+
+def graph_length(length: int) -> int:
+    """`length` rounded up so that few lengths occur: 16 up to `SHORT`, then 8 for each doubling (1/8 of padding)."""
+    if length <= SHORT:
+        return length
+    unit = 1 << (length - 1).bit_length() - 4
+    return -(-length // unit) * unit
+
+
+def choose_lengths(lengths: Iterable[int], longest: int) -> list[int]:
+    """The lengths to capture, ascending: those of `LEAST` batches or more, the `MOST` frequent, and the `longest`.
+
+    A batch of any other length is padded to the next one of these.
+
+    Args:
+        lengths: of the batches to come.
+        longest: of all batches.
+    """
+    counts = Counter(min(graph_length(length), longest) for length in lengths)
+    counts.pop(longest, None)
+    frequent = [length for length, count in counts.most_common(MOST - 1) if count >= LEAST]
+    return sorted({*frequent, longest})
+
+
+class Buffers:
+    """A batch in memory that stays in place."""
+
+    def __init__(self, rows: int, length: int, device: torch.device) -> None:
+        self.inputs = torch.zeros(rows, length, dtype=torch.long, device=device)
+        self.targets = torch.zeros_like(self.inputs)
+
+    def fill(self, batch: Batch) -> None:
+        """Copy a batch that is no larger into the upper left corner; nothing else is learned."""
+        B, T = batch.inputs.shape
+        self.inputs.zero_()
+        self.targets.fill_(IGNORED)
+        self.inputs[:B, :T] = batch.inputs
+        self.targets[:B, :T] = batch.targets
+
+
+class CapturedSteps:
+    """Takes optimizer steps as `take_step` does, by replaying CUDA graphs (on a CPU, where tests use it, eagerly).
+
+    With one batch a step, the whole step is one graph. With gradient accumulation there is one for each batch, which
+    adds to gradients that stay in place, and one for the update.
+
+    Args:
+        rows: examples of a full batch; a smaller one is filled up with rows in which nothing is learned.
+        lengths: of batches, ascending; see `choose_lengths`.
+        accumulates: whether a step may have several batches.
+
+    Raises:
+        torch.OutOfMemoryError: a step does not fit even without a graph.
+    """
+
+    def __init__(
+        self, learner: Learner, machine: Machine, rows: int, lengths: Sequence[int], accumulates: bool
+    ) -> None:
+        assert isinstance(learner.optimizer, AdamW)
+        self.learner, self.machine, self.accumulates = learner, machine, accumulates
+        self.optimizer = learner.optimizer
+        device = machine.device
+        self.learned = torch.zeros((), device=device)  # targets in the whole step
+        self.loss = torch.zeros((), device=device)  # of the step's batches so far
+        self.result = torch.zeros(2, device=device)  # loss and gradient norm of the last step
+        self.buffers = {length: Buffers(rows, length, device) for length in lengths}
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by length; that of the update under UPDATE
+        for group in self.optimizer.param_groups:
+            group["lr"] = torch.zeros((), device=device)
+            if accumulates:
+                for parameter in group["params"]:
+                    parameter.grad = torch.zeros_like(parameter)
+        learner.model.train()
+        if device.type == "cuda":
+            self.capture()
+
+    def compute(self, buffers: Buffers) -> None:
+        """Add the loss of a batch, and its gradient, to those of the step, and end a step that has no other batch."""
+        with self.machine.autocast():
+            part = self.learner.model(buffers.inputs, buffers.targets) / self.learned
+        part.backward()
+        self.loss += part.detach()
+        if not self.accumulates:
+            self.update()
+
+    def update(self) -> None:
+        """Clip the gradient and update the weights, unless loss or gradient is NaN or infinite; begin the next step."""
+        parameters, limit = self.learner.model.parameters(), self.learner.max_grad_norm
+        norm = nn.utils.clip_grad_norm_(parameters, limit) if limit else torch.zeros_like(self.loss)
+        torch.stack((self.loss, norm), out=self.result)
+        self.optimizer.found_inf = (~self.result.isfinite().all()).float()
+        self.optimizer.step()
+        self.loss.zero_()
+        self.optimizer.zero_grad(set_to_none=not self.accumulates)
+
+    def capture(self) -> None:
+        """Capture the graphs in one memory pool; where memory is short, some lengths go without."""
+        works: dict[int, Callable[[], None]] = {
+            length: partial(self.compute, self.buffers[length]) for length in sorted(self.buffers, reverse=True)
+        }
+        if self.accumulates:
+            works[UPDATE] = self.update
+        pool = torch.cuda.graph_pool_handle()
+        self.learned.zero_()  # the loss is not finite then, so the updates of the warm-up are skipped
+        with self.machine.deterministic():
+            for work in works.values():  # all of them before the pool takes its memory
+                warm_up(work)
+                torch.cuda.empty_cache()  # each has a stream of its own, whose memory no other stream can use
+            for group in self.optimizer.param_groups:
+                group["capturable"] = True
+            for key, work in works.items():  # the longest first: the others fit into its memory
+                try:
+                    self.graphs[key] = capture(work, pool)
+                except torch.OutOfMemoryError:
+                    self.optimizer.zero_grad(set_to_none=not self.accumulates)
+            for group in self.optimizer.param_groups:
+                group["capturable"] = False  # or PyTorch warns of each step without a graph
+
+    def run(self, key: int, work: Callable[[], None]) -> None:
+        """Replay the graph of `key`, or do its work where it was not captured."""
+        graph = self.graphs.get(key)
+        if graph:
+            graph.replay()
+        else:
+            work()
+
+    def __call__(self, batches: Sequence[Batch]) -> tuple[float, int, float | None]:
+        """See `take_step`.
+
+        Raises:
+            FloatingPointError: the loss or the gradient is NaN or infinite; the weights are as they were.
+        """
+        learned = sum(batch.learned for batch in batches)
+        self.learned.fill_(learned)
+        self.learner.model.train()
+        with self.machine.deterministic():
+            for batch in batches:
+                length = next(length for length in self.buffers if length >= batch.inputs.size(1))
+                torch.manual_seed(batch.seed)
+                self.buffers[length].fill(batch)
+                self.run(length, partial(self.compute, self.buffers[length]))
+            if self.accumulates:
+                self.run(UPDATE, self.update)
+        loss, norm = self.result.tolist()
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss}")
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient is {norm}")
+        return loss, learned, norm if self.learner.max_grad_norm else None
