@@ -27,7 +27,7 @@ from gpt_model import GPTModel
 from models.tiny.build import train_vocabulary
 from settings import RunSettings, TrainingSettings
 from training.checkpoint import Checkpoints, TrainingState
-from training.device import Machine
+from training.device import Machine, choose_machine
 from training.loop import Examples, Trainer, TrainingSetup, train
 from training.optimizer import make_optimizer
 from training.stopping import StopSignals
@@ -145,6 +145,14 @@ def write_layout(reference: GPT2LMHeadModel, vocabulary: Path, folder: Path, lay
     else:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+@pytest.fixture
+def gpu() -> Machine:
+    """The GPU, in bf16."""
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    return choose_machine("cuda", "bf16")
 
 
 @pytest.fixture
