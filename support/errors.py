@@ -9,6 +9,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn, TextIO
 
 TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # kinds of characters that turn what follows
@@ -131,4 +132,15 @@ def check_extra(package: str, option: str, requirement: str) -> None:
     """
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:  # a mere folder has no origin: wandb leaves one of its name behind
-        raise UserError(f'{option}: the package {package} is not installed; pip install "{requirement}"')
+        raise UserError(f"{option}: the package {package} is not installed; {install_line(requirement)}")
+
+
+def install_line(requirement: str) -> str:
+    """The command that installs `requirement` for the Python that runs, whichever environment is activated."""
+    python = Path(sys.executable)
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    name = f'"{python}"' if " " in str(python) else python
+    if importlib.util.find_spec("pip"):
+        return f'{name} -m pip install "{requirement}"'
+    return f'uv pip install --python {name} "{requirement}"'  # an environment of uv's has no pip

@@ -330,9 +330,8 @@ class TestTables:
         monkeypatch.delitem(sys.modules, "pyarrow", raising=False)
         with pytest.raises(UserError) as caught:
             Input.of(tmp_path / "a.parquet").read()
-        assert f'the package pyarrow is not installed; pip install "{arrow.REQUIREMENT}"' in str(caught.value)
-        lines = (PROJECT / "requirements-extra.txt").read_text(encoding="utf-8").splitlines()
-        assert arrow.REQUIREMENT in {line.partition(" ")[0] for line in lines}
+        assert "the package pyarrow is not installed; " in str(caught.value)
+        assert str(caught.value).endswith(f' "{arrow.REQUIREMENT}"')
 
 
 def test_a_text_without_conversations_is_left_out_of_a_folder(tmp_path):

@@ -255,7 +255,7 @@ class TestAPackageThatIsNotInstalled:
         monkeypatch.setitem(REQUIREMENTS, "nosuchtracker", "nosuchtracker>=1,<2")
         monkeypatch.syspath_prepend(tmp_path)
         for _ in range(2):
-            with pytest.raises(UserError, match='^--track nosuchtracker: .*; pip install "nosuchtracker>=1,<2"$'):
+            with pytest.raises(UserError, match='^--track nosuchtracker: .* pip install "nosuchtracker>=1,<2"$'):
                 check_tracker("nosuchtracker")
             (tmp_path / "nosuchtracker").mkdir(exist_ok=True)  # as wandb leaves a folder `wandb`: no package either
 
@@ -264,10 +264,6 @@ class TestAPackageThatIsNotInstalled:
         (tmp_path / "sometracker.py").touch()
         monkeypatch.syspath_prepend(tmp_path)
         check_tracker("sometracker")
-
-    def test_the_requirements_are_those_of_the_file(self):
-        lines = (PROJECT / "requirements-extra.txt").read_text(encoding="utf-8").splitlines()
-        assert {line.partition(" ")[0] for line in lines} >= set(REQUIREMENTS.values())
 
 
 class TestMetricsFile:

@@ -1,0 +1,90 @@
+"""The dependencies are listed for pip and for uv, and errors name some of them: all say the same."""
+
+import itertools
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import PROJECT
+from dialogues import arrow, private
+from support.errors import install_line
+from talking import page
+from training import mirror
+
+tomllib = pytest.importorskip("tomllib", reason="came with Python 3.11")
+ADVICE = "pyproject.toml and the requirements files differ; give both the same lines in the same order"
+
+
+def of_uv(path: str) -> dict:
+    return tomllib.loads((PROJECT / path).read_text(encoding="utf-8"))
+
+
+def of_pip(path: str) -> list[str]:
+    """The requirements of a file, without comments and references to other files."""
+    lines = (PROJECT / path).read_text(encoding="utf-8").splitlines()
+    return [text for line in lines if (text := line.partition("#")[0].strip()) and not text.startswith("-r ")]
+
+
+UV = of_uv("pyproject.toml")
+EXTRAS = UV["project"]["optional-dependencies"]
+FILES = {
+    "requirements.txt": UV["project"]["dependencies"],
+    "requirements-extra.txt": list(itertools.chain(*EXTRAS.values())),
+    "requirements-dev.txt": UV["dependency-groups"]["dev"],
+}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_pip_and_uv_install_the_same(file):
+    assert FILES[file] == of_pip(file), ADVICE
+
+
+def test_a_package_has_one_range():
+    ranges = {line.partition(">=")[0].partition("==")[0]: line for line in itertools.chain(*FILES.values())}
+    assert set(ranges.values()) == set(itertools.chain(*FILES.values()))
+
+
+def test_errors_name_what_the_extras_hold():
+    assert {
+        "track": list(mirror.REQUIREMENTS.values()),
+        "web": [page.REQUIREMENT],
+        "data": [arrow.REQUIREMENT],
+        "mask": list(private.REQUIREMENTS.values()),
+    } == EXTRAS
+
+
+def test_the_project_for_the_cpu_is_the_same_but_for_torch():
+    cpu = of_uv("cpu/pyproject.toml")["project"]
+    name = UV["project"]["name"]
+    assert cpu["dependencies"] == [name, "torch"]
+    assert cpu["optional-dependencies"] == {extra: [f"{name}[{extra}]"] for extra in EXTRAS}
+    assert cpu["requires-python"] == UV["project"]["requires-python"]
+
+
+def test_the_tools_check_for_the_oldest_python():
+    """Ruff takes it from `requires-python`, pyright does not."""
+    assert UV["project"]["requires-python"].startswith(f">={UV['tool']['pyright']['pythonVersion']},")
+    assert "target-version" not in UV["tool"]["ruff"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "started_in", "python"),
+    [
+        ("project", "project", Path(".venv") / "python"),
+        ("project", "elsewhere", "{}"),
+        ("my project", "elsewhere", '"{}"'),
+    ],
+)
+def test_the_line_that_installs_an_extra_reaches_the_python_that_runs(
+    folder, started_in, python, tmp_path, monkeypatch
+):
+    executable = tmp_path / folder / ".venv" / "python"
+    (tmp_path / started_in).mkdir()
+    monkeypatch.chdir(tmp_path / started_in)
+    monkeypatch.setattr(sys, "executable", str(executable))
+    name = str(python).format(executable)
+    lines = {True: f'{name} -m pip install "a>=1,<2"', None: f'uv pip install --python {name} "a>=1,<2"'}
+    for pip, line in lines.items():  # an environment that uv made has none
+        monkeypatch.setattr("importlib.util.find_spec", lambda _, pip=pip: pip)
+        assert install_line("a>=1,<2") == line
