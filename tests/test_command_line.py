@@ -254,7 +254,10 @@ class TestConversations:
         ("content", "message"),
         [
             ("[]", "the file holds no conversations: its list is empty"),
-            ('[{"A": "b", "B": "c"}, {"A": "d", "B": 5}]', "data.json: record 2: turn 2: what 'B' says must be text"),
+            (
+                '[{"A": "b", "B": "c"}, {"A": "d", "B": 5}]',
+                "data.json: record 2: turn 2: the text of 'B' must be",
+            ),
             ('[{"A": "b", "B": "c"}]', "1 different dialogue of 2 turns in all is too little for --split 70/30"),
         ],
     )

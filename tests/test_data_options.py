@@ -365,4 +365,4 @@ if __name__ == "__main__":
         [sys.executable, tmp_path / "script.py"], cwd=work, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "data.jsonl: line 2501: turn 2: what 'B' says must be text, this is a number" in done.stdout
+    assert "data.jsonl: line 2501: turn 2: the text of 'B' must be a string, not a number" in done.stdout

@@ -449,30 +449,30 @@ def test_words_for_other_things_are_people_who_speak_twice(tmp_path):
 CHAT = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 BROKEN = {
     "[]": "its list is empty",
-    "{}": "record 1: no known form of a conversation has no keys",
+    "{}": "record 1: an object without keys is not a conversation",
     "": "the file is empty",
     '[{"A": "b", "B": ]': "line 1, column 18: not JSON (Expecting value)",
     '[\n {"A": "b",\n]': "line 3, column 1: not JSON",
-    "just prose.": "'just prose.' is no beginning of conversations",
-    "[" * 1_000_000: "JSON nested too deeply to be conversations",
-    '{"A": "b", "B": "c"}\n' + "[" * 1_000_000: "line 2: no JSON that can be read",
-    "1" * 10_000: "no beginning of conversations",
+    "just prose.": "'just prose.' does not begin a conversation",
+    "[" * 1_000_000: "its JSON is nested too deeply to hold conversations",
+    '{"A": "b", "B": "c"}\n' + "[" * 1_000_000: "line 2: this JSON can't be read",
+    "1" * 10_000: "does not begin a conversation",
     "[" + "1" * 10_000 + "]": "Exceeds the limit",
-    '["a"]': "record 1: text is no conversation",
+    '["a"]': "record 1: text is not a conversation",
     "[[1, 2], [3]]": "record 1: these are token ids",
     '{"input_ids": [1, 2]}': "record 1: these are token ids",
     '[{"text": "prose", "label": "x"}]': "record 1: no known form of a conversation has the keys 'text', 'label'",
-    '[{"A": "b", "B": "c"}, "text"]': 'record 2: an object {"speaker": "text", ...} is needed, this is text',
-    '[{"A": "b", "B": "c"}, {"A": "alone"}]': "record 2: a dialogue needs two turns or more, this has 1",
-    '[{"A": "b", "B": 5}]': "record 1: turn 2: what 'B' says must be text, this is a number",
-    '[{"A": "b", "B": null}]': "record 1: turn 2: what 'B' says must be text, this is null",
-    '[{"A": "b", "B": true}]': "record 1: turn 2: what 'B' says must be text, this is true or false",
+    '[{"A": "b", "B": "c"}, "text"]': 'record 2: an object {"speaker": "text", ...} is needed; this is text',
+    '[{"A": "b", "B": "c"}, {"A": "alone"}]': "record 2: a dialogue needs two turns or more; this has 1",
+    '[{"A": "b", "B": 5}]': "record 1: turn 2: the text of 'B' must be a string, not a number",
+    '[{"A": "b", "B": null}]': "record 1: turn 2: the text of 'B' must be a string, not null",
+    '[{"A": "b", "B": true}]': "record 1: turn 2: the text of 'B' must be a string, not true or false",
     '[{"A": "b", "B": {"C": "d"}}]': "no known form of a conversation has the keys 'A', 'B'; say what they hold",
-    '[{"A": "b", "B": "  "}]': "record 1: turn 2: 'B' says nothing; remove the turn or fill it",
-    '[{"": "b", "B": "c"}]': "record 1: turn 1: '' is no speaker's name",
-    '[{"A\\nB": "b", "B": "c"}]': "is no speaker's name; use a name on one line",
-    json.dumps([{"n" * 10_000: "b", "B": "c"}]): "…' is no speaker's name",
-    '[{"A": "\\ud83d", "B": "c"}]': "record 1: turn 1: half a surrogate pair",
+    '[{"A": "b", "B": "  "}]': "record 1: turn 2: 'B' says nothing; remove the turn or add its text",
+    '[{"": "b", "B": "c"}]': "record 1: turn 1: '' is not a speaker's name",
+    '[{"A\\nB": "b", "B": "c"}]': "is not a speaker's name; use a name on one line",
+    json.dumps([{"n" * 10_000: "b", "B": "c"}]): "…' is not a speaker's name",
+    '[{"A": "\\ud83d", "B": "c"}]': "record 1: turn 1: it contains half a surrogate pair",
     '[{"role": "user", "content": "a"}]': "only the user speaks here; the answers are needed too",
     json.dumps({**CHAT, "prompt": "a", "completion": "b"}): (
         "this could be messages or pairs (the keys 'messages', 'prompt', 'completion'); say which with --format"
@@ -480,12 +480,12 @@ BROKEN = {
     '[{"prompt": "a", "completion": "b"}, {"instruction": "a", "output": "b"}]': (
         "record 2: this is alpaca, the first record was pairs"
     ),
-    '{"A": "b", "B": "c"}\n\n{"A": "b", "B": 5}': "line 3: turn 2: what 'B' says must be text",
+    '{"A": "b", "B": "c"}\n\n{"A": "b", "B": 5}': "line 3: turn 2: the text of 'B' must be a string",
     '{"A": "b", "B": "c"}\n{"A": "b", "B"}': "line 2: column 15: not JSON",
     '{"turns": [{"speaker": "A", "text": "b"}, "c"]}': "record 1: turn 2 must be an object with speaker and text",
     '{"turns": [{"speaker": "A", "text": "b"}, {"text": "c"}]}': "record 1: turn 2 has no speaker",
     "Ann: Tea?\nCem: Yes.\n\nprose\n": "line 4: nobody says this",
-    "[1/2/23, 10:00] Ann: hi\n[13/13/23, 10:00] Cem: ho": "line 2: in no order of day, month and year this is a date",
+    "[1/2/23, 10:00] Ann: hi\n[13/13/23, 10:00] Cem: ho": "line 2: no order of day, month and year fits this date",
     "speaker,text\nAnn,Tea?,again\n": "line 2 has 3 columns, the header 2",
     'speaker,text\nAnn,"Tea?\n': "line 2: unexpected end of data",
     "speaker,text\n": "there is nothing below the names of the columns",
@@ -497,10 +497,10 @@ BROKEN = {
     '[{"messages": [{"author": {"role": "user", "role": "bot"}, "content": "a"}]}]': "the key 'role' occurs 2 times",
     '[{"Bird": "a", "Hat": "b", "Egg": "c"}, {"Bird": "d", "Hat": "e", "Egg": "f"}]': "all records have the same keys",
     '{"\\n": null}': "say what they hold, as in --columns speaker= text=",
-    "Ann,Tea?\nCem,Please\nAnn,Here\n": "a table whose first line names no columns; add one",
-    "INFO: on\nWARN: slow\nINFO: off\nWARN: slow\n": "is no beginning of conversations",
-    "host: a\nport: 1\nowner: x\n\nhost: b\nport: 2\nowner: y\n": "is no beginning of conversations",
-    "Apple: red\nBanana: long\nCherry: small\nDate: sweet\nElder: dark\n": "is no beginning of conversations",
+    "Ann,Tea?\nCem,Please\nAnn,Here\n": "a table whose first line does not name the columns; add a line",
+    "INFO: on\nWARN: slow\nINFO: off\nWARN: slow\n": "does not begin a conversation",
+    "host: a\nport: 1\nowner: x\n\nhost: b\nport: 2\nowner: y\n": "does not begin a conversation",
+    "Apple: red\nBanana: long\nCherry: small\nDate: sweet\nElder: dark\n": "does not begin a conversation",
 }
 
 
@@ -547,7 +547,7 @@ def test_forced_formats(tmp_path):
     path.write_text("1.1.24 10:00 Ann: hi\nCem: ho")
     assert "line 1: nobody says this" in refusal(path, "text")
     path.write_text("Ann: hi\nCem: ho")
-    assert "is no beginning of a chat-export" in refusal(path, "chat-export")
+    assert "does not begin a chat-export" in refusal(path, "chat-export")
     for name in FORMATS:
         path.write_text('{"a": 1}')
         refusal(path, name)

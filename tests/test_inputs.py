@@ -340,8 +340,8 @@ def test_a_text_without_conversations_is_left_out_of_a_folder(tmp_path):
     opened = open_paths([tmp_path], ReadSettings())
     assert [source.input.name for source in opened.sources] == [str(tmp_path / "talk.txt")]
     assert len(opened.notes) == 1
-    assert opened.notes[0].startswith(f"not read: {tmp_path / 'notes.txt'}: 'Buy milk' is no")
-    with pytest.raises(UserError, match="'Buy milk' is no beginning"):
+    assert opened.notes[0].startswith(f"not read: {tmp_path / 'notes.txt'}: 'Buy milk' does not begin a conversation")
+    with pytest.raises(UserError, match="'Buy milk' does not begin"):
         open_paths([tmp_path / "notes.txt"], ReadSettings())
 
 

@@ -256,7 +256,7 @@ class TestTheCommand:
         write(work / "a.jsonl", talks(*[2] * 5))
         write(work / "b.jsonl", [*talks(2), {"turns": [{"speaker": "A", "text": 5}]}])
         line = refused(command("finetune.py", "--data", "a.jsonl", "b.jsonl"))
-        assert line.startswith("error: b.jsonl: line 2: turn 1: what 'A' says must be text")
+        assert line.startswith("error: b.jsonl: line 2: turn 1: the text of 'A' must be a string")
 
     def test_the_output_overwrites_none_of_them(self, command, work):
         for name in ("a", "b"):
@@ -268,7 +268,7 @@ class TestTheCommand:
     def test_control_characters_in_names_do_not_reach_the_terminal(self, command, work):
         (work / "a.json").write_text(json.dumps([{"A\x1b[31m": f"b{n}", "B": "c"} for n in range(5)]))
         line = refused(command("finetune.py", "--preview", "--data", "a.json"))
-        assert "'A\\x1b[31m' is no speaker's name" in line
+        assert "'A\\x1b[31m' is not a speaker's name" in line
 
 
 @pytest.mark.slow

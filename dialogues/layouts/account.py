@@ -1,38 +1,38 @@
-"""How many characters of a file became turns, how many are known markup, and how many are neither."""
+"""Count the characters of a file that became turns, that are known markup, and that are neither."""
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-MOST_LOST = 0.1  # share of the characters that may be unaccounted for
-MOST_SKIPPED = 0.5  # share of the turns
-# Why turns are skipped whose talk is then incomplete. Notices, tool calls and the like are not talk.
+MOST_LOST = 0.1  # largest share of characters that may be unaccounted for
+MOST_SKIPPED = 0.5  # largest share of turns that may be skipped for one of LOSSES
+# Reasons that leave a conversation incomplete. Skipped notices, tool calls and the like do not.
 LOSSES = (
     *("messages of more than text", "answers to messages of more than text", "questions without an answer"),
     *("turns that stand alone", "messages of other branches", "system messages inside a conversation"),
 )
-SHOWN = 3
+SHOWN = 3  # examples to print
 
 
 def judge_turns(turns: int, skipped: Mapping[str, int]) -> str | None:
-    """What is said of conversations of which too much is skipped; none where enough is read."""
+    """Return an error if too many turns are skipped; None if enough are read."""
     lost = {why: skipped[why] for why in LOSSES if skipped.get(why)}
     if sum(lost.values()) <= MOST_SKIPPED * (turns + sum(lost.values())):
         return None
     named = ", ".join(f"{count:,} {why}" for why, count in lost.items())
-    return f"more is skipped than read ({named}; {turns:,} turns are left); read it all the same with --allow-loss"
+    return f"more turns are skipped than read ({named}; {turns:,} turns are left); to read it anyway, use --allow-loss"
 
 
 @dataclass
 class Account:
-    """The characters of a file, by what became of them.
+    """The characters of a file: what they were read as.
 
     Attributes:
-        spoken: in turns.
-        markup: stamps, names, notices, separators, other known fields.
-        lost: neither.
+        spoken: characters in turns.
+        markup: characters in stamps, names, notices, separators and other known fields.
+        lost: characters that are neither.
         examples: the first lost lines or keys, with their places.
-        as_text: what looks like a name at the beginning of a line but was read as text → how often.
+        as_text: words that begin a line like a name but were read as text → how often.
     """
 
     spoken: int = 0
@@ -42,7 +42,7 @@ class Account:
     as_text: Counter[str] = field(default_factory=Counter)
 
     def lose(self, what: str, size: int) -> None:
-        """Count `size` lost characters; `what` shows some of them, with their place."""
+        """Count `size` lost characters; `what` is an excerpt with its place."""
         self.lost += size
         if len(self.examples) < SHOWN:
             self.examples.append(what)
@@ -56,7 +56,7 @@ class Account:
         return self.lost / (self.spoken + self.lost) if self.lost else 0.0
 
     def lines(self) -> list[str]:
-        """The account: lines to print."""
+        """Return the account as lines to print."""
         if not self.total:
             return []
         told = [
@@ -68,5 +68,5 @@ class Account:
         if self.as_text:
             names = ", ".join(repr(name) for name, _ in self.as_text.most_common(SHOWN))
             count = sum(self.as_text.values())
-            told.append(f"read as text: {count:,} lines that begin like a name ({names}), which nobody there has")
+            told.append(f"read as text: {count:,} lines that begin like a name ({names}), which no speaker has")
         return told

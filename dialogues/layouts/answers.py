@@ -1,4 +1,4 @@
-"""Questions and answers: instruction data, prompts and completions, under the words of many data sets."""
+"""Questions and answers: instruction data, and prompts with completions, under the keys of many data sets."""
 
 import re
 from collections.abc import Sequence
@@ -34,13 +34,13 @@ from dialogues.layouts.words import (
 def from_alpaca(record: Any) -> Dialogue:
     """Read `{"instruction": ..., "input": ..., "output": ...}`; the input may be empty or absent.
 
-    `context` is another word for the input, `response` for the output. With `history`, `[[instruction, output], ...]`,
-    earlier turns come first. A `system` prompt replaces Alpaca's line.
+    `context` is another word for the input, `response` for the output. Earlier turns in `history`, `[[instruction,
+    output], ...]`, come first. A `system` prompt replaces Alpaca's instruction line.
     """
     values = once(record)
     asked, answer = find_key(values, INSTRUCTIONS), find_key(values, OUTPUTS)
     if asked is None or answer is None:
-        raise FormatError(f"instruction and output are needed, this has {keys_of(record)}")
+        raise FormatError(f"instruction and output are needed; this has {keys_of(record)}")
     if talk := unfold_prompt(values[asked]):
         return make_answered([*talk, (ASSISTANT, values[answer])], INSTRUCTION)
     instruction, input, response = ALPACA_SPEAKERS
@@ -59,7 +59,7 @@ def from_alpaca(record: Any) -> Dialogue:
 
 
 def unfold_prompt(text: Any) -> list[tuple[str, Any]]:
-    """The turns of a prompt that holds the dialogue as `Human: ...` and ends in `Assistant:` (BELLE, hh-rlhf)."""
+    """Return the turns of a prompt that holds a dialogue as `Human: ...` and ends in `Assistant:` (BELLE, hh-rlhf)."""
     if not isinstance(text, str) or not text.rstrip().endswith(":"):
         return []
     pieces = re.split(r"(?:^|\n)\s*(Human|User|Assistant|AI|Bot|GPT)\s?:\s?", text.strip())
@@ -70,23 +70,23 @@ def unfold_prompt(text: Any) -> list[tuple[str, Any]]:
 
 
 def read_history(values: dict[str, Any], speakers: tuple[str, str]) -> list[tuple[str, Any]]:
-    """The earlier turns of a record: `[[asked, answered], ...]` under `history`."""
+    """Return the earlier turns of a record: `[[asked, answered], ...]` under `history`."""
     key = find_key(values, ("history", "chathistory"))
     earlier = (values[key] if key else None) or []
     if not is_list(earlier) or not all(is_list(pair) and len(pair) == 2 for pair in earlier):
-        raise FormatError(f"history must be a list of [instruction, output], this is {kind(earlier)}")
+        raise FormatError(f"history must be a list of pairs [instruction, output]; this is {kind(earlier)}")
     return [turn for pair in earlier for turn in zip(speakers, pair, strict=True)]
 
 
 def from_pairs(record: Any, columns: Columns = ()) -> Dialogue:
-    """Read `{"prompt": ..., "completion": ...}`, `{"question": ..., "answer": ...}`, and other words for these.
+    """Read `{"prompt": ..., "completion": ...}`, `{"question": ..., "answer": ...}`, or the same under other keys.
 
-    The end marks of GPT-3's fine-tuning (`\\n\\n###\\n\\n`, ` END`) are left out.
+    The end marks of GPT-3's fine-tuning data (`\\n\\n###\\n\\n`, ` END`) are removed.
     """
     values = once(record)
     pair = choose_pair(values, columns)
     if pair is None:
-        raise FormatError(f"prompt and completion, or question and answer, are needed, this has {keys_of(record)}")
+        raise FormatError(f"prompt and completion, or question and answer, are needed; this has {keys_of(record)}")
     asked, answered = (values.get(key) for key in pair)
     if talk := unfold_prompt(asked):
         return make_answered([*talk, (ASSISTANT, answered)], system_prompt(values) or INSTRUCTION)
@@ -96,7 +96,7 @@ def from_pairs(record: Any, columns: Columns = ()) -> Dialogue:
             if bare.endswith(("\n" + mark, " " + mark)):
                 asked, answered = bare.removesuffix(mark), strip_end(answered)
     said = [*read_history(values, (USER, ASSISTANT)), *read_context(values), (USER, asked), (ASSISTANT, answered)]
-    if said[-3:-2] and said[-3][0] == USER:  # the context ends with what is answered
+    if said[-3:-2] and said[-3][0] == USER:  # the context is a dialogue that ends with the question
         said = alternate_from_end(said)
     return make_answered(said, system_prompt(values) or INSTRUCTION)
 
@@ -109,19 +109,19 @@ def strip_end(answer: str) -> str:
 
 
 def read_context(values: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The turns before `context`, oldest first, under `context/0` (the latest), `context/1` and so on (DialoGPT)."""
+    """The turns before `context`, oldest first: `context/0` is the latest, `context/1` is before it (DialoGPT)."""
     found = {plain(key): key for key in values}
     earlier = [values[found[f"context{number}"]] for number in range(100) if f"context{number}" in found]
     return [(USER, text) for text in reversed(earlier) if not is_nothing(text)]
 
 
 def alternate_from_end(said: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """The texts with the two speakers alternating; the last text is the assistant's."""
+    """Let two speakers alternate through the texts so that the assistant says the last one."""
     return [((USER, ASSISTANT)[(len(said) - number) % 2 == 1], text) for number, (_, text) in enumerate(said)]
 
 
 def choose_pair(values: dict[str, Any], columns: Columns = ()) -> tuple[str, str] | None:
-    """The keys of the first of `PAIRS` that has an answer here, or else of the first that occurs."""
+    """Return the keys of the first of `PAIRS` that has an answer here, or else of the first that occurs."""
     asked = dict(columns)
     if "prompt" in asked or "reply" in asked:
         pair = asked.get("prompt", ""), asked.get("reply", "")
@@ -135,7 +135,7 @@ def choose_pair(values: dict[str, Any], columns: Columns = ()) -> tuple[str, str
 
 
 def as_alpaca(dialogue: Dialogue) -> Dialogue:
-    """A question and its answer as an instruction and its response."""
+    """Turn a question and its answer into an instruction and its response."""
     names = [ALPACA_SPEAKERS[0] if turn.speaker == USER else ALPACA_SPEAKERS[-1] for turn in dialogue.turns]
     turns = tuple(Turn(name, turn.text) for name, turn in zip(names, dialogue.turns, strict=True))
     return dialogue._replace(turns=turns, instruction=ALPACA)
@@ -162,7 +162,7 @@ def fits_pairs(record: Any, columns: Columns = ()) -> bool:
 
 
 def make_answered(said: Sequence[tuple[str, Any]], instruction: str) -> Dialogue:
-    """The dialogue of these speakers and texts; if the last text is empty, all turns are skipped."""
+    """Return the dialogue of these speakers and texts; if the last text is empty, skip all turns."""
     _, answer = said[-1]
     if isinstance(answer, str) and not answer.strip():
         return Dialogue((), skipped=("turns of records without an answer",) * len(said))

@@ -1,4 +1,4 @@
-"""One message of a structured export: its speaker, its text, or why it is no turn."""
+"""One message of a structured export: its speaker and its text, or the reason to skip it."""
 
 import html
 import re
@@ -20,8 +20,8 @@ from dialogues.layouts.words import (
     turn_keys,
 )
 
-NO_TEXT = object()  # the content of a message with pictures, sounds or files
-TOOL_TEXT = object()  # the content of a message of tool calls or their results
+NO_TEXT = object()  # content with pictures, sounds or files
+TOOL_TEXT = object()  # content that is a tool call or its result
 # Keys under which `human`, `user` and `assistant` are roles; elsewhere they are names.
 ROLE_KEYS = frozenset(("role", "from", "type", "sender", "author", "creator", "usertype", "chatrole"))
 THOUGHTS = frozenset(("thinking", "reasoning", "thought", "thoughts", "redactedthinking", "reasoningrecap"))
@@ -49,13 +49,13 @@ images""",
 DIRECTIONS = ("type", "direction", "folder", "box", "messagetype", "isfromme", "fromme", "issent", "outgoing", "event")
 OUTGOING = frozenset(("outgoing", "sent", "out", "outbound", "senditem", "sentitem"))
 SKYPE_TAG = re.compile(r"</?(?:a|at|b|i|s|u|pre|ss|e_m|quote|legacyquote|font|span)(?:\s[^<>]{0,500})?/?>")
-PROGRAM = re.compile(r"(?:com|org|net)\.\w+(?:\.\w+)+")  # an Android app as the creator of a message
+PROGRAM = re.compile(r"(?:com|org|net)\.\w+(?:\.\w+)+")  # an Android app, named as the creator of a message
 ME, UNKNOWN = "Me", "Unknown"
-NOBODY = "nobody"  # the role of a sender without a name: the program
+NOBODY = "nobody"  # role of a sender without a name: the program
 
 
 def read_speaker(values: Mapping[str, Any], keys: TurnKeys) -> tuple[str, str]:
-    """The speaker's name, and the role behind it; both are empty if the message names nobody."""
+    """Return the speaker's name and role; both are empty if the message names nobody."""
     if keys.role and isinstance(values[keys.role], str):
         word = plain(values[keys.role])
         if word in ROLES or word in SYSTEM or word in TOOLS:
@@ -69,7 +69,7 @@ def read_speaker(values: Mapping[str, Any], keys: TurnKeys) -> tuple[str, str]:
 
 
 def name_of(word: str, value: Any) -> tuple[str, str]:
-    """The name and the role in the value of a speaker's key; `word` is that key as `plain` writes it."""
+    """Return the name and the role in the value of a speaker key; `word` is the key in `plain` form."""
     if isinstance(value, str):
         name = value.strip()
         role = plain(name) if word in ROLE_KEYS else ""
@@ -98,7 +98,7 @@ def name_of(word: str, value: Any) -> tuple[str, str]:
 
 
 def is_outgoing(values: Mapping[str, Any]) -> bool:
-    """Whether a field says that the owner of the phone wrote the message: in a word, or as Android's number for it."""
+    """Whether a field says that the owner of the phone wrote the message: by a word, or by Android's number 2."""
     if "address" in values and str(values.get("type")) == "2":
         return True
     return any(
@@ -108,7 +108,7 @@ def is_outgoing(values: Mapping[str, Any]) -> bool:
 
 
 def is_other(rows: Sequence[Mapping[str, Any]], columns: Columns) -> bool:
-    """Whether the name in every message is that of the other person, since some were sent and some received."""
+    """Whether every message, sent or received, carries the name of the other person."""
     if not is_directed(rows[0]):
         return False
     names = {read_speaker(row, turn_keys(tuple(row), columns))[0] for row in rows} - {ME, ""}
@@ -120,9 +120,10 @@ def is_directed(values: Mapping[str, Any]) -> bool:
 
 
 def read_content(values: Mapping[str, Any], keys: TurnKeys) -> Any:
-    """The text of a message, stripped, from the first text key that holds something.
+    """Return the text of a message, stripped, from the first text key that is not empty.
 
-    Returns `NO_TEXT` for pictures and the like, `TOOL_TEXT` for tool calls, None for nothing; other values unchanged.
+    The result is `NO_TEXT` for pictures and the like, `TOOL_TEXT` for tool calls, None for nothing; other values stay
+    unchanged.
     """
     found: Any = None
     for key in keys.text:
@@ -134,7 +135,7 @@ def read_content(values: Mapping[str, Any], keys: TurnKeys) -> Any:
 
 
 def read_text(content: Any) -> Any:
-    """A message's content as text, stripped. Parts in a list are joined, without thoughts and tool calls."""
+    """Return a message's content as stripped text. Parts in a list are joined, without thoughts and tool calls."""
     if isinstance(content, str):
         return content.strip()
     if is_object(content):
@@ -147,10 +148,10 @@ def read_text(content: Any) -> Any:
 
 
 def system_prompt(values: Mapping[str, Any]) -> str | None:
-    """The system prompt in the fields of a record; None without one.
+    """Return the system prompt in the fields of a record; None without one.
 
     Raises:
-        FormatError: it is no text.
+        FormatError: it is not text.
     """
     key = find_key(dict(values), SYSTEM_PROMPTS)
     if key is None or values[key] is None:
@@ -160,7 +161,7 @@ def system_prompt(values: Mapping[str, Any]) -> str | None:
 
 
 def join_parts(parts: list[Any]) -> Any:
-    """The joined text of a list of parts, or `NO_TEXT` if any part is a picture, sound or file."""
+    """Return the joined text of a list of parts, or `NO_TEXT` if any part is a picture, sound or file."""
     texts: list[str] = []
     tools = media = False
     spans = False
@@ -187,7 +188,7 @@ def join_parts(parts: list[Any]) -> Any:
 
 
 def why_skipped(values: Mapping[str, Any], name: str, role: str, text: Any) -> str:
-    """Why a message is no turn; empty if it is one."""
+    """Return the reason to skip a message; empty if it is a turn."""
     if role in TOOLS or text is TOOL_TEXT:
         return "tool calls"
     if values.get("isThought") is True:
@@ -209,7 +210,7 @@ def why_skipped(values: Mapping[str, Any], name: str, role: str, text: Any) -> s
 
 
 def is_notice_type(values: Mapping[str, Any]) -> bool:
-    """Whether a field says that the program wrote the message, not a person."""
+    """Whether a field says that the program, not a person, wrote the message."""
     for key, value in values.items():
         if isinstance(value, str) and plain(key) in ("type", "subtype", "messagetype"):
             if NOTICE_TYPES.fullmatch(plain(value)):
@@ -230,7 +231,7 @@ def mend_encoding(text: str) -> str:
 
 
 def unescape(values: Mapping[str, Any], text: str) -> str:
-    """The text of a message that Skype or Slack wrote as HTML: `Tom &amp; <b>Ann</b>` → Tom & Ann."""
+    """Return the text of a message that Skype or Slack wrote as HTML: `Tom &amp; <b>Ann</b>` → Tom & Ann."""
     if "originalarrivaltime" in values:
         return html.unescape(SKYPE_TAG.sub("", text)).strip()
     return html.unescape(text) if "ts" in values and "user" in values else text
@@ -243,11 +244,11 @@ def check_speaker(name: str, number: int) -> None:
         FormatError: the name is empty.
     """
     if not name:
-        raise FormatError(f"turn {number} has no speaker (speaker, sender, author, role, from)")
+        raise FormatError(f"turn {number} has no speaker (no key such as speaker, sender, author, role or from)")
 
 
 def find_profiles(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Id → name of a person, from the messages that have both (Slack)."""
+    """Map ids of people to their names, from messages that have both (Slack)."""
     names = {}
     for row in rows:
         profile = dict(pairs_of(row.get("user_profile")))
@@ -258,8 +259,8 @@ def find_profiles(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def is_unlearned(values: Mapping[str, Any], keys: TurnKeys) -> bool:
-    """Whether a message is context only, which `"weight": 0` says."""
+    """Whether a message is only context, as `"weight": 0` says."""
     weight = values.get(keys.weight) if keys.weight else None
-    if isinstance(weight, str):  # of a table
+    if isinstance(weight, str):  # in a table
         return weight.strip().lower() in ("0", "0.0", "false")
     return weight is False or (isinstance(weight, int | float) and weight == 0)

@@ -1,7 +1,7 @@
-"""The forms that a record can have, a pair of functions for each, and the choice between them.
+"""The forms that a record can have, the functions that recognise and read each form, and the choice among them.
 
-A record is the JSON value, or the row of a table, that holds a conversation. Objects are dicts, or `Pairs` if a key
-occurs twice. A new form needs two functions and a line in `FORMATS`.
+A record is the JSON value, or the table row, that holds a conversation. Objects are dicts, or `Pairs` if a key occurs
+twice. A new form needs two functions and an entry in `FORMATS`.
 """
 
 import re
@@ -39,9 +39,9 @@ from dialogues.layouts.words import (
 from support.errors import printable
 
 LISTS = frozenset(("turns", "messages", "sharegpt"))  # forms with a list of turns
-PEEKED = 100  # records that decide the form of a file
+PEEKED = 100  # records to look at to choose the form of a file
 TURN_ASIDES = frozenset(("toolcalls", "functioncall", "toolcallid"))
-# Marks of a text that may be a whole dialogue: a second line, or a mark between speakers.
+# Signs that a text may be a whole dialogue: a second line, or a mark between speakers.
 TRANSCRIPT = re.compile(r"\n|__eou__|\[/INST\]|<\||###|<start_of_turn>|ASSISTANT:|\[SEP\]")
 
 
@@ -81,7 +81,7 @@ def is_conversation(items: list[Any], columns: Columns = ()) -> bool:
 
 
 def list_form(record: Any, columns: Columns = ()) -> str | None:
-    """The name of the form of a record with a list of turns; None for a record without one."""
+    """Return the form of a record with a list of turns; None for a record without one."""
     if not has_turns(record, columns):
         return None
     first = next((item for item in turn_list(record, columns)[1][:2] if is_object(item)), {})
@@ -94,7 +94,7 @@ def fits_text(record: Any, columns: Columns = ()) -> bool:
 
 
 def transcript_key(record: Any, columns: Columns = ()) -> str | None:
-    """The key of the text that holds a whole dialogue; None if there is none."""
+    """Return the key of the text that holds a whole dialogue; None without one."""
     asked = dict(columns)
     if "text" in asked and "speaker" not in asked:
         return asked["text"] if asked["text"] in dict(pairs_of(record)) else None
@@ -120,7 +120,7 @@ FORMATS = {
 
 
 def fitting(record: Any, columns: Columns = ()) -> list[str]:
-    """The names of the forms that fit `record`."""
+    """Return the names of the forms that fit `record`."""
     listed = list_form(record, columns)
     names = [name for name in FORMATS if name == listed or (name not in LISTS and FORMATS[name].fits(record, columns))]
     if len(names) > 1 and "turns" in names and plain(turn_list(record, columns)[0]) in ("history", "chosen", "text"):
@@ -129,10 +129,10 @@ def fitting(record: Any, columns: Columns = ()) -> list[str]:
 
 
 def recognise(record: Any, columns: Columns = ()) -> str:
-    """The name of the only form that fits `record`.
+    """Return the only form that fits `record`.
 
     Raises:
-        FormatError: none fits, or several do.
+        FormatError: no form fits, or several do.
     """
     names = fitting(record, columns)
     if len(names) == 1:
@@ -140,30 +140,30 @@ def recognise(record: Any, columns: Columns = ()) -> str:
     if names:
         raise FormatError(f"this could be {' or '.join(names)} ({keys_of(record)}); say which with --format")
     if has_keys(record, "inputids") or (is_list(record) and record and isinstance(record[0], int)):
-        raise FormatError("these are token ids; conversations are needed as text")
+        raise FormatError("these are token ids; conversations must be text")
     raise NotRecognisedError(unknown_record([record]))
 
 
 def unknown_record(records: Sequence[Any]) -> str:
-    """The error for records of no known form: their keys, and the options that explain them."""
+    """Return the error for records of no known form: their keys, and the options that would explain them."""
     first = next((record for record in records if is_object(record)), records[0])
     if not is_object(first):
-        return f"{kind(first)} is no conversation; see the formats in docs/data.md"
+        return f"{kind(first)} is not a conversation; see the formats in docs/data.md"
     if not pairs_of(first):
-        return "no known form of a conversation has no keys; see the formats in docs/data.md"
+        return "an object without keys is not a conversation; see the formats in docs/data.md"
     speaker, text = likely_columns(first, records)
     return (
         f"no known form of a conversation has {keys_of(first)}; say what they hold, as in --columns speaker={speaker}"
-        f" text={text} (or prompt=... reply=...; --format names takes every key as a speaker's name)"
+        f" text={text} (or prompt=... reply=...; --format names reads every key as a speaker)"
     )
 
 
 def likely_columns(first: Any, records: Sequence[Any]) -> tuple[str, str]:
-    """A guess at the keys of speaker and text: few short values, and the longest ones."""
+    """Guess the keys of speaker and text: few short values for the speaker, the longest ones for the text."""
     rows = [dict(pairs_of(record)) for record in records if is_object(record)]
     names = list(dict(pairs_of(first)))
     values = {name: [str(row.get(name) or "") for row in rows] for name in names}
-    wordy = [name for name in names if any(map(str.isalpha, "".join(values[name])))]  # no numbers, no times
+    wordy = [name for name in names if any(map(str.isalpha, "".join(values[name])))]  # without numbers and times
     names = wordy if len(wordy) > 1 else names
     text = max(names, key=lambda name: sum(map(len, values[name])))
     others = [name for name in names if name != text] or names
@@ -177,7 +177,7 @@ def quote(name: str) -> str:
 
 
 def unused_keys(record: Any, form: str, columns: Columns = ()) -> list[str]:
-    """The keys of a record and of its turns that its form does not read."""
+    """Return the keys of a record and of its turns that its form does not read."""
     keys = list(dict(pairs_of(record)))
     values = dict(pairs_of(record))
     if form == "names":

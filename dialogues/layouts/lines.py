@@ -1,4 +1,4 @@
-"""Text files without times: `Name: text`, in the dialect that the file itself shows."""
+"""Text files without times: `Name: text`, in whatever dialect the file uses."""
 
 import re
 
@@ -8,12 +8,12 @@ from dialogues.layouts.records import FormatError, make_turn
 from dialogues.layouts.shapes import CODE, CUT, FOOTERS, HEADING, RULE, Shape, Start, is_label, split_blocks
 from dialogues.layouts.words import ROLES, SYSTEM, plain
 
-TIME_MARK = re.compile(r"^\[\d\d?:\d\d(?::\d\d)?\]\s|\s\#\d\d:\d\d:\d\d-\d\#$")  # Descript, f4: around every text
-TITLE = 5  # lines above the first turn that may say what the file is
+TIME_MARK = re.compile(r"^\[\d\d?:\d\d(?::\d\d)?\]\s|\s\#\d\d:\d\d:\d\d-\d\#$")  # times around each text (Descript, f4)
+TITLE = 5  # most lines above the first turn that may form a title
 
 
 def dialogues_of_lines(lines: list[tuple[int, str]], shape: Shape, account: Account) -> list[tuple[int, Dialogue]]:
-    """The dialogues of a text, each with the number of its first line.
+    """Return the dialogues of a text, each with the number of its first line.
 
     Raises:
         FormatError: a dialogue begins with a line without a speaker.
@@ -35,7 +35,7 @@ def dialogues_of_lines(lines: list[tuple[int, str]], shape: Shape, account: Acco
 
 
 def find_title(lines: list[tuple[int, str]], starts: dict[int, Start]) -> set[int]:
-    """The places of a title: a few lines at the top, with a blank line below."""
+    """Return the positions of the title: a few lines at the top, with a blank line below."""
     first = min(starts, default=0)
     filled = [place for place in range(first) if lines[place][1] not in ("", CUT)]
     if not filled or len(filled) > TITLE or lines[first - 1][1] or any(len(lines[place][1]) > 120 for place in filled):
@@ -60,7 +60,7 @@ def read_block(
             and turns[-1][2][-1:] == [""]
             and turns[-1][2][1:]
         ):
-            account.lose(f"line {number}: {line[:40]!r}", len(line))  # what happens between the speeches of a play
+            account.lose(f"line {number}: {line[:40]!r}", len(line))  # a stage direction between the speeches of a play
         elif turns and place > len(lines) - 5 and FOOTERS.match(line):
             account.markup += len(line)
         elif turns:
@@ -70,7 +70,7 @@ def read_block(
         elif line:
             raise FormatError(
                 f"line {number}: nobody says this; a dialogue begins with `Name: text`"
-                " (where texts have blank lines in them, separate dialogues by a line of ---)"
+                " (if texts contain blank lines, separate dialogues by a line of ---)"
             )
     said = [(number, name, TIME_MARK.sub("", "\n".join(texts).strip()).strip()) for number, name, texts in turns]
     instruction = INSTRUCTION

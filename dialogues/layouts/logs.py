@@ -1,4 +1,4 @@
-"""Chat exports, logs and transcripts: lines with times, in the layout that the file itself shows."""
+"""Chat exports, logs and transcripts: lines with times, in whatever layout the file uses."""
 
 import re
 from collections import Counter
@@ -36,7 +36,7 @@ BEGINNING = timedelta(minutes=6)
 LEVELS = re.compile(
     r"\W?(?:[^\[\]]{0,40}/)?(?:INFO|WARN(?:ING)?|ERROR|DEBUG|TRACE|FATAL|NOTICE|CRITICAL)\b"
     r"|[\w.-]{1,60} [\w./-]{1,60}\[\d+\]: "
-)  # of a program's log
+)  # lines of a program's log
 LOG_MARKS = re.compile(
     r"[*=-]*\s*(?:BEGIN LOGGING|ENDING LOGGING|Log (?:opened|closed)|Day changed|Session \w+:)", re.IGNORECASE
 )
@@ -44,29 +44,29 @@ ATTACHED = re.compile(
     r"(?:^|\n)\s*(?:\{(?:Attachments|Reactions|Embed|Stickers|Inline Emojis?)\}|Tapbacks:)\s*\n.*", re.DOTALL
 )  # Discord, imessage-exporter
 SOUND = re.compile(r"\s*(?:-\s*)?(?:\[[^\[\]]*\]|\([^()]*\)|[♪♫].*)\s*$")  # [music] in captions
-BARE_MEDIA = frozenset(("Photo", "Video", "Emoticons", "Sticker", "Voice Note", "Voice message"))  # KakaoTalk's
-TAG = re.compile(r"</?(?:v|b|i|u|c|lang|font)(?:[ .][^<>\n]{0,60})?>")  # of captions
-HEADER = 12  # lines before the first stamp that may say what the file is
+BARE_MEDIA = frozenset(("Photo", "Video", "Emoticons", "Sticker", "Voice Note", "Voice message"))  # KakaoTalk
+TAG = re.compile(r"</?(?:v|b|i|u|c|lang|font)(?:[ .][^<>\n]{0,60})?>")  # markup in captions
+HEADER = 12  # most lines of a header before the first stamp
 
 
 class Entry(NamedTuple):
-    """A message as it was found; one without a name is a notice."""
+    """A message as it was found; a notice has no name."""
 
     number: int
     stamp: Stamp | None
     name: str | None
     texts: list[str]
-    known: bool = False  # its place shows that it is a notice
-    media: bool = False  # its program writes these words for a picture
+    known: bool = False  # its position shows that it is a notice
+    media: bool = False  # its program writes these words in place of media
 
 
 def find_kind(rests: list[str]) -> str:
-    """How names are written behind the stamps: a kind of `KINDS`, "bare" for a name alone, or "none"."""
+    """Return how names follow the stamps: a kind of `KINDS`, "bare" for a name alone, or "none"."""
     said = [rest for rest in rests if rest and not is_system_line(rest)] or [rest for rest in rests if rest]
     if not said:
         return "none"
     matched = {kind: sum(1 for rest in said if pattern.match(rest)) for kind, pattern in KINDS.items()}
-    if matched["angle"] > 0.3 * len(said):  # the others are the server's
+    if matched["angle"] > 0.3 * len(said):  # the other lines come from the server
         return "angle"
     for kind in ("voice", "from", "tab", "bracket", "paren", "bold", "bar"):
         if matched[kind] > 0.6 * len(said):
@@ -85,10 +85,10 @@ def find_kind(rests: list[str]) -> str:
 
 
 def messages_of_log(lines: Sequence[Line], account: Account) -> list[Message] | None:
-    """The messages of a file whose lines carry times; None for another file.
+    """Return the messages of a file whose lines carry times; None for other files.
 
     Raises:
-        FormatError: a date is impossible in every order of day, month and year.
+        FormatError: some date is impossible in every order of day, month and year.
     """
     found = find_timed(lines)
     if found is None:
@@ -102,7 +102,7 @@ def messages_of_log(lines: Sequence[Line], account: Account) -> list[Message] | 
     except ValueError as error:
         number = entries[error.args[0]].number
         raise FormatError(
-            f"line {number}: in no order of day, month and year this is a date as those before it are"
+            f"line {number}: no order of day, month and year fits this date and those before it"
         ) from None
     if is_recording([entry.stamp for entry in entries]):
         times = [None] * len(entries)
@@ -113,7 +113,7 @@ def messages_of_log(lines: Sequence[Line], account: Account) -> list[Message] | 
 
 
 def is_recording(stamps: Sequence[Stamp | None]) -> bool:
-    """Whether the times count from the start of a recording, in which silence is no pause."""
+    """Whether the times count from the start of a recording, where silence is not a pause between dialogues."""
     clocks = [stamp.clock for stamp in stamps if stamp and stamp.clock is not None]
     if not clocks or any(stamp.date for stamp in stamps if stamp):
         return False
@@ -123,7 +123,7 @@ def is_recording(stamps: Sequence[Stamp | None]) -> bool:
 
 
 def collect(lines: Sequence[Line], timed: dict[int, Timed], where: str, account: Account) -> list[Entry] | None:
-    """The messages of the lines, each with its stamp, name and texts; None if no names are found."""
+    """Return the messages, each with its stamp, name and texts; None if no names are found."""
     stacked = where == "first" and sum(bool(line.rest) for line in timed.values()) <= 0.2 * len(timed)
     if sum(1 for line in timed.values() if LEVELS.match(line.rest)) > 0.5 * len(timed):
         return None
@@ -175,7 +175,7 @@ def collect(lines: Sequence[Line], timed: dict[int, Timed], where: str, account:
 
 
 def skip_header(number: int, text: str, account: Account) -> None:
-    """Count a line before the first message: the first few lines may be a header."""
+    """Account for a line before the first message: the first few lines may be a header."""
     if number <= HEADER and len(text) < 200:
         account.markup += len(text)
     else:
@@ -183,7 +183,7 @@ def skip_header(number: int, text: str, account: Account) -> None:
 
 
 def read_inner(text: str, people: set[str]) -> tuple[str, str] | None:
-    """The name and the text of a line that begins with the name of somebody who speaks in the file."""
+    """Return the name and the text of a line that begins with the name of a known speaker; None for other lines."""
     for kind in ("numbered", "colon"):
         if (match := UNTIMED[kind].match(text.strip())) and read_name(match) in people:
             return read_name(match) or "", match["text"] or ""
@@ -191,7 +191,7 @@ def read_inner(text: str, people: set[str]) -> tuple[str, str] | None:
 
 
 def find_titles(lines: Sequence[Line], timed: dict[int, Timed]) -> set[int]:
-    """The lines that stand above messages, behind a blank line, and look alike wherever they do: `## Wednesday`."""
+    """Find headings above messages: they follow a blank line and look alike everywhere, such as `## Wednesday`."""
     found: list[list[int]] = []
     for place, line in enumerate(lines):
         if not line.text.strip(MARKS + " ") and place + 1 not in timed:
@@ -206,12 +206,12 @@ def find_titles(lines: Sequence[Line], timed: dict[int, Timed]) -> set[int]:
 
 
 def look_of(text: str) -> str:
-    """A line with its words and numbers as one letter each: lines of one look are of one kind."""
+    """Reduce each word and each number to one letter; lines of the same kind then look the same."""
     return re.sub(r"\d+", "0", re.sub(r"[^\W\d]+", "a", text.strip()))
 
 
 def is_separator(lines: Sequence[Line], place: int, timed: dict[int, Timed]) -> bool:
-    """Whether a line without a stamp is no part of a message: a rule, the number of a cue, a footer."""
+    """Whether a line without a stamp is not part of a message: a rule, the number of a cue, a footer."""
     text = lines[place].text.strip(MARKS + " ")
     if not text:
         return False
@@ -227,7 +227,7 @@ def is_separator(lines: Sequence[Line], place: int, timed: dict[int, Timed]) -> 
 
 
 def is_cue(lines: Sequence[Line], place: int, timed: dict[int, Timed]) -> bool:
-    """Whether a caption's times follow on the next line."""
+    """Whether the next line holds the times of a caption."""
     return place + 1 in timed and "-->" in lines[place + 1].text
 
 
@@ -238,7 +238,7 @@ def with_day(stamp: Stamp | None, day: tuple[tuple[int, int, int], str] | None) 
 
 
 def find_names(timed: dict[int, Timed], kind: str) -> set[str]:
-    """The names that recur where turns begin."""
+    """Return the names that recur where turns begin."""
     if kind in ("second", "bare"):
         counts = Counter(
             line.before if kind == "second" else EDITS.sub("", line.rest).strip() for line in timed.values()
@@ -254,7 +254,7 @@ def clean_name(name: str) -> str:
 
 
 def read_rest(line: Timed, kind: str, names: set[str]) -> tuple[str | None, str]:
-    """The name and the text of a line with a stamp; a notice has no name."""
+    """Return the name (None for a notice) and the text of a line with a stamp."""
     if kind == "second":
         return line.before, line.rest
     if kind == "bare":
@@ -270,12 +270,12 @@ def read_rest(line: Timed, kind: str, names: set[str]) -> tuple[str | None, str]
 
 
 def is_plausible(name: str, rest: str) -> bool:
-    """Whether words that occur once before a colon can be a name, not a notice."""
+    """Whether words that occur once before a colon can be a name rather than a notice."""
     return not is_system_line(rest) and len(name.split()) < 7
 
 
 def is_open(name: str) -> bool:
-    """Whether a quotation begins before the colon and ends behind it, so that this is no name."""
+    """Whether a quotation opens before the colon and closes after it; the words before it are then not a name."""
     if name.count('"') % 2 or any(name.count(left) != name.count(right) for left, right in ("«»", "「」", "『』")):
         return True
     low, high, closed = (name.count(mark) for mark in "„“”")
@@ -283,7 +283,7 @@ def is_open(name: str) -> bool:
 
 
 def find_heads(lines: Sequence[Line], timed: dict[int, Timed]) -> dict[int, tuple[str, str, Stamp | None]]:
-    """For stamps alone on their lines: place of the line with the name → name, text and stamp.
+    """For stamps on their own lines, map the position of each name to the name, its text and its stamp.
 
     The name is in `Name: text` below the stamp (captions), alone below it, or alone above it.
     """
@@ -301,7 +301,7 @@ def find_heads(lines: Sequence[Line], timed: dict[int, Timed]) -> dict[int, tupl
         }
         counts = Counter(name for name, _, _ in found.values())
         if sum(counts[name] > 1 for name, _, _ in found.values()) > 0.4 * len(below):
-            once = kind == "voice" or len(found) > 0.8 * len(below)  # then who speaks once is somebody, too
+            once = kind == "voice" or len(found) > 0.8 * len(below)  # then accept names that occur once, too
             heads = {place: head for place, head in found.items() if once or counts[head[0]] > 1}
             return heads | find_more_heads(lines, timed, kind, heads)
     counts = Counter(text for text, _ in below.values())
@@ -321,7 +321,7 @@ def find_heads(lines: Sequence[Line], timed: dict[int, Timed]) -> dict[int, tupl
 def find_more_heads(
     lines: Sequence[Line], timed: dict[int, Timed], kind: str, heads: dict[int, tuple[str, str, Stamp | None]]
 ) -> dict[int, tuple[str, str, Stamp | None]]:
-    """The further lines below a stamp on which one of these people begins to speak."""
+    """Find the other lines below a stamp on which one of these people begins to speak."""
     names, found, stamp = {name for name, _, _ in heads.values()}, {}, None
     for place, line in enumerate(lines):
         if place in timed:
@@ -334,9 +334,9 @@ def find_more_heads(
 
 
 def make_message(entry: Entry, time: datetime | None, names: Counter[str], account: Account) -> Message:
-    """The message of an entry, or the reason that it is none."""
+    """Return the message of an entry, or the reason to skip it."""
     text = ATTACHED.sub("", "\n".join(entry.texts))
-    if len(entry.texts) > 1 and text[:1] == text[-1:] == '"':  # LINE quotes what has several lines
+    if len(entry.texts) > 1 and text[:1] == text[-1:] == '"':  # LINE quotes messages of several lines
         text = text[1:-1].replace('""', '"')
     if entry.name is None:
         known = is_system_line(text) or any(name and name in text for name, _ in names.most_common(20))

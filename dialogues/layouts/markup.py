@@ -1,4 +1,4 @@
-"""Texts in which the marks of a chat template say who speaks: ChatML, Llama, Gemma, Vicuna, Alpaca and others."""
+"""Texts in which the marks of a chat template name the speakers: ChatML, Llama, Gemma, Vicuna, Alpaca and others."""
 
 import re
 from collections.abc import Iterator
@@ -49,11 +49,11 @@ SEPARATED = re.compile(r"\s?__eou__\s?|\s?<(?:eou|EOU|turn|sep|SEP)>\s?|\s?\[SEP
 class Said(NamedTuple):
     role: str
     text: str
-    behind: str  # what follows the end mark
+    behind: str  # the text after the end mark
 
 
 def find_template(texts: list[str]) -> Template | None:
-    """The template that finds two speakers or more in most of the texts; None if no template does."""
+    """Return the template that finds two or more speakers in most of the texts; None if no template does."""
     for template in TEMPLATES:
         found = 0
         for text in texts:
@@ -65,7 +65,7 @@ def find_template(texts: list[str]) -> Template | None:
 
 
 def split_turns(text: str, template: Template) -> tuple[str, list[Said]]:
-    """The text before the first mark, and the turns; a text without marks has no turns."""
+    """Return the text before the first mark, and the turns; a text without marks has no turns."""
     matches = list(template.start.finditer(text))
     if not matches:
         return text, []
@@ -90,7 +90,7 @@ def clean_system(match: re.Match[str]) -> str:
 
 
 def name_of(role: str) -> str | None:
-    """The speaker that a role stands for; None for the system and for tools."""
+    """Return the speaker for a role; None for the system and for tools."""
     word = plain(role)
     if role in BRACKETS:
         return BRACKETS[role]
@@ -100,10 +100,10 @@ def name_of(role: str) -> str | None:
 
 
 def dialogues_of_template(text: str, template: Template, account: Account, whole: bool = False) -> Iterator[Dialogue]:
-    """The dialogues of a text in a chat template.
+    """Yield the dialogues of a text in a chat template.
 
-    A system turn begins one, and so does a mark of a text's beginning or an empty line, where not all turns have one;
-    unless the text is a `whole` dialogue.
+    Unless the text is a `whole` dialogue, a new dialogue begins at a system turn. It also begins after an end-of-text
+    mark or an empty line, if some turns are followed by one and others are not.
     """
     instruction, said = split_turns(text, template)
     gaps = [any(mark in turn.behind for mark in ("\n\n", "<|endoftext|>", "<s>")) for turn in said]

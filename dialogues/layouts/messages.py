@@ -1,4 +1,4 @@
-"""Messages in order, cut into dialogues."""
+"""Messages in order, and how to cut them into dialogues."""
 
 import re
 from collections import Counter
@@ -10,15 +10,15 @@ from typing import NamedTuple
 from dialogues.dialogue import Dialogue, Turn
 
 PAUSE = timedelta(hours=8)
-CLOCK_CHANGE = timedelta(hours=1)  # within a dialogue, time may run back by this much
+CLOCK_CHANGE = timedelta(hours=1)  # time may run backwards by this much within a dialogue
 DAY = timedelta(days=1)
 
 
 class Message(NamedTuple):
-    """One message: a turn, or the reason that it is none; and its time, if the file has one.
+    """One message: a turn, or the reason to skip it; and its time, if the file has one.
 
-    A `time` without a date is a time of the first day of the calendar: it repeats every day. `context`: the file says
-    that the turn is not to be learned.
+    A `time` without a date is on the first day of the calendar: it repeats every day. `context` is true if the file
+    says that the turn is not to be learned.
     """
 
     turn: Turn | None
@@ -28,7 +28,7 @@ class Message(NamedTuple):
 
 
 def gather(messages: Sequence[Message], instruction: str) -> Dialogue:
-    """One dialogue of messages."""
+    """Make one dialogue of messages."""
     said = [message for message in messages if message.turn]
     return Dialogue(
         tuple(message.turn for message in said if message.turn),
@@ -44,7 +44,7 @@ def is_clock(time: datetime) -> bool:
 
 
 def cut(messages: Iterable[Message], pause: timedelta, instruction: str) -> Iterator[Dialogue]:
-    """The dialogues of messages in order."""
+    """Yield the dialogues of messages in order, cut at pauses."""
     taken: list[Message] = []
     last: datetime | None = None
     for message in messages:
@@ -58,9 +58,9 @@ def cut(messages: Iterable[Message], pause: timedelta, instruction: str) -> Iter
 
 
 def join_turns(dialogue: Dialogue) -> Dialogue:
-    """The dialogue with what one person writes in a row as one turn, its messages on lines of their own.
+    """Join consecutive turns of one speaker, each message on its own line.
 
-    What is learned and what is not stays apart.
+    Learned turns and context turns are not joined.
     """
     if not any(turn.speaker == following.speaker for turn, following in pairwise(dialogue.turns)):
         return dialogue
@@ -74,14 +74,14 @@ def join_turns(dialogue: Dialogue) -> Dialogue:
 
 
 def is_new(last: datetime, time: datetime, pause: timedelta) -> bool:
-    """Whether a message at `time` begins a new dialogue, if the one before it came at `last`."""
+    """Whether a message at `time` begins a new dialogue, if the message before it came at `last`."""
     if is_clock(last) and is_clock(time):
         return (time - last) % DAY >= pause
     return time - last >= pause or last - time > CLOCK_CHANGE
 
 
 def without_numbers(names: set[str]) -> dict[str, str]:
-    """Discord's names without their numbers: `Nora#0001` → Nora, if there is only one Nora."""
+    """Map Discord's names to names without numbers: `Nora#0001` → Nora, if there is only one Nora."""
     short = {name: re.sub(r"#\d{4}$", "", name) for name in names}
     counts = Counter(short.values())
     return {name: bare for name, bare in short.items() if bare != name and bare and counts[bare] == 1}

@@ -1,6 +1,6 @@
-"""Recognise notices, the lines that chat programs write instead of a message, in many languages.
+"""Recognise notices, the lines that chat programs write in place of a message, in many languages.
 
-All functions take linear time: a regular expression sees at most `LONGEST` characters, and its repetitions are bounded.
+All functions take linear time: regular expressions see at most `LONGEST` characters, and their repetitions are bounded.
 """
 
 import re
@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 from dialogues.layouts import phrases, system_phrases
 
-LEFT_TO_RIGHT = "\u200e"  # WhatsApp on iOS writes it before everything that is its own
-MARKS = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"  # direction marks, which phones add
+LEFT_TO_RIGHT = "\u200e"  # WhatsApp on iOS puts it before everything that it writes itself
+MARKS = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"  # direction marks added by phones
 BLANKS = MARKS + " \t\r\n\u00a0\u202f"
 PLAIN = str.maketrans({**dict.fromkeys(MARKS), **dict.fromkeys("\u00a0\u202f", " "), "’": "'", "‹": "<", "›": ">"})
 FULL_STOPS = " .。।۔"
-LONGEST = 3000  # characters of a poll: a question of 255, twelve options of 100, and their votes
-LONGEST_LINE = 400  # characters of a file name, 255, and of the words about it
+LONGEST = 3000  # most characters of a poll: a question of 255, twelve options of 100, and their votes
+LONGEST_LINE = 400  # most characters of a file name, 255, with the words around it
 
 FILE = r"[^\n]{1,255}\.\w{2,5}"
 BYTES = r"\d{1,6}(?:[.,]\d{1,3})? ?(?:[kmg]i?b|[кмг]б|bytes?)"
@@ -25,12 +25,12 @@ CLOCK = r"\d{1,2}(?::\d{2}){1,2}"
 
 
 def either(*families: tuple[str, ...]) -> str:
-    """A regular-expression group of all alternatives of the families."""
+    """Return a regular-expression group of all alternatives of the families."""
     return f"(?:{'|'.join(piece for family in families for piece in family)})"
 
 
 def split(family: tuple[str, ...]) -> tuple[str, ...]:
-    """All phrases of a family that holds plain text."""
+    """Return all phrases of a family of plain text."""
     return tuple(phrase for piece in family for phrase in piece.split("|"))
 
 
@@ -66,7 +66,7 @@ LOG_DEED = re.compile(
 
 
 class Stripped(NamedTuple):
-    """A text without marks, and whether it had those of a file or of an edit."""
+    """A text without marks, and whether it had the marks of a file or of an edit."""
 
     text: str
     file: bool
@@ -74,17 +74,17 @@ class Stripped(NamedTuple):
 
 
 def plain(text: str) -> str:
-    """A short text as the phrases are written: lower case, NFC, no direction marks, no full stop at its end."""
+    """Normalise a short text like the phrases: lower case, NFC, no direction marks, no full stop at the end."""
     return unicodedata.normalize("NFC", text.translate(PLAIN)).lower().strip().rstrip(FULL_STOPS)
 
 
-SIGTOP = re.compile(r"\[(?:\d+ attachments?|[\w-]+ (?:message|notification))\]")  # Signal, by sigtop
+SIGTOP = re.compile(r"\[(?:\d+ attachments?|[\w-]+ (?:message|notification))\]")  # Signal, exported by sigtop
 
 
 def is_notice(text: str) -> bool:
-    """Whether the text of a message, without the name, is only a notice of the program. An empty text is none.
+    """Whether the text of a message, without the name, is only a notice of the program. An empty text is not.
 
-    A text that begins with U+200E is a notice whatever its words, unless it is the caption of a file or was edited.
+    A text that begins with U+200E is always a notice, unless it is the caption of a file or was edited.
     """
     stripped = strip(text)
     if not stripped.text:
@@ -103,7 +103,7 @@ def is_notice(text: str) -> bool:
 
 @cache
 def notice_pattern() -> re.Pattern[str]:
-    """The pattern of notices in `plain` text; compiled on first use, since that takes 40 ms."""
+    """Return the pattern of notices in `plain` text; compiled on first use, because that takes 40 ms."""
     return re.compile(
         "|".join(
             (
@@ -123,12 +123,12 @@ def notice_pattern() -> re.Pattern[str]:
 
 
 def is_poll(bare: str) -> bool:
-    """Whether a plain text is a poll of WhatsApp: its title, the question, and a line for each option."""
+    """Whether a plain text is a WhatsApp poll: its title, the question, and a line for each option."""
     return POLL.match(bare) is not None and any(OPTION.match(line.strip()) for line in bare.split("\n"))
 
 
 def is_named_deed(text: str) -> bool:
-    """Whether a text tells, in a program's words, what a named person did."""
+    """Whether a text says, in a program's words, what a named person did."""
     if len(text) > LONGEST_LINE or text[:1].islower():
         return False
     lower = text.translate(PLAIN).lower()
@@ -136,13 +136,13 @@ def is_named_deed(text: str) -> bool:
 
 
 def is_deed_of(name: str, text: str) -> bool:
-    """Whether a text tells, in a program's words, what the person with this name did."""
+    """Whether a text says, in a program's words, what the person with this name did."""
     deed = text.removeprefix(f"{name} ")
     return deed != text and re.fullmatch(DEED, deed.translate(PLAIN).lower()) is not None
 
 
 def strip_marks(text: str) -> str:
-    """A text without edit marks, lines of attached files, and direction marks at its ends or at mentions.
+    """Return a text without edit marks, lines of attached files, and direction marks at its ends or in mentions.
 
     Other notices stay: see `is_notice`.
     """
@@ -157,7 +157,7 @@ def strip(text: str) -> Stripped:
     head = text[:end] if end >= 0 else text[: LONGEST_LINE + 1]
     if is_file(head):
         text, file = text[len(head) :].strip(BLANKS), True
-    for _ in range(3):  # the marks of a file, of an edit, and of both phones
+    for _ in range(3):  # marks of a file and of an edit, from iOS and Android
         tail, rest = split_tail(text)
         if not tail:
             break
@@ -173,7 +173,7 @@ def strip(text: str) -> Stripped:
 
 
 def split_tail(text: str) -> tuple[str, str]:
-    """The end of a text that may be a mark (<...>, or what follows U+200E; else empty), and the rest."""
+    """Split off the end of a text that may be a mark (<...>, or all after U+200E); it is empty if there is none."""
     sign = "<" if text.endswith(">") else LEFT_TO_RIGHT
     start = text.rfind(sign, max(0, len(text) - LONGEST_LINE))
     return (text[start:], text[:start]) if start >= 0 else ("", text)
@@ -194,9 +194,9 @@ def is_file(line: str) -> bool:
 
 
 def is_system_line(text: str) -> bool:
-    """Whether a line without a name tells of the chat itself, such as who joined; `text` is what follows the stamp.
+    """Whether a line without a name is about the chat itself, such as who joined; `text` is the line after the stamp.
 
-    In a line with a name, only the part before the first colon can tell of the chat.
+    If the line has a colon, only the part before the first one is searched for such phrases.
     """
     if len(text) > LONGEST:
         return False
@@ -207,7 +207,7 @@ def is_system_line(text: str) -> bool:
         return False
     if LOG_DEED.match(bare):
         return True
-    if bare.startswith("* "):  # what somebody does, said by themselves
+    if bare.startswith("* "):  # an action that a person typed
         return False
     head, colon, _ = bare.partition(":")
     if PART.search(head) or (not colon and head.endswith(ENDS)):

@@ -1,4 +1,4 @@
-"""The rows of messages in their order: grouped into dialogues, sorted by turn number or time."""
+"""Put rows of messages in order: group them into dialogues, sort them by turn number or time."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ ISO = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
 
 
 def group_rows(rows: list[dict[str, Any]], keys: TurnKeys) -> tuple[list[list[dict[str, Any]]], int]:
-    """The rows of each dialogue, grouped by replies or by dialogue id, and how many were left out."""
+    """Group the rows into dialogues, by replies or by dialogue id; also return how many are left out."""
     if found := threads(rows, keys):
         return found
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
@@ -26,13 +26,13 @@ def group_rows(rows: list[dict[str, Any]], keys: TurnKeys) -> tuple[list[list[di
         return found, 0
     alone = sum(len(group) == 1 for group in groups.values()) > len(groups) / 2
     scattered = (changes > len(groups) or alone) and [plain(key) for key in keys.identity] == ["id"]
-    if len(groups) == len(rows) or scattered:  # the id numbers rows or people
+    if len(groups) == len(rows) or scattered:  # the id numbers rows or people, not dialogues
         return [rows], 0
     return list(groups.values()), 0
 
 
 def split_at_restarts(rows: list[dict[str, Any]], keys: TurnKeys) -> list[list[dict[str, Any]]]:
-    """The rows of each dialogue where turn numbers count up and begin again with the first; none where they don't."""
+    """Split rows where their turn numbers start again; return no groups if the numbers do not count up and restart."""
     orders = [read_order(row.get(keys.order)) for row in rows] if keys.order else [None]
     if None in orders:
         return []
@@ -48,7 +48,7 @@ def split_at_restarts(rows: list[dict[str, Any]], keys: TurnKeys) -> list[list[d
 def put_rows_in_order(
     rows: list[dict[str, Any]], keys: TurnKeys
 ) -> tuple[list[dict[str, Any]], Sequence[datetime | None]]:
-    """The rows in the order of their turn numbers, or else of their times, and the time of each."""
+    """Sort rows by turn number, or else by time; return them and the time of each."""
     if not keys.time and not keys.order:
         return rows, [None] * len(rows)
     from dialogues.layouts.stamps import read_times
@@ -63,26 +63,25 @@ def put_rows_in_order(
         if sum((later > earlier) - (later < earlier) for earlier, later in pairwise(known)) < 0:
             places.reverse()
         last = known[0] if places[0] == 0 else known[-1]
-        moments = {
-            place: (last := times[place] or last) for place in places
-        }  # without a time: when the one before it was
+        # A row without a time takes the time of the row before it.
+        moments = {place: (last := times[place] or last) for place in places}
         places.sort(key=lambda place: moments[place])
     return [rows[place] for place in places], [times[place] for place in places]
 
 
 def find_times(rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    """The first key with an ISO time in every row, whatever its name; none without one."""
+    """Return the first key with an ISO time in every row, whatever its name; empty without one."""
     isos = (key for key in rows[0] if all(isinstance(row.get(key), str) and ISO.match(row[key]) for row in rows))
     return tuple(islice(isos, 1))
 
 
 def read_cells(row: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    """The time in a row; a date and a time of day in two cells are joined."""
+    """Return the time in a row; a date and a time of day in two cells are joined."""
     return row.get(keys[0]) if len(keys) == 1 else " ".join(str(row.get(key) or "") for key in keys)
 
 
 def read_order(value: Any) -> float | None:
-    """A turn number, which may be too large for a float; None if the value is no number."""
+    """Return a turn number, which may be too large for a float; None if the value is not a number."""
     if isinstance(value, str):
         digits = re.search(r"\d+(?:\.\d+)?$", value.strip())
         return float(digits[0]) if digits else None

@@ -1,4 +1,4 @@
-"""Objects whose keys are the speakers, and whether the keys can be people."""
+"""Objects whose keys are the speakers, and whether keys can be people."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -27,29 +27,29 @@ FORM_WORDS = {
 
 
 def from_names(record: Any) -> Dialogue:
-    """Read `{"Alex": "...", "Bob": "...", "Alex": "..."}`: the keys are the speakers, in order, repeated keys too."""
+    """Read `{"Alex": "...", "Bob": "...", "Alex": "..."}`: the keys are the speakers, repeated ones too."""
     if not is_object(record):
-        raise FormatError(f'an object {{"speaker": "text", ...}} is needed, this is {kind(record)}')
+        raise FormatError(f'an object {{"speaker": "text", ...}} is needed; this is {kind(record)}')
     said = people_of(record)
     if len(said) < 2:
-        raise FormatError(f"a dialogue needs two turns or more, this has {len(said)}")
+        raise FormatError(f"a dialogue needs two turns or more; this has {len(said)}")
     return Dialogue(tuple(make_turn(*turn, f"turn {number}") for number, turn in enumerate(said, 1)))
 
 
 def from_every_key(record: Any) -> Dialogue:
-    """Read an object whose keys are all speakers, because the user says so."""
+    """Read an object whose keys are all speakers, as `--format names` requests."""
     if not is_object(record):
         return from_names(record)
     said = pairs_of(record)
     if len(said) < 2:
-        raise FormatError(f"a dialogue needs two turns or more, this has {len(said)}")
+        raise FormatError(f"a dialogue needs two turns or more; this has {len(said)}")
     return Dialogue(tuple(make_turn(*turn, f"turn {number}") for number, turn in enumerate(said, 1)))
 
 
 def people_of(record: Any) -> list[tuple[str, Any]]:
-    """The members of an object of names that are its turns.
+    """Return the members of an object that are turns of named people.
 
-    Those whose key is a word for something else are none; but who speaks twice is somebody, even a `Server`.
+    A key that means something else is not a person, unless it occurs twice: then even a `Server` speaks.
     """
     pairs = pairs_of(record)
     counts = Counter(name for name, _ in pairs) if isinstance(record, Pairs) else Counter()
@@ -57,7 +57,7 @@ def people_of(record: Any) -> list[tuple[str, Any]]:
 
 
 def fits_names(record: Any) -> bool:
-    """Whether an object has plain values under two or more keys that are no words of another form."""
+    """Whether an object has plain values under two or more keys that do not belong to another form."""
     pairs = pairs_of(record)
     if not pairs or any(is_container(text) for _, text in pairs):
         return False
@@ -68,9 +68,9 @@ def fits_names(record: Any) -> bool:
 
 
 def people_problem(records: Sequence[Any]) -> str | None:
-    """Why the keys of records can't be people; None if they can.
+    """Return why the keys of records can't be people; None if they can.
 
-    What people say is prose. Keys that are the same in every record and written in lower case are columns.
+    People speak in sentences. Lower-case keys that are the same in every record are columns.
     """
     values: dict[str, list[str]] = {}
     for record in records:
@@ -79,20 +79,21 @@ def people_problem(records: Sequence[Any]) -> str | None:
                 values.setdefault(name, []).append(text)
     for name, texts in values.items():
         if is_identifier(name):
-            return f"{shorten(name)} looks like a column, not like a speaker"
+            return f"{shorten(name)} looks like a column, not a speaker"
         if name.islower() and len(texts) > 2 and is_label_column(texts):
             return (
-                f"what {shorten(name)} has are labels ({', '.join(shorten(text) for text in dict.fromkeys(texts[:3]))})"
+                f"the values of {shorten(name)} are labels"
+                f" ({', '.join(shorten(text) for text in dict.fromkeys(texts[:3]))})"
             )
     for name in {name for record in records[:3] for name, _ in people_of(record)} - values.keys():
         if len(records) > 2:
-            return f"what {shorten(name)} has is no text"
+            return f"the values of {shorten(name)} are not text"
     schemas = {tuple(name for name, _ in pairs_of(record)) for record in records}
     once = len(schemas) == 1 and not any(isinstance(record, Pairs) for record in records)
     lower = all(name.islower() for name in values)
     fields = len(records) > 1 and len(values) > 2 and not all(map(has_sentences, values.values()))
     if once and ((len(records) > 2 and lower) or fields):
-        return f"all records have the same keys ({', '.join(map(shorten, values))}), as columns do"
+        return f"all records have the same keys ({', '.join(map(shorten, values))}), like columns"
     return None
 
 

@@ -1,10 +1,10 @@
 """Notices of chat programs in the languages of their users: data for `dialogues.layouts.notices`.
 
-Each string is a piece of a regular expression, its alternatives separated by `|`. All is lower case and NFC, without a
-full stop at the end and without direction marks, as `notices.plain` leaves a text.
+Each string is part of a regular expression, with its alternatives separated by `|`. Everything is lower case and NFC,
+without a full stop at the end and without direction marks, like the result of `notices.plain`.
 """
 
-# What a message can be: in brackets (LINE, Telegram, WeChat), or after an emoji (notifications of WhatsApp).
+# Kinds of content: in brackets (LINE, Telegram, WeChat), or after an emoji (notifications of WhatsApp).
 KINDS = (
     "photos?|pictures?|images?|videos?|stickers?|gifs?|files?|voice (?:message|note)|audio(?: message)?",
     "contact(?: card)?",
@@ -32,7 +32,7 @@ KINDS = (
     "ảnh|hình ảnh|nhãn dán|tệp|tin nhắn thoại|liên hệ|vị trí",
     "รูป|รูปภาพ|ภาพถ่าย|วิดีโอ|สติกเกอร์|ไฟล์|ข้อความเสียง|ผู้ติดต่อ|ตำแหน่ง",
 )
-# WhatsApp without media: iOS names what it left out (with U+200E before it); Android writes <...>, always of "media".
+# WhatsApp export without media: iOS names the kind (after U+200E); Android writes <...>, always with "media".
 OMITTED = (
     "(?:image|video|audio|gif|sticker|document|contact card|video (?:note|message)|media) omitted",
     "view once [a-z ]{1,20} omitted",
@@ -86,7 +86,7 @@ OMITTED = (
     "মিডিয়া বাদ দেওয়া হয়েছে|मीडिया वगळ(?:ले|ण्यात आला)|میڈیا (?:چھوڑ|ہٹا) دیا گیا|fitxers multimèdia omesos",
     "mitjans omesos",
 )
-# WhatsApp, Android, with media: IMG-1.jpg (file attached).
+# WhatsApp export on Android, with media: IMG-1.jpg (file attached).
 ATTACHED = (
     "file attached|datei angehängt|fichier joint|archivo adjunt(?:o|ado)|arquivo anexado|ficheiro anexado",
     "file allegato",
@@ -97,7 +97,7 @@ ATTACHED = (
     "súbor pripojený|datoteka u privitku|priložena datoteka|прикачен файл|arxiu adjunt|fail dilampirkan|फाइल संलग्न",
     "ফাইল সংযুক্ত হয়েছে|پیوستہ فائل|қосымша файл",
 )
-# WhatsApp, after a text that was changed, in <...>.
+# WhatsApp, in <...> after an edited text.
 EDITED = (
     "this message was edited|message edited|diese nachricht wurde bearbeitet|ce message a été modifié",
     "se editó este mensaje|este mensaje fue editado|mensaje editado|(?:ess?ta? )?mensagem (?:foi )?editada",
@@ -114,7 +114,7 @@ EDITED = (
     "این پیام ویرایش شد(?:ه است)?|denne besked(?:en)? (?:er blevet|blev) redigeret|denne meldingen ble redigert",
     "tätä viestiä muokattiin|ezt az üzenetet szerkesztették",
 )
-# Deleted by its sender, by the owner of the export, or by an admin: WhatsApp, KakaoTalk, LINE, Teams, Messenger.
+# Deleted by the sender, the owner of the export, or an admin: WhatsApp, KakaoTalk, LINE, Teams, Messenger.
 DELETED = (
     "this message (?:was|has been) deleted(?: by (?:an admin|admin [^\n]{1,100}))?",
     "you deleted this message(?: as admin)?",
@@ -162,7 +162,7 @@ DELETED = (
     "ez az üzenet törlésre került|táto správa bola odstránená|ova (?:je )?poruka (?:je )?izbrisana",
     "mesej ini telah dipadam",
 )
-# Calls that nobody took: WhatsApp on both phones, LINE, KakaoTalk, Telegram.
+# Missed calls: WhatsApp on both phone systems, LINE, KakaoTalk, Telegram.
 MISSED = (
     "(?:missed|silenced|declined|unanswered|cancell?ed|outgoing missed) (?:group )?(?:voice |video |audio )?call",
     "(?:verpasster|abgelehnter|stummgeschalteter|abgebrochener) (?:gruppen-?)?(?:sprach|video)?anruf",
@@ -189,7 +189,7 @@ MISSED = (
     "วิดีโอคอลที่ไม่ได้รับ",
     "ubesvaret (?:taleopkald|videoopkald)|tapt (?:taleanrop|videoanrop)|vastaamaton (?:ääni|video)puhelu",
 )
-# Calls that took place: only with their length or their end after them.
+# Answered calls: only if their length or their end follows.
 CALLS = (
     "(?:group )?(?:voice|video|audio|phone) (?:call|chat)|incoming call|outgoing call",
     "(?:gruppen-?)?(?:sprach|video)?anruf|appel (?:vocal|vidéo)(?: de groupe)?",
@@ -216,7 +216,7 @@ UNITS = (
     "秒|分|分鐘|分钟|時間|小時|小时|초|분|시간|sekunder|minuter|timmar|tim|sekund|hodin[ay]?|minute|secunde|ore",
     "δευτ\\.?|λεπτά|λεπτό|λεπ\\.?|ώρ(?:α|ες)|giây|phút|giờ|วินาที|นาที|ชั่วโมง",
 )
-# Calls of LINE, WeChat and KakaoTalk, whose length follows without a sign.
+# Calls of LINE, WeChat and KakaoTalk, followed by their length without a separator.
 TIMED_CALLS = ("call time|통화시간|보이스톡|페이스톡|그룹콜|라이브톡|voice talk|face talk|通話時間|通话时长",)
 CALL_ENDS = (
     "no answer|not answered|answered on (?:an)?other device|tap to call back|declined|missed|busy|cancell?ed|ended",
@@ -228,7 +228,7 @@ CALL_ENDS = (
     "已取消|inget svar",
     "bez odpovědi|fără răspuns|χωρίς απάντηση|không trả lời|ไม่มีการตอบรับ|ไม่รับสาย",
 )
-# WhatsApp: locations, with the link or without; a place of Foursquare stands before its own.
+# WhatsApp: locations, with or without a link; a place of Foursquare comes before its link.
 LOCATION = (
     "location|standort|localisation|position|ubicación|localização|posizione|locatie|położenie|lokalizacja",
     "местоположение|геопозиция|місцезнаходження|konum|lokasi|लोकेशन|स्थान|जगह|الموقع|موقع|מיקום|位置情報|位置|위치",
@@ -246,7 +246,7 @@ LIVE_LOCATION = (
     "liveposition delad|byla sdílena aktuální poloha|locație în timp real distribuită|η τωρινή τοποθεσία κοινοποιήθηκε",
     "vị trí hiện thời được chia sẻ|ตำแหน่งปัจจุบันถูกแบ่งปัน|مکان زنده به اشتراک گذاشته شد",
 )
-# WhatsApp: the keys were not there yet, the message can be opened once and only on the phone, or it is of a newer kind.
+# WhatsApp: the keys had not arrived, the message can be opened only once on the phone, or its kind is too new.
 NOT_SHOWN = (
     r"null|waiting for this message(?:\. (?:this may take a while|check your phone)\.?[^\n]{0,80})?",
     r"view once (?:photo|video|media|(?:voice )?message)",
@@ -282,7 +282,7 @@ OPTION = (
     "option|opción|opcion|opção|opzione|optie|opcja|вариант|варіант|seçenek|opsi|pilihan|विकल्प|ऑप्शन|خيار|אפשרות",
     "オプション|選択肢|옵션|选项|選項|alternativ|možnost|opțiune|επιλογή|επιλογη|lựa chọn|ตัวเลือก|گزینه",
 )
-# KakaoTalk and LINE write these without any mark.
+# Written by KakaoTalk and LINE without any mark.
 BARE = (
     "사진(?: \\d{1,3}장)?|동영상|이모티콘|음성 ?메시지",
     "(?:보이스톡|페이스톡|라이브톡|그룹콜) ?(?:해요|부재중|취소|종료|응답 없음)",
@@ -292,7 +292,7 @@ BARE = (
     "☎\ufe0f? ?(?:通話に応答がありませんでした|您已取消通話|無應答|取消通話)",
     "☎\ufe0f? ?(?:no answer|cancell?ed(?: the)? call|call cancell?ed|missed call|通話をキャンセルしました|無人接聽)",
 )
-# Sentences of one kind only, with the speaker as their subject: Instagram, Messenger, Discord, Slack, Teams, Zoom.
+# Whole sentences with the speaker as their subject: Instagram, Messenger, Discord, Slack, Teams, Zoom.
 DEEDS = (
     "(?:liked|reacted to) a message|liked your message|reacted [^\n]{1,20} to (?:your|a|this) message",
     r"started (?:a|an audio|a video) call(?: that lasted [^\n]{1,40})?",
@@ -309,7 +309,7 @@ DEEDS = (
     "reaccionó (?:con )?[^\n]{1,20} a tu mensaje|reagiu com [^\n]{1,20} à (?:sua|tua) mensagem|curtiu uma mensagem",
     "ha reagito (?:con )?[^\n]{1,20} al tuo messaggio|ha messo mi piace a un messaggio",
 )
-# The same with the name in the sentence; where only a full stop tells it from talk, the text must have one.
+# The same after a name. A sentence that people could write, too, needs its full stop.
 NAMED_DEEDS = (
     r"missed (?:a|your) (?:voice |video |audio )?(?:call|chat)(?: from [^\n]{1,60})?\.?",
     r"(?:liked a|unsent a) message\.?",
@@ -325,7 +325,7 @@ NAMED_DEEDS = (
     r"envi[óo] (?:un archivo adjunto|una foto)\.",
     r"enviou (?:um anexo|uma foto|um vídeo)\.|ha inviato (?:un allegato|una foto|un video)\.",
 )
-# Those who are talked about, not named: with them a sentence is talk.
+# Words for people who are not named: a sentence that begins with one is talk.
 PRONOUNS = (
     "i|i'm|he|she|we|they|it|my|our|your|his|her|their|the|a|an|this|that|these|those|who|someone|somebody|nobody",
     "everyone",

@@ -1,7 +1,8 @@
-"""The commonest layout of JSON Lines, read without asking every line what it is.
+"""Read the commonest layout of JSON Lines quickly, without recognising every line.
 
-`{"messages": [{"role": ..., "content": ...}, ...]}` and its like, under other keys: a record with the same keys as the
-first, and turns with two keys each. Whatever differs is left to `layouts.turns`, which reads it to the same result.
+This is `{"messages": [{"role": ..., "content": ...}, ...]}`, also under other keys: every record has the same keys as
+the first, and every turn has two keys. All other records are left to `layouts.turns`. Both readers give the same
+result.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ class Quick(NamedTuple):
 
 
 def find_quick(records: Sequence[Any]) -> Quick | None:
-    """The keys that the first of some records has, if all that have them are read in this way as in the other."""
+    """Return the keys of the first record; None if the general reader would read any of these records differently."""
     first = records[0]
     if not isinstance(first, dict) or any(plain(key) in SYSTEM_PROMPTS for key in first):
         return None
@@ -45,7 +46,7 @@ def find_quick(records: Sequence[Any]) -> Quick | None:
 
 
 def read_quickly(record: Any, quick: Quick) -> Dialogue | None:
-    """The dialogue of a record; none for one that has anything else in it than these keys, names and texts."""
+    """Return the dialogue of a record; None if it holds anything besides these keys, names and texts."""
     if type(record) is not dict or tuple(record) != quick.keys:
         return None
     _, turns_key, speaker_key, text_key, has_roles = quick
@@ -72,7 +73,7 @@ def name_of_role(role: str) -> str | None:
 
 @lru_cache(maxsize=1 << 12)
 def name_as_it_is(name: str) -> str | None:
-    """A name, stripped; none for what can't be one."""
+    """Return a name, stripped; None if it is not a valid name."""
     try:
         return make_turn(name, "text", "").speaker
     except FormatError:
@@ -80,7 +81,7 @@ def name_as_it_is(name: str) -> str | None:
 
 
 def is_whole(text: str) -> bool:
-    """Whether a text has no half of a surrogate pair."""
+    """Whether a text has no lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

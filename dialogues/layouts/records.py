@@ -1,11 +1,11 @@
-"""JSON objects that keep repeated keys, checked turns, and the words of errors."""
+"""JSON objects that keep repeated keys, checked turns, and the wording of errors."""
 
 from collections import Counter
 from typing import Any, TypeGuard
 
 from dialogues.dialogue import Turn
 
-LONGEST_NAME = 200  # characters; a longer text is no name
+LONGEST_NAME = 200  # characters; a longer text is not a name
 
 
 class Pairs(list[tuple[str, Any]]):
@@ -13,9 +13,9 @@ class Pairs(list[tuple[str, Any]]):
 
 
 class FormatError(ValueError):
-    """What is wrong with a record, as the end of a sentence that began with its place.
+    """What is wrong with a record; the caller puts the place before it.
 
-    `account` are lines on what became of the file.
+    `account` holds lines to print about the file.
     """
 
     account: tuple[str, ...] = ()
@@ -26,16 +26,16 @@ class NotRecognisedError(FormatError):
 
 
 def make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Pairs:
-    """A JSON object as a dict, or as `Pairs` if a dict would lose some."""
+    """Return a JSON object as a dict, or as `Pairs` if a key occurs twice."""
     made = dict(pairs)
     return made if len(made) == len(pairs) else Pairs(pairs)
 
 
 def once(record: Any) -> dict[str, Any]:
-    """An object as a dict; an empty dict for any other value.
+    """Return an object as a dict; an empty dict for any other value.
 
     Raises:
-        FormatError: a key occurs more than once; a dict would lose a value.
+        FormatError: a key occurs more than once, so that a dict would lose a value.
     """
     if isinstance(record, Pairs):
         key, count = Counter(key for key, _ in record).most_common(1)[0]
@@ -60,16 +60,16 @@ def is_container(value: Any) -> bool:
 
 
 def make_turn(speaker: str, text: Any, where: str) -> Turn:
-    """A checked turn, its name and text stripped.
+    """Return a checked turn, with name and text stripped.
 
     Raises:
-        FormatError: the text is none, or empty or broken, or the name can't be one; the error begins with `where`.
+        FormatError: the text is missing, empty or damaged, or the name is not valid; the error begins with `where`.
     """
     if not isinstance(text, str):
-        raise FormatError(f"{where}: what {shorten(speaker)} says must be text, this is {kind(text)}")
+        raise FormatError(f"{where}: the text of {shorten(speaker)} must be a string, not {kind(text)}")
     turn = Turn(speaker.strip(), text.strip())
     if not turn.text:
-        raise FormatError(f"{where}: {shorten(speaker)} says nothing; remove the turn or fill it")
+        raise FormatError(f"{where}: {shorten(speaker)} says nothing; remove the turn or add its text")
     name = turn.speaker
     if (
         not name
@@ -77,13 +77,13 @@ def make_turn(speaker: str, text: Any, where: str) -> Turn:
         or len(name) > LONGEST_NAME
         or (not name.isprintable() and has_control(name))
     ):
-        raise FormatError(f"{where}: {shorten(speaker)} is no speaker's name; use a name on one line")
+        raise FormatError(f"{where}: {shorten(speaker)} is not a speaker's name; use a name on one line")
     if not turn.text.isascii() or not name.isascii():
         try:
             (name + turn.text).encode()
         except UnicodeEncodeError:
             raise FormatError(
-                f"{where}: half a surrogate pair is in it (as in \\ud83d); save the text again as UTF-8"
+                f"{where}: it contains half a surrogate pair (such as \\ud83d); save the text again as UTF-8"
             ) from None
     return turn
 
@@ -97,7 +97,7 @@ def shorten(name: str) -> str:
 
 
 def keys_of(record: Any) -> str:
-    """The first few keys of an object, for error messages."""
+    """Return the first few keys of an object, for error messages."""
     if not is_object(record):
         return kind(record)
     keys = [repr(key[:40]) for key, _ in pairs_of(record)]
@@ -105,7 +105,7 @@ def keys_of(record: Any) -> str:
 
 
 def kind(value: Any) -> str:
-    """The JSON name of a value's type, for error messages."""
+    """Return the JSON name of a value's type, for error messages."""
     if is_object(value):
         return "an object"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""How the lines of a text say who speaks: the kinds of line, and whose names they have."""
+"""How the lines of a text say who speaks: the kinds of line, and the names in them."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ from dialogues.layouts.stamps import parse_stamp
 from dialogues.layouts.words import ROLES, SYSTEM, plain
 
 CODE = "\0"  # begins a line of code
-CUT = "\0cut"  # a line that separates dialogues, put there by a reader
+CUT = "\0cut"  # a line between dialogues, inserted by a reader
 RULE = re.compile(r"\s*([-=_*~#•·])\1{2,}\s*$|\s*[%§]\s*$|\s*(?:[-=_*~#] ){2,}[-=_*~#]\s*$")
 END_MARKS = re.compile(r"<\|(?:start|end)oftext\|>")
 HEADING = re.compile(
@@ -21,7 +21,7 @@ HEADING = re.compile(
     r"[^\n]{0,60}|(?:\w{3,12}|\d{1,4}(?:st|nd|rd|th)) (?:dialog(?:ue)?|conversation|chat|scene|example))[\W_]*$",
     re.IGNORECASE,
 )
-# Words before a colon that begin a line of an answer.
+# Words that begin a line of an answer and are followed by a colon; they are not names.
 LABELS = frozenset(
     re.findall(
         r"\S+",
@@ -39,7 +39,7 @@ info warn error debug trace fatal""",
     )
 )
 NAME = r"(?P<name>(?:[^\W_]|[@+#~$&(]|[^\x00-\x7f\s])[^:：\n]{0,60}?)"
-ODD = r"(?!//)(?<!\d:(?=\d))"  # no URL, no time of day
+ODD = r"(?!//)(?<!\d:(?=\d))"  # not a URL, not a time of day
 KINDS = {
     "angle": re.compile(r"<\s?[@+%&~!. ]?(?P<name>(?![|/])[^<>\n]{1,60}?)>:?\s*(?P<text>.*)$"),
     "voice": re.compile(r"<v(?:\.\w+)?\s(?P<name>[^<>\n]{1,60})>(?P<text>.*?)(?:</v>)?$"),
@@ -58,8 +58,8 @@ KINDS = {
     "dash": re.compile(r"(?P<name>[^\W\d_][^\n–—-]{0,40}?)\s+[–—-]+\s+(?P<text>.*)$"),
     "bare": re.compile(r"(?P<name>[^\W\d_][^\n.!?,;]{0,40})(?P<text>)$"),
 }
-STRICT = ("play", "tight", "heading", "tab", "arrow", "dash", "bare")  # kinds whose every name must recur
-# Switchboard's A.1, B.2, and the questions and answers of a list
+STRICT = ("play", "tight", "heading", "tab", "arrow", "dash", "bare")  # kinds in which every name must recur
+# A.1 and B.2 in Switchboard, and numbered questions and answers
 NUMBERED_NAME = re.compile(r"(?P<name>[A-Z](?=\.)|[QA](?=\d)|(?:Question|Answer|Frage|Antwort)(?=\W?\d))[.\W]?\d{1,5}$")
 LEADING_ROLES = re.compile(r"(?P<name>[^\n:]{1,40}?) said:?$")
 
@@ -69,24 +69,24 @@ FOOTERS = re.compile(
     r"|this editable transcript|.{1,60} (?:started|stopped) transcription",
     re.IGNORECASE,
 )
-MOST_FIELDS = 20  # of a record
-SAMPLE = 20_000  # lines that show how a file says who speaks
+MOST_FIELDS = 20  # most fields of a record
+SAMPLE = 20_000  # lines to look at to find out how a file says who speaks
 
 
 class Start(NamedTuple):
     """A line that begins like a turn."""
 
-    place: int  # of the line
+    place: int  # index of the line
     name: str
     text: str
 
 
 class Shape(NamedTuple):
-    """How the lines of a file say who speaks: the kind of line, and the turns it gives."""
+    """How the lines of a file say who speaks: the kind of line, and the turns that it finds."""
 
     kind: str
     starts: dict[int, Start]
-    rejected: list[Start]  # lines that begin like a turn but with no name
+    rejected: list[Start]  # lines that begin like a turn, but not with a speaker
 
     @property
     def names(self) -> Counter[str]:
@@ -94,15 +94,15 @@ class Shape(NamedTuple):
 
     @property
     def strength(self) -> int:
-        """How many turns belong to people with more than one."""
+        """Return the number of turns of people who speak more than once."""
         return sum(count for count in self.names.values() if count > 1)
 
 
 def prepare(lines: Sequence[str]) -> list[tuple[int, str]]:
-    """Stripped lines with their numbers; the marks of a text's end become lines of their own."""
+    """Strip and number the lines; begin- and end-of-text marks become lines of their own."""
     prepared: list[tuple[int, str]] = []
     fences = [number for number, line in enumerate(lines, 1) if line.lstrip().startswith("```")]
-    marks = set(fences[: len(fences) // 2 * 2])  # one that is never closed would silence all people behind it
+    marks = set(fences[: len(fences) // 2 * 2])  # a fence that is never closed would hide all turns after it
     fenced = False
     for number, line in enumerate(lines, 1):
         fence = number in marks
@@ -120,9 +120,9 @@ def prepare(lines: Sequence[str]) -> list[tuple[int, str]]:
 
 
 def find_shape(lines: list[tuple[int, str]], forced: bool = False) -> Shape | None:
-    """The lines of the kind that gives the most turns to people who speak more than once; None if there are none.
+    """Find the kind of line that gives the most turns to people who speak more than once; None if there is none.
 
-    A more specific kind wins where it is near. The beginning of a long file decides.
+    A more specific kind wins if its result is close. The beginning of a long file decides.
     """
     sample = lines[:SAMPLE]
     blocks = split_blocks(sample, set())
@@ -131,7 +131,7 @@ def find_shape(lines: list[tuple[int, str]], forced: bool = False) -> Shape | No
         shape
         for shape in shapes
         if shape.strength or (shape.kind != "bracket" and len(shape.names) > (0 if forced else 1))
-    ]  # [words] in brackets are also the headings of settings
+    ]  # [words] in brackets are also headings in settings files
     if not shapes:
         return None
     most = max((shape.strength for shape in shapes if shape.kind not in STRICT), default=0)
@@ -144,8 +144,10 @@ def find_shape(lines: list[tuple[int, str]], forced: bool = False) -> Shape | No
 
 
 def is_of_fields(shape: Shape, lines: list[tuple[int, str]]) -> bool:
-    """Whether what begins lines are fields of records, or the words of a list: the same ones in each block, in one
-    order, or a block of many that never recur."""
+    """Whether the words that begin lines are fields of records, or words of a list, rather than names.
+
+    Fields recur in each block in the same order; a list is one block of many words that never recur.
+    """
     blocks = [
         [shape.starts[place].name for place in block if place in shape.starts]
         for block in split_blocks(lines, set(shape.starts))
@@ -163,7 +165,7 @@ def is_of_fields(shape: Shape, lines: list[tuple[int, str]]) -> bool:
 
 
 def make_shape(kind: str, lines: list[tuple[int, str]], blocks: list[list[int]]) -> Shape:
-    """The turns of a file as one kind of line finds them."""
+    """Find the turns of a file by one kind of line."""
     pattern, found = KINDS[kind], []
     for place, (_, line) in enumerate(lines):
         if line and (match := pattern.match(line)) and (name := read_name(match)):
@@ -176,7 +178,7 @@ def make_shape(kind: str, lines: list[tuple[int, str]], blocks: list[list[int]])
 
 
 def read_name(match: re.Match[str]) -> str | None:
-    """The name in a matched line; None if it can't be one."""
+    """Return the name in a matched line; None if it can't be one."""
     groups = match.groupdict()
     name = (groups.get("name") or groups.get("name2") or "").strip()
     if said := LEADING_ROLES.match(name):
@@ -189,22 +191,22 @@ def read_name(match: re.Match[str]) -> str | None:
 
 
 def has_name(text: str) -> bool:
-    """Whether a text has letters, digits or pictures in it: 🐻 is a name, too."""
+    """Whether a text has letters, digits or pictographs: 🐻 is a name, too."""
     return any(character.isalnum() or category(character) == "So" for character in text)
 
 
 def is_bare(start: Start, lines: list[tuple[int, str]]) -> bool:
-    """Whether a name alone on its line has text below, and nothing or a blank line above."""
+    """Whether a name alone on its line has text below it, and a blank line or nothing above it."""
     above = lines[start.place - 1][1] if start.place else ""
     below = lines[start.place + 1][1] if start.place + 1 < len(lines) else ""
     return (above in ("", CUT) and below not in ("", CUT)) or bool(start.name.isupper() and below)
 
 
 def choose_people(found: list[Start], lines: list[tuple[int, str]], kind: str, blocks: list[list[int]]) -> set[int]:
-    """The places of the lines that begin a turn.
+    """Return the positions of the lines that begin a turn.
 
-    A name counts if it recurs where turns begin; if the others follow blank lines, it must too. A name that occurs once
-    counts if its block would otherwise have one speaker or begin with none.
+    A name counts if it recurs at the beginning of turns; if most turns follow blank lines, its turns must do so too. A
+    name that occurs once counts if its block would otherwise have one speaker or begin with none.
     """
     counts = Counter(start.name for start in found)
     openings = {start.place for start in found if start.place == 0 or lines[start.place - 1][1] in ("", CUT)}
@@ -238,14 +240,14 @@ def is_label(name: str) -> bool:
 
 
 def find_followers(found: list[Start], recurring: set[str], openings: set[int]) -> set[str]:
-    """Labels inside answers: if a user and an assistant talk, the names that never begin a block."""
+    """Find labels inside answers: if a user and an assistant talk, these are the names that never begin a block."""
     roles = {name for name in recurring if is_role(name)}
     opening = {start.name for start in found if start.place in openings}
     return recurring - roles - opening if len(roles) > 1 else set()
 
 
 def find_listed(found: list[Start], lines: list[tuple[int, str]]) -> set[str]:
-    """Names that only ever begin the lines of a list: below a line that ends with a colon, or below such lines."""
+    """Find names that occur only in a list: below a line that ends with a colon, or below another line of the list."""
     by_place = {start.place: start for start in found}
     listed: set[int] = set()
     for place in sorted(by_place):
@@ -263,7 +265,7 @@ def is_role(name: str) -> bool:
 def find_guests(
     found: list[Start], lines: list[tuple[int, str]], recurring: set[str], behind_blank: bool, blocks: list[list[int]]
 ) -> set[int]:
-    """The places of names that occur once and are speakers nevertheless."""
+    """Find the names that occur once but are speakers nevertheless."""
     guests: set[int] = set()
     by_place = {start.place: start for start in found}
     for block in blocks:
@@ -287,7 +289,7 @@ def find_guests(
 
 
 def split_blocks(lines: list[tuple[int, str]], starts: set[int]) -> list[list[int]]:
-    """The places of each dialogue's lines; marks, headings or rules separate dialogues, or else blank lines."""
+    """Return the positions of each dialogue's lines, which marks, headings, rules or else blank lines separate."""
     places = range(len(lines))
     marked = {place for place in places if lines[place][1] == CUT}
     filled = [place for place in places if lines[place][1]]
@@ -320,7 +322,7 @@ def join_blocks(blocks: list[list[int]], lines: list[tuple[int, str]]) -> list[l
             joined.append(block)
         else:
             joined[-1] += [*apart, *block]
-    # Two blank lines between all turns separate nothing either.
+    # Two blank lines between all turns do not separate dialogues either.
     if len(joined) == 1 or any(len(block) > 2 for block in joined):
         return joined
     return [[place for block in joined for place in block]]

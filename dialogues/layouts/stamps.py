@@ -45,7 +45,7 @@ DATE = (
     r"(?P<year>\d{2,4})(?: ?[рг]\.)?"
     rf"|{WEEKDAY}(?P<month2>[^\W\d]{{3,10}})\.?\s(?P<day2>\d{{1,2}})(?:st|nd|rd|th)?,?\s(?P<year2>\d{{4}})"
 )
-WORD = r"(?!上|午|下|오)[^\W\d]{1,4}"  # à, klo, г., at, but no half of the day
+WORD = r"(?!上|午|下|오)[^\W\d]{1,4}"  # words around a time (à, klo, г., at), but no half of the day
 BETWEEN = rf"(?:T|(?:\s?{WORD}\.?)?[,،:]?\s+(?:{WORD}\s+|@\s?)?|\s+[^\W\d]{{2,9}}\s+(?=[오上下午]))"
 
 
@@ -53,31 +53,31 @@ def unnamed(pattern: str) -> str:
     return re.sub(r"\?P<\w+>", "?:", pattern)
 
 
-# One alternative at a time, each with its own names: a date and a time, a time and a date, a time alone.
+# Without group names, so that the alternatives fit into one pattern: date and time, time and date, time alone.
 DATED = rf"(?:{unnamed(DATE)}){BETWEEN}{unnamed(CLOCK)}"
 # No year: HexChat's `Mar 12 20:15:00`, Teams' `3/12 7:41 PM`.
 UNDATED = rf"(?:[^\W\d]{{3}}\s+\d{{1,2}}\s+\d\d:\d\d:\d\d|\d{{1,2}}[/.]\d{{1,2}}\.?,?\s+{unnamed(CLOCK)})"
 STAMP = rf"(?:{DATED}|{UNDATED}|{unnamed(CLOCK)}(?:,\s?|\s+)(?:{unnamed(DATE)})|{unnamed(CLOCK)})"
 FIND_DATE, FIND_CLOCK = re.compile(rf"(?<!\d)(?:{DATE})(?![\d:])"), re.compile(rf"(?<![\d.:]){CLOCK}(?!\d)")
-LONGEST_STAMP = 60  # characters
+LONGEST_STAMP = 60  # most characters of a stamp
 # SillyTavern's `@20h 00m`, Twitter's `Oct 31 22:10:47 +0000 2017`
 ODD = re.compile(r"(?P<hours>(\d{1,2})h (\d\d)m)|(?P<year>(\w{3} \d\d) (\d\d:\d\d:\d\d) \+0000 (\d{4}))")
 REWRITTEN = {"hours": "{1}:{2}", "year": "{4} {6} {5}"}
 
 
 class Stamp(NamedTuple):
-    """A date, its numbers in the order of the text, and a time of day; either may be missing."""
+    """A date, with its numbers in the order of the text, and a time of day; either may be missing."""
 
     date: tuple[int, int, int] | None
-    order: str  # of the date: "ymd", "dmy", "mdy", or "" if the text leaves it open
+    order: str  # of the date: "ymd", "dmy", "mdy", or "" if the text does not show it
     clock: timedelta | None
-    half: bool  # a 12-hour clock
-    elapsed: bool = False  # minutes and seconds of a recording
+    half: bool  # True for a 12-hour clock
+    elapsed: bool = False  # True for minutes and seconds since the start of a recording
 
 
 @lru_cache(maxsize=1 << 16)
 def parse_stamp(text: str) -> Stamp | None:
-    """The date and time in a text; None if it has neither."""
+    """Return the date and time in a text; None if it has neither."""
     text = text[:LONGEST_STAMP].replace("\u202f", " ").replace("\xa0", " ").replace("T", " ")
     if without_year := re.match(r"([^\W\d]{3})\s+(\d{1,2})\s+(\d\d:\d\d:\d\d)$", text):
         text = "{} {} 2000 {}".format(*without_year.groups())
@@ -105,7 +105,7 @@ def parse_stamp(text: str) -> Stamp | None:
 
 
 def read_date(match: re.Match[str]) -> tuple[tuple[int, int, int] | None, str]:
-    """The numbers of a date in the order of the text, and that order if it is known."""
+    """Return the numbers of a date in the order of the text, and that order if it is known."""
     if name := match["month"] or match["month2"]:
         month = MONTHS.get(name[:4].lower()) or MONTHS.get(name[:3].lower())
         day, year = match["day"] or match["day2"], match["year"] or match["year2"]
@@ -115,13 +115,13 @@ def read_date(match: re.Match[str]) -> tuple[tuple[int, int, int] | None, str]:
 
 
 def moments(stamps: Sequence[Stamp | None]) -> list[datetime | None]:
-    """The moments of a file's stamps; those that leave the order of day, month and year open share one order.
+    """Return the times of a file's stamps; all stamps with an unknown order of day, month and year share one order.
 
-    That is the order without impossible dates in which time runs backwards least often. A stamp without a date is a
-    time on the first day of the calendar.
+    That order has no impossible dates, and makes time run backwards least often. A stamp without a date becomes a time
+    on the first day of the calendar.
 
     Raises:
-        ValueError: every order has an impossible date; the argument is the place of a stamp.
+        ValueError: every order has an impossible date; the argument is the index of a stamp.
     """
     american = all(stamp.half for stamp in stamps if stamp and stamp.date and not stamp.order)
     best: list[datetime | None] | None = None
@@ -146,7 +146,7 @@ def moments(stamps: Sequence[Stamp | None]) -> list[datetime | None]:
 
 
 def moment(stamp: Stamp, order: str) -> datetime:
-    """The moment of a stamp whose date has day, month and year in `order`, as "dmy".
+    """Return the time of a stamp whose date has day, month and year in `order`, such as "dmy".
 
     Raises:
         ValueError: there is no such date.
@@ -159,7 +159,7 @@ def moment(stamp: Stamp, order: str) -> datetime:
 
 
 def read_time(value: Any) -> Stamp | datetime | None:
-    """The time in a JSON value or a cell: seconds, milliseconds or microseconds since 1970, an ISO date, or a stamp."""
+    """Return the time in a JSON value or a cell: (milli- or micro)seconds since 1970, an ISO date, or a stamp."""
     if isinstance(value, str):
         value = value.strip()
         try:
@@ -178,7 +178,7 @@ def read_time(value: Any) -> Stamp | datetime | None:
 
 
 def read_times(values: Sequence[Any]) -> list[datetime | None]:
-    """The moments of many such values; all None if they can't all be dates."""
+    """Return the times of many such values; all None if they can't all be dates."""
     found = [read_time(value) for value in values]
     try:
         times = iter(moments([value for value in found if isinstance(value, Stamp)]))

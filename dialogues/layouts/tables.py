@@ -1,4 +1,4 @@
-"""Tables (.csv, .tsv) as records: the delimiter, the names of the columns, and the rows."""
+"""Tables (.csv, .tsv) as records: their delimiter, column names and rows."""
 
 import ast
 import csv
@@ -14,9 +14,9 @@ from dialogues.layouts.records import FormatError, NotRecognisedError, make_obje
 from dialogues.layouts.words import TURN_LISTS, Columns, plain, turn_keys
 
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}
-SEPARATOR = "sep="  # may begin a spreadsheet's file
-PEEKED = 20  # lines that decide whether a file is a table
-LONGEST_COLUMN = 60  # characters of a column's name
+SEPARATOR = "sep="  # may begin a file saved by a spreadsheet
+PEEKED = 20  # lines to look at to decide whether a file is a table
+LONGEST_COLUMN = 60  # most characters of a column's name
 
 
 class Header(NamedTuple):
@@ -27,7 +27,7 @@ class Header(NamedTuple):
 
 
 def read_header(line: str, format: str = "csv", columns: Columns = ()) -> Header | None:
-    """The header of a table whose first line is `line`; None if its columns are unknown."""
+    """Return the header of a table whose first line is `line`; None if its columns are unknown."""
     for header in headers(line, format):
         if knows_columns(header.names, columns):
             return header
@@ -61,10 +61,10 @@ def knows_columns(names: Sequence[str], columns: Columns) -> bool:
 
 
 def unknown_rows(lines: Sequence[str], format: str = "csv") -> list[dict[str, str]]:
-    """The first rows of what looks like a table with columns of unknown names; none of what looks like no table.
+    """Return the first rows of a table whose column names are unknown; no rows if the lines are not a table.
 
     Raises:
-        NotRecognisedError: its first line is a row like the others, which names no columns.
+        NotRecognisedError: the first line is a row like the others and does not name the columns.
     """
     first = [line for line in lines[:PEEKED] if line.strip()]
     for header in headers(first[0], format) if len(first) > 1 else ():
@@ -77,17 +77,20 @@ def unknown_rows(lines: Sequence[str], format: str = "csv") -> list[dict[str, st
         if len(header.names) < 2 or len(rows) <= 0.8 * len(cells):
             continue
         if any(name in column for name, column in zip(header.names, zip(*rows, strict=True), strict=True)):
-            raise NotRecognisedError("a table whose first line names no columns; add one, as in speaker,text")
+            raise NotRecognisedError(
+                "a table whose first line does not name the columns; add a line such as speaker,text"
+            )
         if named:
             return [dict(zip(header.names, row, strict=True)) for row in rows]
     return []
 
 
 def rows_of_table(lines: Iterator[str], format: str, columns: Columns = ()) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a table below its header, each with the number of its first line.
+    """Yield the rows of a table below its header, each with the number of its first line.
 
     Raises:
-        FormatError: the columns are unknown, two have the same name, or a row has another length; it names the line.
+        FormatError: the columns are unknown, two have the same name, or a row has another length; the error names the
+            line.
     """
     line, number = next(lines, ""), 2
     if line.startswith(SEPARATOR):
@@ -98,7 +101,7 @@ def rows_of_table(lines: Iterator[str], format: str, columns: Columns = ()) -> I
     name, count = Counter(header.names).most_common(1)[0]
     if count > 1:
         raise FormatError(
-            f"line {number - 1}: {count} columns have the name {name!r}; rename them, so that none is lost"
+            f"line {number - 1}: {count} columns have the name {name!r}; rename them, or one would be lost"
         )
     if not knows_columns(header.names, columns):
         raise FormatError(unknown_record([dict.fromkeys(header.names, "")]))
@@ -106,10 +109,10 @@ def rows_of_table(lines: Iterator[str], format: str, columns: Columns = ()) -> I
 
 
 def read_rows(lines: Iterable[str], header: Header, number: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows that begin at line `number`, each with the number of its first line.
+    """Yield the rows that begin at line `number`, each with the number of its first line.
 
-    Between tabs, a quotation mark is an ordinary character unless it is at both ends of a cell: few programs that write
-    such files quote, and one that is never closed would swallow the rows below.
+    Between tabs, a quotation mark is an ordinary character unless a cell begins and ends with one. Few programs quote
+    cells in such files, and a quotation mark that is never closed would swallow the rows below.
     """
     tabs = header.delimiter == "\t"
     quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
@@ -133,9 +136,9 @@ def unquote(cell: str) -> str:
 
 
 def read_cell(cell: str) -> Any:
-    """A cell as text, or the list or object in it, as JSON, Python or NumPy write it."""
+    """Return a cell as text, or as the list or object that it holds in the notation of JSON, Python or NumPy."""
     if cell[:1] not in ("[", "{") or cell[-1:] not in ("]", "}"):
-        return cell.replace("_comma_", ",")  # as EmpatheticDialogues writes it
+        return cell.replace("_comma_", ",")  # EmpatheticDialogues writes commas this way
     try:
         return json.loads(cell, object_pairs_hook=make_object)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Text as dialogues: whole files, and transcripts in records, by the reader that accounts for most of them."""
+"""Read text files, and transcripts in records, with the reader that accounts for most of the text."""
 
 import re
 from collections.abc import Sequence
@@ -23,19 +23,19 @@ CORNELL = " +++$+++ "
 CLOCK_ALONE = re.compile(r"\[?\d{1,2}:\d\d(?::\d\d)?\]?$")
 PERSONA = re.compile(r"\d+ (?:your persona|partner's persona): ")
 NUMBERED = re.compile(r"(?P<number>\d+) (?P<said>[^\t]+)\t(?P<answer>[^\t]+)(?:\t|$)")
-BREAKS = re.compile(r"\r?\n|\\n|<br ?/?>")  # of lines, as records have them
-MOST_WORDLESS = 0.6  # share of the turns
+BREAKS = re.compile(r"\r?\n|\\n|<br ?/?>")  # line breaks, as records write them
+MOST_WORDLESS = 0.6  # largest share of turns without words
 NO_TEXT = "records without text"
-HEAD = 5000  # characters in which a file shows its template
+HEAD = 5000  # characters in which to look for a template
 
 
 class Read(NamedTuple):
-    """A text as one reader reads it: dialogues with their places, and the account."""
+    """A text as one reader reads it: numbered dialogues, and the account."""
 
     format: str
     dialogues: list[tuple[int, Dialogue]]
     account: Account
-    cut: bool = False  # by pauses
+    cut: bool = False  # at pauses
 
     @property
     def speakers(self) -> set[str]:
@@ -51,10 +51,10 @@ class Read(NamedTuple):
 
 
 def read_file(lines: Sequence[str], format: str, pause: timedelta) -> Read:
-    """A text file as dialogues: `format` is "text" (no times), "chat-export" (times) or "auto".
+    """Read a text file as dialogues; `format` is "text" (no times), "chat-export" (times) or "auto".
 
     Raises:
-        FormatError: no reader knows the file, or a line has no speaker.
+        FormatError: no reader recognises the file, or a line has no speaker.
     """
     if format != "chat-export" and (read := read_marked(lines, forced=format == "text")):
         return read
@@ -66,7 +66,7 @@ def read_file(lines: Sequence[str], format: str, pause: timedelta) -> Read:
     if format == "chat-export":
         if log:
             return log
-        untimed = f"{shown(lines)} is no beginning of a chat-export: no line has a time; try --format auto"
+        untimed = f"{shown(lines)} does not begin a chat-export: no line has a time; try --format auto"
         raise problem or FormatError(untimed)
     if log and log.is_good and 4 * log.turns > sum(map(bool, map(str.strip, lines))):
         return log
@@ -90,8 +90,8 @@ def refuse(lines: Sequence[str]) -> Read:
     if rows := unknown_rows(lines):
         raise NotRecognisedError(unknown_record(rows))
     raise NotRecognisedError(
-        f"{shown(lines)} is no beginning of conversations: no line is `Name: text` or begins with a time, and it is no"
-        " table with known columns; see the formats in docs/data.md (for a table: --columns speaker=... text=...)"
+        f"{shown(lines)} does not begin a conversation: no line is `Name: text` or begins with a time, and no columns"
+        " of a table are known; see the formats in docs/data.md (for a table: --columns speaker=... text=...)"
     )
 
 
@@ -101,7 +101,7 @@ def shown(lines: Sequence[str]) -> str:
 
 
 def read_log(lines: Sequence[str], pause: timedelta) -> Read | None:
-    """Read a file whose lines carry times; None for another file."""
+    """Read a file whose lines carry times; None for other files."""
     account = Account()
     messages = messages_of_log(timed_lines(lines), account)
     if messages is None:
@@ -111,7 +111,7 @@ def read_log(lines: Sequence[str], pause: timedelta) -> Read | None:
 
 
 def read_lines(lines: Sequence[str], forced: bool = False) -> Read | None:
-    """Read a file of `Name: text` in some dialect; None for another file."""
+    """Read a file of `Name: text` in some dialect; None for other files."""
     prepared, account = without_clocks(prepare(lines)), Account()
     shape = find_shape(prepared, forced)
     if shape is None:
@@ -119,19 +119,19 @@ def read_lines(lines: Sequence[str], forced: bool = False) -> Read | None:
     read = Read("text", dialogues_of_lines(prepared, shape, account), account)
     wordless = sum(not any(map(str.isalpha, turn.text)) for _, dialogue in read.dialogues for turn in dialogue.turns)
     if wordless > MOST_WORDLESS * read.turns and not forced:
-        raise NotRecognisedError("behind the names are numbers, not words; --format text reads it all the same")
+        raise NotRecognisedError("numbers, not words, follow the names; to read it anyway, use --format text")
     return read
 
 
 def without_clocks(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """The lines without those that hold only a time (Google Meet) and the blank lines below them."""
+    """Remove lines that hold only a time (Google Meet), and the blank lines below them."""
     clocks = {place for place, (_, line) in enumerate(lines) if CLOCK_ALONE.match(line)}
     blank = {place + 1 for place in clocks if place + 1 < len(lines) and not lines[place + 1][1]}
     return [line for place, line in enumerate(lines) if place not in clocks | blank]
 
 
 def read_marked(lines: Sequence[str], forced: bool = False) -> Read | None:
-    """Read a file with the marks of a chat template, `__eou__`, or Cornell's fields; None for another file."""
+    """Read a file with the marks of a chat template, `__eou__`, or Cornell's fields; None for other files."""
     first = next((line for line in lines if line.strip()), "")
     if CORNELL in first:
         return read_cornell(lines)
@@ -141,8 +141,8 @@ def read_marked(lines: Sequence[str], forced: bool = False) -> Read | None:
     if SEPARATED.search(first):
         if not forced:
             raise FormatError(
-                "its marks separate turns, and nothing says who speaks: add --format text to take them as said in turns"
-                " by a user and an assistant"
+                "its marks separate turns, and nothing says who speaks: add --format text to read User and Assistant in"
+                " turn"
             )
         found = [(number, read_separated(line)) for number, line in enumerate(lines, 1) if line.strip()]
         return Read("text", found, account_of_marks(found, lines))
@@ -158,7 +158,7 @@ def read_marked(lines: Sequence[str], forced: bool = False) -> Read | None:
 
 
 def account_of_marks(dialogues: Sequence[tuple[int, Dialogue]], texts: Sequence[str]) -> Account:
-    """The account of texts in which all but the turns is marks."""
+    """Return the account of texts in which everything but the turns is marks."""
     spoken = sum(len(turn.text) for _, dialogue in dialogues for turn in dialogue.turns)
     return Account(spoken, max(sum(len("".join(text.split())) for text in texts) - spoken, 0))
 
@@ -184,7 +184,7 @@ def read_numbered(lines: Sequence[str]) -> Read:
 
 
 def read_separated(line: str) -> Dialogue:
-    """Read a line of turns with a mark behind each; two speakers alternate."""
+    """Read a line of turns with a mark after each; two speakers alternate."""
     texts = [text for piece in SEPARATED.split(line) if (text := piece.strip())]
     said = [make_turn((USER, ASSISTANT)[number % 2], text, f"turn {number + 1}") for number, text in enumerate(texts)]
     return Dialogue(tuple(said))

@@ -10,7 +10,7 @@ OTHER_BRANCH = "messages of other branches"
 
 
 def unfold(record: Any) -> tuple[list[Any], int] | None:
-    """The messages of the branch that a tree shows, from its root, and the number of others; None if it is no tree."""
+    """Return the messages of the branch that a tree shows, and the number of others; None without a tree."""
     values = dict(pairs_of(record))
     if isinstance(values.get("mapping"), dict):
         return branch_of_nodes(values["mapping"], values.get("current_node"), "parent")
@@ -26,7 +26,7 @@ def unfold(record: Any) -> tuple[list[Any], int] | None:
 
 
 def branch_of_nodes(nodes: dict[str, Any], current: Any, parent: str) -> tuple[list[Any], int]:
-    """The messages from the root to the node `current` (or the last one if unknown), and the number of others."""
+    """Return the messages from the root to the node `current` (or to the last node), and the number of others."""
     objects = {name: dict(pairs_of(node)) for name, node in nodes.items()}
     at = current if isinstance(current, str) and current in objects else next(reversed(objects), None)
     branch: list[Any] = []
@@ -46,7 +46,7 @@ def branch_of_nodes(nodes: dict[str, Any], current: Any, parent: str) -> tuple[l
 
 
 def read_fragments(message: Any) -> Any:
-    """A message of fragments (DeepSeek) as one with role and content; others unchanged."""
+    """Turn a message of fragments (DeepSeek) into one with role and content; leave others unchanged."""
     fragments = dict(pairs_of(message)).get("fragments")
     if not is_list(fragments):
         return message
@@ -56,7 +56,7 @@ def read_fragments(message: Any) -> Any:
 
 
 def says_something(message: Any) -> bool:
-    """Whether a message holds text or a tool call; those of roots and hidden nodes hold none."""
+    """Whether a message holds text or a tool call, which roots and hidden nodes do not."""
     content = dict(pairs_of(message)).get("content")
     if isinstance(content, str):
         return bool(content.strip())
@@ -65,7 +65,7 @@ def says_something(message: Any) -> bool:
 
 
 def best_branch(root: Any) -> tuple[list[Any], int]:
-    """The messages from the root along the reply of the best rank, or the first reply, and the number of others."""
+    """Return the messages from the root along the best or first replies, and the number of others."""
     branch, others, node = [], 0, root
     while True:
         values = dict(pairs_of(node))
@@ -88,9 +88,9 @@ def count_messages(node: Any) -> int:
 
 
 def threads(rows: Sequence[dict[str, Any]], keys: TurnKeys) -> tuple[list[list[dict[str, Any]]], int] | None:
-    """Threads of rows that name the row they answer: from each root along the best or first reply.
+    """Follow rows that name the row they answer: one thread from each root, along the best or first replies.
 
-    Returns the threads and the number of rows on other branches; None if few rows name another.
+    Returns the threads and the number of rows on other branches; None if few rows answer another.
     """
     if keys.parent is None or keys.message is None:
         return None
@@ -117,12 +117,11 @@ def threads(rows: Sequence[dict[str, Any]], keys: TurnKeys) -> tuple[list[list[d
 
 
 def rows_of_columns(value: Any, columns: Columns = ()) -> list[dict[str, Any]] | None:
-    """The rows of an object that stores them as columns: lists of one length, or objects; None for another object."""
+    """Return the rows of an object that stores columns (lists of one length, or objects); None for other objects."""
     if not isinstance(value, dict):
         return None
-    if (
-        is_list(value.get("columns")) and is_list(value.get("data")) and all(map(is_list, value["data"]))
-    ):  # pandas, split
+    # pandas: to_json(orient="split")
+    if is_list(value.get("columns")) and is_list(value.get("data")) and all(map(is_list, value["data"])):
         return [dict(zip(map(str, value["columns"]), row, strict=False)) for row in value["data"]] or None
     held = {key: list(column.values()) if isinstance(column, dict) else column for key, column in value.items()}
     lists = {key: column for key, column in held.items() if is_list(column) and column}
@@ -154,6 +153,6 @@ def words_in(words: dict[str, str], known: Iterable[str]) -> list[str]:
 
 
 def text_of(item: Any) -> Any:
-    """The text of a question or an answer that is an object (CoQA)."""
+    """Return the text of a question or answer that is an object (CoQA)."""
     values = {plain(key): value for key, value in pairs_of(item)}
     return next((values[word] for word in ("inputtext", "text", "content") if word in values), item)

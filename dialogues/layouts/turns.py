@@ -1,4 +1,4 @@
-"""A list of turns as dialogues: messages with speaker and text, under the words of many programs."""
+"""Read a list of turns as dialogues: messages with speaker and text, under the keys of many programs."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -57,10 +57,10 @@ NAMED_LINE = re.compile(r"\s*(?P<name>[^\s:：][^:：\n]{0,40}?)\s?[:：]\s+(?P<
 
 
 def turn_list(record: Any, columns: Columns = ()) -> tuple[str, list[Any], int]:
-    """The turns of a record: their key (empty if the record is a list), the turns, how many are on other branches.
+    """Return the turns of a record: their key (empty for a list), the turns, and the number of turns on other branches.
 
     Raises:
-        FormatError: it holds none.
+        FormatError: the record holds no turns.
     """
     if is_list(record):
         return "", record, 0
@@ -79,11 +79,11 @@ def turn_list(record: Any, columns: Columns = ()) -> tuple[str, list[Any], int]:
     for key in listed:
         if is_list(values[key]):
             return key, values[key], 0
-    raise FormatError(f"one list of turns is needed ({', '.join(TURN_LISTS[:7])}), this has {keys_of(record)}")
+    raise FormatError(f"a list of turns is needed ({', '.join(TURN_LISTS[:7])}); this has {keys_of(record)}")
 
 
 def holds_turns(value: Any, columns: Columns = ()) -> bool:
-    """Whether a value is a list of turns: of messages, of strings, of pairs, or of objects with one name each."""
+    """Whether a value is a list of turns: messages, strings, pairs, or objects with one name each."""
     items = list(value.values()) if isinstance(value, dict) else value
     if not is_list(items) or not items or (isinstance(value, dict) and not all(map(is_object, items))):
         return False
@@ -93,7 +93,7 @@ def holds_turns(value: Any, columns: Columns = ()) -> bool:
 
 
 def kind_of_turn(item: Any, columns: Columns = ()) -> str:
-    """What an item of a list is: "message", "exchange", "named", "candidates", "text", "pair", or "" for no turn."""
+    """Return the kind of a turn: "message", "exchange", "named", "candidates", "text", "pair", or "" for no turn."""
     if isinstance(item, str):
         return "text"
     if is_list(item):
@@ -116,12 +116,12 @@ def kind_of_turn(item: Any, columns: Columns = ()) -> str:
 
 
 def from_turns(record: Any, columns: Columns = (), pause: timedelta = PAUSE) -> list[Dialogue]:
-    """The dialogues in a list of turns, or in an object that holds one.
+    """Return the dialogues in a list of turns, or in an object that holds one.
 
     A system message at the beginning, or a system prompt outside the list, becomes the instruction; an empty one means
     no instruction. The roles user and assistant, and their synonyms, become User and Assistant; any other role is a
     name. Tool calls, thoughts and messages without text are skipped and counted. Messages with ids, turn numbers or
-    times are grouped, ordered, and cut at pauses of `pause` or more.
+    times are grouped, sorted, and cut at pauses of `pause` or longer.
     """
     key, items, others = turn_list(record, columns)
     beside = {} if is_list(record) else {name: value for name, value in once(record).items() if name != key}
@@ -146,8 +146,8 @@ def from_turns(record: Any, columns: Columns = (), pause: timedelta = PAUSE) -> 
 
 
 def read_simple(items: Sequence[Any], what: str) -> Iterator[tuple[str, Any]]:
-    """Speakers and texts of turns that are no messages; `what` is their kind."""
-    if what == "candidates":  # each item repeats what was said before it
+    """Yield the speakers and texts of turns that are not messages; `what` is the kind of the turns."""
+    if what == "candidates":  # each item repeats the turns before it
         last = once(items[-1])
         items = [*last[find_key(last, ("history",)) or ""], *last[find_key(last, ("candidates",)) or ""][-1:]]
         what = "text"
@@ -173,11 +173,11 @@ def read_simple(items: Sequence[Any], what: str) -> Iterator[tuple[str, Any]]:
             left, right = next(pair for pair in PAIRS if pair[0] in words and pair[1] in words)
             yield from ((USER, values[words[left]]), (ASSISTANT, values[words[right]]))
         else:
-            raise FormatError(f"turn {number} is {kind(item)}, the first is another kind of turn")
+            raise FormatError(f"turn {number} is {kind(item)}, a different kind of turn from the first")
 
 
 def read_strings(items: Sequence[Any]) -> Iterator[tuple[str, Any]]:
-    """Texts that begin with the speaker's name, or else texts of two speakers who alternate."""
+    """Yield texts that begin with the speaker's name, or else texts of two speakers who alternate."""
     named = [NAMED_LINE.match(item) for item in items if isinstance(item, str)]
     names = {match["name"] for match in named if match}
     if items and all(named) and len(named) == len(items) and len(names) <= max(2, len(items) / 2):
@@ -188,7 +188,7 @@ def read_strings(items: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def read_messages(items: Sequence[Any], columns: Columns, pause: timedelta, instruction: list[str]) -> list[Dialogue]:
-    """The dialogues of messages with speaker and text."""
+    """Return the dialogues of messages with speaker and text."""
     rows = [item if isinstance(item, dict) else once_turn(item, number) for number, item in enumerate(items, 1)]
     rows = [unwrap(row, columns) for row in rows]
     if not rows:
@@ -207,7 +207,7 @@ def read_messages(items: Sequence[Any], columns: Columns, pause: timedelta, inst
 
 
 def unwrap(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    """A message, taken out of the object in which it is (`{"type": "user", "message": {...}, "timestamp": ...}`)."""
+    """Take a message out of the object that wraps it (`{"type": "user", "message": {...}, "timestamp": ...}`)."""
     row = shown_version(row)
     if not any(isinstance(value, dict) for value in row.values()):
         return row
@@ -222,7 +222,7 @@ def unwrap(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
 
 
 def shown_version(row: dict[str, Any]) -> dict[str, Any]:
-    """The version of a message that its program shows, its steps joined (LM Studio); other rows as they are."""
+    """Return the version of a message that LM Studio shows, with its steps joined; other rows unchanged."""
     versions, chosen = row.get("versions"), row.get("currentlySelected", 0)
     if not is_list(versions) or not isinstance(chosen, int) or not 0 <= chosen < len(versions):
         return row
@@ -234,13 +234,13 @@ def shown_version(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def once_turn(item: Any, number: int) -> dict[str, Any]:
-    """A turn's object.
+    """Return the object of a turn.
 
     Raises:
-        FormatError: it is no object, or a key occurs more than once.
+        FormatError: it is not an object, or a key occurs more than once.
     """
     if not isinstance(item, Pairs):
-        raise FormatError(f"turn {number} must be an object with speaker and text, this is {kind(item)}")
+        raise FormatError(f"turn {number} must be an object with speaker and text, not {kind(item)}")
     try:
         return once(item)
     except FormatError as error:
@@ -254,7 +254,7 @@ def read_group(
     pause: timedelta,
     instruction: list[str],
 ) -> list[Dialogue]:
-    """The dialogues of messages in order: one if roles talk; pauses cut a chat between people."""
+    """Return the dialogues of sorted messages: one if roles talk; a chat between people is cut at pauses."""
     messages: list[Message] = []
     roles, unanswered = True, False
     guessed = turn_keys(tuple(rows[0]), columns).guessed
@@ -291,7 +291,7 @@ def read_group(
         messages.append(Message(turn, "", time, is_unlearned(values, keys)))
     unknown = sum(message.turn is not None and message.turn.speaker == UNKNOWN for message in messages)
     if unknown > 3 and 2 * unknown > len(messages):
-        raise FormatError(f"{unknown} of {len(messages)} messages have no speaker; name its key: --columns speaker=...")
+        raise FormatError(f"{unknown} of {len(messages)} messages have no speaker; name the key: --columns speaker=...")
     line = "\n".join(instruction) if instruction else INSTRUCTION
     if times and times[0] and not roles:
         return list(cut(map(without_notice, messages), pause, line)) or [Dialogue((), line)]
@@ -299,7 +299,7 @@ def read_group(
 
 
 def without_notice(message: Message) -> Message:
-    """A message of a chat; one that holds only a notice of the program loses its turn."""
+    """Return a message of a chat; one that holds only a notice of the program loses its turn."""
     from dialogues.layouts.notices import is_deed_of, is_notice, strip_marks
 
     if message.turn is None:
@@ -314,14 +314,14 @@ def without_notice(message: Message) -> Message:
 
 
 def find_discriminators(rows: Sequence[dict[str, Any]], columns: Columns) -> dict[str, str]:
-    """Discord's name with a number → the name without it."""
+    """Map Discord's names with numbers to names without them."""
     keys = turn_keys(tuple(rows[0]), columns)
     named = [row.get(keys.speaker[0]) for row in rows] if keys.speaker else []
     return without_numbers({name for name in named if isinstance(name, str)})
 
 
 def one_dialogue(messages: Sequence[Message], instruction: str) -> Dialogue:
-    """All messages as one dialogue; without an answer there is none.
+    """Make one dialogue of all messages; if only the user speaks, it has no turns.
 
     Raises:
         FormatError: only the user speaks, and nothing was skipped.

@@ -1,4 +1,4 @@
-"""JSON parsed with the place of mistakes, and the records in it, at any depth."""
+"""Parse JSON with the place of every error, and find the records in it at any depth."""
 
 import json
 import re
@@ -12,16 +12,16 @@ from dialogues.layouts.records import FormatError, is_container, is_list, is_obj
 from dialogues.layouts.trees import rows_of_columns
 from dialogues.layouts.words import Columns, plain, turn_keys
 
-# What begins with a bracket and is no JSON: [20:01], [31.12.23, [Nora], {{.
+# Beginnings of text that looks like JSON but is not: [20:01], [31.12.23, [Nora], {{.
 NO_JSON = re.compile(
     r"\[\s*(?:\d+[:/-]|\d+\.?\s+[^\W\d]|\d+\.\s?\d+\.|(?!true|false|null)[^\W\d_]|[^\x00-\x7f])|\{\\rtf|\{\{|\[[+@#~]"
 )
 RECORD_LISTS = ("data", "rows", "records", "examples", "items", "samples", "entries", "train")
-DEEPEST = 12  # levels of objects and lists around the records
+DEEPEST = 12  # most levels of objects and lists around the records
 
 
 def parse_line(line: bytes) -> Any:
-    """One JSON value from a line.
+    """Parse a line as one JSON value.
 
     Raises:
         FormatError: it is not UTF-8 or not JSON.
@@ -32,19 +32,19 @@ def parse_line(line: bytes) -> Any:
         raise FormatError("not UTF-8 text; save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise FormatError(f"column {error.colno}: not JSON ({error.msg}){advice(line)}") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a million brackets
-        raise FormatError(f"no JSON that can be read ({error})") from None
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits, a million brackets
+        raise FormatError(f"this JSON can't be read ({error})") from None
 
 
 def advice(content: bytes) -> str:
-    """How to mend text that is not JSON, if it is known; else empty."""
+    """Return how to mend text that is not JSON, if known; else an empty text."""
     if re.match(rb"\s*[\[{]\s*[{\[]?\s*'", content):
-        return "; these are Python's quotes: write the file with json.dump"
+        return "; it has Python's quotes: write the file with json.dump"
     return ""
 
 
 def parse_lines(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, Any]]:
-    """The values of numbered lines."""
+    """Parse numbered lines as JSON values."""
     for number, line in lines:
         try:
             yield number, parse_line(line)
@@ -53,7 +53,7 @@ def parse_lines(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, Any]]
 
 
 def parse_json(content: bytes) -> Any:
-    """The JSON value of a file, or the list of several that follow one another.
+    """Return the JSON value of a file, or a list of the values if there are several.
 
     Raises:
         FormatError: it is not UTF-8 or not JSON; the error names the place.
@@ -75,14 +75,14 @@ def parse_json(content: bytes) -> Any:
             f"line {error.lineno}, column {error.colno}: not JSON ({error.msg}){advice(content)}"
         ) from None
     except ValueError as error:
-        raise FormatError(str(error)) from None  # a number of thousands of digits
+        raise FormatError(str(error)) from None  # a number with thousands of digits
     except RecursionError:
-        raise FormatError("JSON nested too deeply to be conversations") from None
+        raise FormatError("its JSON is nested too deeply to hold conversations") from None
     return values[0] if len(values) == 1 else values
 
 
 def find_records(value: Any, columns: Columns = ()) -> list[Any]:
-    """The records in a JSON value: the value itself, its items, or the items of lists and objects inside it."""
+    """Return the records in a JSON value: the value itself, its items, or the items of lists and objects inside it."""
     return search(value, columns, 0) or (value if is_list(value) else [value])
 
 
@@ -99,7 +99,7 @@ def search(value: Any, columns: Columns, depth: int, inside_object: bool = False
     known = [child for child in children if is_record(child, columns, depth + 1)]
     lone = not is_list(value) and not all(is_object(child) for child in children)
     if lone:
-        known = [child for child in known if not is_of_names(child, columns)]  # an object of settings is none
+        known = [child for child in known if not is_of_names(child, columns)]  # an object of settings is not a record
     if known:
         alike = [child for child in children if type(child) is type(known[0])]
         return children if is_list(value) else alike if len(known) > 1 else known
@@ -109,7 +109,7 @@ def search(value: Any, columns: Columns, depth: int, inside_object: bool = False
 
 
 def listed_exchanges(value: Any) -> list[Any]:
-    """The questions and answers that a file of its own lists under a word for records, not for a conversation."""
+    """Return the question-answer pairs that a file lists under a word for records, such as `data`."""
     lists = [held for key, held in pairs_of(value) if plain(key) in RECORD_LISTS and is_list(held)]
     return lists[0] if len(lists) == 1 and lists[0] and all(map(fits_pairs, lists[0])) else []
 
@@ -130,7 +130,7 @@ def is_record(value: Any, columns: Columns, depth: int) -> bool:
 
 
 def group_exchanges(records: list[Any], columns: Columns = ()) -> list[Any]:
-    """Questions and answers with a dialogue's id as one record for each dialogue; other records as they are."""
+    """Group questions and answers by dialogue id, into one record for each dialogue; leave other records unchanged."""
     rows = [record for record in records if isinstance(record, dict)]
     if len(rows) < len(records) or not rows or fitting(rows[0], columns) != ["pairs"]:
         return records

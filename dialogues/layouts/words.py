@@ -1,4 +1,4 @@
-"""The words that files use for speakers, texts, roles, ids and times, in JSON and in tables."""
+"""The keys and column names that files use for speakers, texts, roles, ids and times."""
 
 import re
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ TOOLS = (
     *("toolcalls", "ipython", "environment"),
 )
 
-# Keys and column names as `plain` writes them, the likelier ones first.
+# Keys and column names in `plain` form, the likelier ones first.
 ROLE_KEYS = ("role", "from")  # hold user, assistant, system or tool
 SPEAKER_KEYS = (
     *("speaker", "sendername", "nickname", "sender", "authorname", "author", "character", "charactername", "creator"),
@@ -245,11 +245,11 @@ keywords""",
 
 @lru_cache(maxsize=4096)
 def plain(key: str) -> str:
-    """A key or column name in the form that is compared: "Sender Name", "sender_name" and "senderName" are equal."""
+    """Normalise a key or column name for comparison: "Sender Name", "sender_name" and "senderName" become equal."""
     return re.sub(r"[\W_]+", "", key).casefold()
 
 
-# Words of which a key may be made: message_text, senderName.
+# Finds the words of which a key is made: message_text, senderName.
 PIECES = re.compile(r"[^\W\d_][^\W\d_A-Z]*")
 CORE_SPEAKER = frozenset(("speaker", "sender", "author", "character", "nick", "nickname", "person", "actor"))
 CORE_TEXT = frozenset(("text", "message", "msg", "utterance", "content", "body", "line", "transcript"))
@@ -278,18 +278,18 @@ NO_TURN = frozenset(
 
 
 class TurnKeys(NamedTuple):
-    """What the keys of a turn hold; of several, the likeliest first."""
+    """What the keys of a turn hold; of several keys, the likeliest comes first."""
 
     speaker: tuple[str, ...]
     text: tuple[str, ...]
     role: str | None
-    identity: tuple[str, ...]  # together they name the dialogue
+    identity: tuple[str, ...]  # together they identify the dialogue
     order: str | None
     time: tuple[str, ...]  # a date and a time of day may be two columns
     parent: str | None
-    message: str | None  # the turn's own id, to which `parent` of another refers
+    message: str | None  # the turn's own id, which other turns give as their `parent`
     weight: str | None
-    guessed: bool  # the text's key is none that is known, but is like one
+    guessed: bool  # the text's key only resembles a known one
 
 
 Columns = tuple[tuple[str, str], ...]  # (what, key) pairs of `--columns`
@@ -297,7 +297,7 @@ Columns = tuple[tuple[str, str], ...]  # (what, key) pairs of `--columns`
 
 @lru_cache(maxsize=4096)
 def turn_keys(keys: tuple[str, ...], columns: Columns = ()) -> TurnKeys:
-    """What the keys of a turn hold, as `columns` of the user say, or else their names."""
+    """Return what the keys of a turn hold: as `columns` of the user say, or else as their names say."""
     asked = dict(columns)
     found: dict[str, str] = {}
     for key in keys:
@@ -310,7 +310,7 @@ def turn_keys(keys: tuple[str, ...], columns: Columns = ()) -> TurnKeys:
         return tuple(found[word] for word in words if word in found and found[word] not in asked.values())
 
     def alike(core: frozenset[str]) -> tuple[str, ...]:
-        """The one key of several words of which one is known: `line_text`, `msgSender`."""
+        """Return the only key of several words in which one word is known: `line_text`, `msgSender`."""
         pieces = {key: {piece.casefold() for piece in PIECES.findall(key)} for key in keys if key not in asked.values()}
         one = [key for key, words in pieces.items() if words & core and len(words & (CORE_SPEAKER | CORE_TEXT)) == 1]
         one = [key for key in one if not pieces[key] & NO_TURN]
@@ -339,7 +339,7 @@ def turn_keys(keys: tuple[str, ...], columns: Columns = ()) -> TurnKeys:
 
 
 def find_key(values: dict[str, Any], words: Iterable[str]) -> str | None:
-    """The key of the first of `words` with a value that is not empty, or else of the first that occurs."""
+    """Return the key of the first of `words` with a value that is not empty, or else of the first that occurs."""
     found = {plain(key): key for key in reversed(values)} if values else {}
     there = [found[word] for word in words if word in found]
     return next((key for key in there if not is_nothing(values[key])), there[0] if there else None)
@@ -350,5 +350,5 @@ def is_nothing(value: Any) -> bool:
 
 
 def has_sentences(texts: Iterable[str]) -> bool:
-    """Whether one of the texts ends as a sentence does; labels, names and numbers don't."""
+    """Whether one of the texts ends like a sentence; labels, names and numbers do not."""
     return any(text.rstrip(" \"'”’»)*_").endswith((".", "!", "?", "…", "。", "！", "？")) for text in texts)
