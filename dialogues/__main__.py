@@ -1,6 +1,6 @@
-"""`python -m dialogues FILE...`: what is read from conversation files, as JSON Lines, and the account of it."""
+"""`python -m dialogues FILE...`: print conversation files as JSON Lines, and an account of what was read."""
 
-if __name__ == "__main__":  # before the imports, which take a while: a Ctrl-C in it is one line too
+if __name__ == "__main__":  # before the slow imports, so that Ctrl-C during them prints one line too
     from support.errors import run_script
 
     run_script("dialogues.__main__")
@@ -20,13 +20,13 @@ from settings import ReadSettings
 from support.command_line import parse_command_line
 from support.errors import UserError, display, printable
 
-MOST_NAMED = 6  # speakers and keys in the account
+MOST_NAMED = 6  # most speakers and fields to list in the account
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read all files, print their dialogues in the `turns` form, one a line, and the account on standard error.
+    """Read all files; print their dialogues in the `turns` form, one per line, and an account on standard error.
 
-    Nothing is printed on standard output unless all of it can be read.
+    Nothing is printed on standard output unless every file can be read.
     """
     settings = parse_command_line(ReadSettings, arguments)
     lines: list[str] = []
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         opened = open_paths(settings.paths, settings)
         for source in opened.sources:
             lines += read_source(source, settings)
-    except UserError as error:  # on standard output there is JSON alone
+    except UserError as error:  # standard output is for JSON only
         display(*error.account, file=sys.stderr)
         raise UserError(str(error)) from None
     display(*opened.notes, file=sys.stderr)
@@ -43,10 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def read_source(source: Source, settings: ReadSettings) -> list[str]:
-    """The dialogues of one file as lines of JSON; print what became of the file.
+    """Return the dialogues of one file as lines of JSON; print an account of the file on standard error.
 
     Raises:
-        UserError: a broken record, or no conversation.
+        UserError: a record is broken, the file holds no conversation, or too much of it is skipped.
     """
     lines: list[str] = []
     speakers: Counter[str] = Counter()
@@ -75,7 +75,7 @@ def read_dialogues(source: Source) -> Iterator[Dialogue]:
 
 
 def as_record(dialogue: Dialogue) -> dict[str, Any]:
-    """A dialogue in the form `turns`, with its system prompt if it has one, and weight 0 for turns that are context."""
+    """Return a dialogue in the `turns` form, with its system prompt if it has one, and weight 0 for context turns."""
     turns: list[dict[str, Any]] = [turn._asdict() for turn in dialogue.turns]
     for place in dialogue.context:
         turns[place]["weight"] = 0
@@ -83,7 +83,7 @@ def as_record(dialogue: Dialogue) -> dict[str, Any]:
 
 
 def describe(source: Source, dialogues: int, speakers: Counter[str], skipped: Counter[str]) -> list[str]:
-    """What became of a file: lines to print."""
+    """Return the account of a file as lines to print."""
     named = ", ".join(f"{name[:40]} {count:,}" for name, count in speakers.most_common(MOST_NAMED))
     more = f" and {len(speakers) - MOST_NAMED:,} more" if len(speakers) > MOST_NAMED else ""
     lines = [
@@ -93,5 +93,5 @@ def describe(source: Source, dialogues: int, speakers: Counter[str], skipped: Co
     if skipped:
         lines.append(f"skipped: {', '.join(f'{count:,} {why}' for why, count in skipped.most_common())}")
     if source.not_used:
-        lines.append(f"not used: what records have under {', '.join(map(repr, source.not_used[:MOST_NAMED]))}")
+        lines.append(f"not used: the fields {', '.join(map(repr, source.not_used[:MOST_NAMED]))}")
     return lines

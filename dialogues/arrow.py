@@ -1,4 +1,4 @@
-"""Tables of Parquet and Arrow, as data sets are published and saved, as lines of JSON."""
+"""Read Parquet and Arrow tables, the formats of published and saved data sets, as JSON Lines."""
 
 import importlib
 import json
@@ -11,14 +11,14 @@ from support.errors import check_extra
 REQUIREMENT = "pyarrow>=21,<27"  # as in requirements-extra.txt
 PARQUET, ARROW_FILE, ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 MARKS = (PARQUET, ARROW_FILE, ARROW_STREAM)
-ROWS = 1000  # that are in memory together as objects
+ROWS = 1000  # rows to hold as Python objects at a time
 
 
 def json_lines(file: IO[bytes], head: bytes, name: str) -> Iterator[bytes]:
-    """The rows of a Parquet or Arrow file, each as a line of JSON, made when they are asked for.
+    """Yield the rows of a Parquet or Arrow file as lines of JSON, converted one batch at a time.
 
     Args:
-        head: its first bytes, which begin with one of `MARKS`.
+        head: the first bytes of the file, which begin with one of `MARKS`.
 
     Raises:
         UserError: pyarrow is not installed.
@@ -31,11 +31,11 @@ def json_lines(file: IO[bytes], head: bytes, name: str) -> Iterator[bytes]:
             for row in batch.to_pylist():
                 yield json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
     except pyarrow.ArrowInvalid as error:
-        raise FormatError(f"a damaged table, or one that was cut short ({error})") from None
+        raise FormatError(f"the table is damaged or cut short ({error})") from None
 
 
 def batches(file: IO[bytes], head: bytes) -> Iterable[Any]:
-    """The rows of a table, as record batches of at most `ROWS`."""
+    """Return the rows of a table as record batches of at most `ROWS` rows."""
     if head.startswith(PARQUET):
         return importlib.import_module("pyarrow.parquet").ParquetFile(file).iter_batches(batch_size=ROWS)
     ipc = importlib.import_module("pyarrow.ipc")

@@ -1,4 +1,4 @@
-"""The examples that are cut from dialogues, and the batches made of these."""
+"""Cut dialogues into examples, and make batches of examples."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -11,29 +11,29 @@ from torch.utils.data import Dataset
 
 from dialogues.conversations import Conversations
 
-EVALUATION_TOKENS = 2048  # in one batch, padding included: without gradients there is room for more than in training
-GROUPED = 50  # batches whose examples are sorted by length together
-IGNORED = -100  # the target where nothing is learned, padding included; PyTorch's own default
+EVALUATION_TOKENS = 2048  # per batch, padding included; without gradients there is room for more than in training
+GROUPED = 50  # sort this many batches' worth of examples by length together
+IGNORED = -100  # target of a token that is not learned, such as padding; PyTorch's default
 ROUND = 16  # pad batch lengths to a multiple of this
 
 
 class Example(NamedTuple):
-    """One row of a batch: token ids, (T + 1,), and which of them are learned, (T + 1,)."""
+    """A training example: token ids (T + 1,), and the mask (T + 1,) of the tokens that are learned."""
 
     tokens: np.ndarray
     learned: np.ndarray
 
 
 class DialogueDataset(Dataset[Example]):
-    """Some of the dialogues as examples of at most `max_length` inputs.
+    """The examples of some dialogues, each of at most `max_length` inputs.
 
-    An example is three numbers that point into the tokens of all conversations: what serves twice is stored once.
+    An example is stored as three positions in the tokens of all conversations, so shared context is not copied.
 
     Attributes:
-        spans: (examples, 3) start, where the learning begins (what comes before is context), and end, in `tokens`.
-        shortened: turns, or instruction lines, that were too long for the model.
-        cut_off: the tokens that they lost.
-        unlearned: examples left out since there is nothing to learn in them.
+        spans: (examples, 3) start, first learned position (the tokens before it are context) and end, in `tokens`.
+        shortened: number of turns or instruction lines that were too long and lost their end.
+        cut_off: number of tokens lost in this way.
+        unlearned: number of examples left out because nothing in them is learned.
     """
 
     def __init__(self, conversations: Conversations, dialogues: np.ndarray, max_length: int) -> None:
@@ -49,10 +49,10 @@ class DialogueDataset(Dataset[Example]):
         self.spans = np.concatenate([*spans, whole[done:]])
 
     def cut(self, dialogue: int) -> np.ndarray:
-        """(examples, 3) the spans of a dialogue that is too long for one."""
+        """Return the spans (examples, 3) of a dialogue that is too long for one example."""
         offset, cuts = int(self.conversations.starts[dialogue]), self.conversations.turn_ends(dialogue)
         instruction = self.conversations.instruction_end(dialogue)
-        if instruction > self.max_length // 2:  # then it may be cut from the first turn, rather than cost its end
+        if instruction > self.max_length // 2:  # a cut after a long instruction lets the first turn keep its end
             cuts.insert(0, instruction)
         spans, kept, ends = [], 0, set(cuts)
         for start, learn_from, end in cut_into_examples(cuts, self.max_length):
@@ -71,29 +71,27 @@ class DialogueDataset(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         start, learn_from, end = self.spans[index].tolist()
         learned = self.conversations.learned[start:end].copy()
-        learned[: max(learn_from - start, 1)] = (
-            False  # context; and nothing comes before token 0, so nothing predicts it
-        )
+        learned[: max(learn_from - start, 1)] = False  # context, and token 0, which nothing predicts
         return Example(self.conversations.tokens[start:end], learned)
 
     def count_learned(self) -> int:
-        """How many targets all examples have together."""
+        """Return the number of learned targets in all examples."""
         learned = self.conversations.learned
         spans = ((max(start + 1, learn_from), end) for start, learn_from, end in self.spans.tolist())
         return sum(int(np.count_nonzero(learned[first:end])) for first, end in spans)
 
     def padded(self, T: int) -> int:
-        """How long a batch is made whose longest example has T inputs."""
+        """Return the padded length of a batch whose longest example has T inputs."""
         return min(round_up(T), self.max_length)
 
     def places(self, examples: Sequence[int]) -> list[int | str]:
-        """The record or line numbers of the dialogues that examples are cut from, of several files with their names."""
+        """Return the places of the dialogues of `examples`: numbers, after the file name if there are several files."""
         starts = self.conversations.starts
         dialogues = np.unique(np.searchsorted(starts, self.spans[list(examples), 1], side="right") - 1)
         return list(map(self.conversations.place_of, dialogues.tolist()))
 
     def lengths(self) -> list[int]:
-        """Tokens of each example, context included."""
+        """Return the number of tokens of each example, context included."""
         return (self.spans[:, 2] - self.spans[:, 0]).tolist()
 
 
@@ -101,10 +99,10 @@ def cut_into_examples(turn_ends: Sequence[int], max_length: int) -> Iterator[tup
     """Yield `(start, learn_from, end)` for each example of a dialogue whose turns end at `turn_ends`.
 
     A dialogue of at most `max_length` inputs is one example. A longer one is cut between turns, so that every turn is
-    learned exactly once: after the first example, new turns take up to half of the length, and as many earlier turns as
-    fit come before them as context. Only a single turn that is longer than the whole length loses its end.
+    learned exactly once. In each example after the first, new turns take up to half of the length; the rest is filled
+    with earlier turns as context. A turn loses its end only if it alone exceeds the length.
     """
-    room = max_length + 1  # the last token of an example is only ever a target, so one more than the inputs fits
+    room = max_length + 1  # one more than the inputs, since the last token is only a target
     bounds = [0, *turn_ends]
     turn, turns = 0, len(turn_ends)
     while turn < turns:
@@ -116,7 +114,7 @@ def cut_into_examples(turn_ends: Sequence[int], max_length: int) -> Iterator[tup
         end = bounds[last]
         start = bounds[bisect_left(bounds, end - room, hi=turn)]
         if 0 < start == learn_from:
-            start -= 1  # no earlier turn fits, but its last token does: something must predict the first new one
+            start -= 1  # no earlier turn fits, so take its last token: something must predict the first new token
         yield start, learn_from, min(end, start + room)
         turn = last
 
@@ -124,15 +122,15 @@ def cut_into_examples(turn_ends: Sequence[int], max_length: int) -> Iterator[tup
 def collate(
     examples: Sequence[Example], padding_id: int, padded: Callable[[int], int] = lambda longest: longest
 ) -> tuple[Tensor, Tensor]:
-    """Pad a batch to its own longest example, shift the targets one to the left, and mask padding with -100.
+    """Pad a batch to its longest example, shift the targets left by one, and mask what is not learned with -100.
 
     Args:
-        padded: from the inputs of the longest example to T, as `DialogueDataset.padded`, which rounds up.
+        padded: maps the inputs of the longest example to T; `DialogueDataset.padded` rounds up.
 
     Returns:
-        inputs (B, T) and targets (B, T), int64, where `targets[b, t]` is the token after `inputs[b, t]`, or -100 where
-        there is nothing to learn: context and padding. Padding is known by its position, never by its id, since
-        `padding_id` is the end-of-text token, which is learned wherever a dialogue ends.
+        inputs (B, T) and targets (B, T), int64: `targets[b, t]` is the token after `inputs[b, t]`, or -100 for context
+            and padding. Padding is known by its position, not by its id: `padding_id` is the end-of-text token, which
+            is learned at the end of every dialogue.
     """
     T = padded(max(len(example.tokens) for example in examples) - 1)
     inputs = torch.full((len(examples), T), padding_id)
@@ -145,19 +143,19 @@ def collate(
 
 
 def round_up(length: int) -> int:
-    """The next multiple of `ROUND`.
+    """Return the next multiple of `ROUND`.
 
-    oneDNN compiles and caches a kernel for every new shape: a quarter of a small model's time went there when every
-    batch had a length of its own.
+    oneDNN compiles and caches a kernel for every new shape. Without rounding, nearly every batch had a new length, and
+    this took a quarter of a small model's time.
     """
     return -(-length // ROUND) * ROUND
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The example numbers of each batch of one epoch, shuffled by `(seed, epoch)` alone.
+    """Return the example numbers of each batch of an epoch; the order depends only on `(seed, epoch)`.
 
-    Where there are many batches, examples of similar length come together, so that little of a batch is padding:
-    `GROUPED` batches' worth of shuffled examples is sorted by length, cut into batches, and these are shuffled again.
+    If there are many batches, examples of similar length are grouped to reduce padding: `GROUPED` batches' worth of
+    shuffled examples are sorted by length and cut into batches, and the batches are shuffled.
     """
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(len(lengths)).tolist()
@@ -172,13 +170,13 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int
 def epoch_steps(
     lengths: Sequence[int], batch_size: int, accumulation: int, seed: int, epoch: int
 ) -> list[list[list[int]]]:
-    """The optimizer steps of one epoch, each as the batches whose gradients are added up in it."""
+    """Return the optimizer steps of an epoch, each as the list of batches whose gradients are accumulated."""
     steps = epoch_batches(lengths, batch_size * accumulation, seed, epoch)
     return [[step[start : start + batch_size] for start in range(0, len(step), batch_size)] for step in steps]
 
 
 def evaluation_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Example numbers, shortest first, as many together as stay within `EVALUATION_TOKENS` when padded."""
+    """Yield batches of example numbers, shortest first, each filled up to `EVALUATION_TOKENS` after padding."""
     batch: list[int] = []
     for number in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batch and round_up(lengths[number]) * (len(batch) + 1) > EVALUATION_TOKENS:
@@ -189,7 +187,7 @@ def evaluation_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def padding_share(dataset: DialogueDataset, steps: Sequence[list[list[int]]]) -> float:
-    """How much of the batches of these steps is padding."""
+    """Return the share of padding in the batches of these steps."""
     every = [length - 1 for length in dataset.lengths()]
     batches = [[every[number] for number in batch] for step in steps for batch in step]
     return 1 - sum(every) / sum(dataset.padded(max(lengths)) * len(lengths) for lengths in batches)

@@ -1,4 +1,4 @@
-"""How a trained model is talked to, for transformers and its relatives: its template as Jinja, and its turns' end."""
+"""The chat template of a trained model as Jinja, for transformers and compatible tools, and the end of its turns."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from dialogues.layouts.words import ASSISTANT, SYSTEM, TOOLS, USER
 from dialogues.template import TEMPLATES
 from dialogues.tokenizer import END_OF_TEXT
 
-# One line without a space that counts. What stands in `generation` is what is learned: the whole of it, or some turns.
+# Joined into one line without significant spaces. `generation` marks what is learned: the whole text, or some turns.
 JINJA = """
 {{%- set names = {names} -%}}
 {{%- set seen = namespace(system=[], turns=[]) -%}}
@@ -47,10 +47,10 @@ ON, OFF = "{%- generation -%}", "{%- endgeneration -%}"
 
 
 def chat_template(dialogue: Mapping[str, Any]) -> str:
-    """The Jinja template that renders messages as a model with this `dialogue.json` was trained to see them.
+    """Return the Jinja template that renders messages as a model with this `dialogue.json` saw them in training.
 
-    `user` is the first speaker and `assistant` the second; every other role is a speaker's name. Messages of the role
-    `system` at the beginning take the place of the instruction line, an empty one leaves it out.
+    `user` is the first speaker and `assistant` the second; any other role is a speaker's name. Messages with the role
+    `system` at the beginning replace the instruction line; an empty one removes it.
     """
     name, learn = dialogue["template"], dialogue["learn"]
     template = TEMPLATES[name]
@@ -90,7 +90,7 @@ def chat_template(dialogue: Mapping[str, Any]) -> str:
 
 
 def user_and_assistant(dialogue: Mapping[str, Any]) -> tuple[str, str]:
-    """The speakers that others call by these names."""
+    """Return the speakers that the roles `user` and `assistant` stand for."""
     if dialogue["template"] == "alpaca":
         return ALPACA_SPEAKERS[0], ALPACA_SPEAKERS[-1]
     first, second = [*dialogue["speakers"], USER, ASSISTANT][:2]
@@ -98,7 +98,7 @@ def user_and_assistant(dialogue: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def response_template(dialogue: Mapping[str, Any], end_of_turn: str) -> dict[str, Any]:
-    """What transformers needs to know to take `end_of_turn`, which the model writes, out of the message it returns."""
+    """Return the response template with which transformers removes `end_of_turn` from the model's message."""
     _, second = user_and_assistant(dialogue)
     return {
         "defaults": {"role": "assistant", "content": ""},
@@ -108,5 +108,5 @@ def response_template(dialogue: Mapping[str, Any], end_of_turn: str) -> dict[str
 
 
 def literal(value: Any) -> str:
-    """A value as Jinja reads it: as JSON, but for `\\ud83d\\ude00`, which it would take for two characters."""
+    """Return a value as a Jinja literal: JSON without `\\ud83d\\ude00`, which Jinja would read as two characters."""
     return json.dumps(value, ensure_ascii=False)

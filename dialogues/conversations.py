@@ -1,4 +1,4 @@
-"""Encoded dialogues in a few compact arrays: what everything after the reading works with."""
+"""Encoded dialogues in a few compact arrays, the form that all later stages work with."""
 
 import hashlib
 from array import array
@@ -17,13 +17,13 @@ from dialogues.template import Renderer
 from dialogues.tokenizer import speaker_token
 from support.errors import UserError
 
-FIRST = 3  # places in the file that are kept for each reason to skip
-SAMPLE = 1000  # dialogues from which what is common to all of them is told
-MOST_SPEAKERS = 1000  # that get a token of their own
+FIRST = 3  # places to keep for each reason to skip
+SAMPLE = 1000  # dialogues from which to estimate properties of all
+MOST_SPEAKERS = 1000  # most speakers that can have a token each
 
 
 class Changes(NamedTuple):
-    """What is changed in dialogues before they are encoded."""
+    """Changes to make in dialogues before they are encoded."""
 
     rename: Mapping[str, str] = {}  # old name → new name
     mask: bool = False  # replace private data by placeholders
@@ -33,30 +33,30 @@ UNCHANGED = Changes()
 
 
 class Block(NamedTuple):
-    """Some dialogues as arrays, as they come back from another process."""
+    """Some dialogues as arrays, as a worker process returns them."""
 
     tokens: array  # ids
-    texts: array  # of each turn: start and end of its text in its dialogue's tokens, and its place in `speakers`
-    context: array  # of each turn: 1 where the file says that it is not learned
-    sizes: array  # of each dialogue: how many tokens and how many turns it has
-    numbers: array  # of each dialogue: its place in the file
-    fingerprints: array  # of each dialogue: 64 bits that equal dialogues share
+    texts: array  # per turn: start and end of its text in its dialogue's tokens, and its index in `speakers`
+    context: array  # per turn: 1 if the file marks it as context, which is not learned
+    sizes: array  # per dialogue: number of tokens, number of turns
+    numbers: array  # per dialogue: its record or line number
+    fingerprints: array  # per dialogue: a 64-bit hash, the same for equal dialogues
     speakers: list[str]
-    skipped: list[tuple[int, str, int]]  # place in the file, why, how many turns
-    renamed: set[str]  # names that were replaced
+    skipped: list[tuple[int, str, int]]  # record or line number, reason, number of turns
+    renamed: set[str]  # old names that were found
     private: PrivateCounts
-    file: int = 0  # the place of their file among the sources
+    file: int = 0  # index of the file among the sources
 
     @classmethod
     def empty(cls, renderer: Renderer) -> "Block":
-        """Without a dialogue; tokens take two bytes each when the vocabulary allows it."""
+        """Return a block without dialogues; tokens take two bytes each if the vocabulary is small enough."""
         small = renderer.tokenizer.n_vocab + MOST_SPEAKERS <= 1 << 16
         tokens = array("H" if small else "I")
         return cls(tokens, array("I"), array("B"), array("I"), array("Q"), array("Q"), [], [], set(), PrivateCounts())
 
 
 def encode_block(renderer: Renderer, dialogues: Iterable[tuple[int, Dialogue]], changes: Changes = UNCHANGED) -> Block:
-    """Encode numbered dialogues; what has fewer than two turns is skipped and counted, private data is counted."""
+    """Encode numbered dialogues; skip and count those with fewer than two turns, and count private data."""
     block, rename = Block.empty(renderer), changes.rename
     places: dict[str, int] = {}
     block.private.masked = changes.mask
@@ -97,20 +97,20 @@ class Conversations:
     """The dialogues of one or more files, encoded, in the order of the files.
 
     Attributes:
-        renderer: what turned them into tokens, and turns them back into text.
-        tokens: (tokens,) the ids of all dialogues, one behind the other.
-        learn: which of them are learned: all, replies, or a speaker's name.
+        renderer: encodes dialogues as tokens and decodes them.
+        tokens: (tokens,) the ids of all dialogues, one dialogue after another.
+        learn: what is learned: all, replies, or a speaker's name.
         learned: (tokens,) whether a token counts in the loss.
         starts: (dialogues + 1,) where each dialogue begins in `tokens`.
-        texts: (turns, 3) of each turn: start and end of its text within its dialogue, and its place in `speakers`.
-        context: (turns,) whether the file says that a turn is not learned.
+        texts: (turns, 3) start and end of a turn's text within its dialogue, and its index in `speakers`.
+        context: (turns,) whether the file marks a turn as context, which is not learned.
         turn_starts: (dialogues + 1,) where each dialogue begins in `texts`.
-        numbers: (dialogues,) the place of each in its file: record or line number.
-        files: (dialogues,) the place of its file among the sources, from 0.
-        origins: of several files the name of each, and what numbers in it count.
-        fingerprints: (dialogues,) equal for equal dialogues.
-        skipped: why turns of the files are not here → how many, and the first places, each a file and a number.
-        rename: old name → new name, as asked for; and `renamed`, the old names that were found.
+        numbers: (dialogues,) the record or line number of each dialogue in its file.
+        files: (dialogues,) the index of its file among the sources.
+        origins: for several files, the name of each and the unit of its numbers.
+        fingerprints: (dialogues,) hashes, the same for equal dialogues.
+        skipped: reason → number of skipped turns, and the first places, each a file index and a number.
+        rename: old name → new name, as requested; `renamed` holds the old names that were found.
         private: how often phone numbers and the like occur, or were masked.
     """
 
@@ -121,10 +121,10 @@ class Conversations:
         learn: str = "all",
         rename: Mapping[str, str] | None = None,
     ) -> None:
-        """Put blocks together, in order.
+        """Join blocks, in order.
 
         Raises:
-            UserError: nobody of the name `learn` speaks, or there are more speakers than there can be tokens for.
+            UserError: no speaker is named `learn`, or there are too many speakers for a token each.
         """
         whole = Block.empty(renderer)
         places: dict[str, int] = {}
@@ -163,25 +163,25 @@ class Conversations:
 
     @classmethod
     def of(cls, renderer: Renderer, dialogues: Iterable[Dialogue], learn: str = "all") -> "Conversations":
-        """Dialogues that are there already, numbered from 1."""
+        """Encode dialogues, numbered from 1."""
         return cls(renderer, [encode_block(renderer, enumerate(dialogues, 1))], learn)
 
     def place(self, file: int, number: int) -> int | str:
-        """Where something is: its number, and of several files also which."""
+        """Return a record or line number as a place; with several files, the file name comes first."""
         return f"{self.origins[file]} {number}" if self.origins else number
 
     def place_of(self, dialogue: int) -> int | str:
-        """Where a dialogue is, as `place`."""
+        """Return the place of a dialogue; see `place`."""
         return self.place(int(self.files[dialogue]), int(self.numbers[dialogue]))
 
     def divide(self, cuts: Mapping[int, Sequence[int]]) -> "tuple[Conversations, np.ndarray]":
-        """Cut dialogues between turns; every piece is a dialogue with the same instruction and place.
+        """Cut dialogues between turns; every piece becomes a dialogue with the same instruction and place.
 
         Args:
-            cuts: a dialogue's number → how many of its turns come before each cut.
+            cuts: number of a dialogue → the number of turns before each cut.
 
         Returns:
-            The dialogues after the cut, and (dialogues,) for each the number of the dialogue that it comes from.
+            The conversations after the cuts, and (dialogues,) the number of the dialogue that each piece comes from.
         """
         pieces, origins = [], []
         for number in range(len(self)):
@@ -200,13 +200,13 @@ class Conversations:
         return len(self.numbers)
 
     def text_starts(self) -> np.ndarray:
-        """(turns,) where the text of each turn starts in `tokens`."""
+        """Return (turns,) where the text of each turn starts in `tokens`."""
         return self.texts[:, 0] + np.repeat(self.starts[:-1], np.diff(self.turn_starts))
 
     def turn_spans(self) -> tuple[np.ndarray, np.ndarray]:
-        """(turns,) each, where the text of a turn starts in `tokens`, and where the stop behind it has ended.
+        """Return (turns,) where the text of each turn starts in `tokens`, and (turns,) where the stop after it ends.
 
-        Behind the last text of a dialogue that is the end of text. By what stands there a speaker ends.
+        After the last text of a dialogue, the end-of-text token takes the place of the stop.
         """
         starts = self.text_starts()
         ends = starts + (self.texts[:, 1] - self.texts[:, 0]) + len(self.renderer.stop)
@@ -214,7 +214,10 @@ class Conversations:
         return starts, ends
 
     def place_speaker_tokens(self, renderer: Renderer) -> Renderer:
-        """Give every speaker a token: the renderer that knows them. Only now, after all was read, they are known."""
+        """Give every speaker a token, and return the renderer that knows these tokens.
+
+        The speakers are known only after everything has been read.
+        """
         if len(self.speakers) > MOST_SPEAKERS:
             raise UserError(
                 f"{len(self.speakers):,} speakers are too many for a token each (at most {MOST_SPEAKERS:,}):"
@@ -227,10 +230,10 @@ class Conversations:
         return renderer
 
     def choose_learned(self, learn: str) -> np.ndarray:
-        """(tokens,) whether a token is learned: all; the texts of replies; or the texts of one speaker.
+        """Return (tokens,) whether a token is learned: all tokens, the replies, or the texts of one speaker.
 
-        With a text goes the stop behind it, or the end of text: by these the model learns to end its turn. Turns that
-        the file marks as context are never learned.
+        The stop or end of text after a learned text is learned too, so that the model learns to end its turn. Turns
+        that the file marks as context are never learned.
         """
         if learn == "all":
             return ~self.tokens_in(self.context)
@@ -243,12 +246,12 @@ class Conversations:
             chosen = self.texts[:, 2] == self.speakers.index(learn)
         else:
             raise UserError(
-                f"--learn {learn}: all, replies, or the name of a speaker; there are {self.name_speakers()}"
+                f"--learn {learn}: choose all, replies, or a speaker's name; the speakers are {self.name_speakers()}"
             )
         return self.tokens_in(chosen & ~self.context)
 
     def tokens_in(self, chosen: np.ndarray) -> np.ndarray:
-        """(tokens,) whether a token belongs to one of the turns that are `chosen`, (turns,)."""
+        """Return (tokens,) whether a token belongs to one of the turns in `chosen`, a mask (turns,)."""
         starts, ends = self.turn_spans()
         steps = np.zeros(len(self.tokens) + 1, np.int8)
         steps[starts[chosen]] += 1
@@ -256,7 +259,7 @@ class Conversations:
         return np.cumsum(steps, dtype=np.int8, out=steps)[:-1].view(bool)
 
     def with_something_learned(self) -> np.ndarray:
-        """The numbers 0 to n - 1 of the dialogues in which anything is learned."""
+        """Return the numbers of the dialogues in which at least one token is learned."""
         if not len(self):
             return np.arange(0)
         return np.flatnonzero(np.logical_or.reduceat(self.learned, self.starts[:-1]))
@@ -268,24 +271,25 @@ class Conversations:
         return self.texts[self.turn_starts[dialogue] : self.turn_starts[dialogue + 1]]
 
     def turn_ends(self, dialogue: int) -> list[int]:
-        """Where the dialogue may be cut: after each text, and at its end.
+        """Return the positions where a dialogue may be cut: after each text, and at its end.
 
-        The instruction belongs to the first turn, stop and label to the turn that follows, the end to the last.
+        The instruction belongs to the first turn, a stop and a label to the turn after them, the end of text to the
+        last turn.
         """
         return [*self.texts_of(dialogue)[:-1, 1].tolist(), int(self.starts[dialogue + 1] - self.starts[dialogue])]
 
     def instruction_end(self, dialogue: int) -> int:
-        """How many tokens the instruction has."""
+        """Return the number of tokens of the instruction."""
         start, _, speaker = self.texts_of(dialogue)[0].tolist()
         stop = 0 if self.renderer.has_tokens else len(self.renderer.stop)
         return max(start - len(self.renderer.label(self.speakers[speaker])) - stop, 0)
 
     def render(self, dialogue: int) -> str:
-        """A dialogue as one text, as the model sees it."""
+        """Return a dialogue as one text, as the model sees it."""
         return self.renderer.tokenizer.decode(self.tokens_of(dialogue).tolist())
 
     def __getitem__(self, dialogue: int) -> Dialogue:
-        """A dialogue as it was read, decoded from its tokens."""
+        """Return a dialogue as it was read, decoded from its tokens."""
         decode, tokens = self.renderer.tokenizer.decode, self.tokens_of(dialogue).tolist()
         texts = self.texts_of(dialogue).tolist()
         space = len(self.renderer.template.space)
@@ -294,7 +298,7 @@ class Conversations:
         return Dialogue(turns, decode(tokens[: self.instruction_end(dialogue)]), context=tuple(context.tolist()))
 
     def name_speakers(self) -> str:
-        """The speakers with the number of their turns, the busiest first."""
+        """Return the speakers with their numbers of turns, as text, the busiest first."""
         turns = np.bincount(self.texts[:, 2], minlength=len(self.speakers))
         named = [
             f"{self.speakers[place][:40]} ({turns[place]:,} turns)" for place in np.argsort(-turns, kind="stable")[:6]
@@ -303,12 +307,12 @@ class Conversations:
         return ", ".join(named) + (f" and {more:,} more" if more else "")
 
     def describe(self, dialogues: Iterable[int]) -> dict[str, object]:
-        """What `dialogue.json` says: how a model trained on `dialogues` has learned to see a conversation."""
+        """Return the content of `dialogue.json`: how a model trained on `dialogues` sees a conversation."""
         instructions = Counter(self[dialogue].instruction for dialogue in islice(dialogues, SAMPLE))
         spoken = np.unique(np.concatenate([self.texts_of(dialogue)[:, 2] for dialogue in dialogues]))
         speakers = [self.speakers[place] for place in spoken]  # in the order of the file
         roles = [self.rename.get(role, role) for role in (USER, ASSISTANT)]
-        if set(roles) <= set(speakers):  # whoever begins
+        if set(roles) <= set(speakers):  # user and assistant come first, whoever begins
             speakers = list(dict.fromkeys([*roles, *speakers]))
         return {
             "template": self.renderer.name,

@@ -13,7 +13,7 @@ ALPACA_SPEAKERS = ("Instruction", "Input", "Response")
 
 
 class Turn(NamedTuple):
-    """What one speaker says before another speaks."""
+    """A speaker, and what they say before somebody else speaks."""
 
     speaker: str
     text: str
@@ -23,9 +23,9 @@ class Turn(NamedTuple):
 
 
 class Dialogue(NamedTuple):
-    """Turns in the order they were spoken; the same speaker may come twice in a row."""
+    """Turns in the order in which they were spoken; a speaker may take several turns in a row."""
 
     turns: tuple[Turn, ...]
     instruction: str = INSTRUCTION  # the line before the first turn; empty for none
-    skipped: tuple[str, ...] = ()  # why, for each turn of the file that is not among `turns`
-    context: tuple[int, ...] = ()  # turns, by number from 0, that are not learned
+    skipped: tuple[str, ...] = ()  # the reason for each turn of the file that is not among `turns`
+    context: tuple[int, ...] = ()  # indices of turns that are context and are not learned

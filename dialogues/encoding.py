@@ -1,4 +1,4 @@
-"""From the records of files to `Conversations`: a large file on all cores, and never as objects all at once."""
+"""Encode the records of files as `Conversations`, block by block; large files on all cores."""
 
 import os
 import signal
@@ -21,8 +21,8 @@ from dialogues.template import Renderer
 from dialogues.tokenizer import load_tokenizer
 from support.errors import UserError
 
-BLOCK = 1000  # records that travel to another process together
-LARGE = 16_000_000  # bytes of a file of lines from which on other processes are worth their start
+BLOCK = 1000  # records to send to a worker process at a time
+LARGE = 16_000_000  # size in bytes above which worker processes are worth starting
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -34,9 +34,9 @@ def make_renderer(vocabulary: Path, template: str) -> Renderer:
 
 
 class Piece(NamedTuple):
-    """Some records of a file, as they travel to another process.
+    """Some records of a file, as they are sent to a worker process.
 
-    `file` is the place of the file among the sources, and `source` it, without its records.
+    `file` is the index of the file among the sources; `source` comes without its records.
     """
 
     file: int
@@ -51,10 +51,10 @@ def encode_source(
     learn: str = "all",
     changes: Changes = UNCHANGED,
 ) -> Conversations:
-    """Read, render and tokenize whole files, one behind the other, with the vocabulary of a model folder.
+    """Read, render and tokenize whole files, one after another, with the vocabulary of a model folder.
 
     Raises:
-        UserError: a broken record, no dialogues at all, or a name that nobody has.
+        UserError: a record is broken, there is no dialogue or only one speaker, or --rename names nobody.
     """
     sources = [source] if isinstance(source, Source) else source
     name = name_sources(sources)
@@ -70,14 +70,14 @@ def encode_source(
         raise UserError(f"{name}: no dialogue of two turns or more; it was read as {name_formats(sources)}", account)
     if unknown := changes.rename.keys() - conversations.renamed:
         names = conversations.name_speakers()
-        raise UserError(f"--rename {unknown.pop()}=...: nobody in {name} has that name; there are {names}")
+        raise UserError(f"--rename {unknown.pop()}=...: nobody in {name} has that name; the speakers are {names}")
     if len(conversations.speakers) == 1:
         raise UserError(f"{name}: only {conversations.speakers[0]} speaks; a conversation needs two", account)
     return conversations
 
 
 def account_of(sources: Sequence[Source], conversations: Conversations) -> list[str]:
-    """What became of files that can't be trained on: their characters, their turns, what was skipped."""
+    """Return the account of files that can't be trained on, as lines to print."""
     lines = [f"{source.input}: {line}" for source in sources for line in source.account]
     lines += [f"skipped: {count:,} {why}" for why, (count, _) in conversations.skipped.items()]
     if len(conversations):
@@ -86,7 +86,7 @@ def account_of(sources: Sequence[Source], conversations: Conversations) -> list[
 
 
 def pieces_of(sources: Sequence[Source]) -> Iterator[Piece]:
-    """The records of all files, a block at a time."""
+    """Yield the records of all files, one block at a time."""
     for file, source in enumerate(sources):
         records = iter(source.records)
         for block in iter(lambda records=records: list(islice(records, BLOCK)), []):
@@ -94,7 +94,7 @@ def pieces_of(sources: Sequence[Source]) -> Iterator[Piece]:
 
 
 def encode_piece(vocabulary: Path, template: str, changes: Changes, piece: Piece) -> tuple[Block, int, int]:
-    """Some records as arrays, how many there are, and how many bytes where they are lines."""
+    """Return some records as arrays, their number, and their size in bytes if they are lines."""
     file, source, records = piece
     dialogues = ((number, dialogue) for number, record in records for dialogue in source.dialogues(number, record))
     block = encode_block(make_renderer(vocabulary, template), dialogues, changes)._replace(file=file)
@@ -102,7 +102,7 @@ def encode_piece(vocabulary: Path, template: str, changes: Changes, piece: Piece
 
 
 def shown(encoded: Iterable[tuple[Block, int, int]], sources: Sequence[Source]) -> Iterator[Block]:
-    """The blocks, while a bar shows how far they are; reading that takes a moment shows none."""
+    """Yield the blocks while a progress bar is shown; it appears only if reading takes longer than a second."""
     lines = [source.unit == "line" and source.format in FORMATS for source in sources]
     sizes = [source.size for source in sources if source.size is not None]
     in_bytes, known = all(lines), len(sizes) == len(sources) and all(lines) == any(lines)
@@ -114,7 +114,7 @@ def shown(encoded: Iterable[tuple[Block, int, int]], sources: Sequence[Source]) 
 
 
 def map_in_processes(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map` on all cores, in order, with a few items under way at a time."""
+    """Apply `function` on all cores and yield the results in order, with a few items in progress at a time."""
     processes = os.cpu_count() or 1
     pending = deque()
     with ProcessPoolExecutor(processes, get_context("spawn"), ignore_interrupts) as pool:
@@ -126,12 +126,12 @@ def map_in_processes(function: Callable[[Item], Result], items: Iterable[Item]) 
             while pending:
                 yield pending.popleft().result()
         except BrokenProcessPool:
-            raise UserError("a process that reads the data was killed; was there memory enough?") from None
+            raise UserError("a process that reads the data was killed; if memory ran out, use less data") from None
         finally:
             for future in pending:
                 future.cancel()
 
 
 def ignore_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal; the first one alone answers it."""
+    """Ignore Ctrl-C: it reaches every process of a terminal, and only the main process handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""The bytes of one or many inputs: files, folders, archives, patterns, pipes, data sets; unpacked, and as UTF-8."""
+"""Find and open conversation data: files, folders, archives, patterns and pipes; unpacked, and as UTF-8."""
 
 import bz2
 import codecs
@@ -28,18 +28,18 @@ from dialogues.layouts.records import FormatError, NotRecognisedError
 from support.errors import UserError, check_one_process, printable, reason
 
 PACKED = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open, b"BZh": bz2.open}
-ARCHIVE = (b"PK\x03\x04", b"PK\x05\x06")  # the second of an empty one
+ARCHIVE = (b"PK\x03\x04", b"PK\x05\x06")  # the second one marks an empty archive
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 DAMAGED = (
     *(EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zipfile.BadZipFile, NotImplementedError),
-    UnicodeDecodeError,  # the name of a member of an archive; text is decoded with errors of its own
+    UnicodeDecodeError,  # raised for the name of an archive member; text is decoded elsewhere
 )
-PIECE = 1 << 16  # bytes that are recoded together
-LIMIT = 2_000_000_000  # bytes that are read at once
+PIECE = 1 << 16  # bytes to recode at a time
+LIMIT = 2_000_000_000  # most bytes to read at once
 PIPE = Path("-")
 STANDARD_INPUT = "standard input"
 
-# What is taken from a folder or an archive; a file that is named itself may have any name.
+# Endings of the files to read in folders and archives; a file named by the user may have any ending.
 TEXT_NAMES = (".json", ".jsonl", ".ndjson", ".txt", ".csv", ".tsv", ".log", ".md", ".srt", ".vtt")
 NAMES = frozenset((*TEXT_NAMES, ".parquet", ".arrow"))
 PACKED_NAMES = frozenset((".gz", ".xz", ".bz2"))
@@ -48,22 +48,22 @@ NO_CONVERSATIONS = re.compile(
     r"|(dataset_infos?|dataset_dict|state)\.json|cache-.*\.arrow",
     re.IGNORECASE,
 )
-OF_A_MODEL = ("model.safetensors", "metrics.jsonl")  # found in model folders and run folders
-IOS_CHAT = "_chat.txt"  # what an iPhone calls the chat, among the files that were sent in it
+OF_A_MODEL = ("model.safetensors", "metrics.jsonl")  # files that mark model folders and run folders
+IOS_CHAT = "_chat.txt"  # the chat in an iPhone's export, next to the files sent in it
 DATA_SET = re.compile(r"[\w.-]+/[\w.-]+")
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 class NotConversationsError(UserError):
-    """A file in which no conversations are recognised. Of several that were found in a folder it is left out."""
+    """No conversations are recognised in a file. If the file was found in a folder, it is left out."""
 
 
 class Input(NamedTuple):
     """One file of conversations, or one member of an archive. It can be sent to another process.
 
-    `name` is what is printed. `path` is the file that holds the bytes: the archive of a `member`, a copy of a pipe.
-    `size` is its size in bytes where these are what `open` yields, None where the file is packed or recoded. `found`:
-    it was not named, but found in a folder or an archive with others.
+    `name` is printed. `path` is the file that holds the bytes: the archive of a `member`, or the copy of a pipe. `size`
+    is the number of bytes that `open` yields, or None if the file is packed or recoded. `found` is true if the user did
+    not name the file: it was found in a folder, or in an archive with others.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Input(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> "Input":
-        """The one input under a path.
+        """Return the only input under a path.
 
         Raises:
             UserError: there is none, or there are several.
@@ -89,10 +89,10 @@ class Input(NamedTuple):
         return self.name
 
     def open(self) -> IO[bytes]:
-        """The content from its beginning: unpacked, as UTF-8 without a byte order mark, tables as JSON Lines.
+        """Open the content: unpacked, as UTF-8 without a byte order mark, and tables as JSON Lines.
 
         Raises:
-            UserError: it can't be read, or is of a kind that holds no conversations for this program.
+            UserError: it can't be read, or it is a kind of file that this program does not read.
         """
         with reading(self):
             file = unpacked(self)
@@ -108,10 +108,10 @@ class Input(NamedTuple):
             return io.BufferedReader(Pieces(file, recoded(file))) if head.startswith(UTF_16) else file
 
     def lines(self, limit: int | None = None) -> Iterator[tuple[int, bytes]]:
-        """The lines, numbered from 1, each with its end.
+        """Yield the lines, numbered from 1, with their line ends.
 
         Args:
-            limit: of bytes in all, for who keeps them; none for who doesn't. One line has at most `LIMIT`.
+            limit: most bytes in all, for callers that keep the lines; None for others. No line may exceed `LIMIT`.
 
         Raises:
             UserError: it can't be read, or exceeds the limit.
@@ -125,10 +125,10 @@ class Input(NamedTuple):
                 yield number, line
 
     def read(self, limit: int = LIMIT) -> bytes:
-        """The whole content, where it has at most `limit` bytes, unpacked.
+        """Return the whole content, unpacked, if it has at most `limit` bytes.
 
         Raises:
-            UserError: it can't be read, or has more.
+            UserError: it can't be read, or is larger.
         """
         with reading(self), self.open() as file:
             content = file.read(limit + 1)
@@ -138,20 +138,20 @@ class Input(NamedTuple):
 
     def too_large(self, limit: int) -> UserError:
         return UserError(
-            f"{self.name}: more than {limit / 1e9:g} GB{' unpacked' if self.size is None else ''} would have to be in"
-            " memory at once; save it as JSON Lines, which is read line by line, or as several files"
+            f"{self.name}: it exceeds {limit / 1e9:g} GB{' unpacked' if self.size is None else ''}, too much to read at"
+            " once; save it as JSON Lines, which is read line by line, or as several files"
         )
 
 
 class Found(NamedTuple):
-    """The inputs under some paths, and what else lay there: how many files of each kind are not read."""
+    """The inputs under some paths, and how many files of each kind are ignored."""
 
     inputs: list[Input]
     ignored: dict[str, int]
 
 
 class Pieces(io.RawIOBase):
-    """Pieces of bytes as a stream, which closes the file that they are made of."""
+    """A stream over pieces of bytes, which also closes the file that they come from."""
 
     def __init__(self, file: IO[bytes], pieces: Iterator[bytes]) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class Pieces(io.RawIOBase):
 
 @contextmanager
 def reading(name: object) -> Iterator[None]:
-    """Turn everything that can be wrong with the file `name` into a `UserError`."""
+    """Turn every error of reading the file `name` into a `UserError`."""
     try:
         yield
     except NotRecognisedError as error:
@@ -185,13 +185,13 @@ def reading(name: object) -> Iterator[None]:
     except DAMAGED as error:
         raise UserError(f"{name} is damaged or cut short: {error}") from None
     except MemoryError:
-        raise UserError(f"{name}: there is too little memory to read it; save it as several files") from None
+        raise UserError(f"{name}: not enough memory to read it; save it as several files") from None
     except OSError as error:
         raise UserError(f"cannot read --data {name}: {reason(error)}") from error
 
 
 def unpacked(input: Input) -> IO[bytes]:
-    """The bytes of a file or a member of an archive, unpacked, from their beginning; the stream can seek."""
+    """Open a file or a member of an archive, unpacked; the stream can seek."""
     file = input.path.open("rb") if input.member is None else open_member(input.path, input.member)
     magic = file.read(6)
     file.seek(0)
@@ -207,23 +207,23 @@ def open_member(path: Path, member: str) -> IO[bytes]:
 
 
 def recoded(file: IO[bytes]) -> Iterator[bytes]:
-    """UTF-16 with its byte order mark as UTF-8 without one."""
+    """Yield UTF-16 with a byte order mark as UTF-8 without one."""
     decoder = codecs.getincrementaldecoder("utf-16")()
     try:
         for piece in iter(partial(file.read, PIECE), b""):
             yield decoder.decode(piece).encode()
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
-        raise FormatError("it begins as UTF-16 and is none; save the file as UTF-8") from None
+        raise FormatError("it begins like UTF-16 but is not; save the file as UTF-8") from None
 
 
 def find_inputs(paths: Iterable[Path]) -> Found:
-    """The files of conversations under some paths: of files, folders, archives, patterns and pipes.
+    """Find the conversation files under some paths: files, folders, archives, patterns and pipes.
 
-    The paths stay in their order; what one of them holds is sorted as people count (`message_2` before `message_10`).
+    The paths keep their order; the files under one path are in natural order (`message_2` before `message_10`).
 
     Raises:
-        UserError: a path without any, or of a kind that can't be read.
+        UserError: a path holds no conversation file, or a file of a kind that is not read.
     """
     inputs: dict[tuple[Path, str | None], Input] = {}
     ignored: Counter[str] = Counter()
@@ -237,7 +237,7 @@ def find_inputs(paths: Iterable[Path]) -> Found:
 
 
 def inputs_of(path: Path, ignored: Counter[str]) -> list[Input]:
-    """The inputs under one path; what is not read there is counted in `ignored`."""
+    """Return the inputs under one path, and count in `ignored` what is not read."""
     if is_pipe(path):
         if is_standard_input(path):
             return inputs_of_file(spool(PIPE), STANDARD_INPUT, ignored)
@@ -251,27 +251,27 @@ def inputs_of(path: Path, ignored: Counter[str]) -> list[Input]:
         matches = sorted(map(Path, glob.glob(str(path), recursive=True)), key=as_people_count)  # noqa: PTH207
         found = [each for match in matches for each in inputs_of(match, ignored)]
         if not found:
-            raise UserError(f"--data {path}: no file has such a name")
+            raise UserError(f"--data {path}: no file matches this pattern")
         return found
     raise UserError(f"--data {path} does not exist; {advice_for_missing(str(path))}")
 
 
 def advice_for_missing(path: str) -> str:
     if ADDRESS.match(path) and "huggingface.co" not in path:
-        return "it is an address: download the file and name it"
+        return "it is a web address: download the file, then name it"
     if ADDRESS.match(path) or (DATA_SET.fullmatch(path) and PurePath(path).suffix.lower() not in NAMES):
         name = re.sub(r".*huggingface\.co/(datasets/)?", "", path)
         return (
-            "name your conversation file; a data set of Hugging Face is downloaded first:"
+            "name your conversation file; to use a data set of Hugging Face, download it first:"
             f" hf download {name} --repo-type dataset --local-dir FOLDER, then --data FOLDER"
         )
     return "name your conversation file"
 
 
 def inputs_of_folder(folder: Path, ignored: Counter[str]) -> list[Input]:
-    """The inputs in a folder and the folders below it."""
+    """Return the inputs in a folder and its subfolders."""
     if is_of_a_model(folder):
-        raise UserError(f"--data {folder} is the folder of a run or a model; name conversations (a model comes first)")
+        raise UserError(f"--data {folder} is the folder of a run or a model; after --data, name conversations")
     found, others = [], []
     for path in sorted(files_below(folder, ignored), key=as_people_count):
         if kind := ignored_kind(path):
@@ -281,13 +281,13 @@ def inputs_of_folder(folder: Path, ignored: Counter[str]) -> list[Input]:
             found += inputs_of_file(path, printable(str(path)), ignored, found=True)
     if not found:
         for path in others[:1]:
-            named_input(path, str(path)).open().close()  # says what can be done about a kind that is known
+            named_input(path, str(path)).open().close()  # a known kind raises an error with advice
         raise UserError(f"--data {folder} holds no conversation file ({', '.join(sorted(NAMES))}); name another folder")
     return found
 
 
 def files_below(folder: Path, ignored: Counter[str]) -> Iterator[Path]:
-    """All files below a folder, without those of models and runs; what is hidden is counted in `ignored`."""
+    """Yield all files below a folder except those of models and runs; count hidden and skipped folders in `ignored`."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -301,7 +301,7 @@ def files_below(folder: Path, ignored: Counter[str]) -> Iterator[Path]:
 
 
 def ignored_kind(path: PurePath) -> str | None:
-    """What a file in a folder or an archive is called that is not read; None for one that is."""
+    """Return the kind under which an unread file in a folder or archive is counted; None for a file to read."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if any(map(is_hidden, path.parts)):
         return "hidden files"
@@ -322,13 +322,13 @@ def is_of_a_model(folder: Path) -> bool:
 
 
 def as_people_count(path: PurePath | str) -> tuple[tuple[int, str] | tuple[int, int], ...]:
-    """A key that sorts names as people do: 2 before 10, whatever the case."""
+    """Return a sort key for natural order: 2 before 10, ignoring case."""
     pieces = re.split(r"([0-9]+)", str(path).lower())
     return tuple((0, int(piece)) if number % 2 else (1, piece) for number, piece in enumerate(pieces))
 
 
 def inputs_of_file(path: Path, name: str, ignored: Counter[str], found: bool = False) -> list[Input]:
-    """A file as the one input that it is, or the members of an archive."""
+    """Return a file as its only input, or an archive as its members."""
     with reading(name):
         with open(path, "rb") as file:
             head = file.read(HEAD)
@@ -347,12 +347,12 @@ def inputs_of_file(path: Path, name: str, ignored: Counter[str], found: bool = F
         members = chats
     ignored.update(kind for kind in kinds.values() if kind)
     if not members:
-        raise UserError(f"{name} holds no conversation file ({', '.join(sorted(NAMES))}); unpack it")
+        raise UserError(f"{name} holds no conversation file ({', '.join(sorted(NAMES))}); unpack it and name the file")
     return [Input(printable(f"{name}/{member}"), path, member, found=found or len(members) > 1) for member in members]
 
 
 def named_input(path: Path, name: str) -> Input:
-    """A file that is no archive."""
+    """Return the input for a file that is not an archive."""
     with open(path, "rb") as file:
         head = file.read(6)
     changed = head.startswith((*PACKED, *UTF_16, *ARROW))
@@ -376,14 +376,14 @@ def is_pipe(path: Path) -> bool:
 
 @cache
 def spool(path: Path) -> Path:
-    """Copy a pipe into a temporary file, once, since a reader opens a file more than once.
+    """Copy a pipe into a temporary file, once, because files are opened more than once.
 
     Raises:
-        UserError: nothing is piped into standard input, or there are several processes to read it.
+        UserError: nothing is piped into standard input, or several processes would read it.
     """
     check_one_process(f"reading --data {path}, a pipe,")
     if path == PIPE and sys.stdin.isatty():
-        raise UserError("--data -: nothing is piped into standard input; as in: cat talk.txt | python finetune.py ...")
+        raise UserError("--data -: nothing is piped into it; try: cat talk.txt | python finetune.py --data - ...")
     with reading(path), tempfile.NamedTemporaryFile(dir=spool_folder().name, delete=False) as copy:
         if path == PIPE:
             shutil.copyfileobj(sys.stdin.buffer, copy)
@@ -395,5 +395,5 @@ def spool(path: Path) -> Path:
 
 @cache
 def spool_folder() -> "tempfile.TemporaryDirectory[str]":
-    """Where pipes are copied to; it is removed when the program ends."""
+    """Return the temporary folder for copies of pipes; it is removed when the program ends."""
     return tempfile.TemporaryDirectory(prefix="conversations-")

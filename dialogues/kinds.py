@@ -1,53 +1,53 @@
-"""Kinds of file that hold no conversations this program can read, told by their first bytes, and what to do instead."""
+"""Recognise, by their first bytes, files that this program does not read, and say what to do instead."""
 
 import codecs
 from collections.abc import Iterable
 from pathlib import PurePath
 
-HEAD = 512  # bytes by which a kind is told
+HEAD = 512  # first bytes to look at
 
-AS_TEXT = "save it as plain text with lines as in `Alex: Hello!`"
+AS_TEXT = "save it as plain text with lines such as `Alex: Hello!`"
 AS_TABLE = "save it as CSV with the columns speaker and text"
 UNPACK = "unpack it and name the file or the folder"
-MEDIA = "a picture, sound or film; a transcript is needed, as text with lines as in `Alex: Hello!`"
+MEDIA = "a picture, sound or film; make a transcript of it, as text with lines such as `Alex: Hello!`"
 DATABASE = (
-    "a database; export the conversations from it as CSV (of WhatsApp: in the chat, More > Export chat;"
-    " of Messages: imessage-exporter -f txt)"
+    "a database; export the conversations from it as CSV (WhatsApp: in the chat, More > Export chat;"
+    " Messages: imessage-exporter -f txt)"
 )
 SMS = "a backup of text messages in XML; open it in a spreadsheet and save the columns speaker and text as CSV"
 HTML = (
     'a web page; export the chat as JSON (Telegram Desktop: format "Machine-readable JSON"; Messenger and Instagram:'
-    " format JSON), or save its text with lines as in `Alex: Hello!`"
+    " format JSON), or save its text with lines such as `Alex: Hello!`"
 )
 XML = f"XML; {AS_TABLE}"
 YAML = f"YAML; turn it into JSON, or {AS_TEXT}"
 
-# Where a mark lies and what it is, and the kind of file that it marks.
+# (offset, mark, kind of file and what to do)
 MARKS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"%PDF", f"a PDF; {AS_TEXT}"),
     (0, b"{\\rtf", f"a document in RTF; {AS_TEXT}"),
-    (0, b"\xd0\xcf\x11\xe0", f"a document of an old Office; {AS_TEXT}, a spreadsheet as CSV"),
+    (0, b"\xd0\xcf\x11\xe0", f"a document of an old version of Office; {AS_TEXT}, or a spreadsheet as CSV"),
     (0, b"SQLite format 3\0", DATABASE),
     (0, b"7z\xbc\xaf\x27\x1c", f"a 7z archive; {UNPACK}"),
     (0, b"Rar!", f"a RAR archive; {UNPACK}"),
     (0, b"\x28\xb5\x2f\xfd", f"packed with zstd; {UNPACK}"),
     (257, b"ustar", f"a tar archive; {UNPACK}"),
 )
-# Images, audio and video. Some marks are also words, so they count only in a file that has NUL bytes.
+# Images, audio and video: (offset, mark). Some marks are also words, so they count only in files with NUL bytes.
 MEDIA_MARKS: tuple[tuple[int, bytes], ...] = (
     *((0, mark) for mark in (b"\x89PNG", b"\xff\xd8\xff", b"GIF8")),
     *((0, mark) for mark in (b"ID3", b"\xff\xfb", b"OggS", b"fLaC", b"\x1a\x45\xdf\xa3")),
     *((8, mark) for mark in (b"WEBP", b"WAVE", b"AVI ")),
     (4, b"ftyp"),
 )
-# What a document has among the files of which it is packed, and what it then is.
+# Member of a zip archive → the kind of document that has it, and what to do.
 PARTS = {
     "xl/workbook.xml": f"a spreadsheet; {AS_TABLE}",
     "xl/workbook.bin": f"a spreadsheet; {AS_TABLE}",
     "word/document.xml": f"a Word document; {AS_TEXT}",
     "ppt/presentation.xml": f"a presentation; {AS_TEXT}",
-    "META-INF/container.xml": f"a book; {AS_TEXT}",
-    "content.xml": f"an OpenDocument file; {AS_TEXT}, a spreadsheet as CSV with the columns speaker and text",
+    "META-INF/container.xml": f"an e-book; {AS_TEXT}",
+    "content.xml": f"an OpenDocument file; {AS_TEXT}, or a spreadsheet as CSV with the columns speaker and text",
 }
 PICTURES = (
     ".jpg",
@@ -70,7 +70,7 @@ MEDIA_NAMES = frozenset((*PICTURES, *FILMS, *SOUNDS))
 
 
 def unreadable_kind(head: bytes, name: str) -> str | None:
-    """What a file is that begins with `head` and can't be read, with what to do; None for every other file."""
+    """Return the kind of a file that begins with `head` and can't be read, with what to do; None for other files."""
     for at, mark, kind in MARKS:
         if head.startswith(mark, at):
             return kind
@@ -85,5 +85,5 @@ def unreadable_kind(head: bytes, name: str) -> str | None:
 
 
 def packed_document(members: Iterable[str]) -> str | None:
-    """What a zip archive is that holds `members`, where it is a document, with what to do; else None."""
+    """Return the kind of document that consists of these members, with what to do; None for other zip archives."""
     return next((PARTS[name] for name in members if name in PARTS), None)

@@ -12,15 +12,15 @@ from dialogues.reading import Source, name_formats, name_sources
 from settings import TrainingSettings
 from support.files import Json, without_none
 
-FILES = 10  # that are printed, where there are many
-# For a word, by the least size of the vocabulary; GPT-2's takes 1.3 for English and 2.6 for German.
+FILES = 10  # most files to print
+# Least vocabulary size → tokens per word above which to warn; GPT-2's takes 1.3 for English and 2.6 for German.
 MANY_TOKENS = {40_000: 1.8, 0: 2.4}
-SPOKEN_BY = 3  # speakers that are printed with each kind of private data
+SPOKEN_BY = 3  # most speakers to print with each kind of private data
 
 
 @dataclass(frozen=True)
 class Counted:
-    """A count, and the places of the first few: numbers, or of several files their names and numbers."""
+    """A count, and the first few places: numbers, or file names with numbers if there are several files."""
 
     count: int
     first: list[int | str]
@@ -45,7 +45,7 @@ class PartLedger:
 
 @dataclass(frozen=True)
 class FileLedger:
-    """The ledger of one of several files; its dialogues are those that the parts are made of."""
+    """The ledger of one of several files; a dialogue that the split cuts counts as several."""
 
     file: str
     format: str
@@ -60,7 +60,7 @@ class PrivateLedger:
     """How often one kind of private data occurs.
 
     Attributes:
-        speakers: who says it → how often, the busiest first.
+        speakers: name → how often, the busiest first.
     """
 
     count: int
@@ -73,14 +73,14 @@ class Ledger:
     """The ledger of a run.
 
     Attributes:
-        unit: name of a place in the file, such as "line"; of several files it is in the places.
-        duplicates: dialogues that equal an earlier one.
+        unit: what a place in the file counts, such as "line"; empty for several files, whose places include it.
+        duplicates: number of dialogues that equal an earlier one.
         skipped: reason → skipped turns.
-        nothing_to_learn: dialogues left out because nothing in them is to be learned.
-        private: kind of private data → how often it occurs, in the whole file.
-        masked: whether placeholders have taken the place of all of it.
-        private_names: speakers whose name is a phone number or the like.
-        files: what each file gave, where there are several.
+        nothing_to_learn: number of dialogues left out because nothing in them is learned.
+        private: kind of private data → how often it occurs in the whole file.
+        masked: whether all of it is replaced by placeholders.
+        private_names: number of speakers whose name is a phone number or the like.
+        files: one ledger for each file, if there are several.
         notes: sentences on what was not read and how the dialogues were divided.
     """
 
@@ -106,7 +106,7 @@ class Ledger:
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> Json:
-        """The content of ledger.json."""
+        """Return the content of ledger.json."""
         return asdict(self, dict_factory=without_none)
 
 
@@ -144,7 +144,7 @@ def make_ledger(
 
 
 def count_private(counts: PrivateCounts) -> dict[str, PrivateLedger]:
-    """The kinds that occur, each with its number and its speakers."""
+    """Return the kinds that occur, each with its count and its speakers."""
     found = {}
     for kind in KINDS:
         speakers = {speaker: count for (each, speaker), count in counts.found.most_common() if each == kind}
@@ -163,7 +163,7 @@ def count_files(sources: Sequence[Source], conversations: Conversations) -> list
 
 
 def tokens_per_word(conversations: Conversations) -> float:
-    """How many tokens a word between spaces takes, in the first dialogues."""
+    """Return the number of tokens per word, measured on the first dialogues."""
     tokens = words = 0
     for dialogue in range(min(len(conversations), SAMPLE)):
         texts = conversations.texts_of(dialogue)
@@ -194,7 +194,7 @@ def count_part(dataset: DialogueDataset, training: TrainingSettings, processes: 
 
 
 def ledger_lines(ledger: Ledger) -> list[str]:
-    """The ledger as it is printed."""
+    """Return the ledger as lines to print."""
     lines = [
         f"data: {ledger.file} ({ledger.format}), {ledger.dialogues:,} dialogues, {ledger.turns:,} turns,"
         f" {ledger.tokens:,} tokens, {ledger.tokens_per_word} tokens a word; {ledger.named_speakers}"
@@ -210,16 +210,16 @@ def ledger_lines(ledger: Ledger) -> list[str]:
     ]
     if ledger.duplicates:
         lines.append(
-            f"duplicates: {ledger.duplicates:,} dialogues equal an earlier one; they are kept, each in the same part"
+            f"duplicates: {ledger.duplicates:,} dialogues equal an earlier one; they are kept, in the same part"
         )
     if ledger.not_used:
-        lines.append(f"not used: what records have under {', '.join(map(repr, ledger.not_used))}")
+        lines.append(f"not used: the fields {', '.join(map(repr, ledger.not_used))}")
     if ledger.nothing_to_learn:
-        lines.append(f"left out: {ledger.nothing_to_learn:,} dialogues in which nothing is to be learned")
+        lines.append(f"left out: {ledger.nothing_to_learn:,} dialogues with nothing to learn")
     lines += private_lines(ledger)
     if ledger.many_tokens_per_word:
         lines.append(
-            "warning: that is many tokens for a word; GPT-2 learned English, so expect weaker replies in others"
+            "warning: many tokens per word; GPT-2 learned English, so expect weaker replies in other languages"
         )
     for name, part in ledger.parts.items():
         examples = f" in {part.examples:,} examples" if part.examples != part.dialogues else ""
@@ -230,16 +230,16 @@ def ledger_lines(ledger: Ledger) -> list[str]:
         )
         if part.shortened_turns:
             lines.append(
-                f"  {part.shortened_turns:,} turns (or system prompts) exceed --max-length and lose their end,"
-                f" {part.cut_off_tokens:,} tokens"
+                f"  {part.shortened_turns:,} turns (or system prompts) exceed --max-length and lose their end"
+                f" ({part.cut_off_tokens:,} tokens)"
             )
         if part.unlearned_examples:
-            lines.append(f"  {part.unlearned_examples:,} examples without anything to learn are left out")
+            lines.append(f"  {part.unlearned_examples:,} examples with nothing to learn are left out")
     return lines + ledger.notes
 
 
 def private_lines(ledger: Ledger) -> list[str]:
-    """What the ledger has of private data, as it is printed; without any, and without --mask, nothing."""
+    """Return the lines to print on private data; none if there is no such data and no --mask."""
     told = []
     for kind, private in ledger.private.items():
         named = [f"{speaker[:40]} {count:,}" for speaker, count in list(private.speakers.items())[:SPOKEN_BY]]
@@ -261,6 +261,6 @@ def private_lines(ledger: Ledger) -> list[str]:
 
 
 def places(unit: str, counted: Counted) -> str:
-    """The first few places of what was counted."""
+    """Return the first few places of a count, as text."""
     first = list(dict.fromkeys(counted.first))
     return f"{unit} {', '.join(map(str, first))}{', …' if counted.count > FIRST else ''}".lstrip()

@@ -1,4 +1,4 @@
-"""Find and recognise the files of `--data`, and say what is not read."""
+"""Find and recognise the files of `--data`, and report what is not read."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -10,7 +10,7 @@ from dialogues.private import check_masking
 from dialogues.reading import Source, open_source
 from settings import FormatSettings
 
-NAMED = 3  # unread files to name with the reason
+NAMED = 3  # most unread files to name with the reason
 
 
 class Opened(NamedTuple):

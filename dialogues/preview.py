@@ -1,4 +1,4 @@
-"""What the model sees and learns, for the eye: `--preview`, and `learned.txt` in the folder of a run."""
+"""Show what the model sees and learns: `--preview`, and `learned.txt` in the folder of a run."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -10,12 +10,12 @@ from dialogues.template import Renderer
 from support.errors import printable
 
 EXAMPLES = 2  # shown in full
-ROWS = 100  # of the table, for each example: the first and the last; the others are left out and counted
+ROWS = 100  # most table rows for an example; those in the middle are left out and counted
 GREEN, PLAIN = "\033[32m", "\033[0m"
 
 
 def show_examples(dataset: DialogueDataset, count: int, colour: bool = False) -> Iterator[str]:
-    """The first `count` examples as the model sees them, learned spans in green, or in brackets."""
+    """Yield the first `count` examples as the model sees them, with learned spans in green or in brackets."""
     renderer = dataset.conversations.renderer
     before, after = (GREEN, PLAIN) if colour else ("[", "]")
     for number in range(min(count, len(dataset))):
@@ -26,11 +26,11 @@ def show_examples(dataset: DialogueDataset, count: int, colour: bool = False) ->
             text = printable(renderer.tokenizer.decode(tokens[start:end].tolist()))
             pieces.append(f"{before}{text}{after}" if learned[start] else text)
         marked = "in green" if colour else "in brackets"
-        yield f"\nexample {number + 1} of {len(dataset):,}, what is learned {marked}:\n\n{''.join(pieces)}"
+        yield f"\nexample {number + 1} of {len(dataset):,}, learned text {marked}:\n\n{''.join(pieces)}"
 
 
 def show_batch(dataset: DialogueDataset, batch_size: int, accumulation: int, seed: int) -> Iterator[str]:
-    """The first batch of the first epoch as a table: a line for each position of its first examples."""
+    """Yield the first batch of the first epoch as a table, with a line for each position of its first examples."""
     renderer = dataset.conversations.renderer
     numbers = epoch_steps(dataset.lengths(), batch_size, accumulation, seed, epoch=0)[0][0]
     inputs, targets = collate([dataset[number] for number in numbers], renderer.tokenizer.eot_token)
@@ -50,6 +50,6 @@ def show_batch(dataset: DialogueDataset, batch_size: int, accumulation: int, see
 
 
 def show_piece(renderer: Renderer, token: int) -> str:
-    """One token as text in quotes; a part of a character as its bytes."""
+    """Return a token as text in quotes; part of a character is shown as its bytes."""
     content = renderer.tokenizer.decode_single_token_bytes(token)
     return repr(content.decode(errors="backslashreplace"))

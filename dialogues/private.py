@@ -1,11 +1,11 @@
-"""Phone numbers, e-mail addresses, links and IBANs in what people say: found, counted, and with --mask replaced.
+"""Find phone numbers, e-mail addresses, links and IBANs in what people say; count them, and replace them with --mask.
 
-They are counted by their look, with expressions and no library. `--mask` replaces whatever has that look, whether or
-not a library confirms it: a number with a slip of the finger is as private as one without. On top of that it replaces
-what only libraries recognise: phonenumbers finds international numbers however they are written, and national numbers
-of the countries whose international numbers occur in the same dialogue (in a text, or as the name of a speaker);
-python-stdnum finds IBANs that are grouped in another way. So what is masked depends on the dialogue and the versions of
-the libraries alone, and not on the machine.
+They are found by their form, with regular expressions and without a library. `--mask` replaces everything of that form,
+whether or not a library confirms it: a mistyped number is as private as a correct one. It also replaces what only
+libraries recognise. phonenumbers finds international numbers in any notation, and national numbers of the countries
+whose international numbers occur in the same dialogue (in a text, or as the name of a speaker). python-stdnum finds
+IBANs that are grouped in another way. The result depends only on the dialogue and the versions of the libraries, not on
+the machine.
 """
 
 import re
@@ -24,29 +24,29 @@ KINDS = {  # in the singular and the plural
     "iban": ("IBAN", "IBANs"),
 }
 REQUIREMENTS = {"phonenumbers": "phonenumbers>=9,<10", "stdnum": "python-stdnum>=2,<3"}  # as in requirements-extra.txt
-INSTRUCTION_LINE = "(instruction)"  # who says it, in the counts
-NO_COUNTRY = "001"  # of numbers that belong to none, such as +800
+INSTRUCTION_LINE = "(instruction)"  # the speaker of the instruction, in the counts
+NO_COUNTRY = "001"  # region of numbers that belong to no country, such as +800
 
-SIX_DIGITS = re.compile(r"\d(?:\W{0,3}\d){5}")  # fewer are no phone number and no IBAN
-SPACE = r" \u00a0\u202f"  # as it may stand between digits
+SIX_DIGITS = re.compile(r"\d(?:\W{0,3}\d){5}")  # fewer are neither a phone number nor an IBAN
+SPACE = r" \u00a0\u202f"  # spaces that may separate digits
 MARK = r"\-\u2010\u2011\u2013/"
-BEGIN, END = r"(?<![^\W_])", r"(?![^\W_])"  # of a word; _ is how chats write italics
-ALONE = rf"{BEGIN}(?<!\+)(?<!\d[.,/:-])"  # not the rest of a date, a time, a price or another number
+BEGIN, END = r"(?<![^\W_])", r"(?![^\W_])"  # word boundaries; _ is not part of a word: chats write italics with it
+ALONE = rf"{BEGIN}(?<!\+)(?<!\d[.,/:-])"  # not the end of a date, a time, a price or another number
 GAP = f"[{SPACE}]?[{MARK}{SPACE}]?[{SPACE}]?"
 LOOKS = {
     "link": rf"""(?:(?<![^\W\d_])[a-z][a-z\d+.-]{{0,20}}://|{BEGIN}(?<![@.])www\.)[^\s<>"]*[^\s<>"'.,;:!?)\]}}…*_]""",
     "email": r"(?<![\w.+-])[\w.+-]+@(?:[\w-]+\.)+(?:xn--[\w-]+|[^\W\d_]{2,})",
-    # Country, check digits and bank, then seven digits, later perhaps letters; in one piece, or in fours.
+    # Country, check digits and bank, then seven digits, then perhaps letters; in one piece, or in groups of four.
     "iban": rf"(?-i:{BEGIN}[A-Z]{{2}}\d\d[{SPACE}]?[A-Z\d]{{4}}[{SPACE}]?\d{{4}}[{SPACE}]?\d{{3}}"
     rf"(?:\d(?:[{SPACE}]?(?=[A-Z]*\d)[A-Z\d]{{4}})*(?:[A-Z\d]{{1,3}}|[{SPACE}]\d{{1,3}})?)?{END})",
     "phone": "|".join(
         (
             rf"{BEGIN}(?<!\+)(?:\(\+[1-9]\d{{0,2}}\)|\+[1-9])(?:[().{MARK}{SPACE}]{{0,3}}\d){{7,}}",  # international
-            rf"{BEGIN}@\d{{8,15}}{END}",  # how exported chats mention somebody
+            rf"{BEGIN}@\d{{8,15}}{END}",  # how exported chats mention a person
             rf"{ALONE}00[1-9](?:[{MARK}{SPACE}]?\d){{7,}}",
             rf"{ALONE}0[1-9]\d{{8,10}}(?!\d)",
             rf"{ALONE}0[1-9](?:\.\d\d){{4}}(?!\.?\d)",
-            # Of nine digits or more, divided behind the first two to six, and no date.
+            # Nine digits or more, separated after the first two to six, and not a date.
             rf"{ALONE}(?!\d\d(?P<mark>[{MARK}{SPACE}])\d\d(?P=mark)(?:(?:19|20)\d\d(?!\d)|\d\d(?!(?P=mark)?\d)))"
             rf"(?=\(?(?:[)]?{GAP}\d){{9}})(?:\(0[1-9]\d{{0,4}}\)|0[1-9]\d{{0,4}}(?=[{MARK}{SPACE}]))(?:{GAP}\d)+",
             # Three, three and four digits, as in North America.
@@ -70,9 +70,9 @@ class PrivateCounts:
     """How often each kind of private data occurs.
 
     Attributes:
-        found: (kind, who says it) → how many.
-        dialogues: kind → in how many dialogues.
-        masked: whether placeholders have taken their place.
+        found: (kind, speaker) → how often.
+        dialogues: kind → the number of dialogues with it.
+        masked: whether placeholders have replaced the data.
     """
 
     found: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -80,12 +80,12 @@ class PrivateCounts:
     masked: bool = False
 
     def add(self, found: list[tuple[str, str]]) -> None:
-        """Count what was found in one dialogue."""
+        """Add what was found in one dialogue."""
         self.found.update(found)
         self.dialogues.update({kind for kind, _ in found})
 
     def merge(self, other: "PrivateCounts") -> None:
-        """Count what was counted elsewhere, in other dialogues."""
+        """Add the counts of other dialogues."""
         self.found.update(other.found)
         self.dialogues.update(other.dialogues)
         self.masked |= other.masked
@@ -102,18 +102,18 @@ def check_masking() -> None:
 
 
 def may_hold(text: str) -> bool:
-    """Whether it is worth looking closer: a quick answer, since most texts hold nothing private."""
+    """Whether a text is worth searching: a quick answer, since most texts hold nothing private."""
     if "@" in text or "://" in text or "www." in text.lower():
         return True
-    # Ten searches for a character are a tenth of one for a pattern.
+    # Ten searches for a character take a tenth of the time of one for a pattern.
     digits = not text.isascii() or any(digit in text for digit in "0123456789")
     return digits and SIX_DIGITS.search(text) is not None
 
 
 def find_private(text: str) -> list[Span]:
-    """What has the look of something private, in order; no two overlap.
+    """Return everything that looks private, in order and without overlaps.
 
-    Of phone numbers with nothing but spaces between them, what follows is taken as part of the first.
+    Phone numbers that are separated only by spaces are found as one.
     """
     if not may_hold(text):
         return []
@@ -121,7 +121,7 @@ def find_private(text: str) -> list[Span]:
 
 
 def list_private(dialogue: Dialogue) -> list[tuple[str, str]]:
-    """(kind, who says it) of everything in a dialogue that has the look of something private."""
+    """Return (kind, speaker) of everything in a dialogue that looks private."""
     spoken = (Turn(INSTRUCTION_LINE, dialogue.instruction), *dialogue.turns)
     if not may_hold("\n\n\n\n".join([text for _, text in spoken])):
         return []
@@ -129,9 +129,9 @@ def list_private(dialogue: Dialogue) -> list[tuple[str, str]]:
 
 
 def mask_dialogue(dialogue: Dialogue) -> tuple[Dialogue, list[tuple[str, str]]]:
-    """A dialogue with placeholders such as `<phone>`, and (kind, who says it) of everything that they replace.
+    """Replace private data by placeholders such as `<phone>`; also return (kind, speaker) of everything replaced.
 
-    The names of speakers are left alone.
+    The names of speakers stay unchanged.
     """
     spoken = (Turn(INSTRUCTION_LINE, dialogue.instruction), *dialogue.turns)
     if not any(may_hold(text) for _, text in spoken):
@@ -139,7 +139,7 @@ def mask_dialogue(dialogue: Dialogue) -> tuple[Dialogue, list[tuple[str, str]]]:
     regions = find_regions([*(text for _, text in spoken), *{speaker for speaker, _ in spoken}])
     masked, replaced = [], []
     for speaker, text in spoken:
-        # What was glued to a number may have the look once that is gone.
+        # Text next to a number may look private only after that number is replaced.
         while spans := unite([*find_private(text), *find_confirmed(text, regions)]):
             for start, end, kind in reversed(spans):
                 text = f"{text[:start]}<{kind}>{text[end:]}"
@@ -149,7 +149,7 @@ def mask_dialogue(dialogue: Dialogue) -> tuple[Dialogue, list[tuple[str, str]]]:
 
 
 def find_regions(texts: Iterable[str]) -> list[str]:
-    """The countries whose valid international numbers occur in the texts, such as DE, sorted."""
+    """Return the sorted codes of the countries (such as DE) whose valid international numbers occur in the texts."""
     import phonenumbers
 
     with_digits = filter(SIX_DIGITS.search, texts)
@@ -162,13 +162,13 @@ def find_regions(texts: Iterable[str]) -> list[str]:
 
 
 def find_confirmed(text: str, regions: Iterable[str]) -> Iterator[Span]:
-    """What the libraries recognise: IBANs, international numbers, and national ones of `regions`."""
+    """Yield what the libraries recognise: IBANs, international numbers, and national numbers of `regions`."""
     import phonenumbers
 
     if not SIX_DIGITS.search(text):
         return
     yield from find_ibans(text)
-    # A national number has to be grouped as its country does, or not at all: else 01.02.2023 10 is a French one.
+    # Require the country's own grouping, or none: otherwise 01.02.2023 10 would be a French number.
     exact = phonenumbers.Leniency.EXACT_GROUPING
     searches = [(None, phonenumbers.Leniency.VALID), *((region, exact) for region in regions)]
     for region, leniency in searches:
@@ -177,20 +177,20 @@ def find_confirmed(text: str, regions: Iterable[str]) -> Iterator[Span]:
 
 
 def find_ibans(text: str) -> Iterator[Span]:
-    """IBANs of the right length and with the right check digits, in upper or lower case, however they are grouped."""
+    """Yield IBANs of the right length and with the right check digits, in upper or lower case and any grouping."""
     from stdnum import iban
 
     for match in PERHAPS_IBAN.finditer(text):
         start, longest = match.span()
         ends = (end for end in range(longest, start + 14, -1) if not text[end : end + 1].isalnum())
-        for end in ends:  # words that follow the IBAN may look like more of it
+        for end in ends:  # words after the IBAN may look like a part of it
             if iban.is_valid(text[start:end]):
                 yield Span(start, end, "iban")
                 break
 
 
 def unite(spans: Iterable[Span]) -> list[Span]:
-    """Overlapping spans as one, of the kind of the first (of those that start together, the longest), in order."""
+    """Join overlapping spans, in order; the first one (the longest of those that start together) gives the kind."""
     united: list[Span] = []
     for span in sorted(spans, key=lambda span: (span.start, -span.end)):
         if united and span.start < united[-1].end:

@@ -1,4 +1,4 @@
-"""Recognise a conversation file and read it as numbered records, each of which becomes dialogues."""
+"""Recognise a conversation file, and read it as numbered records that become dialogues."""
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
@@ -35,19 +35,19 @@ from support.errors import UserError
 if TYPE_CHECKING:
     from dialogues.layouts.texts import Read
 
-HEAD = 1 << 16  # bytes that decide what a file is
+HEAD = 1 << 16  # bytes to look at to recognise a file
 NAMED = 3  # inputs to name if there are many
-MOST_ROWS = 0.7  # distinct speakers per row; a column with more holds no speakers
+MOST_ROWS = 0.7  # most distinct speakers per row; a column with more holds no speakers
 
 
 class Source(NamedTuple):
-    """A recognised file: numbered records, to be read once, and the function that turns one into dialogues.
+    """A recognised file: numbered records, which can be read once, and the function that turns one into dialogues.
 
     `form` is the form of a record, which may differ from the format (a "csv" may hold "pairs"). `unit` is what the
     numbers count: "line", "record", "dialogue". `convert` and a record can be sent to another process. `size` is the
     size of all records in bytes if they are lines, else their number if it is known. `not_used` names the keys of the
-    first record that are not read. `account` holds the lines to print on what became of the file's characters. `cut`
-    says that the program, not the user, divided the file into dialogues.
+    first record that are not read. `account` is the account of the file's characters, as lines to print. `cut` is true
+    if the program divided the file into dialogues at pauses.
     """
 
     input: Input
@@ -62,12 +62,12 @@ class Source(NamedTuple):
     cut: bool = False
 
     def dialogues(self, number: int, record: Any, join: bool = True) -> list[Dialogue]:
-        """The dialogues of a record; a dialogue may have one turn, or none.
+        """Return the dialogues of a record; a dialogue may have one turn, or none.
 
-        In a chat, what one person writes in a row is one turn, unless `join` is false.
+        In a chat, consecutive messages of one person become one turn, unless `join` is false.
 
         Raises:
-            UserError: the record is broken; the error names it and the fault.
+            UserError: the record is broken; the error names the record and the fault.
         """
         try:
             found = self.convert(record)
@@ -76,7 +76,7 @@ class Source(NamedTuple):
         return [join_turns(dialogue) for dialogue in found] if self.cut and join else found
 
     def for_template(self, template: str) -> "Source":
-        """The source with its dialogues as a template needs them.
+        """Return the source with its dialogues in the form that a template needs.
 
         Raises:
             UserError: the template is `alpaca`, and the file holds no instruction data.
@@ -92,14 +92,14 @@ class Source(NamedTuple):
 
 
 def choose_template(sources: Iterable[Source], template: str) -> str:
-    """The template that `auto` stands for: alpaca if all sources hold instruction data, else prompt."""
+    """Return the template that `auto` stands for: alpaca if all sources hold instruction data, else prompt."""
     if template != "auto":
         return template
     return "alpaca" if all(source.form == "alpaca" for source in sources) else "prompt"
 
 
 def name_sources(sources: Sequence[Source]) -> str:
-    """The names of the inputs, the first few."""
+    """Return the names of the first few inputs, as text."""
     names = ", ".join(source.input.name for source in sources[:NAMED])
     return names + (f" and {len(sources) - NAMED:,} more files" if len(sources) > NAMED else "")
 
@@ -117,7 +117,7 @@ def open_source(
 ) -> Source:
     """Recognise a conversation file by its content.
 
-    JSON Lines with a conversation a line are streamed; every other form is read at once.
+    JSON Lines with one conversation per line are streamed; every other form is read at once.
 
     Raises:
         UserError: the file is missing, unreadable, binary, not UTF-8, or holds no conversations in a known form.
@@ -154,11 +154,11 @@ def decode(content: bytes, line: int) -> str:
 
 
 def recognise_container(head: bytes, input: Input, format: str, columns: Columns) -> str:
-    """What kind of file begins with `head`: "JSON", "JSON Lines", "csv", "tsv", or how to read a text."""
+    """Return the kind of file that begins with `head`: "JSON", "JSON Lines", "csv", "tsv", or how to read a text."""
     if b"\0" in head:
-        raise NotRecognisedError("a binary file; conversations are needed as text")
+        raise NotRecognisedError("this is a binary file; conversations must be text")
     if b"\r" in head and b"\n" not in head and head[:1] not in b"[{":
-        raise FormatError("its lines end in CR alone, as on old Macs; save it with the line ends of today")
+        raise FormatError("its lines end with CR only, as on old Macs; save it with LF or CRLF line ends")
     if format in ("text", "csv", "tsv"):
         return format
     text = head.decode("utf-8-sig", errors="replace").strip()
@@ -191,7 +191,7 @@ def has_json_lines(input: Input) -> bool:
 
 
 def json_lines_source(input: Input, format: str, options: Options) -> Source:
-    """JSON Lines: each line is a conversation, parsed only when it is converted, or a turn."""
+    """Open JSON Lines: each line is a conversation, parsed only when it is converted, or a turn."""
     records = ((number, line) for number, line in input.lines() if line.strip())
     first = list(islice(records, PEEKED))
     values = list(parse_lines(first))
@@ -207,7 +207,7 @@ def json_lines_source(input: Input, format: str, options: Options) -> Source:
 
 
 def is_whole(values: Sequence[Any], columns: Columns) -> bool:
-    """Whether the lines must be read together: each is a turn, or holds a transcript."""
+    """Whether the lines must be read together, because each one is a turn or holds a transcript."""
     kinds = [kind_of_turn(value, columns) for value in values if is_object(value) and not is_header(value)]
     forms = [fitting(value, columns) for value in values[:3]]
     if kinds.count("message") > 0.6 * len(kinds) and not any(set(form) - {"text"} for form in forms):
@@ -221,7 +221,7 @@ def is_header(value: Any) -> bool:
 
 
 def json_source(input: Input, value: Any, format: str, options: Options) -> Source:
-    """One JSON value that holds the records, at any depth."""
+    """Open one JSON value that holds the records, at any depth."""
     columns = options.columns
     records = group_exchanges(find_records(value, columns), columns)
     if not records:
@@ -233,13 +233,13 @@ def json_source(input: Input, value: Any, format: str, options: Options) -> Sour
     convert = partial(convert_record, name, format, options)
     cut = any(is_chat(record, columns) for record in records[:3])
     if format == "chat-export" and not cut:
-        raise FormatError("no exported chat: no message has a time and a person; try --format auto")
+        raise FormatError("this is not an exported chat: no message has a time and a speaker; try --format auto")
     shown = "chat-export" if cut and format in ("auto", "chat-export") else name
     return Source(input, shown, name, "record", numbered, convert, len(records), not_used, cut=cut)
 
 
 def is_chat(record: Any, columns: Columns = ()) -> bool:
-    """Whether a record holds messages of people with times, which pauses divide into dialogues."""
+    """Whether a record holds messages with times from people, so that pauses divide it into dialogues."""
     try:
         _, items, _ = turn_list(record, columns)
     except FormatError:
@@ -255,7 +255,7 @@ def is_chat(record: Any, columns: Columns = ()) -> bool:
 def choose_form(
     records: Sequence[tuple[int, Any]], format: str, unit: str, columns: Columns
 ) -> tuple[str, tuple[str, ...]]:
-    """The form of the first record that has a known one, and the keys in it that are not read.
+    """Return the form of the first record that has a known one, and the keys in it that are not read.
 
     Raises:
         FormatError: that record fits several forms, or none of the first records fits any.
@@ -275,7 +275,7 @@ def choose_form(
 
 
 def rows_problem(rows: Sequence[Any], columns: Columns) -> str | None:
-    """Why the speakers of rows are no people: their names do not recur. None if they do."""
+    """Return why the speakers of rows are not people (their names do not recur); None if they are."""
     objects = [dict(pairs_of(row)) for row in rows if is_object(row)]
     if len(objects) < 6 or columns:
         return None
@@ -283,14 +283,14 @@ def rows_problem(rows: Sequence[Any], columns: Columns) -> str | None:
     names = [str(row.get(keys.speaker[0])) for row in objects] if keys.speaker else []
     if keys.identity or len(set(names)) <= MOST_ROWS * len(names):
         return None
-    return f"what {keys.speaker[0]!r} has does not recur, as speakers do; {unknown_record(objects[:PEEKED])}"
+    return f"the values of {keys.speaker[0]!r} do not recur, as speakers do; {unknown_record(objects[:PEEKED])}"
 
 
 def table_source(input: Input, lines: list[str], format: str, options: Options) -> Source:
-    """A table whose rows are turns, or conversations."""
+    """Open a table whose rows are turns or conversations."""
     rows = list(rows_of_table(iter(lines), format, options.columns))
     if not rows:
-        raise FormatError("there is nothing below the names of the columns")
+        raise FormatError("there are no rows below the names of the columns")
     columns = options.columns
     forms = fitting(rows[0][1], columns)
     keys = turn_keys(tuple(rows[0][1]), columns)
@@ -319,7 +319,7 @@ def table_source(input: Input, lines: list[str], format: str, options: Options) 
 def transcript_source(
     input: Input, records: Sequence[tuple[int, Any]], columns: Columns, unused: tuple[str, ...], format: str = "text"
 ) -> Source:
-    """Records with a whole dialogue in one text."""
+    """Open records that hold a whole dialogue in one text."""
     from dialogues.layouts.texts import read_transcripts
 
     key = next((found for _, record in records if (found := transcript_key(record, columns))), "")
@@ -328,14 +328,14 @@ def transcript_source(
     whole_ones = sum(len(dialogue.turns) > 1 for _, dialogue in read.dialogues) if read else 0
     if read is None or len(read.speakers) < 2 or whole_ones < MOST_ROWS * len(records):
         raise NotRecognisedError(
-            f"what {key!r} has is text in which nobody speaks (no `Name: text`);"
+            f"the text of {key!r} names no speakers (no `Name: text`);"
             f" {unknown_record([record for _, record in records[:PEEKED]])}"
         )
     return Source(input, format, "turns", "record", *whole(read), unused, tuple(read.account.lines()))
 
 
 def text_source(input: Input, read: "Read", allow_loss: bool) -> Source:
-    """A text file that has been read.
+    """Return the source of a text file that has been read.
 
     Raises:
         FormatError: too much text is unaccounted for and `allow_loss` is off.
@@ -345,7 +345,7 @@ def text_source(input: Input, read: "Read", allow_loss: bool) -> Source:
     if not allow_loss and read.account.lost_share > MOST_LOST:
         error = FormatError(
             f"read as {read.format}, {read.account.lost_share:.0%} of its text is unaccounted for"
-            f" ({'; '.join(read.account.examples[:2])}); remove those lines, or read it all the same with --allow-loss"
+            f" ({'; '.join(read.account.examples[:2])}); remove those lines, or read it anyway with --allow-loss"
         )
         error.account = account
         raise error
@@ -372,15 +372,15 @@ def convert_line(name: str, format: str, options: Options, quick: Quick | None, 
 
 
 def convert_record(name: str, format: str, options: Options, record: Any) -> list[Dialogue]:
-    """The dialogues of a record in the form `name`.
+    """Return the dialogues of a record in the form `name`.
 
     Raises:
-        FormatError: the record has another form, and `format` forces none.
+        FormatError: the record has another form, and `format` does not force one.
     """
     form = FORMATS[name]
     if format == "names":
         return [from_every_key(record)]
     others = [] if format in FORMATS or form.fits(record, options.columns) else fitting(record, options.columns)
     if others and not {name, *others} <= LISTS:
-        raise FormatError(f"this is {' or '.join(others)}, the first record was {name}; a file has one form")
+        raise FormatError(f"this is {' or '.join(others)}, but the first record was {name}; a file must have one form")
     return form.convert(record, options)

@@ -1,4 +1,4 @@
-"""The division of dialogues into training, validation and test, or into folds, such that no part knows another."""
+"""Divide dialogues into training, validation and test parts, or into folds, without a dialogue in two parts."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ import numpy as np
 from dialogues.conversations import Conversations
 from support.errors import UserError
 
-FEWEST = 2  # turns of a dialogue
+FEWEST = 2  # fewest turns of a dialogue
 
 
 class Split(NamedTuple):
-    """Conversations, the numbers of the dialogues of each part, and a sentence on what is special about them."""
+    """Conversations, the numbers of the dialogues in each part, and notes to print."""
 
     conversations: Conversations
     parts: list[np.ndarray]
@@ -24,36 +24,36 @@ class Split(NamedTuple):
 def split_conversations(
     conversations: Conversations, order: np.ndarray, shares: Sequence[int], option: str, by_file: bool
 ) -> Split:
-    """Divide dialogues into parts, of which none has a dialogue that equals one of another part.
+    """Divide dialogues into parts such that no part has a dialogue that equals one of another part.
 
-    Where that leaves a part empty, the dialogues in which parts meet are cut between turns.
+    If a part would be empty, the dialogues at the boundaries between parts are cut between turns.
 
     Args:
-        order: (dialogues,) the numbers of those that are divided, in the order in which that happens.
-        shares: of each part; 70 and 30, or 1 for each fold.
-        option: that asked for the parts.
-        by_file: whether each file is divided for itself, as far as its dialogues allow it.
+        order: (dialogues,) the numbers of the dialogues to divide, in order.
+        shares: the share of each part, such as 70 and 30, or 1 for each fold.
+        option: the option that asked for the parts, for messages.
+        by_file: whether to divide each file separately, if it has enough dialogues.
 
     Raises:
-        UserError: the dialogues are too few, and their turns, too.
+        UserError: there are too few dialogues, and too few turns to cut them.
     """
     together = np.zeros(len(order), int)
     files = conversations.files[order] if by_file else together
     equal, notes = conversations.fingerprints[order], []
     parts = choose_parts(files, equal, shares)
-    if len(np.unique(parts)) < len(shares):  # many small files and many folds: rounding can leave one without any
+    if len(np.unique(parts)) < len(shares):  # rounding can leave a fold empty if there are many small files
         parts = choose_parts(together, equal, shares)
     if len(np.unique(parts)) < len(shares):
         before, dialogues = len(conversations), len(first_of_each(equal)[0])
         conversations, order, parts = split_turns(conversations, order, shares, option)
         notes.append(
-            f"split: dialogues are cut between turns, since {option} needs more different ones than {dialogues}:"
+            f"split: dialogues are cut between turns, because {option} needs more than {dialogues} different ones:"
             f" {before} became {len(conversations)}"
         )
     elif (small := small_files(files, equal, shares)) and len(runs(files)) > 2:
         notes.append(
             f"split: {small} of {len(runs(files)) - 1} files have too few dialogues for a share in every part;"
-            " the shares hold for all files together"
+            " the shares apply to all files together"
         )
     return Split(conversations, [order[parts == part] for part in range(len(shares))], notes)
 
@@ -61,11 +61,11 @@ def split_conversations(
 def split_turns(
     conversations: Conversations, order: np.ndarray, shares: Sequence[int], option: str
 ) -> tuple[Conversations, np.ndarray, np.ndarray]:
-    """Cut dialogues between turns: the dialogues that this gives, the numbers of those in use, and their parts."""
+    """Cut dialogues between turns; return the new conversations, the numbers of the dialogues used, and their parts."""
     firsts, first = first_of_each(conversations.fingerprints[order])
     turns = np.diff(conversations.turn_starts)[order[firsts]].tolist()
     divisions = divide_turns(turns, shares, option)
-    divisions = [divisions[place] for place in first]  # those that are equal are cut alike
+    divisions = [divisions[place] for place in first]  # equal dialogues are cut alike
     cuts = {number: division.cuts for number, division in zip(order.tolist(), divisions, strict=True)}
     conversations, origins = conversations.divide(cuts)
     begins, learned = np.searchsorted(origins, order).tolist(), set(conversations.with_something_learned().tolist())
@@ -80,24 +80,24 @@ def split_turns(
     parts = parts[firsts][first]
     if len(np.unique(parts)) < len(shares):
         raise UserError(
-            f"the dialogues are too few for {option}: cut between turns, some part has nothing to learn, or nothing"
-            " that another one has not; add dialogues or change it"
+            f"there are too few dialogues for {option}: even cut between turns, some part has nothing to learn, or"
+            " nothing that another part lacks; add dialogues or change the option"
         )
     return conversations, numbers, parts
 
 
 def choose_parts(files: np.ndarray, equal: np.ndarray, shares: Sequence[int]) -> np.ndarray:
-    """The part of each dialogue, from 0: the files one after the other, each in its order, equal dialogues together.
+    """Return the part of each dialogue, from 0: file by file, in order, and equal dialogues in the same part.
 
-    The shares hold for the dialogues that differ; a later one that equals an earlier one is in the same part. What a
-    file gives to a part is its share of all dialogues up to there, less what the files before it have given. So a file
-    alone is cut exactly at its shares (each cut rounded down, in whole numbers: `int(100 * 0.57)` is 56), and many
-    files that are too small for a part each are right together.
+    The shares apply to the dialogues that differ; a copy joins the part of the first one. A file gives each part its
+    share of all dialogues up to the end of this file, minus what earlier files have given. So a single file is cut
+    exactly at its shares (each cut rounded down, in whole numbers: `int(100 * 0.57)` is 56), and many files that are
+    too small for every part still have the right shares together.
 
     Args:
-        files: (dialogues,) the file of each; those of a file are neighbours.
-        equal: (dialogues,) a number that equal dialogues share.
-        shares: of each part; 70 and 30, or 1 for each fold.
+        files: (dialogues,) the file of each dialogue; dialogues of one file are neighbours.
+        equal: (dialogues,) a number that is the same for equal dialogues.
+        shares: the share of each part, such as 70 and 30, or 1 for each fold.
     """
     firsts, first = first_of_each(equal)
     bounds, whole = list(accumulate(shares))[:-1], sum(shares)
@@ -113,7 +113,7 @@ def choose_parts(files: np.ndarray, equal: np.ndarray, shares: Sequence[int]) ->
 
 
 def first_of_each(equal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The places of the first of each kind, in order; and for each item the place of its first among these."""
+    """Return where the first item of each kind is, in order, and for each item the index of its kind in that order."""
     _, firsts, kind = np.unique(equal, return_index=True, return_inverse=True)
     order = np.argsort(firsts)
     rank = np.empty_like(order)
@@ -122,12 +122,12 @@ def first_of_each(equal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def runs(files: np.ndarray) -> list[int]:
-    """Where each file begins among its neighbours, and the end."""
+    """Return where each file begins among its neighbours, and the end."""
     return [0, *(np.flatnonzero(np.diff(files)) + 1).tolist(), len(files)]
 
 
 def small_files(files: np.ndarray, equal: np.ndarray, shares: Sequence[int]) -> int:
-    """How many files have too few dialogues for every part."""
+    """Return the number of files that have too few dialogues for every part."""
     held = files[first_of_each(equal)[0]]
     bounds = [0, *accumulate(shares)]
     sizes = np.diff(runs(held))
@@ -136,22 +136,22 @@ def small_files(files: np.ndarray, equal: np.ndarray, shares: Sequence[int]) -> 
 
 
 class Division(NamedTuple):
-    """Where a dialogue is cut, as numbers of turns before each cut, and the part of each piece."""
+    """Where a dialogue is cut (the number of turns before each cut), and the part of each piece."""
 
     cuts: list[int]
     parts: list[int]
 
 
 def divide_turns(turns: Sequence[int], shares: Sequence[int], option: str) -> list[Division]:
-    """Divide dialogues among parts by number of turns, in order; cut inside one where a part would be empty.
+    """Divide dialogues among parts by number of turns, in order; cut inside a dialogue if a part would be empty.
 
-    Each cut is as near to its share as pieces of two turns or more allow.
+    Each cut is as near to its share as pieces of two or more turns allow.
 
     Args:
-        option: that asked for the parts, for the error.
+        option: the option that asked for the parts, for the error.
 
     Raises:
-        UserError: the turns are too few.
+        UserError: there are too few turns.
     """
     starts = [0, *accumulate(turns)]
     total = starts[-1]
@@ -161,14 +161,14 @@ def divide_turns(turns: Sequence[int], shares: Sequence[int], option: str) -> li
         start, end = max(starts[dialogue], before), min(starts[dialogue + 1], after)
         return before < cut < after and (cut == starts[dialogue] or (cut - start >= FEWEST and end - cut >= FEWEST))
 
-    latest = [total]  # where each cut may lie at most, for all that follow it to have their place
+    latest = [total]  # the last position of each cut that leaves room for the following cuts
     for _ in shares[1:]:
         cut = next((cut for cut in range(latest[0] - 1, 0, -1) if fits(cut, 0, latest[0])), None)
         if cut is None:
             dialogues, few = ("dialogues", "are too few") if len(turns) > 1 else ("dialogue", "is too little")
             raise UserError(
                 f"{len(turns)} different {dialogues} of {total} turns in all {few} for {option}: each part needs a"
-                f" dialogue, or {FEWEST} turns of a longer one; add dialogues or change it"
+                f" dialogue, or {FEWEST} turns of a longer one; add dialogues or change the option"
             )
         latest.insert(0, cut)
     cuts = [0]

@@ -1,7 +1,7 @@
-"""How a dialogue becomes text and tokens: the same pieces for training, for generation and for reading it back.
+"""Render a dialogue as text and tokens, from the same pieces for training, for generation and for reading it back.
 
-Every template is an instruction line, then for each turn a *stop* (what stands between two turns, and by which a
-speaker ends), a *label* and the text, and at last the end-of-text token. `prompt`, with its stops in brackets:
+Every template begins with an instruction line. Each turn has a *label* and a text; a *stop* comes between two turns and
+ends the first of them. The end-of-text token comes last. This is `prompt`, with its stops in brackets:
 
     The following is a conversation between two people.[
 
@@ -11,8 +11,8 @@ speaker ends), a *label* and the text, and at last the end-of-text token. `promp
     ###] Bob:
     Like a log.<|endoftext|>
 
-Labels and texts are encoded on their own. Where training ends a label, generation starts with the very same tokens;
-and what stands in somebody's text, `<|endoftext|>` included, can only ever be text.
+Labels and texts are encoded separately. So generation starts with exactly the tokens with which training ends a label,
+and everything in a text, even `<|endoftext|>`, is encoded as ordinary text.
 """
 
 import re
@@ -29,27 +29,27 @@ from support.errors import UserError
 
 class Template(NamedTuple):
     stop: str
-    label: str  # of a speaker {}
-    space: str = ""  # before a text and encoded with it, since BPE's tokens begin with their space
+    label: str  # with {} in place of the speaker
+    space: str = ""  # before a text and encoded with it, since BPE tokens begin with their space
 
 
 TEMPLATES = {
     "prompt": Template("\n\n###", " {}:\n"),
     "labels": Template("\n", "{}:", " "),
-    "alpaca": Template("\n\n###", " {}:\n"),  # the same form; its instruction lines and speakers are Alpaca's
+    "alpaca": Template("\n\n###", " {}:\n"),  # the same form, with Alpaca's instruction lines and speakers
     "tokens": Template(END_OF_TURN, speaker_token("{}")),
 }
 
 
 class EncodedDialogue(NamedTuple):
-    """Token ids of a dialogue, and `(start, end)` of each turn's text in them. Labels and stops lie in between."""
+    """Token ids of a dialogue, and `(start, end)` of each turn's text in them. Labels and stops are in between."""
 
     tokens: list[int]
     texts: list[tuple[int, int]]
 
 
 def render(dialogue: Dialogue, template: str = "prompt") -> str:
-    """The dialogue as one text, as the model sees it."""
+    """Return the dialogue as one text, as the model sees it."""
     stop, label, space = TEMPLATES[template]
     turns = stop.join(label.format(speaker) + space + text for speaker, text in dialogue.turns)
     if template == "tokens":
@@ -58,13 +58,13 @@ def render(dialogue: Dialogue, template: str = "prompt") -> str:
 
 
 class Renderer:
-    """Dialogues to token ids and back, for one vocabulary and one template."""
+    """Converts dialogues to token ids and back, for one vocabulary and one template."""
 
     def __init__(self, tokenizer: tiktoken.Encoding, template: str = "prompt", speakers: Iterable[str] = ()) -> None:
-        """With the `tokens` template, the tokenizer gets the tokens of `speakers` and of the end of a turn.
+        """With the `tokens` template, add tokens for `speakers` and for the end of a turn to the tokenizer.
 
         Raises:
-            UserError: a speaker's token has a meaning already.
+            UserError: a speaker's token already has a meaning.
         """
         self.name = template
         self.template = TEMPLATES[template]
@@ -74,7 +74,7 @@ class Renderer:
             taken = {END_OF_TURN, END_OF_TEXT}
             tokens = list(map(speaker_token, speakers))
             if clashing := taken & set(tokens):
-                raise UserError(f"a speaker's token would be {clashing.pop()}, which has a meaning already; --rename")
+                raise UserError(f"the speaker token {clashing.pop()} already has a meaning; use --rename")
             tokenizer = add_tokens(tokenizer, tokens)
         self.tokenizer = tokenizer
         self.stop = self.mark(self.template.stop)
@@ -82,7 +82,7 @@ class Renderer:
         self.beginning = lru_cache(1000)(self.encode_beginning)
 
     def mark(self, text: str) -> list[int]:
-        """The ids of a stop or label: one special token in `tokens` (the end of text's, if there is none yet)."""
+        """Return the ids of a stop or label: in `tokens`, one special token (end of text if it does not exist yet)."""
         if self.has_tokens:
             return [self.tokenizer._special_tokens.get(text, self.tokenizer.eot_token)]
         return encode_text(self.tokenizer, text)
@@ -91,14 +91,14 @@ class Renderer:
         return self.mark(self.template.label.format(speaker))
 
     def encode_beginning(self, instruction: str) -> list[int]:
-        """What stands before the first label: the instruction and a stop, or for no instruction what is left of it."""
+        """Return the tokens before the first label: the instruction and a stop, or a stop without its line breaks."""
         tokens = encode_text(self.tokenizer, instruction)
         if self.has_tokens:
             return tokens
         return tokens + self.stop if instruction else self.tokenizer.encode_ordinary(self.template.stop.lstrip())
 
     def encode(self, dialogue: Dialogue) -> EncodedDialogue:
-        """The dialogue as token ids, piece by piece."""
+        """Return the dialogue as token ids, encoded piece by piece."""
         space = self.template.space
         tokens = list(self.beginning(dialogue.instruction))
         texts = []
@@ -115,29 +115,29 @@ class Renderer:
         return EncodedDialogue(tokens, texts)
 
     def encode_prompt(self, dialogue: Dialogue, turn: int) -> list[int]:
-        """The tokens before the text of `dialogue.turns[turn]`: the model speaks next, as that turn's speaker."""
+        """Return the tokens before the text of `dialogue.turns[turn]`; the model continues as that turn's speaker."""
         tokens, texts = self.encode(dialogue)
         return tokens[: texts[turn][0]]
 
     def parse_turns(self, generated: str, first_speaker: str, speakers: Iterable[str]) -> list[Turn]:
-        """Read generated text back as turns; what stands before the first label is said by `first_speaker`.
+        """Read generated text back as turns; the text before the first label belongs to `first_speaker`.
 
-        A label is recognised by what stands around the name; in `labels`, where that is little, it must be of one of
-        `speakers`.
+        A label is recognised by the marks around the name. In `labels`, which has few marks, the name must also be one
+        of `speakers`.
         """
         stop, label, space = self.template
         name = "|".join(map(re.escape, speakers)) if self.name == "labels" else "[^\n]+?"
         before, after = map(re.escape, label.split("{}"))
         labels = re.compile(f"{re.escape(stop)}{before}({name}){after}{space and '(?: |$)'}")
-        unfinished = "[^\n]*" if label.endswith("\n") else ""  # a label that was cut off by the limit
+        unfinished = "[^\n]*" if label.endswith("\n") else ""  # a label that the token limit cut off
         first, *rest = labels.split(re.sub(f"{re.escape(stop)}{unfinished}\\Z", "", generated))
         turns = [Turn(first_speaker, first.strip())]
         return turns + [Turn(speaker, text.strip()) for speaker, text in zip(rest[::2], rest[1::2], strict=True)]
 
     def newest_turns(self, tokens: list[int], limit: int) -> list[int]:
-        """The newest whole turns of `tokens` that fit in `limit`: where a conversation that outgrew the model goes on.
+        """Return the newest whole turns that fit in `limit` tokens, to continue a conversation that outgrew the model.
 
-        Where whole turns would leave less than half of `limit` (one long turn), the cut is made inside a turn instead.
+        If whole turns would leave less than half of `limit` (one long turn), cut inside a turn instead.
         """
         if len(tokens) <= limit:
             return tokens

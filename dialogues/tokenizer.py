@@ -1,4 +1,4 @@
-"""A model folder's own vocabulary as a tiktoken Encoding, and the same vocabulary into the folders written here."""
+"""Load a model folder's vocabulary as a tiktoken Encoding, and write the vocabulary to new model folders."""
 
 import json
 import os
@@ -17,39 +17,39 @@ from support.files import read_json_object, write_json, write_text, writing
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TURN = "<|endofturn|>"
-# A run of what GPT-2's pattern calls white space (Python's `\\s` has four characters more), its last one left over.
+# White space in GPT-2's pattern; Python's `\\s` has four more characters. RUN leaves out the last one of a run.
 SPACES = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-LONG_RUN = 1000  # characters of white space from which on a text is cut there: at some hundred thousand tiktoken fails
+LONG_RUN = 1000  # cut longer runs of white space: tiktoken fails at some hundred thousand characters
 RUN = re.compile(rf"(?<![{SPACES}])[{SPACES}]{{{LONG_RUN},}}(?=[{SPACES}][^{SPACES}])")
 
 
 def load_tokenizer(folder: Path) -> tiktoken.Encoding:
-    """GPT-2's byte-level BPE with the vocabulary of `folder`; nothing is fetched.
+    """Load GPT-2's byte-level BPE with the vocabulary of `folder`; nothing is downloaded.
 
     Raises:
-        UserError: vocabulary files that are missing, damaged or don't belong together.
+        UserError: vocabulary files are missing, damaged or don't match.
     """
-    # tiktoken keeps a copy of what it reads, by path, in a folder of its own: these files are at hand and may change.
+    # Turn off tiktoken's cache, which is keyed by path: these files are local and may change.
     os.environ["TIKTOKEN_CACHE_DIR"] = ""
     with TemporaryDirectory() as scratch:
         vocabulary = copy_vocabulary(folder, Path(scratch))
         if END_OF_TEXT not in vocabulary:
-            raise UserError(f"{folder}: the vocabulary has no {END_OF_TEXT}, so it is not one of GPT-2's form")
+            raise UserError(f"{folder}: the vocabulary has no {END_OF_TEXT}, so it is not in GPT-2's form")
         try:
             ranks = data_gym_to_mergeable_bpe_ranks(f"{scratch}/merges.txt", f"{scratch}/vocab.json")
         except (AssertionError, KeyError, ValueError):
             raise UserError(
-                f"{folder}: vocab.json and merges.txt are damaged or not a pair; fetch both again"
+                f"{folder}: vocab.json and merges.txt are damaged or don't match; fetch both again"
             ) from None
     specials = {END_OF_TEXT: vocabulary[END_OF_TEXT], **read_added_tokens(folder, vocabulary)}
     return tiktoken.Encoding(folder.name, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=specials)
 
 
 def encode_text(tokenizer: tiktoken.Encoding, text: str) -> list[int]:
-    """The tokens of a text in which nothing is a special token: those of `encode_ordinary`.
+    """Return the tokens of a text in which nothing is a special token: those of `encode_ordinary`.
 
-    That one panics at a long run of white space in front of a word, by the backtracking of its pattern, which ends a
-    piece before the last space. Cut there, a run is matched without.
+    `encode_ordinary` panics at a long run of white space before a word: its pattern ends a piece before the last space,
+    so it backtracks. It does not backtrack if the run is cut there.
     """
     if len(text) <= LONG_RUN:
         return tokenizer.encode_ordinary(text)
@@ -58,7 +58,7 @@ def encode_text(tokenizer: tiktoken.Encoding, text: str) -> list[int]:
 
 
 def add_tokens(tokenizer: tiktoken.Encoding, tokens: Iterable[str]) -> tiktoken.Encoding:
-    """`tokenizer` with those of `tokens` that it lacks as further special tokens, numbered after all others."""
+    """Return `tokenizer` with those of `tokens` that it lacks as further special tokens, numbered after all others."""
     specials = dict(tokenizer._special_tokens)
     for token in tokens:
         specials.setdefault(token, tokenizer.n_vocab + len(specials) - len(tokenizer._special_tokens))
@@ -73,11 +73,11 @@ def speaker_token(speaker: str) -> str:
 def copy_vocabulary(source: Path, target: Path, tokenizer: tiktoken.Encoding | None = None) -> dict[str, int]:
     """Write the vocabulary of the folder `source` to `target` as `vocab.json` and `merges.txt`; return token → id.
 
-    Special tokens that came later, those of the folder or, when there is one, those of `tokenizer`, are written to
-    `added_tokens.json`.
+    Added special tokens are written to `added_tokens.json`: those of `tokenizer` if it is given, else those of the
+    folder.
 
     Raises:
-        UserError: files that are missing or do not hold a vocabulary, or a target that can't be written.
+        UserError: files are missing or do not hold a vocabulary, or the target can't be written.
     """
     vocabulary, merges = read_vocabulary(source)
     added = dict(tokenizer._special_tokens) if tokenizer else read_added_tokens(source, vocabulary)
@@ -95,10 +95,10 @@ def copy_vocabulary(source: Path, target: Path, tokenizer: tiktoken.Encoding | N
 
 
 def read_added_tokens(folder: Path, vocabulary: dict[str, int]) -> dict[str, int]:
-    """The special tokens outside of `vocabulary`, as token → id: from `added_tokens.json`, or from `tokenizer.json`.
+    """Return the special tokens outside of `vocabulary` as token → id, from `added_tokens.json` or `tokenizer.json`.
 
     Raises:
-        UserError: the file is damaged, or a token is no text.
+        UserError: the file is damaged, or a token is not text.
     """
     path = folder / "added_tokens.json"
     apart = path.exists()
@@ -108,16 +108,16 @@ def read_added_tokens(folder: Path, vocabulary: dict[str, int]) -> dict[str, int
     content = read_json_object(path)
     try:
         tokens = content if apart else {token["content"]: token["id"] for token in content.get("added_tokens", [])}
-        "".join(tokens).encode()  # half a surrogate pair is no text
+        "".join(tokens).encode()  # half a surrogate pair is not text
     except (LookupError, TypeError, AttributeError, UnicodeEncodeError):
         raise UserError(f"{path}: its added tokens are damaged; fetch it again") from None
     return tokens if apart else {token: number for token, number in tokens.items() if token not in vocabulary}
 
 
 def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[str]]:
-    """Token → id, and the merges in order, from `vocab.json` and `merges.txt`, or from `tokenizer.json`.
+    """Return token → id, and the merges in order, from `vocab.json` and `merges.txt`, or from `tokenizer.json`.
 
-    transformers 5 saves `tokenizer.json` alone; the same two lists stand inside it.
+    transformers 5 saves only `tokenizer.json`, which holds the same two lists.
     """
     if not (folder / "vocab.json").exists():
         path = folder / "tokenizer.json"
@@ -125,7 +125,7 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[str]]:
             bpe = read_json_object(path)["model"]
             return dict(bpe["vocab"]), [merge if isinstance(merge, str) else " ".join(merge) for merge in bpe["merges"]]
         except (LookupError, TypeError, ValueError):
-            raise UserError(f"{path} holds no byte-level BPE; put vocab.json and merges.txt beside it") from None
+            raise UserError(f"{path} holds no byte-level BPE; put vocab.json and merges.txt next to it") from None
     path = folder / "merges.txt"
     try:
         merges = path.read_text(encoding="utf-8-sig").split("\n")

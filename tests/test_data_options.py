@@ -34,7 +34,7 @@ class TestPreview:
         done = command("finetune.py", "--preview", "--learn", "replies")
         assert done.returncode == 0, done.stderr
         shown = done.stdout
-        assert "example 2 of 7, what is learned in brackets:" in shown
+        assert "example 2 of 7, learned text in brackets:" in shown
         assert (
             "### Bob:\n[I did! Her name is Pepper. She already sleeps at the foot of my bed every night.\n\n###] Alex"
             in shown
@@ -56,7 +56,7 @@ class TestPreview:
         learned = (work / "run" / "learned.txt").read_text(encoding="utf-8")
         second = learned.index("example 3 of 7")
         assert learned[:second].strip() in shown
-        assert learned.count("what is learned in brackets") == 7
+        assert learned.count("learned text in brackets") == 7
         assert learned.count("[") == learned.count("###]") + learned.count("<|endoftext|>]") == 7
 
     def test_the_table_is_the_batch(self, command):
@@ -123,7 +123,7 @@ class TestLedger:
         assert train["cut_off_tokens"] > 100
         assert 0 < train["learned_share"] < 0.1
         assert "skipped: 10 tool calls (line 1, 2, 3, …)" in done.stdout
-        assert "duplicates: 2 dialogues equal an earlier one; they are kept, each in the same part" in done.stdout
+        assert "duplicates: 2 dialogues equal an earlier one; they are kept, in the same part" in done.stdout
         assert (train["dialogues"], val["dialogues"]) == (6, 3)
         assert "1 turns (or system prompts) exceed --max-length and lose their end" in done.stdout
 
@@ -134,7 +134,7 @@ class TestLedger:
         for path, warned in [(russian, True), (PROJECT / "llm_train_text.json", False)]:
             data = read_parts(DataSettings(paths=(path,)), seed=1)
             lines = ledger_lines(make_ledger(data.sources, make_datasets(data, 0, 512), TrainingSettings()))
-            assert any(line.startswith("warning: that is many tokens for a word") for line in lines) == warned
+            assert any(line.startswith("warning: many tokens per word") for line in lines) == warned
 
     def test_a_long_system_prompt_does_not_cost_the_first_turn(self, command, work):
         talks = [
@@ -150,7 +150,7 @@ class TestLedger:
         assert done.returncode == 0, done.stderr
         assert "train: 7 dialogues, 14 turns" in done.stdout
         assert "7 turns (or system prompts) exceed --max-length" in done.stdout
-        assert "7 examples without anything to learn are left out" in done.stdout
+        assert "7 examples with nothing to learn are left out" in done.stdout
         assert re.search(r"### User:\n\[Hi\n\n###\] Assistant:\nHo", done.stdout)
 
     def test_nothing_left_to_learn(self, command, work):
@@ -190,15 +190,21 @@ class TestLearnAndNames:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--learn", "Zoe"], "--learn Zoe: all, replies, or the name of a speaker; there are Ann (10 turns), Cem"),
-            (["--rename", "Zoe=Al"], "--rename Zoe=...: nobody in data.json has that name; there are Ann (10 turns)"),
+            (
+                ["--learn", "Zoe"],
+                "--learn Zoe: choose all, replies, or a speaker's name; the speakers are Ann (10 turns)",
+            ),
+            (
+                ["--rename", "Zoe=Al"],
+                "--rename Zoe=...: nobody in data.json has that name; the speakers are Ann",
+            ),
             (["--rename", "Zoe"], "--rename Zoe: old=new is needed"),
             (["--rename", "Zoe=", "=Al"], "--rename =Al: old=new is needed"),
             (["--rename", "Ann=Al", "Ann=Bo"], "a name stands there twice"),
             (["--rename", "Ann=Al", "Cem=Al", "Dora=Al"], "only Al speaks; a conversation needs two"),
             (["--pause-hours", 0], "--pause-hours 0.0: above 0 is needed"),
             (["--template", "alpaca"], "--template alpaca is for instruction data"),
-            (["--format", "chat-export"], "no exported chat"),
+            (["--format", "chat-export"], "this is not an exported chat"),
             (["--format", "pairs"], "record 1: prompt and completion, or question and answer, are needed"),
             (["--format", "xml"], "--format"),
         ],
@@ -222,7 +228,7 @@ class TestLearnAndNames:
         (work / "chat.txt").write_text("\n".join(days))
         done = command("finetune.py", "--preview", "--data", "chat.txt", "--learn", "Dora")
         assert done.returncode == 0, done.stderr
-        assert "left out: 6 dialogues in which nothing is to be learned" in done.stdout
+        assert "left out: 6 dialogues with nothing to learn" in done.stdout
         assert "train: 4 dialogues" in done.stdout
 
     def test_shuffle_follows_the_seed(self):

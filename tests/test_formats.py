@@ -478,7 +478,7 @@ BROKEN = {
         "this could be messages or pairs (the keys 'messages', 'prompt', 'completion'); say which with --format"
     ),
     '[{"prompt": "a", "completion": "b"}, {"instruction": "a", "output": "b"}]': (
-        "record 2: this is alpaca, the first record was pairs"
+        "record 2: this is alpaca, but the first record was pairs"
     ),
     '{"A": "b", "B": "c"}\n\n{"A": "b", "B": 5}': "line 3: turn 2: the text of 'B' must be a string",
     '{"A": "b", "B": "c"}\n{"A": "b", "B"}': "line 2: column 15: not JSON",
@@ -488,7 +488,7 @@ BROKEN = {
     "[1/2/23, 10:00] Ann: hi\n[13/13/23, 10:00] Cem: ho": "line 2: no order of day, month and year fits this date",
     "speaker,text\nAnn,Tea?,again\n": "line 2 has 3 columns, the header 2",
     'speaker,text\nAnn,"Tea?\n': "line 2: unexpected end of data",
-    "speaker,text\n": "there is nothing below the names of the columns",
+    "speaker,text\n": "there are no rows below the names of the columns",
     "ticket,who,said\n1,Ann,Tea for me?\n2,Cem,Please do.\n": (
         "no known form of a conversation has the keys 'ticket', 'who', 'said'; say what they hold, as in --columns"
         " speaker=who text=said"
@@ -516,14 +516,14 @@ def test_bytes_that_are_no_text(tmp_path):
     for content, message in [
         (b"\0\1\2", "a binary file"),
         ("[]".encode("utf-16"), "its list is empty"),
-        ("[]".encode("utf-16")[:-1], "it begins as UTF-16 and is none; save the file as UTF-8"),
+        ("[]".encode("utf-16")[:-1], "it begins like UTF-16 but is not; save the file as UTF-8"),
         ('[{"A": "b",\n"B": "caf\xe9"}]'.encode("latin-1"), "line 2 is not UTF-8 text; save the file as UTF-8"),
         ('{"A": "b", "B": "c"}\n{"A": "b", "B": "caf\xe9"}'.encode("latin-1"), "line 2: not UTF-8 text"),
         ("Ann: caf\xe9\nCem: ja".encode("latin-1"), "line 1 is not UTF-8 text"),
         (gzip.compress(b"[" * 1000)[:-10], "is damaged or cut short"),
         (lzma.compress(b"[" * 1000)[:-10], "is damaged or cut short"),
         (b"PK\x03\x04 and no archive", "is damaged or cut short"),
-        (b"Ann: hi\rCem: ho\r", "its lines end in CR alone"),
+        (b"Ann: hi\rCem: ho\r", "its lines end with CR only"),
     ]:
         path.write_bytes(content)
         assert message in refusal(path)

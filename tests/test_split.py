@@ -130,7 +130,7 @@ class TestTurns:
         split = split_conversations(twice, np.arange(2), [50, 50], "--split 50/50", by_file=True)
         assert [part.tolist() for part in split.parts] == [[0, 2], [1, 3]]
         echo = Conversations.of(renderer, [Dialogue((Turn("A", "hi"), Turn("B", "ho")) * 2)])
-        with pytest.raises(UserError, match="nothing that another one has not; add dialogues"):
+        with pytest.raises(UserError, match="nothing that another part lacks; add dialogues"):
             split_conversations(echo, np.arange(1), [50, 50], "--split 50/50", by_file=True)
 
 
@@ -188,7 +188,7 @@ class TestOneLongChat:
         words = [f"word {number}" for number in range(40)]
         assert said(data) == {"train": [words[:32]], "val": [words[32:36]], "test": [words[36:]]}
         assert data.notes == (
-            "split: dialogues are cut between turns, since --split 80/10/10 needs more different ones than 1:"
+            "split: dialogues are cut between turns, because --split 80/10/10 needs more than 1 different ones:"
             " 1 became 3",
         )
 
@@ -216,7 +216,7 @@ class TestOneLongChat:
         write(work / "chat.jsonl", talks(3))
         assert refused(command("finetune.py", "--data", "chat.jsonl")) == (
             "error: chat.jsonl: 1 different dialogue of 3 turns in all is too little for --split 70/30: each part needs"
-            " a dialogue, or 2 turns of a longer one; add dialogues or change it"
+            " a dialogue, or 2 turns of a longer one; add dialogues or change the option"
         )
 
 

@@ -145,14 +145,14 @@ def test_replies_of_instruction_data_are_the_responses(vocabulary):
 
 
 def test_an_unknown_name_is_refused_with_those_there_are(vocabulary):
-    with pytest.raises(UserError, match=r"--learn Bop: .*there are Alex \(2 turns\), Bob \(1 turns\)"):
+    with pytest.raises(UserError, match=r"--learn Bop: .*the speakers are Alex \(2 turns\), Bob \(1 turns\)"):
         Conversations.of(Renderer(load_tokenizer(vocabulary)), [DIALOGUE], "Bop")
 
 
 @pytest.mark.parametrize("name", ["endoftext", "endofturn"])
 def test_a_name_that_would_be_another_token(name, vocabulary):
     dialogue = Dialogue((Turn(name, "a"), Turn("B", "b")))
-    with pytest.raises(UserError, match="which has a meaning already; --rename"):
+    with pytest.raises(UserError, match="already has a meaning; use --rename"):
         Conversations.of(Renderer(load_tokenizer(vocabulary), "tokens"), [dialogue])
 
 
