@@ -271,7 +271,7 @@ def advice_for_missing(path: str) -> str:
 def inputs_of_folder(folder: Path, ignored: Counter[str]) -> list[Input]:
     """Return the inputs in a folder and its subfolders."""
     if is_of_a_model(folder):
-        raise UserError(f"--data {folder} is the folder of a run or a model; after --data, name conversations")
+        raise UserError(f"--data {folder} is the folder of a run or a model; name a conversation file instead")
     found, others = [], []
     for path in sorted(files_below(folder, ignored), key=as_people_count):
         if kind := ignored_kind(path):

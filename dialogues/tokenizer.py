@@ -46,7 +46,7 @@ def load_tokenizer(folder: Path) -> tiktoken.Encoding:
 
 
 def encode_text(tokenizer: tiktoken.Encoding, text: str) -> list[int]:
-    """Return the tokens of a text in which nothing is a special token: those of `encode_ordinary`.
+    """Encode a text like `encode_ordinary`: nothing in it is a special token.
 
     `encode_ordinary` panics at a long run of white space before a word: its pattern ends a piece before the last space,
     so it backtracks. It does not backtrack if the run is cut there.
@@ -58,7 +58,7 @@ def encode_text(tokenizer: tiktoken.Encoding, text: str) -> list[int]:
 
 
 def add_tokens(tokenizer: tiktoken.Encoding, tokens: Iterable[str]) -> tiktoken.Encoding:
-    """Return `tokenizer` with those of `tokens` that it lacks as further special tokens, numbered after all others."""
+    """Return `tokenizer` with the missing ones of `tokens` as special tokens, numbered after all others."""
     specials = dict(tokenizer._special_tokens)
     for token in tokens:
         specials.setdefault(token, tokenizer.n_vocab + len(specials) - len(tokenizer._special_tokens))

@@ -1,4 +1,4 @@
-"""Conversation files in every form: recognised, read whole, and refused in one line."""
+"""Conversation files in every form are recognised and read whole, or refused in one line."""
 
 import bz2
 import gzip
@@ -126,12 +126,12 @@ def refusal(path: Path, format: str = "auto") -> str:
     return message
 
 
-def test_every_sample_is_expected():
+def test_every_sample_has_an_expected_result():
     assert {path.name for path in SAMPLES.iterdir()} == set(EXPECTED)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_sample(name):
+def test_a_sample_is_read(name):
     format, dialogues = EXPECTED[name]
     source = open_source(SAMPLES / name)
     assert (source.format, list(dialogues_of(source))) == (format, dialogues)
@@ -140,7 +140,7 @@ def test_a_sample(name):
 
 @pytest.mark.parametrize("name", EXPECTED)
 @pytest.mark.parametrize("pack", ["gz", "xz", "bz2", "zip", "bom", "crlf"])
-def test_a_sample_packed(name, pack, tmp_path):
+def test_a_packed_sample_is_read(name, pack, tmp_path):
     content = (SAMPLES / name).read_bytes()
     path = tmp_path / f"file.{pack}"
     if pack == "zip":
@@ -169,7 +169,7 @@ def test_a_sample_packed(name, pack, tmp_path):
     assert found == dialogues
 
 
-def test_the_bundled_conversations():
+def test_the_bundled_conversations_are_read():
     dialogues = bundled_dialogues()
     assert len(dialogues) == 10
     for dialogue in dialogues:
@@ -179,7 +179,7 @@ def test_the_bundled_conversations():
 @pytest.mark.parametrize("turns", ["turns", "dialog", "dialogue", "conversation", "utterances"])
 @pytest.mark.parametrize("speaker", ["speaker", "sender", "author", "role"])
 @pytest.mark.parametrize("text", ["text", "message", "content", "utterance"])
-def test_other_words_for_turns(turns, speaker, text, tmp_path):
+def test_turns_may_have_other_keys(turns, speaker, text, tmp_path):
     path = tmp_path / "data.json"
     path.write_text(json.dumps({turns: [{speaker: "Ann", text: "Tea?"}, {speaker: "Cem", text: " Please. "}]}))
     assert read(path) == [talk(("Ann", "Tea?"), ("Cem", "Please."))]
@@ -208,7 +208,7 @@ def test_other_words_for_turns(turns, speaker, text, tmp_path):
         (["01.02.23, 10:00 - ", "01.02.23, 13:00 - "], 3, 2),
     ],
 )
-def test_dates_and_clocks_of_countries(stamps, pause_hours, dialogues, tmp_path):
+def test_dates_and_clocks_of_many_countries_are_read(stamps, pause_hours, dialogues, tmp_path):
     path = tmp_path / "chat.txt"
     lines = [f"{stamp}{name}: hello {number}" for number, stamp in enumerate(stamps) for name in ("Ann", "Cem")]
     path.write_text("\n".join(lines), encoding="utf-8")
@@ -229,7 +229,7 @@ NOTICES = [
 ]
 
 
-def test_what_is_no_text_in_an_export(tmp_path):
+def test_notices_in_an_export_are_skipped(tmp_path):
     path = tmp_path / "chat.txt"
     said = [*NOTICES, "IMG-1.jpg (file attached)\nLook!", "I <3 you <and> this"]
     path.write_text(
@@ -306,8 +306,8 @@ def test_what_is_no_text_in_an_export(tmp_path):
         ),
     ],
 )
-def test_members_that_published_files_have(record, dialogue, not_used, tmp_path):
-    """Nothing is lost unseen: it is used, or its name is told. The first record may be empty."""
+def test_every_member_of_a_published_record_is_read_or_named(record, dialogue, not_used, tmp_path):
+    """This holds even if the first record is empty."""
     path = tmp_path / "data.json"
     path.write_text(json.dumps([record] * 2 if dialogue.turns else [record, {**record, "output": "x"}]))
     source = open_source(path, "auto" if dialogue.turns or "output" in record else "turns")
@@ -315,13 +315,13 @@ def test_members_that_published_files_have(record, dialogue, not_used, tmp_path)
     assert source.not_used == not_used
 
 
-def test_tables_of_spreadsheets(tmp_path):
+def test_tables_of_spreadsheets_are_read(tmp_path):
     path = tmp_path / "table"
     expected = [talk(("A", "a"), ("B", "b")), talk(("A", "c"), ("B", "d"))]
     for name in ("Conversation ID", "dialogueId", "session_id"):
         path.write_text(f"sep=;\n{name};Speaker;Text\n1;A;a\n1;B;b\n2;A;c\n2;B;d\n")
         assert read(path) == expected
-    path.write_text("id,speaker,text\n1,A,a\n2,B,b\n")  # here it numbers the rows
+    path.write_text("id,speaker,text\n1,A,a\n2,B,b\n")  # this id numbers the rows
     assert read(path) == expected[:1]
     path.write_text('speaker\ttext\nA\t"Hi\nB\tyou" there\nA\t"He said ""ho"""\n')
     assert read(path) == [talk(("A", '"Hi'), ("B", 'you" there'), ("A", 'He said "ho"'))]
@@ -341,11 +341,11 @@ ODD_TEXTS = {
         "Ann: Tea?\nCem: Please.\nAnn: Look:\nhttps://example.org/tea\n",
         [talk(("Ann", "Tea?"), ("Cem", "Please."), ("Ann", "Look:\nhttps://example.org/tea"))],
     ),
-    "code that is never closed": (
+    "code without a closing fence": (
         "User: Code?\nAssistant: Here:\n```\nx = 1\nUser: Thanks.\nAssistant: Sure.\n",
         [talk(("User", "Code?"), ("Assistant", "Here:\n```\nx = 1"), ("User", "Thanks."), ("Assistant", "Sure."))],
     ),
-    "names of pictures": (
+    "an emoji as a name": (
         "Ann: Tea?\n🐻: Please.\nCem: And me?\n🐻: You too.\nAnn: Here.\nCem: Oh.\n",
         [
             talk(
@@ -366,7 +366,7 @@ ODD_TEXTS = {
             talk(("Ann", "Cake?"), ("Cem", "Take:\nFlour: 300 g\nWater: none"), ("Ann", "Fine.")),
         ],
     ),
-    "who speaks once in a transcript": (
+    "a person who speaks once in a transcript": (
         "Ann Berg  0:00\nTea?\n\nCem  0:05\nPlease.\n\nDora  0:07\nAnd me.\n\n"
         "Ann Berg  0:09\nHere.\n\nCem  0:12\nOh.\n",
         [
@@ -398,13 +398,13 @@ ODD_TEXTS = {
 
 
 @pytest.mark.parametrize("kind", ODD_TEXTS)
-def test_texts_that_look_like_something_else(kind, tmp_path):
+def test_texts_that_look_like_something_else_are_read(kind, tmp_path):
     path = tmp_path / "data"
     path.write_text(ODD_TEXTS[kind][0], encoding="utf-8")
     assert read(path) == ODD_TEXTS[kind][1]
 
 
-def test_what_is_not_learned_in_tables_and_chats(tmp_path):
+def test_tables_and_chats_can_mark_turns_as_context(tmp_path):
     path = tmp_path / "data"
     path.write_text("dialogue,speaker,text,weight\n1,Ann,Tea?,1\n1,Cem,No.,0\n1,Ann,Why?,1\n")
     assert [dialogue.context for dialogue in read(path)] == [(1,)]
@@ -418,7 +418,7 @@ def test_what_is_not_learned_in_tables_and_chats(tmp_path):
     assert read(path) == [turns._replace(context=(1, 3))]
 
 
-def test_the_order_of_messages_without_all_times_and_ids(tmp_path):
+def test_messages_are_sorted_even_if_some_times_or_ids_are_missing(tmp_path):
     path = tmp_path / "data"
     rows = [{"sender": "AC"[place % 2], "text": f"m{place}", "time": f"2024-01-01T10:0{place}"} for place in range(4)]
     del rows[1]["time"]
@@ -426,17 +426,17 @@ def test_the_order_of_messages_without_all_times_and_ids(tmp_path):
     in_order = talk(("A", "m0"), ("C", "m1"), ("A", "m2"), ("C", "m3"))
     assert read(path) == [in_order]
     counted = [{"turn": place % 2, "speaker": "AC"[place % 2], "text": f"m{place}"} for place in range(4)]
-    path.write_text(json.dumps(counted))  # numbers that begin again begin a dialogue
+    path.write_text(json.dumps(counted))  # a dialogue begins where the numbers begin again
     assert read(path) == [talk(("A", "m0"), ("C", "m1")), talk(("A", "m2"), ("C", "m3"))]
     quoted = [
         {"id": place, "reply_to": {2: 0, 3: 1}.get(place), "sender": "AC"[place % 2], "text": f"m{place}"}
         for place in range(5)
     ]
-    path.write_text(json.dumps(quoted))  # few answer others: a chat, no threads
+    path.write_text(json.dumps(quoted))  # few messages answer others: this is a chat, not threads
     assert read(path) == [talk(*in_order.turns, ("A", "m4"))]
 
 
-def test_words_for_other_things_are_people_who_speak_twice(tmp_path):
+def test_a_key_that_occurs_twice_is_a_person(tmp_path):
     path = tmp_path / "data"
     path.write_text('[{"Title": "Out", "Server": "Soup?", "Guest": "Yes.", "Server": "Here.", "Guest": "Thanks."}]')
     source = open_source(path)
@@ -497,7 +497,7 @@ BROKEN = {
     '[{"messages": [{"author": {"role": "user", "role": "bot"}, "content": "a"}]}]': "the key 'role' occurs 2 times",
     '[{"Bird": "a", "Hat": "b", "Egg": "c"}, {"Bird": "d", "Hat": "e", "Egg": "f"}]': "all records have the same keys",
     '{"\\n": null}': "say what they hold, as in --columns speaker= text=",
-    "Ann,Tea?\nCem,Please\nAnn,Here\n": "a table whose first line does not name the columns; add a line",
+    "Ann,Tea?\nCem,Please\nAnn,Here\n": "the table's first line does not name the columns; add a line",
     "INFO: on\nWARN: slow\nINFO: off\nWARN: slow\n": "does not begin a conversation",
     "host: a\nport: 1\nowner: x\n\nhost: b\nport: 2\nowner: y\n": "does not begin a conversation",
     "Apple: red\nBanana: long\nCherry: small\nDate: sweet\nElder: dark\n": "does not begin a conversation",
@@ -505,13 +505,13 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("content", BROKEN, ids=lambda content: content[:40])
-def test_a_broken_file(content, tmp_path):
+def test_a_broken_file_is_refused(content, tmp_path):
     path = tmp_path / "data"
     path.write_text(content, encoding="utf-8")
     assert BROKEN[content] in refusal(path)
 
 
-def test_bytes_that_are_no_text(tmp_path):
+def test_bytes_that_are_not_text_are_refused(tmp_path):
     path = tmp_path / "data"
     for content, message in [
         (b"\0\1\2", "a binary file"),
@@ -529,7 +529,7 @@ def test_bytes_that_are_no_text(tmp_path):
         assert message in refusal(path)
 
 
-def test_archives_of_several_files(tmp_path):
+def test_an_archive_of_several_files_needs_a_choice(tmp_path):
     path = tmp_path / "data.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.txt", "Ann: Tea?")
@@ -537,7 +537,7 @@ def test_archives_of_several_files(tmp_path):
     assert refusal(path) == f"{path} holds 2 files ({path}/a.txt, {path}/b.json, …); name one"
 
 
-def test_forced_formats(tmp_path):
+def test_a_forced_format_is_used(tmp_path):
     path = tmp_path / "data"
     path.write_text(json.dumps({**CHAT, "prompt": "x", "completion": "y"}))
     assert read(path, "pairs") == [talk(("User", "x"), ("Assistant", "y"))]
@@ -554,7 +554,7 @@ def test_forced_formats(tmp_path):
 
 
 def test_odd_text_is_kept(tmp_path):
-    """Right-to-left marks, zero characters, emoji, and 20 MB on one line."""
+    """It has right-to-left marks, NUL characters, emoji, or 20 MB on one line."""
     path = tmp_path / "data.json"
     odd = "\u200fשלום\u200e \u202eabc \0 🙂\u200d♂️ <|endoftext|> ### Bob:"
     path.write_text(json.dumps([{"A": odd, "B": "b"}]))
@@ -566,8 +566,8 @@ def test_odd_text_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("number", ["1" * 400, "-" + "1" * 400, "1e999", json.dumps("1" * 5000)])
-def test_numbers_that_no_float_holds_are_numbers_all_the_same(number, tmp_path):
-    """In every place where a number is looked at: times, the order of turns, the ranks of answers."""
+def test_numbers_too_large_for_a_float_are_accepted(number, tmp_path):
+    """They may be times, turn numbers, or the ranks of answers."""
     two = [{"role": "prompter", "text": "a"}, {"role": "assistant", "text": "b"}]
     numbered = [{"dialogue_id": 1, "turn": 0, **turn, "timestamp": 0} for turn in two]
     ranked = {"prompt": {**two[0], "replies": [{**two[1], "rank": 0}, {**two[1], "rank": 0}]}}
@@ -578,7 +578,7 @@ def test_numbers_that_no_float_holds_are_numbers_all_the_same(number, tmp_path):
         assert [turn.text for turn in dialogue.turns] == ["a", "b"]
 
 
-def test_an_exported_chat_may_be_asked_for_in_json_lines(tmp_path):
+def test_json_lines_can_be_read_as_an_exported_chat(tmp_path):
     path = tmp_path / "chat.jsonl"
     lines = [{"sender": "AB"[number % 2], "text": "hi", "timestamp": 1_700_000_000 + number} for number in range(4)]
     path.write_text("\n".join(map(json.dumps, lines)))

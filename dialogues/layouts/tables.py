@@ -78,7 +78,7 @@ def unknown_rows(lines: Sequence[str], format: str = "csv") -> list[dict[str, st
             continue
         if any(name in column for name, column in zip(header.names, zip(*rows, strict=True), strict=True)):
             raise NotRecognisedError(
-                "a table whose first line does not name the columns; add a line such as speaker,text"
+                "the table's first line does not name the columns; add a line such as speaker,text"
             )
         if named:
             return [dict(zip(header.names, row, strict=True)) for row in rows]

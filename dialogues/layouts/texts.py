@@ -141,8 +141,8 @@ def read_marked(lines: Sequence[str], forced: bool = False) -> Read | None:
     if SEPARATED.search(first):
         if not forced:
             raise FormatError(
-                "its marks separate turns, and nothing says who speaks: add --format text to read User and Assistant in"
-                " turn"
+                "its marks separate turns, and nothing says who speaks: add --format text to read them as User and"
+                " Assistant in turn"
             )
         found = [(number, read_separated(line)) for number, line in enumerate(lines, 1) if line.strip()]
         return Read("text", found, account_of_marks(found, lines))

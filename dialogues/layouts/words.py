@@ -249,7 +249,7 @@ def plain(key: str) -> str:
     return re.sub(r"[\W_]+", "", key).casefold()
 
 
-# Finds the words of which a key is made: message_text, senderName.
+# Matches the words inside a key: message_text, senderName.
 PIECES = re.compile(r"[^\W\d_][^\W\d_A-Z]*")
 CORE_SPEAKER = frozenset(("speaker", "sender", "author", "character", "nick", "nickname", "person", "actor"))
 CORE_TEXT = frozenset(("text", "message", "msg", "utterance", "content", "body", "line", "transcript"))
