@@ -1,4 +1,4 @@
-"""Examples and batches against literal tensors, and the rule that every turn is learned exactly once."""
+"""Examples and batches equal literal tensors, and every turn is learned exactly once."""
 
 from itertools import pairwise
 
@@ -23,7 +23,7 @@ END = 9
 
 
 def test_collate_pads_shifts_and_masks():
-    """Row 0 sets the length; row 1 is padded with the id of its own, learned, end-of-text; row 2 has context."""
+    """Row 0 sets the length; row 1 is padded with the id of its own learned end of text; row 2 has context."""
     examples = [
         Example(np.array([1, 2, 3, 4, END], np.uint16), np.array([True] * 5)),
         Example(np.array([5, 6, END], np.uint16), np.array([True] * 3)),
@@ -35,7 +35,7 @@ def test_collate_pads_shifts_and_masks():
     assert inputs.dtype == targets.dtype == torch.int64
 
 
-def test_end_of_text_inside_is_learned():
+def test_an_end_of_text_inside_a_row_is_learned():
     _, targets = collate([Example(np.array([1, END, 2, END], np.uint16), np.array([True] * 4))], padding_id=END)
     assert targets.tolist() == [[END, 2, END]]
 
@@ -45,12 +45,12 @@ def test_a_short_dialogue_is_one_example():
 
 
 def test_a_long_dialogue_is_cut_between_turns_with_context():
-    """Turns of 4 tokens, room for 13: three new turns first, then one new turn at a time behind two of context."""
+    """Turns have 4 tokens and examples 13: first three new turns, then one new turn at a time after two of context."""
     assert list(cut_into_examples([4, 8, 12, 16, 20], max_length=12)) == [(0, 0, 12), (4, 12, 16), (8, 16, 20)]
 
 
-def test_a_turn_that_is_too_long_loses_its_end_only():
-    # The turn of 30 tokens is learned behind the last token of the turn before it, as far as 11 tokens reach.
+def test_a_turn_that_is_too_long_loses_only_its_end():
+    # The turn of 30 tokens follows the last token of the turn before it, and is cut off after 11 tokens in all.
     assert list(cut_into_examples([5, 35, 40], max_length=10)) == [(0, 0, 5), (4, 5, 15), (34, 35, 40)]
 
 
@@ -60,10 +60,10 @@ def test_every_turn_is_learned_exactly_once(lengths, max_length):
     examples = list(cut_into_examples(bounds[1:], max_length))
     learned = []
     for start, learn_from, end in examples:
-        assert 0 < end - start <= max_length + 1  # the last token is only ever a target
+        assert 0 < end - start <= max_length + 1  # the last token is only a target
         assert start in bounds or start == learn_from - 1
         assert learn_from in bounds
-        assert start < learn_from or start == 0  # something predicts the first learned token, but for the very first
+        assert start < learn_from or start == 0  # something predicts every first token but the very first
         learned += range(learn_from, end)
     assert len(learned) == len(set(learned))
     dropped = set(range(bounds[-1])) - set(learned)
@@ -81,7 +81,7 @@ def test_examples_carry_as_much_context_as_fits(lengths):
         assert not earlier or end - earlier[-1] > 21 or learn_from == 0
 
 
-def test_dataset_counts_what_it_drops():
+def test_the_dataset_counts_what_it_drops():
     dataset = make_examples((list(range(40)), [5, 35, 40]), (list(range(50, 56)), [3, 6]), max_length=10)
     assert (len(dataset), dataset.shortened, dataset.cut_off, dataset.unlearned) == (4, 1, 20, 0)
     assert dataset[1].tokens.tolist() == list(range(4, 15))
@@ -92,7 +92,7 @@ def test_dataset_counts_what_it_drops():
 
 
 def test_an_example_without_anything_to_learn_is_left_out_and_counted():
-    """Only the last turn is learned: of three examples the second is all context."""
+    """Of three examples, the second has no learned tokens."""
     conversations = encoded((list(range(30)), [10, 20, 30]))
     conversations.learned[:] = False
     conversations.learned[[5, 25, 26]] = True
@@ -102,14 +102,14 @@ def test_an_example_without_anything_to_learn_is_left_out_and_counted():
     assert dataset[1].learned.nonzero()[0].tolist() == [6, 7]
 
 
-def test_padding_share():
-    """Inputs of 20 and 10 tokens in a batch of two are 32 long each, when rounded up."""
+def test_the_padding_share_counts_rounded_lengths():
+    """In a batch of two, inputs of 20 and 10 tokens are both padded to 32."""
     dataset = make_examples((list(range(21)), [21]), (list(range(11)), [11]), max_length=64)
     assert padding_share(dataset, epoch_steps(dataset.lengths(), 2, 1, seed=1, epoch=0)) == 1 - 30 / 64
     assert padding_share(dataset, epoch_steps(dataset.lengths(), 1, 2, seed=1, epoch=0)) == 1 - 30 / 48
 
 
-def test_steps_are_large_batches_in_pieces():
+def test_a_step_is_a_large_batch_in_pieces():
     lengths = list(range(10, 31))
     steps = epoch_steps(lengths, 2, 3, seed=1, epoch=4)
     assert [[number for batch in step for number in batch] for step in steps] == epoch_batches(
@@ -134,10 +134,10 @@ def test_many_examples_are_grouped_by_length():
     padded = sum(len(batch) * max(lengths[number] for number in batch) for batch in batches)
     assert padded < 1.05 * sum(lengths)
     means = [np.mean([lengths[number] for number in batch]) for batch in batches]
-    assert abs(np.mean(means[:60]) - np.mean(means[60:])) < 60  # short and long ones come mixed, not in order
+    assert abs(np.mean(means[:60]) - np.mean(means[60:])) < 60  # short and long ones are mixed
 
 
 def test_evaluation_batches_stay_within_their_tokens():
     assert list(evaluation_batches([500, 500, 1024, 300, 3000, 10])) == [[5, 3, 0, 1], [2], [4]]
     assert list(evaluation_batches([10] * 100)) == [list(range(100))]
-    assert [len(batch) for batch in evaluation_batches([18] * 100)] == [64, 36]  # they are made 32 long
+    assert [len(batch) for batch in evaluation_batches([18] * 100)] == [64, 36]  # each is padded to 32

@@ -1,4 +1,4 @@
-"""The chat templates against transformers: the very ids that we train on, and which of them are learned."""
+"""With our chat templates, transformers gives exactly the ids that we train on, and the same learned tokens."""
 
 import json
 
@@ -71,7 +71,7 @@ def test_ids_and_learned_mask_are_those_of_training(saved, template, learn, dial
     assert encoded["input_ids"] == conversations.tokens_of(0).tolist()
     assert encoded["assistant_masks"] == conversations.learned.astype(int).tolist()
     assert 0 < conversations.learned.sum() <= len(conversations.tokens)
-    # Without a system message the line that the model was trained with is there by itself.
+    # Without a system message, the template adds the line that the model was trained with.
     if dialogue.instruction:
         assert (
             theirs.apply_chat_template(as_messages(dialogue, template)[template != "alpaca" :])["input_ids"]
@@ -80,7 +80,7 @@ def test_ids_and_learned_mask_are_those_of_training(saved, template, learn, dial
 
 
 def test_messages_are_read_and_rendered_alike(saved, tmp_path):
-    """Several system messages, tools, parts, empty texts: what the reader leaves out, the template leaves out."""
+    """The template leaves out what the reader leaves out, among system messages, tools, parts and empty texts."""
     messages = [
         {"role": "System", "content": [{"type": "text", "text": "Be kind."}]},
         {"role": "developer", "content": " Be brief. "},
@@ -111,7 +111,7 @@ def test_the_generation_prompt_is_ours(saved, template):
     assert prompt["input_ids"] == conversations.renderer.encode_prompt(dialogue, 1)
 
 
-def test_the_alpaca_prompt_is_the_published_wording(saved):
+def test_the_alpaca_prompt_has_the_published_wording(saved):
     folder, conversations = saved("alpaca", "all", Dialogue(ALPACA_TALK, ALPACA_WITH_INPUT))
     theirs = AutoTokenizer.from_pretrained(folder)
     prompt = theirs.apply_chat_template(
@@ -125,7 +125,7 @@ def test_the_alpaca_prompt_is_the_published_wording(saved):
 
 
 def test_speaker_tokens_have_the_same_ids_everywhere(saved, tmp_path):
-    """Ours and transformers', as we wrote it and as transformers writes it again."""
+    """Our tokenizer and transformers' agree, also after transformers has saved its own again."""
     folder, conversations = saved("tokens", "all", Dialogue(TALK))
     ours = conversations.renderer.tokenizer
     added = {token: number for token, number in ours._special_tokens.items() if token != "<|endoftext|>"}

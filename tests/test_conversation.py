@@ -1,4 +1,4 @@
-"""A conversation is what training sees, token for token; it costs its new tokens only, and nobody else speaks in it."""
+"""A conversation has the tokens of training, computes only its new tokens, and nobody else speaks in it."""
 
 import itertools
 import re
@@ -35,7 +35,7 @@ TURNS = (
 
 @cache
 def loaded(template: str) -> tuple[Decoder, Renderer]:
-    """The bundled model, which is given tokens for speakers where the template has them."""
+    """The bundled model, with tokens for speakers if the template has them."""
     renderer = Renderer(load_tokenizer(BUNDLED), template, ["Ann", "Bo", "Cy"])
     return Decoder(load_for(renderer.tokenizer, BUNDLED, torch.device("cpu"))), renderer
 
@@ -50,7 +50,7 @@ def answer(conversation: Conversation, text: str, settings: AnswerSettings = GRE
 
 
 def fed(conversation: Conversation, monkeypatch) -> list[int]:
-    """How many tokens the model is given at each of its passes, from now on."""
+    """A list that records the number of tokens in each forward pass from now on."""
     sizes, forward = [], conversation.decoding.next_logits
 
     def counting(ids):
@@ -63,18 +63,18 @@ def fed(conversation: Conversation, monkeypatch) -> list[int]:
 
 @pytest.mark.parametrize("template", ["prompt", "labels", "tokens"])
 def test_a_prompt_is_what_training_sees(template):
-    """Before each answer: the beginning of the same dialogue in training, up to the text of that turn."""
+    """Before each answer, the prompt is the same dialogue in training, up to the text of that turn."""
     conversation = talk(template)
     trained = Conversations.of(Renderer(load_tokenizer(BUNDLED), template), [Dialogue(TURNS)])
     tokens = trained.tokens_of(0).tolist()
-    if template == "tokens":  # Cy has a token too in the conversation, behind theirs
+    if template == "tokens":  # in the conversation, Cy has a token, too
         assert conversation.renderer.tokenizer.n_vocab == trained.renderer.tokenizer.n_vocab + 1
     for place in (1, 3):
         conversation.turns[:] = TURNS[:place]
         assert conversation.prompt(40) == tokens[: trained.texts_of(0)[place][0]]
 
 
-def test_an_instruction_model_sees_the_last_message_only():
+def test_an_instruction_model_sees_only_the_last_message():
     conversation = talk("alpaca", choose_people({"template": "alpaca"}, None, None))
     first, second = answer(conversation, "Name a colour."), answer(conversation, "Name a fruit.")
     text = conversation.renderer.tokenizer.decode(conversation.seen)
@@ -86,8 +86,8 @@ def test_an_instruction_model_sees_the_last_message_only():
 
 
 @pytest.mark.parametrize("template", ["prompt", "labels", "tokens", "alpaca"])
-def test_an_answer_is_that_of_the_uncached_whole(template):
-    """Greedy, turn after turn: what `generate` writes behind the same prompt without a cache that lives on."""
+def test_an_answer_equals_that_of_an_uncached_prompt(template):
+    """With greedy decoding, each turn is what `generate` writes after the same prompt without an older cache."""
     conversation = talk(template, choose_people({"template": "alpaca"}, None, None) if template == "alpaca" else PEOPLE)
     renderer = conversation.renderer
     for text in ("Hi! How are you?", "What did you do yesterday?", "Did you like it?", "<|endoftext|>"):
@@ -101,13 +101,13 @@ def test_an_answer_is_that_of_the_uncached_whole(template):
         assert conversation.turns[-1] == Turn(conversation.people.you, expected)
 
 
-def test_a_turn_costs_its_own_tokens(monkeypatch):
+def test_a_turn_costs_only_its_own_tokens(monkeypatch):
     conversation = talk()
     sizes = fed(conversation, monkeypatch)
     for number in range(10):
         before = len(sizes)
         answer(conversation, "And then?")
-        # The message, a stop and two labels, and of the last answer at most its end.
+        # The message, a stop, two labels, and at most the end of the last answer.
         assert number == 0 or sizes[before] < 20
         assert set(sizes[before + 1 :]) <= {1}
     assert len(conversation.seen) > 200
@@ -119,7 +119,7 @@ def test_again_and_undo_compute_nothing_twice(monkeypatch):
     sizes = fed(conversation, monkeypatch)
     assert conversation.take_back_answer()
     assert "".join(conversation.answer(GREEDY)) == first
-    assert sizes[0] == 1  # of all that was seen only the last token, for its logits
+    assert sizes[0] == 1  # only the last token, for its logits
     sizes.clear()
     second = answer(conversation, "What did you do yesterday?")
     assert conversation.undo()
@@ -152,7 +152,7 @@ def test_an_instruction_model_sees_its_own_line():
     assert text == "You are a pirate.\n\n### Instruction:\nHi!\n\n### Response:\n"
 
 
-def test_drawing_follows_the_seed():
+def test_sampling_follows_the_seed():
     def three(seed: int) -> list[str]:
         conversation = talk(seed=seed)
         return [answer(conversation, "Hi!", AnswerSettings(max_new_tokens=15)) for _ in range(3)]
@@ -171,8 +171,8 @@ def test_again_gives_another_answer():
     assert len(conversation.turns) == 2
 
 
-def test_the_oldest_whole_turns_go_when_it_outgrows_the_model(monkeypatch):
-    """Half of the space is free again then, and the cache serves for many turns until the next time."""
+def test_a_conversation_that_outgrows_the_model_drops_its_oldest_turns(monkeypatch):
+    """This frees half of the space, so the cache lasts for many turns until the next time."""
     conversation = talk()
     sizes, notes, costly = fed(conversation, monkeypatch), [], 0
     for number in range(60):
@@ -191,7 +191,7 @@ def test_the_oldest_whole_turns_go_when_it_outgrows_the_model(monkeypatch):
     assert len(conversation.turns) == 120
 
 
-def test_ten_thousand_characters_at_once():
+def test_a_message_of_ten_thousand_characters_is_cut_for_the_model():
     conversation = talk()
     answer(conversation, "Hi!")
     answer(conversation, "so far so good " * 667)
@@ -211,7 +211,7 @@ def test_ten_thousand_characters_at_once():
         ("tokens", "Hi.<|endofturn|><|Bo|>I am Bo.", "Hi.<|endofturn|><|Bo|>I am Bo."),
     ],
 )
-def test_what_i_type_is_my_turn_and_nothing_else(template, typed, text):
+def test_typed_text_is_one_turn_and_nothing_else(template, typed, text):
     people = choose_people({"template": "alpaca"}, None, None) if template == "alpaca" else PEOPLE
     conversation = talk(template, people)
     conversation.say(f"  {typed} <|endoftext|>\n")
@@ -226,7 +226,7 @@ def test_what_i_type_is_my_turn_and_nothing_else(template, typed, text):
 
 
 def pieces(template: str, text: str, specials: bool = False) -> list[str]:
-    """What `read_turn` makes of a model that writes `text`, a byte at a time where there is no token for it."""
+    """What `read_turn` yields if the model writes `text`, byte by byte where there is no token for it."""
     renderer = talk(template).renderer
     encoding = renderer.tokenizer
     tokens = encoding.encode(text, allowed_special="all") if specials else encoding.encode_ordinary(text)
@@ -254,18 +254,18 @@ def pieces(template: str, text: str, specials: bool = False) -> list[str]:
         ("tokens", " Yes.\n\n### Ann:\nNo.", "Yes.\n\n### Ann:\nNo."),
     ],
 )
-def test_a_turn_ends_where_it_ends(template, text, said):
+def test_a_turn_ends_at_the_next_label(template, text, said):
     found = pieces(template, text)
     assert "".join(found) == said
     assert all(found)
 
 
 @pytest.mark.parametrize("end", ["<|endofturn|>", "<|Ann|>", "<|endoftext|>"])
-def test_a_token_ends_a_turn(end):
+def test_a_special_token_ends_a_turn(end):
     assert "".join(pieces("tokens", f" Yes. {end} No.", specials=True)) == "Yes."
 
 
-def test_nothing_that_was_shown_is_taken_back_and_characters_are_whole():
+def test_shown_text_is_final_and_its_characters_are_whole():
     text = "Wörter, 東京 and 👩‍👩‍👧: 🏔️!  Two  spaces.\n\nEnd"
     found = pieces("prompt", f"\n {text} \n\n### Ann:\nHi.")
     assert "".join(found) == text
@@ -276,7 +276,7 @@ def test_nothing_that_was_shown_is_taken_back_and_characters_are_whole():
     assert "".join(read_turn(half, renderer, PEOPLE)) == "Hm."
 
 
-def test_a_stopped_answer_stays_said():
+def test_a_stopped_answer_stays_in_the_conversation():
     conversation = talk()
     conversation.say("Tell me a long story.")
     stream = conversation.answer(AnswerSettings(temperature=1.0))
@@ -290,8 +290,8 @@ def test_a_stopped_answer_stays_said():
     assert len(conversation.turns) == 1
 
 
-def test_the_penalty_is_for_what_it_says_not_for_the_template():
-    """Its own last words become less likely; the marks by which it ends do not."""
+def test_the_penalty_applies_to_the_answer_and_not_to_the_template():
+    """The words of the answer become less likely; the marks that end it do not."""
     conversation = talk()
     plain = answer(conversation, "What did you do yesterday?")
     conversation.undo()
@@ -320,7 +320,7 @@ class TestPeople:
             ("Dora", "Emil", "all", ("Dora", "Emil")),
         ],
     )
-    def test_who_is_who(self, me, you, learn, expected):
+    def test_the_people_follow_from_the_options_and_the_training(self, me, you, learn, expected):
         people = choose_people({**KNOWN, "learn": learn}, me, you)
         assert (people.me, people.you) == expected
         assert people.instruction == "A talk."
@@ -337,7 +337,7 @@ class TestPeople:
             (["Ann"], None, "Ann", ("You", "Ann")),
         ],
     )
-    def test_whom_the_model_does_not_know_is_you_or_bot(self, names, me, you, expected):
+    def test_unknown_people_are_you_and_bot(self, names, me, you, expected):
         people = choose_people({"speakers": names}, me, you)
         assert (people.me, people.you) == expected
 
@@ -350,34 +350,34 @@ class TestPeople:
             ({**KNOWN, "template": "alpaca"}, "Ann", None, "leave them out"),
         ],
     )
-    def test_who_can_not_be(self, dialogue, me, you, words):
+    def test_impossible_people_are_refused(self, dialogue, me, you, words):
         with pytest.raises(UserError, match=words):
             choose_people(dialogue, me, you)
 
 
 def read_back(conversation: Conversation, file: Path) -> tuple[str, list[Dialogue]]:
-    """The format and the dialogues of what is saved."""
+    """Save a conversation; return the format and the dialogues of the file."""
     write_json(file, conversation.as_json())
     source = open_source(file)
     return source.format, list(dialogues_of(source))
 
 
 @pytest.mark.parametrize("line", [INSTRUCTION, "Two old friends talk.", ""])
-def test_what_is_saved_can_be_trained_on(tmp_path, line):
+def test_a_saved_conversation_can_be_trained_on(tmp_path, line):
     conversation = talk(people=PEOPLE._replace(instruction=line))
     conversation.turns[:] = TURNS
     assert read_back(conversation, tmp_path / "talk.json") == ("turns", [Dialogue(TURNS, line)])
 
 
 @pytest.mark.parametrize("line", [ALPACA, "You are a pirate."])
-def test_what_an_instruction_model_saves_can_be_trained_on(tmp_path, line):
+def test_a_saved_instruction_conversation_can_be_trained_on(tmp_path, line):
     conversation = talk("alpaca", choose_people({"template": "alpaca", "instruction": line}, None, None))
     asked, answered = Turn("Instruction", "Name a colour."), Turn("Response", "Red.")
     conversation.turns[:] = (asked, asked, answered)
     assert read_back(conversation, tmp_path / "talk.json") == ("alpaca", [Dialogue((asked, answered), line)])
 
 
-def test_a_talk_without_an_answer_is_not_saved():
+def test_a_conversation_without_an_answer_is_not_saved():
     conversation = talk()
     conversation.say("Hi!")
     conversation.say("Are you there?")
@@ -401,8 +401,8 @@ def test_an_answer_that_is_cut_off_says_so(settings, note):
     assert conversation.notes == []
 
 
-def test_in_labels_a_long_talk_goes_on_at_a_turn_too():
-    """A newline inside a turn looks like the stop before the next one, and is none."""
+def test_a_long_conversation_in_labels_is_cut_at_a_turn():
+    """A line break inside a turn looks like the stop before the next one but is not."""
     conversation = talk("labels")
     texts = [f"{number}\n" + "line of it\n" * 8 + "end" for number in range(39)]
     conversation.turns[:] = [Turn(("Ann", "Bo")[number % 2], text) for number, text in enumerate(texts)]

@@ -1,4 +1,4 @@
-"""What `--data` and its options do to a run: seen by the model, learned, counted, shown before anything is trained."""
+"""How `--data` and its options change what the model sees and learns, and what is counted and shown."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def run_ledger(work, name: str = "run") -> dict:
 
 
 class TestPreview:
-    def test_it_shows_and_writes_and_stops(self, command, work):
+    def test_it_shows_the_data_and_writes_it_and_stops(self, command, work):
         done = command("finetune.py", "--preview", "--learn", "replies")
         assert done.returncode == 0, done.stderr
         shown = done.stdout
@@ -60,7 +60,7 @@ class TestPreview:
         assert learned.count("[") == learned.count("###]") + learned.count("<|endoftext|>]") == 7
 
     def test_the_table_is_the_batch(self, command):
-        """Rows of the table: each target is the next row's input, or -100 where the target is not learned."""
+        """In the table, each target is the next row's input, or -100 if the target is not learned."""
         shown = command("finetune.py", "--preview", "--learn", "Bob", "--batch-size", 1).stdout
         rows = re.findall(r"^ *(\d+) +(\d+) +(-?\d+)  '", shown, re.MULTILINE)
         assert len(rows) >= 40
@@ -127,7 +127,7 @@ class TestLedger:
         assert (train["dialogues"], val["dialogues"]) == (6, 3)
         assert "1 turns (or system prompts) exceed --max-length and lose their end" in done.stdout
 
-    def test_another_language_is_warned_about(self, tmp_path):
+    def test_the_user_is_warned_about_another_language(self, tmp_path):
         russian = tmp_path / "data.json"
         talk = [{"Аня": f"Как прошёл твой день номер {day}?", "Боря": "Спасибо, хорошо."} for day in range(10)]
         russian.write_text(json.dumps(talk))
@@ -153,13 +153,13 @@ class TestLedger:
         assert "7 examples with nothing to learn are left out" in done.stdout
         assert re.search(r"### User:\n\[Hi\n\n###\] Assistant:\nHo", done.stdout)
 
-    def test_nothing_left_to_learn(self, command, work):
+    def test_a_part_with_nothing_to_learn_is_refused(self, command, work):
         talk = [{"A" + "x" * 60: f"a{number}", "B" + "y" * 60: "b"} for number in range(10)]
         (work / "data.json").write_text(json.dumps(talk))
         line = refused(command("finetune.py", "--data", "data.json", "--max-length", 16, "--learn", "replies"))
         assert "nothing to learn is left of train in examples of 16 tokens; raise --max-length" in line
 
-    def test_one_long_chat_is_advised_to_be_cut(self, command, work):
+    def test_the_error_for_one_long_chat_advises_shorter_pauses(self, command, work):
         (work / "chat.txt").write_text("[01.03.24, 10:00] A: hi\n[01.03.24, 10:01] B: ho")
         line = refused(command("finetune.py", "--data", "chat.txt"))
         assert "chat.txt: 1 different dialogue of 2 turns in all is too little for --split 70/30" in line
@@ -167,7 +167,7 @@ class TestLedger:
 
 
 class TestLearnAndNames:
-    def test_rename_and_learn_one_speaker(self, command, work):
+    def test_a_renamed_speaker_can_be_learned(self, command, work):
         (work / "data.json").write_text(json.dumps(TALK))
         done = command(
             "finetune.py",
@@ -209,7 +209,7 @@ class TestLearnAndNames:
             (["--format", "xml"], "--format"),
         ],
     )
-    def test_a_wrong_value(self, command, work, arguments, message):
+    def test_a_wrong_value_is_refused(self, command, work, arguments, message):
         (work / "data.json").write_text(json.dumps(TALK))
         assert message in refused(command("finetune.py", "--data", "data.json", *arguments))
         assert written(work) == ["data.json"]
@@ -220,7 +220,7 @@ class TestLearnAndNames:
         line = refused(command("finetune.py", "--data", "data.json", "--learn", "Dora"))
         assert "data.json: record 6: with --learn Dora there is nothing to learn in it (nor in 1 others)" in line
 
-    def test_of_a_chat_that_was_cut_such_dialogues_are_left_out(self, command, work):
+    def test_dialogues_with_nothing_to_learn_are_left_out_of_a_chat(self, command, work):
         days = [
             f"[{day:02}.03.24, 10:00] Ann: hi\n[{day:02}.03.24, 10:01] {name}: ho {day}"
             for day, name in enumerate(["Cem", "Dora"] * 6, 1)
@@ -245,7 +245,7 @@ class TestLearnAndNames:
 class TestTemplates:
     @pytest.mark.parametrize("template", ["labels", "tokens"])
     def test_transformers_writes_the_same_text(self, command, work, vocabulary, tmp_path, template):
-        """From the run's model folder alone: its chat template, its tokens, its weights."""
+        """It needs only the run's model folder: the chat template, the tokens and the weights."""
         folder = write_layout(tiny_reference(std=0.2), vocabulary, tmp_path / "m", "prefixed")
         options = ["--model", folder, "--template", template, "--epochs", 2, "--max-new-tokens", 30, "--run-dir", "run"]
         done = command("finetune.py", *options, "--precision", "fp32")
@@ -263,8 +263,8 @@ class TestTemplates:
                 text = text.replace(f"<|endofturn|><|{name}|>", f" {name}: ").replace(f"\n{name}: ", f" {name}: ")
             assert " ".join(case["model_response"].split()) == " ".join(f"Bob: {text}".split())
 
-    def test_tokens_are_trained_further(self, command, work, model_folder):
-        """A model with speaker tokens, on conversations with one known and one new speaker."""
+    def test_a_model_with_speaker_tokens_can_be_trained_further(self, command, work, model_folder):
+        """The new conversations have one known and one new speaker."""
         (work / "data.json").write_text(json.dumps([{"Bob": f"a{number}", "Cem": "b"} for number in range(10)]))
         options = [*QUICK, "--template", "tokens"]
         assert command("finetune.py", "--model", model_folder, *options, "--run-dir", "one").returncode == 0
@@ -276,7 +276,7 @@ class TestTemplates:
         assert first == {"<|endofturn|>": 400, "<|Alex|>": 401, "<|Bob|>": 402}
         assert second == {**first, "<|Cem|>": 403}
 
-    def test_instructions_and_their_answers_alone(self, command, work, vocabulary, tmp_path):
+    def test_instructions_are_answered_as_transformers_answers_them(self, command, work, vocabulary, tmp_path):
         folder = write_layout(tiny_reference(std=0.2, n_positions=512), vocabulary, tmp_path / "m", "bare")
         records = [
             {"instruction": f"Double {number}.", "input": "now" * (number % 2), "output": str(2 * number)}
@@ -321,7 +321,7 @@ class TestTemplates:
 
 
 def test_a_days_chat_is_learned_whole(command, work):
-    """20,000 tokens without a pause, 512 positions: many examples, every turn once, nothing lost."""
+    """20,000 tokens without a pause become many examples of 512 positions, and no turn is lost."""
     lines = [
         f"[01.03.24, {10 + n // 300:02}:{n // 5 % 60:02}] {'AB'[n % 2]}: this is message number {n} of today"
         for n in range(2100)
@@ -338,7 +338,7 @@ def test_a_days_chat_is_learned_whole(command, work):
 
 
 def test_a_large_file_is_read_by_several_processes(work, tmp_path):
-    """The same arrays as from one process, also when a record is broken far behind the first."""
+    """They return the same arrays as one process, and the same error for a broken record far from the first."""
     code = f"""
 import sys
 sys.path.insert(0, {str(PROJECT)!r})

@@ -1,4 +1,4 @@
-"""What befalls a run from outside: it is killed, stopped, started twice, or resumed with something changed."""
+"""Runs that are killed, stopped, started twice, or resumed with something changed."""
 
 import json
 import os
@@ -37,7 +37,7 @@ POSIX = pytest.mark.skipif(sys.platform == "win32", reason="signals are sent the
 
 
 def start(work: Path, *arguments: object, **options) -> subprocess.Popen[str]:
-    """The command in the background."""
+    """Start the command in the background."""
     return subprocess.Popen(
         [sys.executable, str(PROJECT / "finetune.py"), *map(str, arguments)],
         cwd=work,
@@ -75,7 +75,7 @@ def base(vocabulary, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def unbroken(base, tmp_path_factory) -> Path:
-    """What a run with its model comes to when nothing befalls it."""
+    """The folder of the same run without an interruption."""
     folder = tmp_path_factory.mktemp("unbroken")
     output = start(folder, "--model", base, *RUN, "--run-dir", "run").communicate()[0]
     assert "s in all" in output
@@ -84,8 +84,8 @@ def unbroken(base, tmp_path_factory) -> Path:
 
 @POSIX
 @pytest.mark.parametrize("kills", [1, pytest.param(50, marks=pytest.mark.slow)])
-def test_killed_at_random_moments(work, command, kills):
-    """The bundled model, SIGKILL anywhere between the making of the run folder and the end, saving included."""
+def test_a_run_killed_at_random_moments_gives_the_same_results(work, command, kills):
+    """SIGKILL comes at any time from the creation of the run folder to the end, also while saving."""
     chance = random.Random(kills)
     short = ("--max-steps", 8, "--checkpoint-minutes", 1e-9, "--dropout", 0.1, "--max-new-tokens", 20, "--watch")
     assert command("finetune.py", *short, "--run-dir", "unbroken").returncode == 0
@@ -113,8 +113,8 @@ def test_killed_at_random_moments(work, command, kills):
 
 @POSIX
 @pytest.mark.slow
-def test_killed_in_the_middle_of_saving(work, base, unbroken):
-    """When a half-written file is seen the run is killed, and again in the next; then it is let through."""
+def test_a_run_killed_while_saving_gives_the_same_results(work, base, unbroken):
+    """The run is killed twice when it has a half-written file; then it may finish."""
     saving = ("--checkpoint-minutes", 1e-9)
     folder, kills = work / "run", 0
     process = start(work, "--model", base, *RUN, *saving, "--run-dir", folder)
@@ -132,8 +132,8 @@ def test_killed_in_the_middle_of_saving(work, base, unbroken):
 
 @POSIX
 @pytest.mark.slow
-def test_from_the_older_checkpoint_a_run_comes_to_the_same_evaluation_and_report(work, command, base, unbroken):
-    """But for the path of the current folder, which the report shows. The newest checkpoint is damaged."""
+def test_a_run_resumed_from_the_older_checkpoint_gives_the_same_report(work, command, base, unbroken):
+    """The newest checkpoint is damaged. The reports differ only in the path of the current folder."""
     process = start(work, "--model", base, *RUN, "--checkpoint-minutes", 1e-9, "--run-dir", "run")
     wait_for(lambda: lines(work / "run" / "metrics.jsonl") > 10, process)
     process.send_signal(signal.SIGTERM)
@@ -152,7 +152,7 @@ def test_from_the_older_checkpoint_a_run_comes_to_the_same_evaluation_and_report
 
 
 def stop(work: Path, base: Path, number: int, moment: Callable[[Path], bool]) -> str:
-    """Start a run, send it a signal at that moment, and return what it said."""
+    """Start a run, send it a signal at `moment`, and return its output."""
     process = start(work, "--model", base, *RUN, "--run-dir", "run")
     wait_for(lambda: moment(work / "run"), process)
     process.send_signal(number)
@@ -160,7 +160,7 @@ def stop(work: Path, base: Path, number: int, moment: Callable[[Path], bool]) ->
 
 
 @POSIX
-def test_stopped_politely_it_saves_and_says_how_to_go_on(work, command, base, unbroken):
+def test_a_run_stopped_politely_saves_and_says_how_to_resume(work, command, base, unbroken):
     output = stop(work, base, signal.SIGTERM, lambda run: lines(run / "metrics.jsonl") > 6)
     assert "Traceback" not in output
     assert "checkpoint: step " in output
@@ -173,8 +173,8 @@ def test_stopped_politely_it_saves_and_says_how_to_go_on(work, command, base, un
 
 @pytest.mark.slow
 @POSIX
-def test_stopped_in_the_middle_of_generation(work, command, base, unbroken):
-    """The training is over: its model is taken, and only the generation is done again."""
+def test_a_run_stopped_during_generation_repeats_only_the_generation(work, command, base, unbroken):
+    """The training is over, so its model is kept."""
     output = stop(work, base, signal.SIGTERM, lambda run: (run / "checkpoint" / "trained.json").exists())
     assert "Traceback" not in output
     assert "stopped; go on with: python finetune.py --resume run" in output
@@ -186,7 +186,7 @@ def test_stopped_in_the_middle_of_generation(work, command, base, unbroken):
 @POSIX
 @pytest.mark.slow
 def test_adapters_are_resumed_too(work, command, base):
-    """Stopped in training, and killed in generation: the adapters lie in the checkpoint, then in their own folder."""
+    """After a stop in training, adapters are in the checkpoint; after a kill in generation, in their own folder."""
     options = ("--model", base, *RUN, "--lora-rank", 4, "--template", "tokens")
     assert command("finetune.py", *options, "--run-dir", "unbroken").returncode == 0
     process = start(work, *options, "--run-dir", "run")
@@ -209,7 +209,7 @@ def test_adapters_are_resumed_too(work, command, base):
 
 @pytest.mark.slow
 @POSIX
-def test_killed_before_the_first_checkpoint_it_starts_again(work, command, base, unbroken):
+def test_a_run_killed_before_the_first_checkpoint_starts_again(work, command, base, unbroken):
     stop(work, base, signal.SIGKILL, lambda run: lines(run / "metrics.jsonl") > 6)
     done = command("finetune.py", "--resume", "run")
     assert done.returncode == 0, done.stderr
@@ -219,8 +219,8 @@ def test_killed_before_the_first_checkpoint_it_starts_again(work, command, base,
 
 @POSIX
 @pytest.mark.parametrize(("megabytes", "code"), [(60, 0), (10, 2)])
-def test_no_room_on_the_disk(work, megabytes, code):
-    """A limit on the size of a file: 60 MB stop the checkpoints (91 MB), 10 MB the model too (30 MB)."""
+def test_a_full_disk_is_reported_and_leaves_no_partial_files(work, megabytes, code):
+    """A limit of 60 MB for each file stops the checkpoints (91 MB); a limit of 10 MB stops the model, too (30 MB)."""
     import resource
 
     limit = (megabytes << 20, megabytes << 20)
@@ -250,7 +250,7 @@ def prepared(base, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def stopped(work, prepared) -> Path:
-    """The run of a copy of it."""
+    """The run in a copy of the folder `prepared`."""
     shutil.copytree(prepared, work, dirs_exist_ok=True)
     settings = work / "run" / "settings.json"
     settings.write_text(settings.read_text().replace(str(prepared), str(work)))
@@ -266,7 +266,7 @@ def test_another_run_in_the_same_folder_is_refused(stopped, command):
 
 
 def test_a_changed_option_is_refused_by_name(stopped):
-    """As the command line is parsed; what stands in the run's settings need not be typed again."""
+    """This happens when the command line is parsed. Options in the run's settings need not be repeated."""
 
     def refuse(*arguments: str) -> str:
         with pytest.raises(UserError) as refused:
@@ -301,7 +301,7 @@ def test_changed_conversations_are_refused_and_moved_ones_are_not(stopped, comma
     assert done.returncode == 0, done.stderr
 
 
-def test_another_precision_resumes_and_says_that_bits_will_differ(stopped, command):
+def test_a_run_resumes_in_another_precision_and_says_that_bits_will_differ(stopped, command):
     used = json.loads((stopped / "settings.json").read_text())["machine"]["precision"]
     other = "fp32" if used == "bf16" else "bf16"
     done = command("finetune.py", "--resume", stopped, "--precision", other, "--epochs", 3, "--output", "else.json")
@@ -315,7 +315,7 @@ def test_another_precision_resumes_and_says_that_bits_will_differ(stopped, comma
 
 @pytest.mark.slow
 def test_options_that_no_longer_exist_are_ignored_and_named(stopped, command):
-    """Settings as an older version wrote them: at their defaults nothing is said."""
+    """Older versions wrote such options. Those at their defaults are not mentioned."""
     recorded = json.loads((stopped / "settings.json").read_text())
     del recorded["facts"]
     recorded["data"]["fold"] = 0
@@ -361,13 +361,13 @@ def test_a_finished_run_says_so(stopped, command):
         ('{"training": {"epochs": "x"}}', "not the settings of this version"),
     ],
 )
-def test_damaged_settings(tmp_path, content, reason):
+def test_damaged_settings_are_refused(tmp_path, content, reason):
     (tmp_path / "settings.json").write_text(content)
     with pytest.raises(UserError, match=reason):
         parse_finetune_settings(["--resume", str(tmp_path)])
 
 
-def test_the_record_of_the_machine(tmp_path, capsys):
+def test_the_record_of_the_machine_is_compared_on_resume(tmp_path, capsys):
     machine = {"torch": "2.13", "threads": 2, "processes": 1}
     record = Record(RunFacts(), machine, {"model": "a", "conversations": "b"})
     whole = asdict(record)
@@ -387,14 +387,14 @@ def test_the_record_of_the_machine(tmp_path, capsys):
     assert capsys.readouterr().out == note + other
 
 
-def test_what_is_no_run(command, work):
+def test_a_folder_without_a_run_is_refused(command, work):
     assert "no settings.json there" in refused(command("finetune.py", "--resume", "nowhere"))
     line = refused(command("finetune.py", "--resume", ".", "--run-dir", "x", "--checkpoint-minutes", -1))
     assert "--resume goes on in the folder of its run" in line
     assert "--checkpoint-minutes -1.0" in line
 
 
-def test_a_model_folder_for_each_epoch(command, work, model_folder):
+def test_each_epoch_gets_a_model_folder(command, work, model_folder):
     options = ("--model", model_folder, "--epochs", 2, "--max-new-tokens", 5, "--run-dir", "run", "--keep-epochs")
     assert command("finetune.py", *options).returncode == 0
     last, first = work / "run" / "epochs" / "2", work / "run" / "epochs" / "1"
@@ -404,7 +404,7 @@ def test_a_model_folder_for_each_epoch(command, work, model_folder):
 
 
 def test_an_output_that_could_not_be_written_is_written_on_resume(stopped, work, command):
-    """The run is finished when its last file is there, and no sooner."""
+    """The run is finished only when its last file exists."""
     (work / "output").mkdir()
     process = start(work, "--resume", stopped, "--epochs", 9, "--output", "output/x.json")
     wait_for(lambda: lines(stopped / "metrics.jsonl") > 20, process)
@@ -416,8 +416,8 @@ def test_an_output_that_could_not_be_written_is_written_on_resume(stopped, work,
     assert (work / "output" / "x.json").exists()
 
 
-def test_a_folder_with_the_name_of_a_model(tmp_path, monkeypatch):
-    """`tiny` is the bundled model, whatever else is called so; a model folder is remembered with its whole path."""
+def test_the_name_of_the_bundled_model_wins_over_a_folder(tmp_path, monkeypatch):
+    """`tiny` is the bundled model even if a folder has this name; other folders are recorded with their whole path."""
     monkeypatch.chdir(tmp_path)
     for name in ("tiny", "mine", "theirs/model"):
         (tmp_path / name).mkdir(parents=True)
@@ -450,7 +450,7 @@ def test_a_changed_model_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_from_a_pipe_needs_its_conversations_once_more(work):
+def test_a_run_from_a_pipe_needs_its_conversations_again(work):
     data = (PROJECT / "llm_train_text.json").read_text(encoding="utf-8")
 
     def run(script: str, *options: object) -> subprocess.CompletedProcess[str]:
@@ -474,7 +474,7 @@ def test_a_run_from_a_pipe_needs_its_conversations_once_more(work):
         assert resumed.returncode == 0, resumed.stderr
 
 
-def test_settings_of_one_file_as_older_versions_wrote_them(stopped, work):
+def test_older_settings_with_a_single_file_are_read(stopped, work):
     recorded = json.loads((stopped / "settings.json").read_text())
     recorded["data"]["path"] = recorded["data"].pop("paths")[0]
     write_json(stopped / "settings.json", recorded)

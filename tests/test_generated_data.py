@@ -1,4 +1,4 @@
-"""Generated conversation files: read whole, or refused in one line."""
+"""Generated conversation files are read whole, or refused in one line."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from support.errors import UserError
 
 
 def read_or_refused(path: Path, format: str = "auto") -> list[Dialogue] | None:
-    """The dialogues of a file, or none when it was refused, in one line."""
+    """The dialogues of a file; None if it is refused, which must take one line."""
     try:
         return read(path, format)
     except UserError as error:
@@ -51,7 +51,7 @@ records = st.one_of(
 
 
 def count_turns(record: dict) -> int:
-    """How many turns a record holds, whichever form it has; a system message at the beginning is none."""
+    """The number of turns of a record in any form; a system message at the beginning does not count."""
     for key in ("messages", "conversations", "turns"):
         if key in record and isinstance(record[key], list):
             spoken = [not is_skipped(turn) and role_of(turn) != "system" for turn in record[key]]
@@ -68,7 +68,7 @@ def role_of(turn: dict) -> str | None:
 
 
 def is_skipped(turn: dict, empty: bool = True) -> bool:
-    """Whether a message is no turn: a tool's, an image, or, if `empty`, without a text."""
+    """Whether a message is not a turn: it is a tool's, an image, or (if `empty`) without text."""
     content = turn.get("content", turn.get("value", turn.get("text")))
     parts = (
         [part.get("text") if isinstance(part, dict) else part for part in content] if isinstance(content, list) else []

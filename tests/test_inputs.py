@@ -1,4 +1,4 @@
-"""What `--data` may name: files, folders, archives, patterns, pipes and data sets, and the bytes that come of them."""
+"""`--data` finds the files of paths, folders, archives, patterns and pipes, and reads their bytes."""
 
 import bz2
 import datetime
@@ -42,7 +42,7 @@ def names_in(folder: Path, pattern: str = "") -> list[str]:
 
 
 def refusal(*paths: Path | str) -> str:
-    """The message for what can't be found, or not be opened."""
+    """The error for paths that can't be found or opened."""
     with pytest.raises(UserError) as caught:
         for each in find_inputs(map(Path, paths)).inputs:
             each.open().close()
@@ -53,9 +53,9 @@ def refusal(*paths: Path | str) -> str:
 class TestOpen:
     @pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress, bz2.compress])
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
-    def test_every_packing_and_encoding_is_the_same_text(self, tmp_path, pack, encoding):
+    def test_every_packing_and_encoding_gives_the_same_text(self, tmp_path, pack, encoding):
         mark = "\ufeff" if encoding.endswith(("le", "be")) else ""
-        text = TALK * 40_000  # more than the pieces that are recoded together
+        text = TALK * 40_000  # more than one piece to recode
         (tmp_path / "talk").write_bytes(pack((mark + text).encode(encoding)))
         one = Input.of(tmp_path / "talk")
         plain = pack is bytes and encoding in ("utf-8", "utf-8-sig")
@@ -65,7 +65,7 @@ class TestOpen:
         assert b"".join(line for _, line in one.lines()) == text.encode()
         assert pickle.loads(pickle.dumps(one)).read() == text.encode()
 
-    def test_a_member_of_an_archive(self, tmp_path):
+    def test_a_member_of_an_archive_is_read(self, tmp_path):
         with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("chats/talk.txt.gz", gzip.compress(TALK.encode("utf-16")))
         one = Input.of(tmp_path / "a.zip")
@@ -78,7 +78,7 @@ class TestOpen:
         expected = list(enumerate(io.BytesIO(text.encode()), 1))
         assert list(Input.of(tmp_path / "talk").lines()) == expected
 
-    def test_what_would_fill_the_memory_is_refused(self, tmp_path, monkeypatch):
+    def test_a_file_that_would_fill_the_memory_is_refused(self, tmp_path, monkeypatch):
         (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(20_000_000)))
         one = Input.of(tmp_path / "bomb.gz")
         assert len(one.read(20_000_000)) == 20_000_000
@@ -93,7 +93,7 @@ class TestOpen:
         with pytest.raises(UserError, match="it exceeds 1.98e-07 GB, too much to read at once"):
             list(many.lines(198))
 
-    def test_damage_is_told_wherever_it_shows(self, tmp_path):
+    def test_damage_is_reported_wherever_it_appears(self, tmp_path):
         packed = gzip.compress(os.urandom(1_000_000))
         (tmp_path / "cut.gz").write_bytes(packed[:500_000])
         cut = Input.of(tmp_path / "cut.gz")
@@ -106,12 +106,12 @@ class TestOpen:
 
 
 class TestFolders:
-    def test_files_are_found_and_sorted_as_people_count(self, tmp_path):
+    def test_files_are_found_and_sorted_in_natural_order(self, tmp_path):
         fill(tmp_path, "b/message_10.json", "b/message_2.json", "B/a.txt.gz", "A.csv", "b/c/1.jsonl", "9.md", "10.log")
         expected = ["9.md", "10.log", "A.csv", "B/a.txt.gz", "b/c/1.jsonl", "b/message_2.json", "b/message_10.json"]
         assert names_in(tmp_path) == expected
 
-    def test_what_is_not_read_is_counted(self, tmp_path):
+    def test_files_that_are_not_read_are_counted(self, tmp_path):
         fill(tmp_path, "talk.txt", "photo.JPG", "voice/1.opus", ".hidden.txt", ".git/a.txt", "__MACOSX/._talk.txt")
         fill(tmp_path, "README.md", "dataset_info.json", "notes.docx", "runs/x/metrics.jsonl", "runs/x/train_data.txt")
         found = find_inputs([tmp_path])
@@ -124,7 +124,7 @@ class TestFolders:
             "other files": 3,
         }
 
-    def test_a_folder_without_conversations(self, tmp_path):
+    def test_a_folder_without_conversations_is_refused(self, tmp_path):
         assert "holds no conversation file (.arrow, .csv, .json" in refusal(tmp_path)
         fill(tmp_path, "messages.html", content="<!DOCTYPE html><html>")
         assert refusal(tmp_path).startswith(f"{tmp_path}/messages.html is a web page; export the chat as JSON")
@@ -132,7 +132,7 @@ class TestFolders:
     def test_a_model_is_not_mistaken_for_conversations(self):
         assert "is the folder of a run or a model" in refusal(PROJECT / "models" / "tiny")
 
-    def test_a_folder_of_archives(self, tmp_path):
+    def test_a_folder_of_archives_is_read(self, tmp_path):
         for name in ("b", "a"):
             with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
                 archive.writestr("_chat.txt", TALK)
@@ -146,27 +146,27 @@ class TestArchives:
                 archive.writestr(name, TALK)
         return path
 
-    def test_several_conversations(self, tmp_path):
+    def test_an_archive_of_several_conversations_is_read(self, tmp_path):
         path = self.archive(tmp_path / "a.zip", "2.txt", "10.txt", "1/x.json", "p.jpg", "__MACOSX/2.txt", "r.bin")
         found = find_inputs([path])
         assert [each.member for each in found.inputs] == ["1/x.json", "2.txt", "10.txt"]
         assert all(each.found and each.read().decode() == TALK for each in found.inputs)
         assert found.ignored == {"pictures, sounds and films": 1, "hidden files": 1, "other files": 1}
 
-    def test_files_sent_in_a_chat_are_no_chats(self, tmp_path):
+    def test_files_sent_in_a_chat_are_not_chats(self, tmp_path):
         path = self.archive(tmp_path / "a.zip", "00000012-notes.txt", "_chat.txt", "00000013-PHOTO.jpg")
         found = find_inputs([path])
         assert [each.member for each in found.inputs] == ["_chat.txt"]
         assert found.ignored == {"pictures, sounds and films": 1, "other files": 1}
 
-    def test_archives_without_conversations(self, tmp_path):
+    def test_archives_without_conversations_are_refused(self, tmp_path):
         assert "holds no conversation file" in refusal(self.archive(tmp_path / "a.zip"))
         assert "holds no conversation file" in refusal(self.archive(tmp_path / "a.zip", "p.jpg"))
         assert "is a spreadsheet; save it as CSV" in refusal(self.archive(tmp_path / "a.xlsx", "xl/workbook.xml"))
         assert "is a Word document; save" in refusal(self.archive(tmp_path / "a.docx", "word/document.xml"))
         assert "OpenDocument" in refusal(self.archive(tmp_path / "a.ods", "mimetype", "content.xml"))
 
-    def test_an_encrypted_archive(self, tmp_path):
+    def test_an_encrypted_archive_is_refused(self, tmp_path):
         path = self.archive(tmp_path / "a.zip", "a.txt")
         content = bytearray(path.read_bytes())
         for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
@@ -180,7 +180,7 @@ class TestArchives:
 
 
 class TestPaths:
-    def test_patterns(self, tmp_path):
+    def test_patterns_are_expanded(self, tmp_path):
         fill(tmp_path, "chat2.txt", "chat10.txt", "x/chat1.txt", "[a].txt")
         assert names_in(tmp_path, "*.txt") == ["[a].txt", "chat2.txt", "chat10.txt"]
         assert names_in(tmp_path, "**/chat*.txt") == ["chat2.txt", "chat10.txt", "x/chat1.txt"]
@@ -193,14 +193,14 @@ class TestPaths:
         assert [Path(each.name).name for each in found.inputs] == ["b.txt", "1.txt"]
         assert found.ignored == {"files named twice": 3}
 
-    def test_missing_ones(self, tmp_path):
+    def test_a_missing_path_gets_advice(self, tmp_path):
         assert refusal(tmp_path / "no.txt") == f"--data {tmp_path}/no.txt does not exist; name your conversation file"
         for name in ("open/talks", "https://huggingface.co/datasets/open/talks"):
             assert "hf download open/talks --repo-type dataset --local-dir FOLDER, then --data FOLDER" in refusal(name)
         assert "it is a web address: download the file" in refusal("https://example.org/talk.json")
         assert "hf download" not in refusal("chats/talk.json")
 
-    def test_a_file_in_place_of_a_folder(self, tmp_path):
+    def test_a_path_below_a_file_does_not_exist(self, tmp_path):
         fill(tmp_path, "talk.txt")
         assert "does not exist" in refusal(tmp_path / "talk.txt" / "x.txt")
 
@@ -236,7 +236,7 @@ def test_a_kind_that_is_not_read_says_what_to_do(name, tmp_path):
 @pytest.mark.parametrize(
     "start", ["RIFF: hello", "GIF8: hi", "ID3: hi", "OggS: hi", "Not ftyp: hi", "7z: hi", "PK: hi"]
 )
-def test_a_talk_that_begins_like_another_kind(start, tmp_path):
+def test_a_talk_that_begins_like_another_kind_of_file_is_read(start, tmp_path):
     fill(tmp_path, "talk.txt", content=f"{start}\n{TALK}")
     assert Input.of(tmp_path / "talk.txt").read().decode() == f"{start}\n{TALK}"
 
@@ -269,12 +269,12 @@ print(spool_folder().name)
 
     @pytest.mark.parametrize("name", ["-", "/dev/stdin"])
     @pytest.mark.parametrize("feed", ["cat talk.txt | PY {}", "PY {} < talk.txt"])
-    def test_standard_input(self, tmp_path, name, feed):
+    def test_standard_input_is_read(self, tmp_path, name, feed):
         fill(tmp_path, "talk.txt")
         expected = f"standard input True {TALK.encode()!r}"
         assert self.run(feed.format(name), cwd=tmp_path) == [expected] * 2
 
-    def test_an_archive_in_a_pipe_and_what_bash_substitutes(self, tmp_path):
+    def test_an_archive_in_a_pipe_and_a_process_substitution_are_read(self, tmp_path):
         with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
             archive.writestr("talk.txt", TALK)
         first, second, *_ = self.run("cat a.zip | PY - <(echo A: b)", cwd=tmp_path)
@@ -302,7 +302,7 @@ class TestTables:
         assert [number for number, _ in lines] == list(range(1, 2501))
         assert [json.loads(line) for _, line in lines] == list(self.ROWS)
 
-    def test_parquet(self, tmp_path):
+    def test_parquet_files_are_read(self, tmp_path):
         table = self.table()
         parquet = importlib.import_module("pyarrow.parquet")
         parquet.write_table(table, tmp_path / "a.parquet")
@@ -316,7 +316,7 @@ class TestTables:
             Input.of(tmp_path / "a.parquet").read()
 
     @pytest.mark.parametrize("kind", ["new_file", "new_stream"])
-    def test_arrow(self, tmp_path, kind):
+    def test_arrow_files_are_read(self, tmp_path, kind):
         table = self.table()
         ipc = importlib.import_module("pyarrow.ipc")
         fill(tmp_path, "dataset_dict.json", "train/state.json", "train/dataset_info.json", content="{}")
@@ -345,7 +345,7 @@ def test_a_text_without_conversations_is_left_out_of_a_folder(tmp_path):
         open_paths([tmp_path / "notes.txt"], ReadSettings())
 
 
-def test_an_archive_whose_name_is_not_the_text_that_it_claims_to_be(tmp_path):
+def test_an_archive_with_a_damaged_member_name_is_refused(tmp_path):
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("café.json", "[]")
@@ -354,7 +354,7 @@ def test_an_archive_whose_name_is_not_the_text_that_it_claims_to_be(tmp_path):
         find_inputs([path])
 
 
-def test_too_little_memory_to_unpack_a_file_is_told_with_its_name(tmp_path, monkeypatch):
+def test_the_error_about_too_little_memory_names_the_file(tmp_path, monkeypatch):
     def fail(*arguments):
         raise MemoryError
 
@@ -365,8 +365,8 @@ def test_too_little_memory_to_unpack_a_file_is_told_with_its_name(tmp_path, monk
         open_source(path)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
-def test_a_link_that_points_to_itself_is_no_file(tmp_path):
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
+def test_a_link_that_points_to_itself_is_not_a_file(tmp_path):
     loop = tmp_path / "loop.json"
     loop.symlink_to(loop)
     for data in (loop, tmp_path):

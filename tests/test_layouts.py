@@ -1,4 +1,4 @@
-"""The layouts of chat programs, data sets and people: written from the same talk, and read back as it was."""
+"""The same talk, written in the layouts of chat programs, data sets and people, is read back unchanged."""
 
 import csv
 import html
@@ -21,7 +21,7 @@ from dialogues.reading import open_source
 from support.errors import UserError
 from whatsapp import write_chat
 
-# Colons, times, quotation marks, a link and an emoji inside the texts; each talk on a day of its own.
+# The texts contain colons, times, quotation marks, a link and an emoji. Each talk has its own day.
 TALKS = [
     ["Did the bus: 12 come?", "Yes 😀 at 20:15, they said.", 'He wrote "Cem: stay".', "See https://example.org/a?b=1"],
     ["Is the soup ready?", "Nearly: ten minutes.", "Good."],
@@ -37,7 +37,7 @@ def expected(names=PEOPLE):
 
 
 def messages():
-    """Each message: the talk's number, its number in the talk, the name, the text, and when it was sent."""
+    """Yield messages: the number of the talk, the number in the talk, the name, the text, and the time."""
     for number, talk in enumerate(TALKS):
         for turn, text in enumerate(talk):
             yield number, turn, PEOPLE[turn % 2], text, START + timedelta(days=number, minutes=turn)
@@ -58,7 +58,7 @@ def table(header, rows, delimiter=","):
 
 
 def tree(talk, number):
-    """A ChatGPT conversation, with an answer that was asked for again."""
+    """A ChatGPT conversation with a regenerated answer."""
     nodes = {"root": {"id": "root", "message": None, "parent": None, "children": ["0"]}}
     for turn, (role, text) in enumerate(talk):
         message = {"author": {"role": role}, "content": {"content_type": "text", "parts": [text]}, "recipient": "all"}
@@ -323,20 +323,20 @@ def read(path, **options) -> list[list[tuple[str, str]]]:
 
 
 @pytest.mark.parametrize("layout", IN_ROLES)
-def test_a_layout_of_users_and_assistants(layout, tmp_path):
+def test_a_layout_of_users_and_assistants_is_read(layout, tmp_path):
     (tmp_path / "data").write_text(IN_ROLES[layout], encoding="utf-8")
     assert read(tmp_path / "data") == expected(ROLES)
 
 
 @pytest.mark.parametrize("layout", OF_PEOPLE | OF_LINES)
-def test_a_layout_of_people(layout, tmp_path):
+def test_a_layout_of_people_is_read(layout, tmp_path):
     (tmp_path / "data").write_text((OF_PEOPLE | OF_LINES)[layout], encoding="utf-8")
     assert read(tmp_path / "data") == expected()
 
 
 @pytest.mark.parametrize("layout", OF_LINES)
 def test_every_character_is_accounted_for(layout, tmp_path):
-    """In turns, as stamps, names and marks, or as lost: no fewer than the file has, spaces aside."""
+    """Turns, markup and lost characters together are at least all characters of the file, without spaces."""
     (tmp_path / "data").write_text(OF_LINES[layout], encoding="utf-8")
     account = open_source(tmp_path / "data").account
     numbers = [int(word.replace(",", "")) for word in account[0].split() if word.replace(",", "").isdigit()]
@@ -363,7 +363,7 @@ NO_CONVERSATIONS = {
 
 
 @pytest.mark.parametrize("kind", NO_CONVERSATIONS)
-def test_what_holds_no_conversation_is_refused_with_a_way_on(kind, tmp_path):
+def test_a_file_without_conversations_is_refused_with_advice(kind, tmp_path):
     (tmp_path / "data").write_text(NO_CONVERSATIONS[kind], encoding="utf-8")
     with pytest.raises(UserError, match=r"--columns|--format|docs/data.md") as caught:
         read(tmp_path / "data")
@@ -371,7 +371,7 @@ def test_what_holds_no_conversation_is_refused_with_a_way_on(kind, tmp_path):
 
 
 def test_phones_say_which_messages_their_owner_sent(tmp_path):
-    """In a word or as Android's number, while the name is always that of the other person."""
+    """They use a word or Android's number, and always give the name of the other person."""
     talk = [("Me", "Is the soup ready?"), ("Cem", "Nearly."), ("Me", "Good.")]
     rows = [["Out" if who == "Me" else "In", "+15550100", "Cem", text] for who, text in talk]
     (tmp_path / "sms.csv").write_text(table(["Type", "Number", "Name", "Message"], rows), encoding="utf-8")
@@ -382,7 +382,7 @@ def test_phones_say_which_messages_their_owner_sent(tmp_path):
     assert read(tmp_path / "sms.json") == [talk]
 
 
-def test_what_stands_around_a_message_is_no_turn(tmp_path):
+def test_notices_around_messages_are_not_turns(tmp_path):
     stacked = "Mar 04, 2024  8:0{}:12 PM\n{}\n{}\n\n"
     talk = [("Me", "I asked:\nMe: can you help?\nDora: only with cake"), ("Dora", "yes"), ("Me", "ok"), ("Dora", "bye")]
     lines = [stacked.format(turn, *said) for turn, said in enumerate(talk)]
@@ -400,13 +400,13 @@ def test_what_stands_around_a_message_is_no_turn(tmp_path):
     assert read(tmp_path / "m.json") == [[("dora_9", "Hello"), ("cem", "Hi")]]
 
 
-def test_a_date_above_a_recording_is_no_message(tmp_path):
+def test_a_date_above_a_recording_is_not_a_message(tmp_path):
     said = "".join(f"{name}  00:0{turn}\n{text}\n\n" for turn, (name, text) in enumerate(expected()[0]))
     (tmp_path / "otter.txt").write_text(f"Call with Cem\nMon, Mar 4, 2024 8:00PM • 2:41\n\n{said}", encoding="utf-8")
     assert read(tmp_path / "otter.txt") == [expected()[0]]
 
 
-def test_a_prompt_that_holds_the_talk_is_several_turns(tmp_path):
+def test_a_prompt_that_holds_a_talk_is_several_turns(tmp_path):
     record = {
         "prompt": "\n\nHuman: Tea?\n\nAssistant: Yes.\n\nHuman: Milk?\n\nAssistant:",
         "chosen": " No.",
@@ -417,20 +417,20 @@ def test_a_prompt_that_holds_the_talk_is_several_turns(tmp_path):
     assert read(tmp_path / "data.jsonl") == [talk] * 2
 
 
-def test_questions_and_answers_listed_as_data_are_dialogues_of_their_own(tmp_path):
+def test_questions_and_answers_listed_as_data_are_separate_dialogues(tmp_path):
     pairs = [{"input": "Tea?", "output": "Yes."}, {"input": "Milk?", "output": "No."}]
     (tmp_path / "data.json").write_text(json.dumps({"version": "1", "data": pairs}), encoding="utf-8")
     assert read(tmp_path / "data.json") == [[("User", pair["input"]), ("Assistant", pair["output"])] for pair in pairs]
 
 
-def test_questions_and_answers_are_marked_by_a_letter(tmp_path):
+def test_letters_can_mark_questions_and_answers(tmp_path):
     (tmp_path / "court.txt").write_text("Q. Were you there?\nA. I was: all day.\nQ. Alone?\nA. No.\n")
     talk = [("Q", "Were you there?"), ("A", "I was: all day."), ("Q", "Alone?"), ("A", "No.")]
     assert read(tmp_path / "court.txt") == [talk]
 
 
 @pytest.mark.parametrize("kind", ["csv", "json", "jsonl"])
-def test_any_columns(kind, tmp_path):
+def test_any_columns_can_be_named(kind, tmp_path):
     rows = [{"Wann": number, "Figur1": name, "Satz1": text} for number, _, name, text, _ in messages()]
     content = {"csv": table(list(rows[0]), [list(row.values()) for row in rows]), "json": json.dumps(rows)}
     (tmp_path / "data").write_text(content.get(kind, json_lines(rows)), encoding="utf-8")
@@ -465,8 +465,8 @@ def test_a_whatsapp_chat_is_read_whole(language, seed, tmp_path):
     assert "0 unaccounted for" in source.account[0]
 
 
-def test_a_long_line_costs_time_in_proportion(tmp_path):
-    """It took minutes when the time grew with the square."""
+def test_the_time_for_a_long_line_is_proportional_to_its_length(tmp_path):
+    """Quadratic time would take minutes."""
     head = "[04.03.24, 20:00:05] Dora: "
     for unit in ("a", "1", "a:", "(", "IMG-1.jpg (", "10:00 ", "- "):
         (tmp_path / "chat.txt").write_text(
@@ -494,7 +494,7 @@ record = st.fixed_dictionaries(
 
 @settings(deadline=None)
 @given(record=record)
-def test_the_short_way_reads_as_the_long_one(record):
+def test_the_quick_reader_agrees_with_the_general_one(record):
     sample = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     quick = find_quick([sample])
     assert quick is not None
@@ -510,7 +510,7 @@ class TestCommand:
             cwd=PROJECT, input=input, capture_output=True, encoding="utf-8", check=False,
         )  # fmt: skip
 
-    def test_it_prints_what_it_reads_and_reads_it_again(self, tmp_path):
+    def test_it_can_read_what_it_prints(self, tmp_path):
         (tmp_path / "talk.txt").write_text(OF_LINES["IRC"], encoding="utf-8")
         (tmp_path / "data.jsonl").write_text(IN_ROLES["a turn a line"], encoding="utf-8")
         done = self.run(tmp_path / "talk.txt", tmp_path / "data.jsonl")
@@ -536,7 +536,7 @@ class TestCommand:
         subprocess.run([sys.executable, "-c", code, tmp_path / "a.txt"], cwd=PROJECT, check=True, capture_output=True)
 
 
-def test_what_weighs_nothing_is_context(tmp_path):
+def test_a_message_of_weight_zero_is_context(tmp_path):
     turns = [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b", "weight": 0},

@@ -1,4 +1,4 @@
-"""What chat programs write in place of a text is known, and nothing that people write is taken for it."""
+"""The notices of chat programs are recognised, and nothing that people write is taken for one."""
 
 import re
 import time
@@ -10,7 +10,7 @@ from dialogues.layouts import phrases, system_phrases
 from dialogues.layouts.notices import LONGEST, is_notice, is_system_line, strip_marks
 from whatsapp import COUNTRIES, Counts, write_chat
 
-# Program and language → whole messages. iOS marks its own words with U+200E.
+# Program and language → whole messages. On iOS, U+200E marks the program's own words.
 NOTICES = {
     "WhatsApp, English": [
         "<Media omitted>",
@@ -449,18 +449,18 @@ TALK = [
 
 
 @pytest.mark.parametrize("program", NOTICES)
-def test_notices(program):
+def test_notices_are_recognised(program):
     missed = [text for text in NOTICES[program] if not is_notice(text)]
     assert not missed
 
 
 @pytest.mark.parametrize("text", TALK)
-def test_what_people_write_is_no_notice(text):
+def test_messages_of_people_are_not_notices(text):
     assert not is_notice(text)
 
 
-def test_shouted_and_decomposed_notices():
-    """Letters of another case, and accents apart from their letters, as Apple's file systems write them."""
+def test_upper_case_and_decomposed_notices_are_recognised():
+    """Accents are separate from their letters, as in Apple's file systems."""
     for texts in NOTICES.values():
         for text in texts:
             assert is_notice(unicodedata.normalize("NFD", text)), text
@@ -499,7 +499,7 @@ def test_shouted_and_decomposed_notices():
         ("", ""),
     ],
 )
-def test_strip_marks(text, kept):
+def test_marks_are_stripped_from_texts(text, kept):
     assert strip_marks(text) == kept
     assert strip_marks(kept) == kept
 
@@ -507,7 +507,7 @@ def test_strip_marks(text, kept):
 @pytest.mark.parametrize(
     "text", ["IMG-1.jpg (file attached)\nLook!", "\u200eLook! \u200eimage omitted", "Ha <Mensagem editada>"]
 )
-def test_a_caption_is_no_notice(text):
+def test_a_caption_is_not_a_notice(text):
     assert not is_notice(text)
 
 
@@ -592,7 +592,7 @@ SYSTEM_LINES = [
 
 
 @pytest.mark.parametrize("line", SYSTEM_LINES)
-def test_system_lines(line):
+def test_system_lines_are_recognised(line):
     assert is_system_line(line)
 
 
@@ -617,14 +617,14 @@ def test_system_lines(line):
         "https://example.org/left",
     ],
 )
-def test_what_is_no_system_line(line):
+def test_other_lines_are_not_system_lines(line):
     assert not is_system_line(line)
 
 
 @pytest.mark.parametrize("language", COUNTRIES)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_whole_chat(language, seed, tmp_path):
-    """Of what the phones of five countries export, the texts are left, and the rest is told apart."""
+def test_a_whole_chat_is_read(language, seed, tmp_path):
+    """In exports from phones of five countries, notices and system lines are recognised, and the texts remain."""
     path = tmp_path / "chat.txt"
     dialogues, counts = write_chat(path, language, 2000, seed)
     content = path.read_bytes().decode().replace("\r\n", "\n")
@@ -642,7 +642,7 @@ def test_a_whole_chat(language, seed, tmp_path):
     assert again.read_bytes() == path.read_bytes()
 
 
-def test_phrases_are_written_as_texts_are_compared():
+def test_phrases_have_the_form_in_which_texts_are_compared():
     for module in (phrases, system_phrases):
         for name, family in vars(module).items():
             if name.isupper():

@@ -1,4 +1,4 @@
-"""Phone numbers, e-mail addresses, links and IBANs: found by their look, counted, and masked all through a run."""
+"""Phone numbers, e-mail addresses, links and IBANs are found by their form, counted, and masked in the whole run."""
 
 import importlib.util
 import json
@@ -24,7 +24,7 @@ from settings import DataSettings, TrainingSettings
 from support.errors import UserError
 
 IBAN = "DE89 3704 0044 0532 0130 00"
-FOUND = [  # kind, text, what of it is found
+FOUND = [  # kind, text, the part of it that is found
     ("phone", "call +49 170 1234567 now", "+49 170 1234567"),
     ("phone", "+491701234567", "+491701234567"),
     ("phone", "(+49) 170 1234567", "(+49) 170 1234567"),
@@ -74,26 +74,26 @@ def looks(text: str) -> list[tuple[str, str]]:
 
 
 def masked(*texts: str, speakers: tuple[str, str] = ("Nora", "Timo")) -> list[str]:
-    """Turns of two speakers in turn, masked."""
+    """The masked texts of two speakers who alternate."""
     turns = tuple(Turn(speakers[number % 2], text) for number, text in enumerate(texts))
     return [turn.text for turn in mask_dialogue(Dialogue(turns))[0].turns]
 
 
 class TestTheLook:
     @pytest.mark.parametrize(("kind", "text", "found"), FOUND)
-    def test_it_is_found(self, kind, text, found):
+    def test_private_data_is_found(self, kind, text, found):
         assert looks(text) == [(kind, found)]
 
     @pytest.mark.parametrize("text", NOTHING)
-    def test_it_is_nothing_private(self, text):
+    def test_other_text_is_not_private(self, text):
         assert looks(text) == []
 
-    def test_several_in_a_text(self):
+    def test_several_kinds_in_one_text_are_found(self):
         text = f"+49 170 1234567\n0170 1234567, a@b.de https://x.org {IBAN}."
         assert [kind for kind, _ in looks(text)] == ["phone", "phone", "email", "link", "iban"]
 
     @pytest.mark.parametrize("form", [PhoneNumberFormat.INTERNATIONAL, PhoneNumberFormat.E164])
-    def test_an_international_number_of_every_country(self, form):
+    def test_international_numbers_of_every_country_are_found(self, form):
         examples = {region: phonenumbers.example_number(region) for region in phonenumbers.SUPPORTED_REGIONS}
         texts = {region: phonenumbers.format_number(number, form) for region, number in examples.items() if number}
         assert len(texts) > 200
@@ -102,7 +102,7 @@ class TestTheLook:
         assert len(missed) < 10
 
     @given(st.text("0123456789", min_size=18, max_size=18))
-    def test_every_german_iban(self, account):
+    def test_every_german_iban_is_found(self, account):
         number = f"DE{iban.calc_check_digits('DE00' + account)}{account}"
         for text in (number, iban.format(number)):
             assert looks(text) == [("iban", text)]
@@ -110,43 +110,43 @@ class TestTheLook:
 
 class TestMasking:
     @pytest.mark.parametrize(("kind", "text", "found"), FOUND)
-    def test_what_has_the_look_becomes_a_placeholder(self, kind, text, found):
+    def test_private_data_becomes_a_placeholder(self, kind, text, found):
         assert masked("Hello.", text) == ["Hello.", text.replace(found, f"<{kind}>")]
 
     @pytest.mark.parametrize("text", NOTHING)
-    def test_what_has_not_is_left_alone(self, text):
+    def test_other_text_stays_unchanged(self, text):
         assert masked("Hello.", text) == ["Hello.", text]
 
-    def test_an_international_number_in_another_writing(self):
+    def test_international_numbers_in_other_notations_are_masked(self):
         assert masked("+٩٧١ ٥٠ ١٢٣ ٤٥٦٧ or \uff0b\uff14\uff19 170 1234567", "+1 212 555 0123 ext. 45.") == [
             "<phone> or <phone>",
             "<phone>.",
         ]
 
-    def test_national_numbers_of_a_country_whose_numbers_are_there(self):
+    def test_national_numbers_are_masked_next_to_international_ones(self):
         spanish = ("612 345 679, or 912345678", "on 31.12.2023 at 10, for 100 200 300")
         assert masked(*spanish) == list(spanish)
         assert masked(*spanish, "+34 612 345 678") == ["<phone>, or <phone>", spanish[1], "<phone>"]
         assert masked(*spanish, speakers=("+34 612 345 678", "Timo")) == ["<phone>, or <phone>", spanish[1]]
 
-    def test_a_date_is_no_french_number(self):
+    def test_a_date_is_not_a_french_number(self):
         assert masked("+33 6 12 34 56 78", "le 01.02.2023 10:15")[1] == "le 01.02.2023 10:15"
 
-    def test_ibans_in_another_grouping_and_with_a_slip_of_the_finger(self):
+    def test_ibans_in_another_grouping_or_with_a_typo_are_masked(self):
         assert masked("de89-3704-0044-0532-0130-00 bitte", "DE 89 37040044 0532013000 or") == [
             "<iban> bitte",
             "<iban> or",
         ]
         assert masked(f"{IBAN[:-1]}1", "-") == ["<iban>", "-"]
 
-    def test_the_instruction_too_and_the_names_not(self):
+    def test_the_instruction_is_masked_and_the_names_are_not(self):
         turns = (Turn("+49 170 1234567", "Hi."), Turn("Timo", "Ho."))
         dialogue, replaced = mask_dialogue(Dialogue(turns, "Answer for help@x.org."))
         assert dialogue == Dialogue(turns, "Answer for <email>.")
         assert replaced == [("email", INSTRUCTION_LINE)]
 
     @given(st.lists(st.sampled_from([text for _, text, _ in FOUND] + NOTHING + [" ", "\n", ", ", "0", "+"])))
-    def test_nothing_with_the_look_is_left(self, pieces):
+    def test_nothing_that_looks_private_is_left(self, pieces):
         (text, _) = masked("".join(pieces), "-")
         assert looks(text) == []
 
@@ -168,8 +168,8 @@ class TestCounts:
         return Conversations(renderer, [encode_block(renderer, part, changes) for part in parts])
 
     @pytest.mark.parametrize("mask", [False, True])
-    def test_by_speaker_and_in_dialogues(self, vocabulary, mask):
-        """What is skipped counts nothing; a speaker has the new name."""
+    def test_private_data_is_counted_by_speaker_and_dialogue(self, vocabulary, mask):
+        """Skipped dialogues do not count; a renamed speaker has the new name."""
         private = self.blocks(vocabulary, mask).private
         assert private.found == {
             ("phone", "Nora"): 4,
@@ -182,7 +182,7 @@ class TestCounts:
         assert list(count_private(private)) == ["phone", "email", "link"]
         assert count_private(private)["phone"].speakers == {"Nora": 4}
 
-    def test_what_is_encoded(self, vocabulary):
+    def test_the_masked_texts_are_encoded(self, vocabulary):
         plain, hidden = self.blocks(vocabulary, False), self.blocks(vocabulary, True)
         assert plain[0].turns[0].text == PRIVATE.turns[0].text
         assert hidden[0].turns[0].text == "I am at <phone> or <phone>."
@@ -192,7 +192,7 @@ class TestCounts:
         assert hidden[1] == plain[1]
 
     @pytest.mark.parametrize("mask", [False, True])
-    def test_across_processes(self, work, tmp_path, mask):
+    def test_several_processes_count_like_one(self, work, tmp_path, mask):
         code = f"""
 import sys
 sys.path.insert(0, {str(PROJECT)!r})
@@ -232,25 +232,25 @@ class TestTheAccount:
         ledger = make_ledger(data.sources, make_datasets(data, 0, 512), TrainingSettings())
         return [line for line in ledger_lines(ledger) if line.startswith(("private", "masked"))]
 
-    def test_a_line(self, tmp_path):
+    def test_one_line_lists_the_kinds_and_speakers(self, tmp_path):
         talks = [{"Nora": f"0170 12345{number:02}", "Timo": "So?"} for number in range(9)]
         talks += [{"Timo": "0170 1234567, 0170 1234568", "Nora": "www.x.org"}]
         told = "11 phone numbers in 10 dialogues (Nora 9, Timo 2), 1 link in 1 (Nora 1)"
         assert self.lines(tmp_path, talks) == [f"private: {told}; --mask replaces them"]
         assert self.lines(tmp_path, talks, mask=True) == [f"masked: {told}; names are not masked"]
 
-    def test_many_speakers(self, tmp_path):
+    def test_a_line_with_many_speakers_is_shortened(self, tmp_path):
         talks = [{name: "a@b.de", "Timo": "So?"} for name in ("Al", "Bo", "Cy", "Di", "Al")]
         talks[0]["Timo"] = "Ok."
         line = "private: 5 e-mail addresses in 5 dialogues (Al 2, Bo 1, Cy 1, 1 more); --mask replaces them"
         assert self.lines(tmp_path, talks) == [line]
 
-    def test_nothing_private(self, tmp_path):
+    def test_data_without_private_data_gets_no_line(self, tmp_path):
         talks = [{"Nora": f"Number {number}?", "Timo": "Yes."} for number in range(5)]
         assert self.lines(tmp_path, talks) == []
         assert self.lines(tmp_path, talks, mask=True) == ["masked: nothing was found to mask; names are not masked"]
 
-    def test_speakers_who_go_by_a_number(self, tmp_path):
+    def test_speakers_who_go_by_a_number_are_reported(self, tmp_path):
         talks = [{"+49 170 1234567": "Hi!", "Timo": f"Yes, {number}?"} for number in range(5)]
         (line,) = self.lines(tmp_path, talks)
         assert line.startswith("private: speakers who go by a phone number, an address or a link: 1;")
@@ -310,8 +310,8 @@ class TestARun:
         assert json.loads((folder / "run" / "settings.json").read_text(encoding="utf-8"))["data"]["mask"]
 
     @pytest.mark.slow
-    def test_a_run_of_before_is_read_and_stays_unmasked(self, run_of_masked, tmp_path):
-        """Settings without the option, as an older version wrote them."""
+    def test_an_older_run_is_read_and_stays_unmasked(self, run_of_masked, tmp_path):
+        """Older versions wrote settings without the option."""
         from pipeline.run_settings import parse_finetune_settings
 
         folder, _ = run_of_masked
@@ -333,7 +333,7 @@ class TestWithoutTheLibraries:
             open_data(DataSettings(mask=True))
         assert open_data(DataSettings())
 
-    def test_counting_needs_none(self):
+    def test_counting_needs_no_library(self):
         script = (
             "import sys; from dialogues.private import find_private; found = find_private('+49 170 1234567 a@b.de');"
             "sys.exit(len(found) != 2 or bool({'phonenumbers', 'stdnum'} & set(sys.modules)))"

@@ -1,4 +1,4 @@
-"""The division into parts: exact, file by file, no dialogue on both sides, and a long one cut between turns."""
+"""Parts have their exact shares, file by file; no dialogue is in two parts; a long one is cut between turns."""
 
 import json
 from itertools import accumulate, pairwise
@@ -30,7 +30,7 @@ shares = st.one_of(
 
 
 def talks(*sizes: int, start: int = 0) -> list[dict]:
-    """A conversation of so many turns for each of `sizes`; no two turns say the same."""
+    """A conversation for each number of turns in `sizes`; no two turns have the same text."""
     numbers = iter(range(start, start + sum(sizes)))
     return [
         {"turns": [{"speaker": "AB"[turn % 2], "text": f"word {next(numbers)}"} for turn in range(size)]}
@@ -49,7 +49,7 @@ def read(*paths, fold: int = 0, seed: int = 1, **options):
 
 
 def said(data) -> dict[str, list[list[str]]]:
-    """What is said in the dialogues of each part."""
+    """The texts of the dialogues in each part."""
     return {
         name: [[turn.text for turn in data.conversations[number].turns] for number in numbers.tolist()]
         for name, numbers in data.parts.items()
@@ -71,7 +71,7 @@ class TestDialogues:
         parts = choose_parts(np.array(files), np.arange(len(files)), shares)
         for part, bound in enumerate(list(accumulate(shares))[:-1]):
             assert abs((parts <= part).sum() - len(files) * bound / sum(shares)) < 2
-        for file in set(files):  # in its order
+        for file in set(files):  # in the order of the file
             assert sorted(mine := parts[np.array(files) == file].tolist()) == mine
 
     def test_each_of_several_files_is_divided(self):
@@ -91,7 +91,7 @@ class TestDialogues:
 class TestTurns:
     @given(turns=st.lists(st.integers(2, 9), min_size=1, max_size=5), shares=shares)
     def test_every_part_gets_its_turns_or_none_can(self, turns, shares):
-        if sum(size // 2 for size in turns) < len(shares):  # so many pieces of two turns there are at most
+        if sum(size // 2 for size in turns) < len(shares):  # too few pieces of two turns
             with pytest.raises(UserError, match=r"in all (are too few|is too little) for --split x"):
                 divide_turns(turns, shares, "--split x")
             return
@@ -110,7 +110,7 @@ class TestTurns:
         assert divide_turns([10] * 5, [80, 10, 10], "") == [([], [0])] * 4 + [([5], [1, 2])]
 
     @pytest.mark.parametrize("template", TEMPLATES)
-    def test_pieces_are_what_was_said(self, template, vocabulary):
+    def test_pieces_hold_the_turns_that_were_said(self, template, vocabulary):
         turns = tuple(Turn(name, f"é {number}") for number, name in enumerate(("Alex", "Bob", "Bob") * 4))
         first, second = Dialogue(turns, "Once upon a time."), Dialogue(turns[1:3], "")
         whole = Conversations.of(Renderer(load_tokenizer(vocabulary), template), [first, second], "Bob")
@@ -148,13 +148,13 @@ class TestFiles:
         assert data.conversations.place_of(1) == f"{tmp_path}/b.txt line 4"
         assert data.notes == ()
 
-    def test_small_files_are_said(self, tmp_path):
+    def test_small_files_are_reported(self, tmp_path):
         paths = [write(tmp_path / f"{n}.jsonl", talks(2, start=10 * n)) for n in range(10)]
         data = read(*paths)
         assert [len(part) for part in data.parts.values()] == [7, 3]
         assert "split: 10 of 10 files have too few dialogues for a share in every part" in data.notes[0]
 
-    def test_as_many_files_as_folds(self, tmp_path):
+    def test_small_files_fill_the_folds_without_being_cut(self, tmp_path):
         paths = [write(tmp_path / f"{n}.jsonl", talks(5, start=10 * n)) for n in range(10)]
         folds = [read(*paths, folds=9, fold=fold) for fold in range(1, 10)]
         assert all(len(data.conversations) == 10 for data in folds)  # nothing is cut
@@ -168,7 +168,7 @@ class TestFiles:
         assert np.concatenate(list(data.parts.values())).tolist() == order.tolist()
 
     @pytest.mark.parametrize("options", [{}, {"shuffle": True}, {"split": "60/20/20"}, {"fold": 2, "folds": 3}])
-    def test_no_dialogue_is_on_both_sides(self, tmp_path, options):
+    def test_no_dialogue_is_in_two_parts(self, tmp_path, options):
         records = talks(*[2] * 12)
         paths = [write(tmp_path / "a.jsonl", records), write(tmp_path / "b.jsonl", records[::-1] + records[:4])]
         data = read(*paths, **options)
@@ -176,7 +176,7 @@ class TestFiles:
         assert sum(map(len, parts)) == len(set.union(*parts)) == 12
         assert sum(map(len, data.parts.values())) == 28
 
-    def test_a_file_given_twice_in_other_words_is_divided_all_the_same(self, tmp_path):
+    def test_a_copy_of_a_file_does_not_change_the_division(self, tmp_path):
         records = talks(*[2] * 10)
         data = read(*(write(tmp_path / name, records) for name in ("a.jsonl", "b.jsonl")))
         assert [len(part) for part in data.parts.values()] == [14, 6]
@@ -212,7 +212,7 @@ class TestOneLongChat:
         assert done.returncode == 0, done.stderr
         assert "measured on the 1 that the run held out (val)" in done.stdout
 
-    def test_too_little_says_what_to_add(self, command, work):
+    def test_the_error_for_too_few_turns_says_what_to_add(self, command, work):
         write(work / "chat.jsonl", talks(3))
         assert refused(command("finetune.py", "--data", "chat.jsonl")) == (
             "error: chat.jsonl: 1 different dialogue of 3 turns in all is too little for --split 70/30: each part needs"
@@ -222,7 +222,7 @@ class TestOneLongChat:
 
 class TestTheCommand:
     @pytest.mark.slow
-    def test_several_files_in_several_forms(self, command, work):
+    def test_several_files_in_several_forms_make_one_run(self, command, work):
         (work / "chats").mkdir()
         lines = [f"[{day:02}.03.24, 10:00] A: hi {day}\n[{day:02}.03.24, 10:01] B: ho\n" for day in range(1, 11)]
         (work / "chats" / "chat_2.txt").write_text("".join(lines))
@@ -258,7 +258,7 @@ class TestTheCommand:
         line = refused(command("finetune.py", "--data", "a.jsonl", "b.jsonl"))
         assert line.startswith("error: b.jsonl: line 2: turn 1: the text of 'A' must be a string")
 
-    def test_the_output_overwrites_none_of_them(self, command, work):
+    def test_the_output_may_not_overwrite_the_data(self, command, work):
         for name in ("a", "b"):
             write(work / f"{name}.jsonl", talks(*[2] * 5))
         line = refused(command("finetune.py", "--data", "*.jsonl", "--output", "b.jsonl"))
@@ -272,8 +272,8 @@ class TestTheCommand:
 
 
 @pytest.mark.slow
-def test_duplicates_on_both_sides_would_flatter_the_loss(tmp_path):
-    """A third of the dialogues are copies. Cut in file order, three of the four that are held out were learned."""
+def test_duplicates_in_two_parts_would_lower_the_validation_loss(tmp_path):
+    """A third of the dialogues are copies. Divided in file order, all four that are held out were learned."""
     records = json.loads((PROJECT / "llm_train_text.json").read_text(), object_pairs_hook=list)[:8]
     records = [{"turns": [{"speaker": who, "text": text} for who, text in record]} for record in records]
     data = read(write(tmp_path / "data.jsonl", records + records[1:5]))

@@ -1,4 +1,4 @@
-"""The split, and the text and tokens that a dialogue becomes."""
+"""The text and tokens that a dialogue becomes."""
 
 import random
 
@@ -40,17 +40,17 @@ def make_renderer(vocabulary, template: str) -> Renderer:
 
 @pytest.mark.parametrize("template", TEMPLATES)
 class TestEveryTemplate:
-    def test_text_and_tokens(self, template, vocabulary):
+    def test_text_and_tokens_agree(self, template, vocabulary):
         renderer = make_renderer(vocabulary, template)
         assert render(DIALOGUE, template) == RENDERED[template]
         tokens, texts = renderer.encode(DIALOGUE)
         decode = renderer.tokenizer.decode
         assert decode(tokens) == RENDERED[template]
         assert tokens[-1] == renderer.tokenizer.eot_token
-        assert tokens == renderer.tokenizer.encode(RENDERED[template], allowed_special="all")  # as natural text is cut
+        assert tokens == renderer.tokenizer.encode(RENDERED[template], allowed_special="all")  # cut like natural text
         assert [decode(tokens[start:end]).strip() for start, end in texts] == [turn.text for turn in DIALOGUE.turns]
 
-    def test_without_an_instruction(self, template, vocabulary):
+    def test_a_dialogue_may_have_no_instruction(self, template, vocabulary):
         renderer = make_renderer(vocabulary, template)
         bare = Dialogue(DIALOGUE.turns, instruction="")
         assert render(bare, template) == RENDERED[template].removeprefix(INSTRUCTION).lstrip()
@@ -81,7 +81,7 @@ class TestEveryTemplate:
         assert tuple(renderer.parse_turns(written, "Bob", ["Alex", "Bob"])) == DIALOGUE.turns[1:]
         assert renderer.parse_turns("", "Bob", ["Alex", "Bob"]) == [Turn("Bob", "")]
 
-    def test_newest_turns(self, template, vocabulary):
+    def test_the_newest_whole_turns_are_kept(self, template, vocabulary):
         renderer = make_renderer(vocabulary, template)
         tokens = renderer.encode(DIALOGUE).tokens[:-1]
         prompt = renderer.encode_prompt(DIALOGUE, 1)
@@ -93,7 +93,7 @@ class TestEveryTemplate:
         one_long_turn = renderer.tokenizer.encode_ordinary("word " * 100)
         assert renderer.newest_turns(one_long_turn, 20) == one_long_turn[-20:]
 
-    def test_conversations_are_the_dialogues_again(self, template, vocabulary):
+    def test_conversations_return_the_dialogues(self, template, vocabulary):
         dialogues = [
             DIALOGUE,
             Dialogue(DIALOGUE.turns[:2], ""),
@@ -108,10 +108,10 @@ class TestEveryTemplate:
         assert conversations.tokens_of(2).tolist() == known.encode(dialogues[2]).tokens
 
     @pytest.mark.parametrize("learn", ["replies", "Alex", "Bob"])
-    def test_what_is_learned(self, template, learn, vocabulary):
-        """The texts of the chosen turns, each with what ends it, and nothing else."""
+    def test_the_chosen_turns_and_their_ends_are_learned(self, template, learn, vocabulary):
+        """The texts of the chosen turns are learned, each with its end, and nothing else."""
         if (template, learn) == ("alpaca", "replies"):
-            return  # of instruction data it is the responses: see below
+            return  # in instruction data, the replies are the responses: see below
         conversations = Conversations.of(make_renderer(vocabulary, template), [DIALOGUE] * 2, learn)
         tokens, learned = conversations.tokens_of(1), conversations.learned[len(conversations.tokens_of(0)) :]
         decode = conversations.renderer.tokenizer.decode
@@ -123,7 +123,7 @@ class TestEveryTemplate:
         assert runs == {"replies": said[1:], "Alex": said[::2], "Bob": said[1:2]}[learn]
 
 
-def test_a_label_is_only_what_looks_like_one(vocabulary):
+def test_only_text_that_looks_like_a_label_is_one(vocabulary):
     prompt, labels = (Renderer(load_tokenizer(vocabulary), name) for name in ("prompt", "labels"))
     assert prompt.parse_turns("a\n\nb ### c:\n\n### ", "Bob", []) == [Turn("Bob", "a\n\nb ### c:")]
     assert prompt.parse_turns("Fine.\n\n### Instruc", "Bob", []) == [Turn("Bob", "Fine.")]
@@ -144,25 +144,25 @@ def test_replies_of_instruction_data_are_the_responses(vocabulary):
     assert conversations.renderer.tokenizer.decode(learned) == "Please.<|endoftext|>"
 
 
-def test_an_unknown_name_is_refused_with_those_there_are(vocabulary):
+def test_an_unknown_name_is_refused_with_a_list_of_speakers(vocabulary):
     with pytest.raises(UserError, match=r"--learn Bop: .*the speakers are Alex \(2 turns\), Bob \(1 turns\)"):
         Conversations.of(Renderer(load_tokenizer(vocabulary)), [DIALOGUE], "Bop")
 
 
 @pytest.mark.parametrize("name", ["endoftext", "endofturn"])
-def test_a_name_that_would_be_another_token(name, vocabulary):
+def test_a_name_that_would_be_another_token_is_refused(name, vocabulary):
     dialogue = Dialogue((Turn(name, "a"), Turn("B", "b")))
     with pytest.raises(UserError, match="already has a meaning; use --rename"):
         Conversations.of(Renderer(load_tokenizer(vocabulary), "tokens"), [dialogue])
 
 
-def test_too_many_speakers_for_tokens(vocabulary):
+def test_too_many_speakers_for_tokens_are_refused(vocabulary):
     dialogues = [Dialogue((Turn(f"A{number}", "a"), Turn("B", "b"))) for number in range(1000)]
     with pytest.raises(UserError, match=r"1,001 speakers are too many for a token each \(at most 1,000\)"):
         Conversations.of(Renderer(load_tokenizer(vocabulary), "tokens"), dialogues)
 
 
-def test_what_is_left_out_is_counted(vocabulary):
+def test_skipped_turns_are_counted(vocabulary):
     alone = Dialogue((Turn("A", "x"),), skipped=("tool calls", "tool calls"))
     conversations = Conversations.of(Renderer(load_tokenizer(vocabulary)), [DIALOGUE, alone, alone, DIALOGUE])
     assert len(conversations) == 2
@@ -174,14 +174,14 @@ def test_what_is_left_out_is_counted(vocabulary):
     assert conversations.fingerprints[0] == conversations.fingerprints[1]
 
 
-def test_who_is_user_does_not_depend_on_who_begins(vocabulary):
+def test_the_user_comes_first_whoever_begins(vocabulary):
     dialogue = Dialogue((Turn("Assistant", "Welcome!"), Turn("Zoe", "Hm."), Turn("User", "Hi.")))
     conversations = Conversations.of(Renderer(load_tokenizer(vocabulary)), [dialogue, DIALOGUE])
     assert conversations.describe([0])["speakers"] == ["User", "Assistant", "Zoe"]
     assert conversations.describe([1, 0])["speakers"] == ["User", "Assistant", "Zoe", "Alex", "Bob"]
 
 
-def test_who_is_user_after_a_renaming(vocabulary):
+def test_renamed_roles_keep_their_order(vocabulary):
     dialogues = [Dialogue((Turn("Bot", "Welcome!"), Turn("Anna", "Hi.")))]
     renderer = Renderer(load_tokenizer(vocabulary))
     blocks = [encode_block(renderer, enumerate(dialogues, 1))]
@@ -189,7 +189,7 @@ def test_who_is_user_after_a_renaming(vocabulary):
     assert conversations.describe([0])["speakers"] == ["Anna", "Bot"]
 
 
-def test_description(vocabulary):
+def test_the_description_holds_what_a_model_has_learned(vocabulary):
     other = DIALOGUE._replace(instruction="Two people talk.")
     conversations = Conversations.of(Renderer(load_tokenizer(vocabulary)), [DIALOGUE, other, DIALOGUE], "Bob")
     assert conversations.describe([0, 1, 2]) == {
@@ -200,8 +200,8 @@ def test_description(vocabulary):
     }
 
 
-def test_long_runs_of_white_space_have_the_tokens_that_tiktoken_gives_them(vocabulary):
-    """Runs on both sides of the length at which a text is cut, of any characters that may be white space."""
+def test_long_runs_of_white_space_have_the_tokens_of_tiktoken(vocabulary):
+    """The runs are shorter and longer than the length at which a text is cut, and of many kinds of white space."""
     chance, tokenizer = random.Random(0), load_tokenizer(vocabulary)
     spaces = [" ", "\n", "\t", "\r\n", "\x85", "\xa0", "\u2003", "\u3000", "\x1c", "\u200b", "  "]
     for _ in range(150):
@@ -213,7 +213,7 @@ def test_long_runs_of_white_space_have_the_tokens_that_tiktoken_gives_them(vocab
 
 
 @pytest.mark.parametrize("space", [" ", "\n", " \t\n"])
-def test_a_million_spaces_in_front_of_a_word_are_text_like_any_other(vocabulary, space):
+def test_a_million_spaces_before_a_word_are_ordinary_text(vocabulary, space):
     renderer, text = make_renderer(vocabulary, "prompt"), "Hi" + space * 1_000_000 + "Bob!"
     tokens, texts = renderer.encode(Dialogue((Turn("Alex", text), Turn("Bob", "Yes."))))
     assert renderer.tokenizer.decode(tokens[slice(*texts[0])]) == text

@@ -1,16 +1,16 @@
-"""Large exports of WhatsApp, as phones of five countries write them, and what a reader is to see in them."""
+"""Large WhatsApp exports, as written by phones of five countries, and the dialogues that a reader must find."""
 
 from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-MARK = "\u200e"  # iOS writes it before everything that nobody typed
+MARK = "\u200e"  # iOS writes it before everything that no person typed
 PAUSE = timedelta(hours=8)
 
 
 class Country(NamedTuple):
-    """How the phones of a country write: stamps, words of WhatsApp, and people."""
+    """What the phones of a country write: stamps, WhatsApp's words, names and sentences."""
 
     android: str  # the stamp
     ios: str
@@ -201,18 +201,18 @@ COUNTRIES = {
 
 
 class Counts(NamedTuple):
-    """What an export holds that is no turn: notices, which have a name, and lines without one."""
+    """The lines of an export that are not turns: notices, which have a name, and lines without one."""
 
     notices: int
     system_lines: int
 
 
 def write_chat(path: Path, language: str, messages: int, seed: int) -> tuple[list[list[tuple[str, str]]], Counts]:
-    """Write an export of `messages` texts and notices, of an iPhone if `seed` is odd, else of Android.
+    """Write an export of `messages` texts and notices, from an iPhone if `seed` is odd, else from Android.
 
-    Returns the dialogues, of (name, text), as the reader is to see them: cut where nobody wrote for eight hours; what
-    one person writes in a row is one turn, its messages parted by line feeds. On iOS each line has a name, that of the
-    group at least, so all that is no text counts as a notice.
+    Returns the dialogues that a reader must find, as lists of (name, text). They are cut at pauses of eight hours;
+    consecutive messages of one person form one turn, separated by line feeds. On iOS every line has a name, at least
+    that of the group, so everything that is not a text counts as a notice.
     """
     chat = Chat(COUNTRIES[language], bool(seed % 2), Random(seed))
     chat.tell(chat.country.encrypted)
@@ -226,22 +226,22 @@ def write_chat(path: Path, language: str, messages: int, seed: int) -> tuple[lis
 
 
 class Chat:
-    """An export as it grows, in time too: each message comes after the one before."""
+    """An export that grows message by message, each later than the one before."""
 
     def __init__(self, country: Country, ios: bool, random: Random) -> None:
         self.country, self.ios, self.random = country, ios, random
-        self.time = datetime(2023, 1, 20, 19, 30)  # after the twelfth: no month, so that the order of a date is certain
+        self.time = datetime(2023, 1, 20, 19, 30)  # a day above 12, which can't be a month, fixes the order
         self.lines: list[str] = []
         self.dialogues: list[list[tuple[str, str]]] = []
         self.notices = self.system_lines = self.files = 0
 
     def write(self, rest: str, marked: bool = False) -> None:
-        """A line with a stamp; on iOS U+200E comes before it where the program wrote the message."""
+        """Write a line with a stamp; on iOS, U+200E comes before it if the program wrote the message."""
         stamp = stamp_of(self.time, self.country.ios if self.ios else self.country.android)
         self.lines.append(f"{MARK * (marked and self.ios)}{stamp}{rest}" + ("\r\n" if self.ios else "\n"))
 
     def tell(self, event: str) -> None:
-        """A line of the chat itself."""
+        """Write a line about the chat itself."""
         if self.ios:
             self.write(f"Tea & Rome: {MARK}{event}", marked=True)
             self.notices += 1
@@ -250,7 +250,7 @@ class Chat:
             self.system_lines += 1
 
     def talk(self, length: int) -> None:
-        """One dialogue of `length` messages, the first two of them texts of two people, and a pause."""
+        """Write a dialogue of `length` messages, which begins with texts of two people, and a pause."""
         dialogue: list[tuple[str, str]] = []
         self.dialogues.append(dialogue)
         name = self.random.choice(self.country.names)
@@ -270,11 +270,11 @@ class Chat:
         self.time += PAUSE + timedelta(minutes=self.random.randint(1, 3000))
 
     def said(self, name: str) -> str:
-        """A name before what it says; those who are not in the phone's contacts have a tilde on iOS."""
+        """A name as it begins a line; people who are not in the phone's contacts have a tilde on iOS."""
         return f"~\u202f{name}: " if self.ios and name == self.country.names[1] else f"{name}: "
 
     def text(self, name: str) -> str:
-        """Write what somebody says, with the marks of the program; returns it without."""
+        """Write a text with the marks of the program; return it without them."""
         random, country = self.random, self.country
         kept = " ".join(random.choices(country.sentences, k=random.randint(1, 3))).format(n=random.randint(3, 900))
         written, kind = kept, random.random()
@@ -289,7 +289,7 @@ class Chat:
         return kept
 
     def notice(self, name: str) -> None:
-        """Write what the program says in somebody's name."""
+        """Write a notice of the program under a person's name."""
         random, country = self.random, self.country
         title, option = country.poll
         poll = f"{title}:\n{random.choice('ABCD')}?\n{option}: 1 (2 ✓)\n{option}: 2 (0 ✓)"
@@ -308,7 +308,7 @@ class Chat:
 
 
 def stamp_of(time: datetime, form: str) -> str:
-    """A moment in the form of a country."""
+    """A time as the phones of a country write it."""
     return form.format(
         d=time.day,
         dd=f"{time.day:02}",
