@@ -27,7 +27,7 @@ from parts import PARTS, Plan, make, script
 from table import block, render_markdown
 
 SHAPES = (("fixed", 2, 45), ("fixed", 8, 200), ("fixed", 4, 1024), ("short", 8, 73), ("long", 4, 450))
-ON_GPU_TOO = (("short", 2, 73), ("short", 32, 73), ("fixed", 16, 1024), ("fixed", 32, 1024))
+GPU_SHAPES = (("short", 8, 73), ("fixed", 4, 1024), ("short", 32, 73), ("short", 2, 73), ("fixed", 16, 1024))
 ON_GPU = ("main", "bundled", "throughput", "lora", "generation")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "tiktoken", "numpy", "safetensors")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -101,7 +101,7 @@ def make_plan(options: argparse.Namespace, precisions: tuple[str, ...]) -> Plan:
         small=PROJECT / "models" / "tiny",
         cache=model.parent,
         device=options.device,
-        shapes=(*SHAPES, *ON_GPU_TOO) if options.device == "cuda" else SHAPES,
+        shapes=GPU_SHAPES if options.device == "cuda" else SHAPES,
         steps=8,
         epochs=10,
         prompts=(1, 3, 16),

@@ -6,6 +6,7 @@ Saves: all launches but one. PyTorch's own function captures forward and backwar
 Off: on a CPU, where the work just runs.
 """
 
+import functools
 from collections.abc import Callable
 from threading import Lock
 from typing import Any
@@ -15,13 +16,19 @@ import torch
 CAPTURING = Lock()  # a process captures one graph at a time; `chat.py --web` answers several people at once
 
 
+@functools.cache
+def side_stream() -> torch.cuda.Stream:
+    """The stream of all warm-ups and captures: cuBLAS keeps a workspace for each stream it has seen."""
+    return torch.cuda.Stream()
+
+
 def warm_up(work: Callable[[], None]) -> None:
     """Run `work` on a side stream: libraries allocate at their first call, which can't be captured."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        work()
-    torch.cuda.current_stream().wait_stream(aside)
+    with CAPTURING:
+        side_stream().wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream()):
+            work()
+        torch.cuda.current_stream().wait_stream(side_stream())
 
 
 def capture(work: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGraph:
@@ -35,6 +42,6 @@ def capture(work: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGraph:
         torch.OutOfMemoryError: the memory of the graph is not free.
     """
     graph = torch.cuda.CUDAGraph()
-    with CAPTURING, torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
+    with CAPTURING, torch.cuda.graph(graph, pool, side_stream(), capture_error_mode="thread_local"):
         work()
     return graph

@@ -16,9 +16,11 @@ from torch.optim import Optimizer
 class AdamW(torch.optim.AdamW):
     """
     Attributes:
-        found_inf: where the fused kernel finds 1, on the device, it leaves weights and moments as they are.
+        grad_scale: on the device; the fused kernel divides the gradients by it.
+        found_inf: on the device; where it is 1, the fused kernel leaves weights and moments as they are.
     """
 
+    grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from training.step import Batch, Learner
 SHORT = 256  # up to this many tokens, batches keep their length, a multiple of 16
 LEAST = 4  # steps that pay for a graph: warming up and capturing take about three eager ones
 MOST = 32  # graphs
+CLIP_EPSILON = 1e-6  # as in `torch.nn.utils.clip_grad_norm_`
 UPDATE = 0  # the key of the update's graph, beside lengths
 
 
@@ -122,9 +123,15 @@ class CapturedSteps:
             self.update()
 
     def update(self) -> None:
-        """Clip the gradient and update the weights, unless loss or gradient is NaN or infinite; begin the next step."""
-        parameters, limit = self.learner.model.parameters(), self.learner.max_grad_norm
-        norm = nn.utils.clip_grad_norm_(parameters, limit) if limit else torch.zeros_like(self.loss)
+        """Clip the gradient and update the weights, unless loss or gradient is NaN or infinite; begin the next step.
+
+        The fused kernel divides gradients by `grad_scale` as it reads them: clipping has no pass of its own.
+        """
+        norm, limit = torch.zeros_like(self.loss), self.learner.max_grad_norm
+        if limit:
+            gradients = (parameter.grad for parameter in self.learner.model.parameters())
+            norm = nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+            self.optimizer.grad_scale = ((norm + CLIP_EPSILON) / limit).clamp(min=1)
         torch.stack((self.loss, norm), out=self.result)
         self.optimizer.found_inf = (~self.result.isfinite().all()).float()
         self.optimizer.step()
@@ -132,27 +139,29 @@ class CapturedSteps:
         self.optimizer.zero_grad(set_to_none=not self.accumulates)
 
     def capture(self) -> None:
-        """Capture the graphs in one memory pool; where memory is short, some lengths go without."""
+        """Capture the graphs in one memory pool, or none of them where memory is short."""
         works: dict[int, Callable[[], None]] = {
-            length: partial(self.compute, self.buffers[length]) for length in sorted(self.buffers, reverse=True)
+            length: partial(self.compute, buffers) for length, buffers in self.buffers.items()
         }
         if self.accumulates:
             works[UPDATE] = self.update
         pool = torch.cuda.graph_pool_handle()
         self.learned.zero_()  # the loss is not finite then, so the updates of the warm-up are skipped
         with self.machine.deterministic():
-            for work in works.values():  # all of them before the pool takes its memory
+            # The shortest first: AdamW's moments, made on the way, would cut up the memory of a longer one.
+            for work in works.values():
                 warm_up(work)
-                torch.cuda.empty_cache()  # each has a stream of its own, whose memory no other stream can use
             for group in self.optimizer.param_groups:
                 group["capturable"] = True
-            for key, work in works.items():  # the longest first: the others fit into its memory
-                try:
-                    self.graphs[key] = capture(work, pool)
-                except torch.OutOfMemoryError:
-                    self.optimizer.zero_grad(set_to_none=not self.accumulates)
+            try:
+                for key in sorted(works, reverse=True):  # the longest first: the others fit into its memory
+                    self.graphs[key] = capture(works[key], pool)
+            except torch.OutOfMemoryError:
+                self.graphs.clear()  # beside the pool there may be no room for a step without a graph
+                self.optimizer.zero_grad(set_to_none=not self.accumulates)
             for group in self.optimizer.param_groups:
                 group["capturable"] = False  # or PyTorch warns of each step without a graph
+        torch.cuda.empty_cache()
 
     def run(self, key: int, work: Callable[[], None]) -> None:
         """Replay the graph of `key`, or do its work where it was not captured."""
@@ -174,7 +183,7 @@ class CapturedSteps:
         with self.machine.deterministic():
             for batch in batches:
                 length = next(length for length in self.buffers if length >= batch.inputs.size(1))
-                torch.manual_seed(batch.seed)
+                self.machine.seed(batch.seed)
                 self.buffers[length].fill(batch)
                 self.run(length, partial(self.compute, self.buffers[length]))
             if self.accumulates:

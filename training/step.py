@@ -45,7 +45,7 @@ def take_step(learner: Learner, batches: Sequence[Batch], machine: Machine) -> t
     loss = 0.0
     model.train()
     for number, (inputs, targets, _, seed) in enumerate(batches, 1):
-        torch.manual_seed(seed)
+        machine.seed(seed)
         last = number == len(batches)
         with machine.deterministic(), contextlib.nullcontext() if last else machine.without_sharing(model):
             with machine.autocast():

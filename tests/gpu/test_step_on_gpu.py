@@ -78,7 +78,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("rows", "lengths"), [(4, [48, 96]), (2, [1024, 512])])
+@pytest.mark.parametrize(("rows", "lengths"), [(4, [48, 96]), (4, [1024, 512])])
 def test_captured_steps_equal_eager_ones(gpu, case, rows, lengths):
     precision, settings, new_tokens, batches = CASES[case]
     gpu = gpu._replace(precision=precision)
@@ -126,7 +126,10 @@ def test_captured_steps_wait_for_the_gpu_once(gpu):
     steps = CapturedSteps(learner, gpu, 4, [48], accumulates=False)
     batches = make_batches(gpu, 0, 4, [48])
     steps(batches)
-    with torch.profiler.profile() as profile:
-        steps(batches)
-    copies = [event for event in profile.events() or [] if event.name == "aten::_local_scalar_dense"]
-    assert len(copies) <= 2  # of a list of two numbers
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with pytest.warns(UserWarning, match="synchronizing") as waits:
+            steps(batches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) == 1  # for the loss and the norm
