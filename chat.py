@@ -1,6 +1,6 @@
-"""Talk to a model: find → load → talk, in the terminal or on a page."""
+"""Chat with a model in the terminal or on a web page: find → load → talk."""
 
-if __name__ == "__main__":  # before the imports, which take a while: a Ctrl-C in it is one line too
+if __name__ == "__main__":  # before the slow imports, so that Ctrl-C during them prints one line too
     from support.errors import run_script
 
     run_script("chat")
@@ -20,16 +20,16 @@ from support.errors import check_one_process, display
 
 
 def main() -> None:
-    """The whole job.
+    """Run the whole job.
 
     Raises:
-        UserError: something that the user can mend.
+        UserError: something that the user can fix.
     """
     settings = parse_command_line(ChatSettings)
     check_one_process("a chat")
     found = find_finished_model(settings.model, settings.model_path)
 
-    # PyTorch takes a second to import: a mistyped option doesn't wait for it.
+    # Importing PyTorch takes a second, so check the options first.
     from load_gpt2_weights import load_for
     from talking.conversation import Conversation, choose_people
     from talking.decoder import Decoder
@@ -46,13 +46,13 @@ def main() -> None:
     machine = choose_machine(settings.device, settings.precision)
     display(f"model: {found.folder}", machine.explanation, file=sys.stderr)
     if (learned := found.dialogue.get("learn")) in speakers and learned != people.you:
-        display(f"the model has learned only what {learned} says, and speaks for {people.you}", file=sys.stderr)
+        display(f"the model was trained only on what {learned} says, but speaks as {people.you}", file=sys.stderr)
 
     if not speakers and template != "alpaca" and not (settings.me and settings.you):
-        known = f"the model knows no people: you are {people.me}, and it is {people.you}"
-        display(f"{known}; --me and --you name others", file=sys.stderr)
+        known = f"the model knows no names: you are {people.me}, and it is {people.you}"
+        display(f"{known}; choose other names with --me and --you", file=sys.stderr)
 
-    @cache  # a model is loaded when it is first talked to
+    @cache  # load each model on first use
     def load(folder: Path) -> Decoder:
         model = load_for(renderer.tokenizer, folder, machine.device, machine.inference_dtype)
         return Decoder(model, machine.inference_dtype)
@@ -63,10 +63,10 @@ def main() -> None:
 
     if settings.web:
         base = find_base(found, settings.base, settings.model_path, partial(display, file=sys.stderr))
-        title, beside = f"{people.you}, as {found.folder} writes", partial(start, base) if base else None
+        title, beside = f"Chat with {people.you} ({found.folder})", partial(start, base) if base else None
         serve(partial(start, found.folder), beside, title, settings)
     else:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # Ctrl-C stops an answer, and a kill all of it
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # Ctrl-C stops an answer; SIGTERM ends the chat
         conversation = start(found.folder)
-        display(f"you are {people.me}, the model is {people.you}; /help lists what else there is", file=sys.stderr)
+        display(f"you are {people.me}, the model is {people.you}; type /help for commands", file=sys.stderr)
         Terminal(conversation, settings.answer).run()

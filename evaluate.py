@@ -1,6 +1,6 @@
-"""Measure a model on conversations that it has not seen: find → read → load → score → generate → report."""
+"""Measure a model on held-out conversations: find → read → load → score → generate → report."""
 
-if __name__ == "__main__":  # before the imports, which take a while: a Ctrl-C in it is one line too
+if __name__ == "__main__":  # before the slow imports, so that Ctrl-C during them prints one line too
     from support.errors import run_script
 
     run_script("evaluate")
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """The whole job.
+    """Run the whole job.
 
     Raises:
-        UserError: something that the user can mend.
+        UserError: something that the user can fix.
     """
     started = time.perf_counter()
     named = parse_command_line(EvaluateSettings)
@@ -41,7 +41,7 @@ def main() -> None:
     data = read_held_out(measured, settings, own)
     folder = settings.report_dir or (measured.run if own else None)
     if folder:
-        check_report_folder(folder, measured.run or measured.folder)  # before the work, not after it
+        check_report_folder(folder, measured.run or measured.folder)  # fail before the work, not after it
     inside = folder and measured.run and resolved(folder) == resolved(measured.run)
     lock = lock_run_folder(folder) if folder and inside else None
 
@@ -79,33 +79,31 @@ def main() -> None:
     folder = make_report_folder(folder, measured.run or measured.folder)
     origin = Origin(str(measured.folder), base and str(base), data.name, machine.device.type, machine.precision)
     page = write_evaluation(columns, origin, subject, folder, measured.run if own else None)
-    del lock  # until here nobody else may work there
-    display(
-        f"\nwritten: {folder / 'evaluation.json'}; the report: {page}; {time.perf_counter() - started:.0f} s in all"
-    )
+    del lock  # held until the report is written
+    display(f"\nwritten: {folder / 'evaluation.json'}; report: {page}; {time.perf_counter() - started:.0f} s in total")
 
 
 def complete_options(measured: FinishedModel, named: EvaluateSettings) -> tuple[EvaluateSettings, bool]:
-    """The options, those that were left open as the model was trained; and whether the data is that of its own run.
+    """Fill in unset options from the model's training; also return whether the data is that of the model's own run.
 
-    Other conversations may have another form: how they are read is not taken over from the run's.
+    Other conversations may have another format, so the options for reading are not taken from the run for them.
 
     Args:
-        named: the options as they were typed.
+        named: the options as typed.
 
     Raises:
-        UserError: the run's conversations came from a pipe, and none were typed.
+        UserError: the run's conversations came from a pipe, and no others were given.
     """
     recorded, default = measured.recorded, EvaluateSettings()
     if recorded:
         precision, seed = recorded.training.precision, recorded.training.seed
         default = replace(default, generation=recorded.generation, precision=precision, seed=seed)
         known = {field.name: getattr(recorded.data, field.name) for field in fields(ConversationSettings)}
-        data = replace(ConversationSettings(**known), mask=False)  # on when the run has it on, or the command line
+        data = replace(ConversationSettings(**known), mask=False)  # the run and the command line are combined below
         settings = parse_command_line(EvaluateSettings, default=replace(default, data=data))
         if PIPE in recorded.data.paths and named.data.paths == ConversationSettings.paths:
             raise UserError(
-                f"{measured.run} was trained on conversations from a pipe, and no copy was kept; name conversations"
+                f"{measured.run} was trained on conversations from a pipe, which were not kept; name conversations"
                 " with --data"
             )
         if list(map(resolved, settings.data.locate())) == list(map(resolved, recorded.data.paths)):
@@ -117,10 +115,10 @@ def complete_options(measured: FinishedModel, named: EvaluateSettings) -> tuple[
 
 
 def read_held_out(measured: FinishedModel, settings: EvaluateSettings, own: bool) -> Data:
-    """The conversations: all of a file, or those of the model's own run, divided as they were for it.
+    """Read the conversations: whole files, or the data of the model's own run with the run's split.
 
     Raises:
-        UserError: they can't be read, or are not those of the run any more, so that nothing is known to be held out.
+        UserError: they can't be read, or have changed since the run, so that the held-out part is unknown.
     """
     recorded, run = measured.recorded, measured.run
     if not (own and recorded and run):
@@ -129,7 +127,7 @@ def read_held_out(measured: FinishedModel, settings: EvaluateSettings, own: bool
     data = read_data(open_data(recorded.data), measured.folder, recorded.data, seed, fold)
     if fingerprint(data) != read_fingerprints(run).get("conversations"):
         raise UserError(
-            f"{data.name} is not what {run} was trained with, so nothing in it is known to be held out;"
+            f"{data.name} has changed since {run} was trained on it, so its held-out part is unknown;"
             " restore it, or name other conversations with --data"
         )
     chosen = {field.name: getattr(settings.data, field.name) for field in fields(settings.data)}
@@ -139,29 +137,29 @@ def read_held_out(measured: FinishedModel, settings: EvaluateSettings, own: bool
 
 
 def check_speakers(conversations: "Conversations", measured: FinishedModel, vocab_size: int) -> None:
-    """Say when other people speak than those that the model knows.
+    """Warn about speakers that the model does not know.
 
     Raises:
-        UserError: it knows people by tokens of their own, and has none for these.
+        UserError: the model has a token for each speaker it knows, and none for these.
     """
     known = measured.dialogue.get("speakers", [])
     strangers = [name for name in conversations.speakers if name not in known]
     pairs = " ".join(f"{new}={old}" for new, old in zip(strangers, known, strict=False))
-    text = f"{', '.join(strangers[:4])} speak, and the model was trained with {', '.join(known[:4])}"
+    text = f"the data has {', '.join(strangers[:4])}, but the model was trained with {', '.join(known[:4])}"
     if conversations.renderer.tokenizer.n_vocab > vocab_size:
         if measured.dialogue.get("template") != "tokens":
-            raise UserError("--template tokens: the model has no tokens for speakers; leave it out")
-        raise UserError(f"{text}: they have no token in it; give them names it knows: --rename {pairs}")
+            raise UserError("--template tokens: the model has no speaker tokens; leave this option out")
+        raise UserError(f"{text} and has no tokens for other speakers; rename them: --rename {pairs}")
     if known and strangers:
-        display(f"speakers: {text}; --rename {pairs} measures them as these")
+        display(f"speakers: {text}; to measure them under these names: --rename {pairs}")
 
 
 def print_plan(folder: Path, base: Path | None, data: Data, own: bool, machine: "Machine") -> None:
-    beside = f", beside {base}" if base else ""
+    beside = f", compared with {base}" if base else ""
     display(f"model: {folder}{beside}", machine.explanation)
-    what = f"the {len(data.held_out):,} that the run held out ({data.held_out_part})" if own else "all of them"
+    what = f"the {len(data.held_out):,} held out by the run ({data.held_out_part})" if own else "all of them"
     template, learn = data.conversations.renderer.name, data.conversations.learn
     total = f"{len(data.conversations):,} dialogues"
     formats = name_formats(data.sources)
-    display(f"data: {data.name} ({formats}), {total}, measured on {what}; {template}; learned: {learn}")
+    display(f"data: {data.name} ({formats}), {total}, measured on {what}; template: {template}; learned: {learn}")
     display(*data.notes)

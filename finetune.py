@@ -1,6 +1,6 @@
 """Fine-tune GPT-2 on conversations: read → load → train → generate → measure → write."""
 
-if __name__ == "__main__":  # before the imports, which take a while: a Ctrl-C in it is one line too
+if __name__ == "__main__":  # before the slow imports, so that Ctrl-C during them prints one line too
     from support.errors import run_script
 
     run_script("finetune")
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from talking.generation import Case
 
 NEXT_STEP = """
-That was the small practice model that comes with the program. GPT-2 with 355M parameters, a download of 1.5 GB, writes
-far better: python finetune.py --model gpt2-medium"""
+This was the small bundled model, for practice. GPT-2 with 355M parameters (a 1.5 GB download) writes far better:
+python finetune.py --model gpt2-medium"""
 
 
 def main() -> None:
     settings = parse_finetune_settings()
     facts = read_facts(settings.run.resume)
-    # A preview is only its output; a training run continues when its output is closed.
+    # A training run continues if its output is closed; a preview, which is only output, ends.
     with contextlib.nullcontext() if settings.preview else lasting_screen():
         if settings.data.try_ != "nothing":
             from pipeline.rates import try_rates
@@ -44,12 +44,12 @@ def main() -> None:
 
 
 def finetune(settings: FinetuneSettings, facts: RunFacts) -> None:
-    """The whole job.
+    """Run the whole job.
 
     Raises:
-        UserError: something that the user can mend.
+        UserError: something that the user can fix.
     """
-    # Imported here, so that `--help` and a mistyped option don't wait for them.
+    # Import late, so that `--help` and mistyped options are answered at once.
     from hub.find import BUNDLED
     from pipeline.prepare import prepare_job
 
@@ -57,7 +57,7 @@ def finetune(settings: FinetuneSettings, facts: RunFacts) -> None:
     job = prepare_job(settings, facts)
     if settings.preview:
         return
-    # PyTorch takes a second to import, so these wait until the options and the data are known to be good.
+    # Importing PyTorch takes a second, so check the options and the data first.
     from pipeline.measure import measure_base, measure_run
     from pipeline.subject import subject_of_run
     from pipeline.train import finished_decoder, open_run, train_model
@@ -75,7 +75,7 @@ def finetune(settings: FinetuneSettings, facts: RunFacts) -> None:
         report = measure_run(run, subject, base, decoder, cases)
         written = write_cases(run.job, cases)
     seconds = time.perf_counter() - started
-    display(f"\n{written}; the model: {run.folder / 'model'}; the report: {report}; {seconds:.0f} s in all")
+    display(f"\n{written}; model: {run.folder / 'model'}; report: {report}; {seconds:.0f} s in total")
     if job.source.resolve() == BUNDLED and not facts.fold:
         display(NEXT_STEP)
 
@@ -94,7 +94,7 @@ def complete_cases(run: "OpenRun", decoder: "Decoder") -> "list[Case]":
 
 
 def write_cases(job: Job, cases: "list[Case]") -> str:
-    """Write generated and true conversations side by side, and return a line that says where."""
+    """Write generated and true conversations side by side, and return a message that says where."""
     from pipeline.run_folder import OUTPUT
 
     texts = [case.as_texts(job.data.conversations.renderer.name) for case in cases]
@@ -108,7 +108,7 @@ def write_cases(job: Job, cases: "list[Case]") -> str:
 def print_cases(cases: list[dict[str, str]], wanted: int) -> None:
     """Print generated and true conversations side by side."""
     if len(cases) < wanted:
-        display(f"{len(cases)} cases, all there are (--cases {wanted})")
+        display(f"only {len(cases)} cases are available (--cases {wanted})")
     for number, case in enumerate(cases, 1):
         display(f"\ncase {number}\n  input      {case['input']}\n  true       {case['response']}")
         display(f"  generated  {case['model_response']}")

@@ -1,10 +1,10 @@
 """GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
 
-Shapes: B dialogues in the batch, T tokens, C channels (`n_embd`), H heads, D = C / H channels of a head,
+Shapes: B rows in the batch, T tokens, C channels (`n_embd`), H heads, D = C / H channels per head,
 S keys and values (cached and new), V tokens in the vocabulary.
 
-Parameters have the names of the published files. The four names from `fast` are drop-ins for torch's own: replace the
-import and every number is the same up to rounding, only slower.
+Parameters are named as in the published files. The four names from `fast` are drop-ins for torch's own: import torch's
+instead, and every number is the same up to rounding, only slower.
 """
 
 import math
@@ -19,7 +19,7 @@ from fast import Embedding, Linear, linear_cross_entropy, scaled_dot_product_att
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a model; the fields have the names of the published `config.json`."""
+    """The shape of a model, with the field names of the published `config.json`."""
 
     n_layer: int = 12
     n_head: int = 12
@@ -40,11 +40,11 @@ PUBLISHED = {
 
 
 class KVCache:
-    """Keys and values of all tokens so far, so that a new token costs one token's work and not the whole text's.
+    """Keys and values of all tokens so far, so that a new token costs the work of one token, not of the whole text.
 
     Args:
-        padding: (B,) the number of padding tokens at the left of each row; they are masked.
-        capacity: the number of tokens that fit.
+        padding: (B,) number of padding tokens at the left of each row; they are masked.
+        capacity: maximum number of tokens in a row, padding included.
     """
 
     def __init__(self, config: GPTConfig, padding: Tensor, capacity: int) -> None:
@@ -67,11 +67,11 @@ class KVCache:
         return (columns - self.padding[:, None]).clamp(min=0)
 
     def mask(self, T: int) -> Tensor:
-        """(B, 1, T, S), true where one of the next T tokens may attend: not to padding, not to later tokens."""
+        """(B, 1, T, S) mask, true where one of the next T tokens may attend: not to padding or to later tokens."""
         keys = torch.arange(self.length + T, device=self.padding.device)  # (S,)
         queries = keys[self.length :, None]  # (T, 1)
         visible = (keys <= queries) & (keys >= self.padding[:, None, None])  # (B, T, S)
-        # Padding may attend to itself: a softmax over nothing is NaN.
+        # Padding attends to itself, because a softmax over no keys is NaN.
         return (visible | (keys == queries))[:, None]
 
 
@@ -138,21 +138,21 @@ class GPTModel(nn.Module):
         self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         self.tie_weights()
         for name, parameter in self.named_parameters():
-            if not parameter.is_meta:  # drawing numbers for meta tensors imports a module that takes a second
+            if not parameter.is_meta:  # initialising a meta tensor imports a module that takes a second
                 initialise(name, parameter, config.n_layer)
 
     def tie_weights(self) -> None:
-        """Make the token embedding the output head too (Press and Wolf 2017); call it after replacing `wte.weight`."""
+        """Use the token embedding as the output head (Press and Wolf 2017); call again after replacing `wte.weight`."""
         self.lm_head.weight = self.wte.weight
 
     def forward(
         self, ids: Tensor, targets: Tensor | None = None, cache: KVCache | None = None, reduction: str = "sum"
     ) -> Tensor:
-        """(B, T) token ids → logits: (B, T, V), or with a `cache` those of the last token, (B, 1, V).
+        """(B, T) token ids → (B, T, V) logits, or with a `cache` (B, 1, V) logits of the last token.
 
-        With `targets` (B, T) → the negative log-likelihood of the targets in nats, where -100 is ignored: a sum, not a
-        mean (the loop divides by the tokens of the whole step), or with `reduction="none"` (B * T,). Without a cache,
-        rows may be padded on the right: attention is causal.
+        With `targets` (B, T), return their negative log-likelihood in nats instead, ignoring -100: the sum (the
+        training loop divides it by the tokens of the whole step), or (B * T,) values with `reduction="none"`.
+        Without a cache, rows may be padded on the right, because attention is causal.
         """
         T = ids.size(1)
         positions = torch.arange(T, device=ids.device) if cache is None else cache.positions(T)
@@ -171,7 +171,7 @@ class GPTModel(nn.Module):
 
 
 def count_parameters(config: GPTConfig) -> int:
-    """The number of weights of a model of that shape, without making it."""
+    """The number of parameters of a model, without creating it."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in GPTModel(config).parameters())
 

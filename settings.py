@@ -1,7 +1,6 @@
-"""Every option of every command: a frozen dataclass for each command, made of shared groups.
+"""Command-line options: one frozen dataclass per command, built from shared groups.
 
-The field is the option, its default the default, the text under it the help. Nothing here imports torch, so that
-`--help` answers at once.
+Each field is an option, and the string below it is its help text. Nothing here imports torch, so `--help` is instant.
 """
 
 import re
@@ -18,7 +17,7 @@ GENERATED = Path("generated_conversations.json")
 BUNDLED_DATA = Path("llm_train_text.json")
 RUNS = Path("runs")  # parent of run folders without --run-dir
 COLUMNS = ("speaker", "text", "dialogue", "time", "prompt", "reply")  # what a column can hold
-MOST = 1_000_000_000  # upper limit of counts and times; larger values are typing errors and would overflow
+MOST = 1_000_000_000  # upper limit of counts and times: larger values are typos, and would overflow
 FROM_ONE = ("from 1 to 1e9", lambda value: 1 <= value <= MOST)
 FROM_ZERO = ("from 0 to 1e9", lambda value: 0 <= value <= MOST)
 
@@ -26,51 +25,49 @@ FROM_ZERO = ("from 0 to 1e9", lambda value: 0 <= value <= MOST)
 @dataclass(frozen=True)
 class ModelSettings:
     name: Annotated[str, arg(name="model")] = "tiny"
-    """tiny (comes with the program), distilgpt2, gpt2, gpt2-medium, gpt2-large, gpt2-xl, a Hugging Face id such as
-    microsoft/DialoGPT-medium, a model folder, or a run folder"""
+    """tiny (bundled), distilgpt2, gpt2, gpt2-medium, gpt2-large, gpt2-xl, a Hugging Face id, a model or run folder"""
     model_path: Path = Path("models")
-    """where model folders live and where downloads go"""
+    """folder that holds the models and receives downloads"""
 
 
 @dataclass(frozen=True)
 class FormatSettings:
     paths: tuple[Path, ...] = ()
-    """files, folders of them, patterns such as 'chats/*.txt', or - for standard input"""
+    """files, folders, patterns such as 'chats/*.txt', or - for standard input"""
     format: Literal[
         "auto", "names", "turns", "messages", "sharegpt", "alpaca", "pairs", "text", "chat-export", "csv", "tsv"
     ] = "auto"
-    """what form the files have; auto: each is recognised by its content"""
+    """file format; auto: detect it from the content"""
     columns: tuple[str, ...] = ()
-    """what a column or key holds, where its name does not say it: speaker=Character text=Line dialogue=Scene time=Date,
-    or prompt=... and reply=..."""
+    """map columns or keys: speaker=Character text=Line dialogue=Scene time=Date, or prompt=... reply=..."""
     pause_hours: float = 8
-    """hours of silence that begin a new dialogue, where messages have times"""
+    """hours of silence that start a new dialogue (for messages with timestamps)"""
     allow_loss: bool = False
-    """read a file although too much of its text can't be accounted for"""
+    """accept a file even if much of its text cannot be read as turns"""
     mask: bool = False
-    """replace phone numbers, e-mail addresses, links and IBANs by placeholders (an extra: requirements-extra.txt)"""
+    """replace phone numbers, e-mail addresses, links and IBANs with placeholders (needs requirements-extra.txt)"""
 
     @property
     def named_columns(self) -> tuple[tuple[str, str], ...]:
-        """`columns` as pairs: what a column holds, and its name."""
+        """`columns` as (content, column name) pairs."""
         return split_pairs(self.columns)
 
     def problems(self) -> list[str]:
-        """What is wrong with the values, a sentence each."""
+        """Return one message per invalid value."""
         holds, known = [what for what, _ in self.named_columns], ", ".join(f"{what}=..." for what in COLUMNS)
         pairs = zip(self.columns, self.named_columns, strict=True)
         wrong = [pair for pair, (what, name) in pairs if what not in COLUMNS or not name]
-        found = [f"--columns {pair}: {known} are known" for pair in wrong]
+        found = [f"--columns {pair}: expected one of {known}" for pair in wrong]
         if not self.paths:
-            found.append("--data: name a file, a folder, or - for standard input")
+            found.append("no data: name a file, a folder, or - for standard input")
         if len(set(holds)) < len(holds) or ("prompt" in holds) != ("reply" in holds):
-            found.append(f"--columns {' '.join(self.columns)}: each once, and prompt=... with reply=...")
-        return found + out_of_range(self, "above 0", lambda value: 0 < value <= 1e6, "pause_hours")
+            found.append(f"--columns {' '.join(self.columns)}: give each name once, and prompt= together with reply=")
+        return found + out_of_range(self, "above 0 and at most 1e6", lambda value: 0 < value <= 1e6, "pause_hours")
 
 
 @dataclass(frozen=True)
 class ReadSettings(FormatSettings):
-    """Print what is read from conversation files as JSON Lines, and the account of it on standard error."""
+    """Convert conversation files to JSON Lines, with a summary of what was read on standard error."""
 
     paths: Annotated[tyro.conf.Positional[tuple[Path, ...]], arg(metavar="FILE...")] = ()
 
@@ -78,74 +75,72 @@ class ReadSettings(FormatSettings):
 @dataclass(frozen=True)
 class ConversationSettings(FormatSettings):
     paths: Annotated[tuple[Path, ...], arg(name="data")] = (BUNDLED_DATA,)
-    """the conversations: files (JSON, JSON Lines, text, tables, exported chats, Parquet, also as .gz, .xz or .zip),
-    folders of them, patterns such as 'chats/*.txt', or - for standard input"""
+    """files (JSON, JSONL, text, CSV, chat exports, Parquet; also .gz, .xz, .zip), folders, patterns, or - for stdin"""
     template: Literal["auto", "prompt", "labels", "tokens", "alpaca"] = "auto"
-    """how a dialogue becomes text; auto: alpaca for instruction data, prompt otherwise"""
+    """text format of a dialogue; auto: alpaca for instruction data, prompt otherwise"""
     learn: str = "all"
-    """which tokens count in the loss: all, replies (every turn but the first), or a speaker's name (their turns); a run
-    shows them in learned.txt"""
+    """tokens in the loss: all, replies (all turns but the first), or a speaker's name; learned.txt shows them"""
     rename: tuple[str, ...] = ()
-    """other names for speakers, as in Alice=Alex Robert=Bob"""
+    """new names for speakers, as in Alice=Alex Robert=Bob"""
     max_length: int = 0
-    """most input tokens in an example; a longer dialogue becomes several examples; 0: the model's context"""
+    """maximum tokens per example; longer dialogues become several examples (0: the model's context)"""
 
     def locate(self) -> tuple[Path, ...]:
-        """The paths: the bundled file is found beside the program when the current folder has none of its name."""
+        """`paths`, with the bundled file from the program's folder if the current folder has none of that name."""
         return tuple(PROJECT / path if path == BUNDLED_DATA and not path.exists() else path for path in self.paths)
 
     @property
     def new_names(self) -> dict[str, str]:
-        """`rename` as old name → new name."""
+        """`rename` as a dictionary from old to new names."""
         return dict(split_pairs(self.rename))
 
     def problems(self) -> list[str]:
         found = super().problems()
         found += [
-            f"--rename {pair}: old=new is needed" for pair in self.rename if not re.fullmatch(r"[^=]*\S=\s*\S.*", pair)
+            f"--rename {pair}: expected OLD=NEW" for pair in self.rename if not re.fullmatch(r"[^=]*\S=\s*\S.*", pair)
         ]
         if len(self.new_names) < len(self.rename):
-            found.append(f"--rename {' '.join(self.rename)}: a name stands there twice")
+            found.append(f"--rename {' '.join(self.rename)}: an old name occurs twice")
         if self.max_length and self.max_length < 16:
-            found.append(f"--max-length {self.max_length}: 16 or more (or 0, the model's context)")
+            found.append(f"--max-length {self.max_length}: must be 16 or more, or 0 for the model's context")
         return found
 
 
 @dataclass(frozen=True)
 class DataSettings(ConversationSettings):
     split: str = "70/30"
-    """train/validation or train/validation/test, in percent, each file in its order; equal dialogues stay together"""
+    """percent for train/validation or train/validation/test, in each file's order; duplicates stay in one part"""
     shuffle: bool = False
-    """shuffle the dialogues of all files (by --seed) before the split"""
+    """shuffle the dialogues of all files before the split (with --seed)"""
     folds: int = 0
-    """cross-validation: train this many times, each time holding out another part of the conversations; 0: once"""
+    """number of cross-validation folds (0: a single run)"""
     try_: Annotated[Literal["nothing", "learning-rate"], arg(name="try")] = "nothing"
-    """cross-validate five values of this option around its default, and compare them (five folds unless --folds)"""
+    """cross-validate five values of this option around its default (with 5 folds unless --folds is given)"""
 
     @property
     def percents(self) -> list[int]:
-        """`split` as numbers: 70/30 → [70, 30]."""
+        """`split` as numbers: [70, 30] for 70/30."""
         return [int(percent) for percent in self.split.split("/")]
 
     def problems(self) -> list[str]:
         found = super().problems()
         if not re.fullmatch(r"\d{1,2}(/\d{1,2}){1,2}", self.split, re.ASCII) or 0 in self.percents:
-            found.append(f"--split {self.split}: two or three whole percentages are needed, as in 70/30 or 80/10/10")
+            found.append(f"--split {self.split}: expected two or three whole percentages, as in 70/30 or 80/10/10")
         elif sum(self.percents) != 100:
-            found.append(f"--split {self.split}: the parts sum to {sum(self.percents)}, not to 100")
+            found.append(f"--split {self.split}: the parts sum to {sum(self.percents)}, not 100")
         elif self.folds and self.split != DataSettings.split:
-            found.append(f"--split {self.split}: --folds {self.folds} divides the conversations itself; leave one out")
-        return found + out_of_range(self, "2 to 100, or 0,", lambda value: value == 0 or 2 <= value <= 100, "folds")
+            found.append(f"--split {self.split}: --folds {self.folds} makes its own split; leave out one of the two")
+        return found + out_of_range(self, "0, or 2 to 100", lambda value: value == 0 or 2 <= value <= 100, "folds")
 
 
 @dataclass(frozen=True)
 class MachineSettings:
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    """where to compute; auto: a GPU if there is one"""
+    """device to compute on; auto: a GPU if there is one"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """number format of the matrix products; the weights stay fp32; auto: bf16 where the hardware has it"""
+    """precision of matrix products (weights stay fp32); auto: bf16 on hardware with native support"""
     seed: int = 123
-    """fixes every random choice"""
+    """random seed"""
 
     def problems(self) -> list[str]:
         return out_of_range(self, "from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63, "seed")
@@ -154,47 +149,47 @@ class MachineSettings:
 @dataclass(frozen=True)
 class TrainingSettings(MachineSettings):
     epochs: int | None = None
-    """how often every training dialogue is seen; default: 10, for a model as small as tiny 3"""
+    """passes over the training dialogues (unset: 10, or 3 for models as small as tiny)"""
     max_steps: int = 0
-    """stop after so many optimizer steps, and fit the schedule to them; 0: when the epochs are over"""
+    """maximum optimizer steps (0: no limit)"""
     max_minutes: float = 0.0
-    """train for about so long: the speed of the first steps sets the number of steps; 0: until the epochs are over"""
+    """approximate minutes to train; the first steps set how many steps fit (0: no limit)"""
     batch_size: int = 2
-    """examples that are computed together (8 for a small model on much data; see docs/training.md)"""
+    """examples per batch (8 for small models on much data, see docs/training.md)"""
     gradient_accumulation: int = 1
-    """batches in each optimizer step: as one large batch, in the memory of a small one"""
+    """batches per optimizer step: a larger batch in the memory of a small one"""
     learning_rate: float | None = None
-    """AdamW's step size at its highest; default: 5e-5, with LoRA 8e-4; for a model as small as tiny 1.2e-4 and 2e-3"""
+    """AdamW's peak learning rate (unset: 5e-5, or 8e-4 with LoRA; for models as small as tiny: 1.2e-4 and 2e-3)"""
     weight_decay: float = 0.1
-    """pull of the weight matrices towards zero (biases and norms are left alone)"""
+    """AdamW's weight decay (biases and norms: none)"""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """what the learning rate does after the warm-up: stay, or fall to 0"""
+    """learning-rate schedule after the warm-up"""
     warmup: float = 0.0
-    """share of the steps over which the learning rate rises from 0"""
+    """fraction of the steps in which the learning rate rises from 0"""
     max_grad_norm: float = 1.0
-    """longer gradients are scaled down to this norm; 0: never"""
+    """clip gradients to this norm (0: off)"""
     dropout: float = 0.0
-    """share of activations dropped in training"""
+    """dropout probability in training"""
     lora_rank: int = 0
-    """train low-rank adapters of this rank (LoRA) in place of the weights; 0: train every weight"""
+    """rank of the LoRA adapters to train instead of the weights (0: train all weights)"""
     compile: bool = False
-    """compile the model's blocks and its loss for training (torch.compile): slow first steps, then faster ones"""
+    """train with torch.compile: slow first steps, then faster ones"""
     gradient_checkpointing: bool = False
-    """compute activations twice rather than keep them: less memory for long dialogues, a third more time"""
+    """recompute activations in the backward pass: less memory for long dialogues, a third more time"""
     evaluate_every: int = 0
-    """steps between evaluations on the validation part; 0: after each epoch"""
+    """steps between evaluations on the validation part (0: after each epoch)"""
     keep: Literal["best", "last"] = "best"
-    """weights that the run keeps: best (those with the lowest validation loss) or last"""
+    """weights to keep: best (lowest validation loss) or last"""
     early_stopping: int = 0
-    """stop after this many evaluations without improvement; 0: never"""
+    """stop after this many evaluations without improvement (0: off)"""
 
     def step_batches(self, processes: int) -> int:
-        """Batches in each optimizer step, over all processes."""
+        """Batches per optimizer step, over all processes."""
         return self.gradient_accumulation * processes
 
     def steps(self, examples: int, processes: int) -> tuple[int, int]:
-        """Optimizer steps of an epoch over `examples`, and of the whole run."""
-        assert self.epochs is not None  # `complete_settings` has filled it in
+        """Optimizer steps per epoch, and in the whole run."""
+        assert self.epochs is not None  # filled in by `training.defaults`
         steps_per_epoch = -(-examples // (self.batch_size * self.step_batches(processes)))
         steps = self.epochs * steps_per_epoch
         return steps_per_epoch, min(steps, self.max_steps or steps)
@@ -204,7 +199,7 @@ class TrainingSettings(MachineSettings):
             *out_of_range(self, *FROM_ONE, "epochs", "batch_size", "gradient_accumulation"),
             *out_of_range(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "learning_rate"),
             *out_of_range(self, "from 0 to 1", lambda value: 0 <= value <= 1, "weight_decay"),
-            *out_of_range(self, "0 or more and below 1", lambda value: 0 <= value < 1, "dropout", "warmup"),
+            *out_of_range(self, "at least 0 and below 1", lambda value: 0 <= value < 1, "dropout", "warmup"),
             *out_of_range(self, *FROM_ZERO, "max_grad_norm", "evaluate_every", "max_steps", "max_minutes"),
             *out_of_range(self, *FROM_ZERO, "early_stopping", "lora_rank"),
             *super().problems(),
@@ -214,15 +209,15 @@ class TrainingSettings(MachineSettings):
 @dataclass(frozen=True)
 class SamplingSettings:
     max_new_tokens: int = 128
-    """longest completion in tokens"""
+    """maximum tokens per completion"""
     temperature: float = 0.0
-    """0: always the likeliest token; 1: the model's own distribution"""
+    """sampling temperature (0: greedy decoding; 1: the model's own distribution)"""
     top_k: int = 0
-    """draw among the k likeliest tokens; 0: all"""
+    """sample from the k most likely tokens (0: all)"""
     top_p: float = 1.0
-    """draw among the likeliest tokens that together reach this probability"""
+    """sample from the most likely tokens that together reach this probability (1: all)"""
     repetition_penalty: float = 1.0
-    """above 1: tokens already used become less likely"""
+    """above 1, tokens already used become less likely (1: off)"""
 
     def problems(self) -> list[str]:
         return [
@@ -237,42 +232,42 @@ class SamplingSettings:
 @dataclass(frozen=True)
 class GenerationSettings(SamplingSettings):
     cases: int = 3
-    """how many conversations of the test part (or of validation, where there is no test part) the model completes"""
+    """held-out conversations to complete, from the test part if there is one"""
 
     def problems(self) -> list[str]:
         found = [*out_of_range(self, *FROM_ONE, "cases"), *super().problems()]
         if self.temperature == 0 and (self.top_k or self.top_p < 1):
-            found.append("--top-k and --top-p choose among drawn tokens: give --temperature too, as in 0.7")
+            found.append("--top-k and --top-p have no effect at temperature 0: add --temperature 0.7 or similar")
         return found
 
 
 @dataclass(frozen=True)
 class RunSettings:
     run_dir: Path | None = None
-    """folder of this run; none: the next free runs/<model>-<n>"""
+    """run folder to create (unset: the next free runs/<model>-<n>)"""
     resume: Path | None = None
-    """folder of a run that was stopped: go on with it, with its own options"""
+    """run folder of a stopped run to resume, with its own options"""
     checkpoint_minutes: float = 5.0
-    """at most one checkpoint in that time, and one when the run is stopped; 0: after every epoch"""
+    """minimum minutes between checkpoints (0: one after each epoch); a stopped run always saves one"""
     keep_checkpoint: bool = False
-    """keep the checkpoint of a finished run, so that it can go on with more --epochs"""
+    """keep the checkpoint of a finished run, so that it can be resumed with more --epochs"""
     keep_epochs: bool = False
-    """also write a model folder after each epoch, epochs/<n>/"""
+    """also save a model folder after each epoch, in epochs/<n>/"""
     track: Literal["none", "tensorboard", "wandb"] = "none"
-    """mirror the run's numbers there too (an extra: requirements-extra.txt)"""
+    """also log the metrics to TensorBoard or Weights & Biases (needs requirements-extra.txt)"""
     watch: bool = False
-    """after each evaluation, show what the model now replies in the first case, beside the true reply"""
+    """after each evaluation, show the model's reply in the first case next to the true reply"""
 
     def problems(self) -> list[str]:
         found = out_of_range(self, *FROM_ZERO, "checkpoint_minutes")
         if self.resume and self.run_dir:
-            found.append(f"--run-dir {self.run_dir}: --resume goes on in the folder of its run; leave one out")
+            found.append(f"--run-dir {self.run_dir}: --resume continues in its own folder; leave out one of the two")
         return found
 
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """Fine-tune GPT-2 on conversations, and write what it says beside what was said."""
+    """Fine-tune GPT-2 on conversations, and write its replies next to the true ones."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
@@ -280,40 +275,39 @@ class FinetuneSettings:
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     run: RunSettings = field(default_factory=RunSettings)
     preview: bool = False
-    """show what the model would see and learn, write the dialogues as the model sees them, and stop"""
+    """show and write what the model would see, with the learned tokens marked, and stop"""
     output: Path = GENERATED
-    """generated beside true conversations"""
+    """file for the generated and true conversations"""
 
     def problems(self) -> list[str]:
-        """What is wrong between the groups, a sentence each."""
+        """Return one message per conflict between option groups."""
         output, folder = resolved(self.output), resolved(self.run.run_dir or RUNS)
         numbered = not self.run.run_dir and output.parent == folder and re.fullmatch(r".+-\d+", output.name)
         many = "--folds" * bool(self.data.folds) or "--try" * (self.data.try_ != "nothing")
-        found = [f"--preview shows one run: leave out {many}"] * bool(self.preview and many)
+        found = [f"--preview shows a single run; leave out {many}"] * bool(self.preview and many)
         if not output.exists() and (output in (folder, *folder.parents) or numbered):
-            found.append(f"--output {self.output}: the run makes a folder of that name; name a file")
+            found.append(f"--output {self.output}: the run creates a folder of that name; name a file")
         elif self.run.run_dir and folder in output.parents and output != folder / GENERATED:
-            found.append(f"--output {self.output}: the run folder keeps a copy of its own; name a file elsewhere")
+            found.append(f"--output {self.output}: the run folder gets its own copy; name a file elsewhere")
         return found
 
 
 @dataclass(frozen=True)
 class EvaluateSettings(MachineSettings):
-    """Measure a model on conversations that it has not seen, and write a report."""
+    """Measure a model on held-out conversations, and write a report."""
 
     model: Annotated[tyro.conf.Positional[str | None], arg(metavar="MODEL")] = None
-    """a run folder, a model folder, or a name; default: the newest finished run in runs/"""
+    """run folder, model folder or model name (unset: the newest finished run in runs/)"""
     model_path: Path = Path("models")
-    """where model folders live and where downloads go"""
+    """folder that holds the models and receives downloads"""
     data: ConversationSettings = field(default_factory=ConversationSettings)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     base: str | None = None
-    """a model to compare with, or none; default: of a run, the one that it began as"""
+    """model to compare with, or none (unset: the run's base model)"""
     dialogues: int = 1000
-    """at most so many conversations are measured, drawn by --seed (of the training part the first 100)"""
+    """maximum dialogues to measure, sampled with --seed (of the training part, the first 100)"""
     report_dir: Path | None = None
-    """folder for evaluation.json and report.html; default: the run's own, or of other conversations the next free
-    runs/<model>-evaluation-<n>"""
+    """folder for the report (unset: the run folder, or for other data the next free runs/<model>-evaluation-<n>)"""
 
     def problems(self) -> list[str]:
         return out_of_range(self, *FROM_ONE, "dialogues") + super().problems()
@@ -321,50 +315,50 @@ class EvaluateSettings(MachineSettings):
 
 @dataclass(frozen=True)
 class AnswerSettings(SamplingSettings):
-    """Sampling that suits small models: the likeliest words alone make them repeat themselves, and rare ones ramble."""
+    """Defaults for small models: greedy decoding makes them repeat themselves, and plain sampling makes them ramble."""
 
     max_new_tokens: int = 200
-    """longest answer in tokens"""
+    """maximum tokens per answer"""
     temperature: float = 0.7
-    """how freely words are drawn; 1: the model's own distribution; 0: always the likeliest"""
+    """sampling temperature (0: greedy decoding; 1: the model's own distribution)"""
     top_p: float = 0.9
-    """draw among the likeliest tokens that together reach this probability; 1: all"""
+    """sample from the most likely tokens that together reach this probability (1: all)"""
     repetition_penalty: float = 1.1
-    """above 1: what it has just said, in this answer or its last one, becomes less likely"""
+    """above 1, tokens of this answer and the previous one become less likely (1: off)"""
 
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """Talk to a model: you write as one of the two people, it answers as the other."""
+    """Chat with a model: you write as one speaker, and it answers as the other."""
 
     model: Annotated[tyro.conf.Positional[str | None], arg(metavar="MODEL")] = None
-    """a run folder, a model folder, or a name; default: the newest finished run in runs/"""
+    """run folder, model folder or model name (unset: the newest finished run in runs/)"""
     model_path: Path = Path("models")
-    """where model folders live and where downloads go"""
+    """folder that holds the models and receives downloads"""
     me: str | None = None
-    """who you are; default: of the two people that the model knows the first, or You"""
+    """your name (unset: the first of the two speakers that the model knows, or You)"""
     you: str | None = None
-    """who the model is; default: the other one, or Bot"""
+    """the model's name (unset: the other speaker, or Bot)"""
     answer: AnswerSettings = field(default_factory=AnswerSettings)
     seed: int | None = None
-    """fixes what is drawn, so that the same messages get the same answers; default: another talk each time"""
+    """random seed; with one, the same messages get the same answers (unset: random)"""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    """where to compute; auto: a GPU if there is one"""
+    """device to compute on; auto: a GPU if there is one"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """number format of the matrix products; the weights stay fp32; auto: bf16 where the hardware has it"""
+    """precision of matrix products (weights stay fp32); auto: bf16 on hardware with native support"""
     web: bool = False
-    """talk on a page in the browser rather than in the terminal (an extra: requirements-extra.txt)"""
+    """chat on a web page instead of in the terminal (needs requirements-extra.txt)"""
     host: str = "127.0.0.1"
-    """address at which the page is served; 0.0.0.0: to every computer that reaches this one"""
+    """address to serve the page on (0.0.0.0: also reachable from other computers)"""
     port: int = 7860
-    """port at which the page is served"""
+    """port to serve the page on"""
     base: str | None = None
-    """model to talk to beside it on the page, or none; default: of a run, the one that it began as"""
+    """model to show next to it on the page, or none (unset: the run's base model)"""
 
     def problems(self) -> list[str]:
         return [
             *out_of_range(self, "from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63, "seed"),
-            *out_of_range(self, "1 to 65535", lambda value: 1 <= value <= 65535, "port"),
+            *out_of_range(self, "from 1 to 65535", lambda value: 1 <= value <= 65535, "port"),
         ]
 
 
@@ -373,10 +367,10 @@ def split_pairs(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 
 
 def out_of_range(settings: object, needed: str, allowed, *names: str) -> list[str]:
-    """A sentence for each of the fields `names` whose value `allowed` refuses; None is a value left open."""
+    """Return one message per field in `names` whose value `allowed` rejects; None means unset and is skipped."""
     values = {name: getattr(settings, name) for name in names}
     return [
-        f"--{name.replace('_', '-')} {value}: {needed} is needed"
+        f"--{name.replace('_', '-')} {value}: must be {needed}"
         for name, value in values.items()
         if value is not None and not allowed(value)
     ]

@@ -1,4 +1,4 @@
-"""Fetch the files of a model folder from the Hugging Face hub, going on where a killed download stopped."""
+"""Download the files of a model folder from the Hugging Face hub, and resume interrupted downloads."""
 
 import os
 import tempfile
@@ -12,12 +12,12 @@ from support.errors import UserError, display, reason
 from support.files import check_free_space
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-SHA256_LENGTH = 64  # in hexadecimal: such an ETag is the hash of the content, which the hub gives for large files
-RETRY_SECONDS = (1, 2, 4, 8)  # a busy server gets five tries
+SHA256_LENGTH = 64  # hex digits; an ETag of this length is the content's sha256 (the hub has it for large files)
+RETRY_SECONDS = (1, 2, 4, 8)  # waits between five tries
 
 
 def missing_files(folder: Path, weights: bool = True) -> list[str]:
-    """The files that `folder` lacks to be a model folder. A vocabulary inside `tokenizer.json` counts."""
+    """The files of a model folder that `folder` lacks. A vocabulary inside `tokenizer.json` counts."""
     names = ["config.json", "vocab.json", "merges.txt"]
     if (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
         names = ["config.json"]
@@ -28,14 +28,14 @@ def missing_files(folder: Path, weights: bool = True) -> list[str]:
 
 
 def download_model(hub_id: str, folder: Path, weights: bool = True) -> Path:
-    """Complete `folder` with the files of `hub_id`, weights last, and return it. A complete one costs no request.
+    """Download the files that `folder` lacks from `hub_id`, weights last, and return `folder`.
 
-    Without `weights`, only what the tokenizer needs, and the configuration.
+    A complete folder costs no request. Without `weights`, download only the configuration and the tokenizer's files.
 
     `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` are honoured.
 
     Raises:
-        UserError: no network, no such model, a full disk, a damaged transfer; what was fetched so far is kept.
+        UserError: no network, no such model, a full disk, a damaged transfer; what was downloaded so far is kept.
     """
     missing = missing_files(folder, weights)
     if not missing:
@@ -48,20 +48,20 @@ def download_model(hub_id: str, folder: Path, weights: bool = True) -> Path:
                 fetch_missing(hub_id, missing, folder)
     except UserError as error:
         raise UserError(f"{error}; {by_hand}") from error
-    except (ValueError, ImportError) as error:  # a malformed HF_ENDPOINT, HF_TOKEN or proxy, or a library for it
-        raise UserError(f"cannot ask the hub for {hub_id}: {error}; check HF_* and *_PROXY, {by_hand}") from error
+    except (ValueError, ImportError) as error:  # a malformed HF_ENDPOINT, HF_TOKEN or proxy, or no library for it
+        raise UserError(f"cannot reach the hub for {hub_id}: {error}; check HF_* and *_PROXY, {by_hand}") from error
     return folder
 
 
 def lock_for(folder: Path) -> FileLock:
-    """Of several processes that need the same model, as under torchrun, one fetches it and the others wait."""
+    """A lock for `folder`: if several processes need it, as under torchrun, one downloads and the others wait."""
     name = f"{getattr(os, 'getuid', int)()}-{zlib.crc32(os.fsencode(folder.resolve())):08x}"
     return FileLock(Path(tempfile.gettempdir()) / f"gpt2-download-{name}.lock")
 
 
 def fetch_missing(hub_id: str, missing: list[str], folder: Path) -> None:
-    """Fetch the files `missing`, with every way in which the hub can refuse them as a `UserError`."""
-    from httpx2 import HTTPError  # what huggingface_hub lets through when there is no network
+    """Download the files `missing`; turn every failure of the hub or the network into a `UserError`."""
+    from httpx2 import HTTPError  # huggingface_hub raises this when there is no network
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -79,33 +79,33 @@ def fetch_missing(hub_id: str, missing: list[str], folder: Path) -> None:
             except EntryNotFoundError:
                 if name != WEIGHT_FILES[0]:
                     raise
-                fetch_with_retries(hub_id, WEIGHT_FILES[1], folder)  # older models have nothing else
+                fetch_with_retries(hub_id, WEIGHT_FILES[1], folder)  # older models have only this one
     except OfflineModeIsEnabled:
-        raise UserError(f"{hub_id} is not in {folder}, and HF_HUB_OFFLINE forbids fetching it; unset it") from None
+        raise UserError(f"{hub_id} is not in {folder}, and HF_HUB_OFFLINE forbids downloads; unset it") from None
     except RepositoryNotFoundError:
         raise UserError(
-            f"the hub {constants.ENDPOINT} has no model {hub_id}, or not for you (set HF_TOKEN if it is gated)"
+            f"the hub {constants.ENDPOINT} has no model {hub_id}, or you have no access (set HF_TOKEN if it is gated)"
         ) from None
     except EntryNotFoundError as error:
-        raise UserError(f"{hub_id} is no model folder of GPT-2's form: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{hub_id} does not have the files of a GPT-2 model: {str(error).splitlines()[0]}") from None
     except HFValidationError as error:
-        raise UserError(f"{hub_id} is no Hugging Face id: {error}") from None
+        raise UserError(f"{hub_id} is not a Hugging Face id: {error}") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
         raise UserError(f"{constants.ENDPOINT} answered {status} for {hub_id}; try again later") from None
     except HTTPError as error:
         raise UserError(
-            f"cannot fetch {hub_id} from {constants.ENDPOINT} ({str(error) or type(error).__name__}):"
-            " connect to the network and start again, what has arrived is kept"
+            f"cannot download {hub_id} from {constants.ENDPOINT} ({str(error) or type(error).__name__});"
+            " check the network and start again to resume the download"
         ) from None
     except OSError as error:
         if "Consistency check failed" in str(error):
-            raise UserError(f"the transfer of {hub_id} ended early; start again, and it goes on from there") from None
+            raise UserError(f"the download of {hub_id} ended early; start again to resume it") from None
         raise UserError(f"cannot download {hub_id} to {folder}: {reason(error)}") from error
 
 
 def fetch_with_retries(hub_id: str, name: str, folder: Path) -> None:
-    """`fetch`, again when the server says that it is busy or broken (5xx)."""
+    """`fetch`, with retries while the server is busy or broken (5xx)."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for seconds in RETRY_SECONDS:
@@ -115,15 +115,15 @@ def fetch_with_retries(hub_id: str, name: str, folder: Path) -> None:
         except HfHubHTTPError as error:
             if error.response.status_code < 500:
                 raise
-            display(f"the hub answered {error.response.status_code}; trying again in {seconds} s")
+            display(f"the hub answered {error.response.status_code}; retrying in {seconds} s")
             time.sleep(seconds)
     fetch(hub_id, name, folder)
 
 
 def fetch(hub_id: str, name: str, folder: Path) -> None:
-    """Download one file to `<name>.part`, from where an earlier try stopped, check it, and rename it.
+    """Download one file to `<name>.part`, resuming an earlier try, then check it and rename it.
 
-    huggingface_hub's own download starts again at 0 after a kill and does not check the hash; its parts do better.
+    huggingface_hub's own download restarts at 0 after a kill and does not check the hash, so only its parts are used.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
@@ -133,12 +133,12 @@ def fetch(hub_id: str, name: str, folder: Path) -> None:
     url = hf_hub_url(hub_id, name)
     metadata = get_hf_file_metadata(url)
     if metadata.commit_hash is None or metadata.etag is None:
-        raise UserError(f"what answers at {url} is no Hugging Face hub (a login page of the network?)")
+        raise UserError(f"{url} is not a Hugging Face hub (perhaps a login page of the network)")
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{name}.part"
     with open(part, "ab") as file:
         done = file.tell()
-        # Only a file with a sha256 can be checked when it is whole, so only such a file is put together from pieces.
+        # Resume only a file with a sha256: without one, the complete file can't be checked.
         if done and (len(metadata.etag) != SHA256_LENGTH or (metadata.size is not None and done > metadata.size)):
             file.truncate(0)
             done = 0
@@ -161,5 +161,5 @@ def fetch(hub_id: str, name: str, folder: Path) -> None:
             intact = sha_fileobj(file).hex() == metadata.etag
         if not intact:
             part.unlink()
-            raise UserError(f"{name} of {hub_id} arrived damaged (its sha256 is not the hub's); start again")
+            raise UserError(f"{name} of {hub_id} was damaged in transfer (its sha256 is wrong); start again")
     part.replace(folder / name)

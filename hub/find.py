@@ -1,4 +1,4 @@
-"""From a model's name to its folder; without PyTorch, so that a wrong name or a damaged file is found at once."""
+"""Find a model's folder by its name; without PyTorch, so that a wrong name or a damaged file is reported at once."""
 
 import difflib
 import hashlib
@@ -49,14 +49,14 @@ def find_model_folder(model: str, model_path: Path, weights: bool = True) -> Pat
     names = [BUNDLED.name, *HUB_IDS]
     nearest = difflib.get_close_matches(model, names, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]}?" if nearest else ""
-    raise UserError(f"--model {model} is no known name ({', '.join(names)}), Hugging Face id or folder{hint}")
+    raise UserError(f"--model {model} is not a known name ({', '.join(names)}), Hugging Face id or folder{hint}")
 
 
 def check_bundled_files() -> None:
-    """Compare the bundled files with the checksums that lie beside them: an edited or cut file is named, not trained.
+    """Compare the bundled files with their checksums, so that an edited or truncated file is reported, not trained.
 
     Raises:
-        UserError: with the damaged files, and the command that restores them.
+        UserError: files are damaged; the message names them and the command that restores them.
     """
     try:
         words = (BUNDLED / CHECKSUMS).read_text(encoding="ascii").split()
@@ -71,7 +71,7 @@ def check_bundled_files() -> None:
     if not {"config.json", "vocab.json", "merges.txt", WEIGHT_FILES[0]} <= checksums.keys():
         damaged = [CHECKSUMS]
     if damaged:
-        # By their names, and the checksums with them: the folder also holds files that somebody may be working on.
+        # Restore only these files and the checksums: somebody may be editing other files in the folder.
         restored = " ".join(f"models/tiny/{name}" for name in dict.fromkeys([*damaged, CHECKSUMS]))
         raise UserError(
             f"the bundled model is damaged: {', '.join(str(BUNDLED / name) for name in damaged)};"
@@ -93,9 +93,9 @@ def checksum(path: Path) -> str:
 
 
 def explain_incomplete(folder: Path, missing: list[str]) -> str:
-    """Why `folder` is no model folder, as the end of a sentence."""
+    """Why `folder` is not a model folder, as the end of a sentence."""
     if (folder / "checkpoint").exists() or any(folder.glob("*.ckpt*")) or (folder / "tf_model.h5").exists():
         return "holds a TensorFlow checkpoint; use the Hugging Face files (config.json, model.safetensors) instead"
     if any(folder.glob("*.index.json")):
-        return "has its weights in several files; save the model with one model.safetensors"
+        return "has its weights in several files; save the model with a single model.safetensors"
     return f"is incomplete: {', '.join(missing)} missing"

@@ -1,4 +1,4 @@
-"""The command line as the settings of a command; what is wrong with it as one line."""
+"""Parse a command line into the settings of a command, and report its errors in one line."""
 
 import contextlib
 import io
@@ -13,21 +13,21 @@ import tyro
 from support.errors import UserError
 
 Settings = TypeVar("Settings")
-ADDING = ("--data", "--rename")  # options of many values: given twice, they mean all of them
+ADDING = ("--data", "--rename")  # multi-value options whose repetitions add up
 
 
 def parse_command_line(
     command: type[Settings], arguments: Sequence[str] | None = None, default: Any = None
 ) -> Settings:
-    """The settings that `arguments` (none: the process's own) describe; what they leave open is as in `default`.
+    """Parse `arguments` (None: those of the process); options that are not given have the values of `default`.
 
     Raises:
-        UserError: an option that doesn't exist, a value of the wrong kind, or values out of range: all of them at once.
+        UserError: an unknown option, a value of the wrong type, or values out of range (all reported together).
         SystemExit: after `--help`.
     """
     complaint = io.StringIO()
     try:
-        # tyro draws its errors as boxes; their words become our one line.
+        # tyro draws boxes around its errors; keep only the words, in one line.
         with contextlib.redirect_stderr(complaint):
             settings = tyro.cli(
                 command,
@@ -41,7 +41,7 @@ def parse_command_line(
         lines = [line.strip("│| ") for line in complaint.getvalue().splitlines() if line[:1] not in "╭╰+"]
         inside = re.split(r"Argument helptext:|For full helptext", " ".join(lines))[0]
         words = re.sub(r"\s*(─{2,}|-{3,})", ";", inside).strip(" ;")
-        raise UserError(f"{words} (python {Path(sys.argv[0]).name} --help lists the options)") from None
+        raise UserError(f"{words} (python {Path(sys.argv[0]).name} --help shows all options)") from None
     groups = [settings, *vars(settings).values()]
     if problems := [problem for group in groups if hasattr(group, "problems") for problem in group.problems()]:
         raise UserError("; ".join(problems))
@@ -49,11 +49,11 @@ def parse_command_line(
 
 
 def join_repeated(arguments: Sequence[str]) -> list[str]:
-    """The arguments with all values of a repeated option of `ADDING` behind its first occurrence.
+    """Collect the values of each repeated option in `ADDING` after its first occurrence.
 
-    What follows such an option up to the next one is its values: also `MODEL`, which therefore comes first.
+    Everything up to the next option counts as a value, even `MODEL`, which must therefore come first.
     """
-    groups: list[list[str]] = [[]]  # an option and what follows it
+    groups: list[list[str]] = [[]]  # an option and its values
     for argument in arguments:
         if argument.partition("=")[0] in ADDING:
             groups.append(argument.split("=", 1))

@@ -1,4 +1,4 @@
-"""The user's mistakes as one line, and what reaches a terminal."""
+"""Report user errors in one line, and print only what is safe for a terminal."""
 
 import contextlib
 import importlib
@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # kinds of characters that turn what follows
-SPEAKING_SECONDS = 3  # that the first of several processes has to come to the same end and say so
+TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # bidi classes that change the text direction
+SPEAKING_SECONDS = 3  # time for the first process to fail in the same way and report it
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: what is wrong, where, what to do.
+    """An error that the user can fix. The message is one line: what is wrong, where, what to do.
 
-    `account` are lines that are printed before it on standard output: what became of the data that it is about.
+    `account` holds lines about the data in question, printed to standard output before the message.
     """
 
     def __init__(self, message: str, account: Sequence[str] = ()) -> None:
@@ -28,7 +28,7 @@ class UserError(Exception):
 
 
 def run_script(module: str) -> NoReturn:
-    """Import `module`, run its `main` and end the process; `module` may be the script itself. See `run_command`."""
+    """Import `module`, run its `main` and exit; `module` may be the script itself. See `run_command`."""
     run_command(lambda: importlib.import_module(module).main())
     sys.exit()
 
@@ -36,18 +36,17 @@ def run_script(module: str) -> NoReturn:
 def run_command(command: Callable[[], None]) -> None:
     """Run a command of the project and turn its outcome into an exit code.
 
-    0: done. 2: a `UserError`, printed as one line. A refusal by the system (`OSError`, `MemoryError`) is
-    the user's too. 130: stopped by Ctrl-C or SIGTERM. Anything else is our bug:
-    Python prints the traceback and exits with 1.
+    0: done. 1: a bug of ours, with Python's traceback. 2: a `UserError`, `OSError` or `MemoryError`, printed as one
+    line. 130: stopped by Ctrl-C or SIGTERM.
 
-    Of several processes that torchrun has started the first one speaks for all.
+    Under torchrun, the first process reports for all.
     """
     open_streams()
-    # A console in a legacy encoding must not end a run because somebody wrote an emoji.
+    # On a console with a legacy encoding, an emoji in the data must not end the run.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is a Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # treat SIGTERM like Ctrl-C
     try:
         command()
     except UserError as error:
@@ -55,15 +54,15 @@ def run_command(command: Callable[[], None]) -> None:
             display(*error.account)
             display(f"error: {' '.join(map(str.strip, str(error).splitlines()))}", file=sys.stderr)
         else:
-            time.sleep(SPEAKING_SECONDS)  # torchrun ends all processes when one has ended
+            time.sleep(SPEAKING_SECONDS)  # torchrun kills the other processes when one exits
         sys.exit(2)
-    except OSError as error:  # the system's refusal where nobody expected it, as a pipe that was closed
+    except OSError as error:  # not handled elsewhere, such as a closed pipe
         with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes it once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails too
         display(f"error: {error.filename or 'output'}: {reason(error)}", file=sys.stderr)
         sys.exit(2)
     except MemoryError:
-        display("error: there is too little memory; close other programs, or give it less at a time", file=sys.stderr)
+        display("error: out of memory; close other programs, or process less data at a time", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         if is_first_process():
@@ -72,33 +71,33 @@ def run_command(command: Callable[[], None]) -> None:
 
 
 def open_streams() -> None:
-    """Open standard streams that the parent process closed on the null device.
+    """Connect standard streams that the parent process closed to the null device.
 
-    Opened in this order, each gets its usual file descriptor; otherwise the next file to be opened would get it.
+    In this order, each gets its usual file descriptor, which would otherwise go to the next file that is opened.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - open until the process exits
 
 
 def is_first_process() -> bool:
-    """Whether this is the one that prints and writes, of those that torchrun has started; without torchrun it is."""
+    """Whether this process prints and writes: the first one under torchrun, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def check_one_process(job: str) -> None:
-    """Raise `UserError` under torchrun, for a job that one process does."""
+    """Raise `UserError` under torchrun, for a job that needs a single process."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError(f"{job} is done by one process; start it without torchrun")
+        raise UserError(f"{job} needs a single process; start it without torchrun")
 
 
 def reason(error: OSError) -> str:
-    """The operating system's own words for `error`, without the path and the number."""
+    """The operating system's message for `error`, without path and number."""
     return error.strerror or str(error)
 
 
 def display(*lines: object, file: TextIO | None = None, end: str = "\n") -> None:
-    """Print each of `lines` as `printable` makes it, at once; nothing for none.
+    """Print `lines`, made safe by `printable`, and flush; without lines, print nothing.
 
     Everything the program prints goes through here, because names and texts come from other people's files.
     """
@@ -107,9 +106,9 @@ def display(*lines: object, file: TextIO | None = None, end: str = "\n") -> None
 
 
 def printable(text: str, json: bool = False) -> str:
-    """`text` without what could take over a terminal: control characters, and those that turn the reading direction.
+    """Escape what could manipulate a terminal: control characters, and characters that change the text direction.
 
-    `json`: write them as JSON escapes.
+    `json`: use JSON escapes.
     """
     harmful = (
         symbol
@@ -125,13 +124,13 @@ def escape(code: int, json: bool) -> str:
 
 
 def check_extra(package: str, option: str, requirement: str) -> None:
-    """Find out before the work, not after it, whether a package can be loaded that only `option` needs.
+    """Check before the work, not after it, that a package is installed that only `option` needs.
 
     Raises:
-        UserError: it is not installed, with the line that installs it.
+        UserError: it is not installed; the message says how to install it.
     """
     spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:  # a mere folder has no origin: wandb leaves one of its name behind
+    if spec is None or spec.origin is None:  # a plain folder has no origin; wandb leaves one of its name behind
         raise UserError(f"{option}: the package {package} is not installed; {install_line(requirement)}")
 
 

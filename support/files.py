@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read with an error that says what is wrong."""
+"""Write files atomically, and read them with clear errors."""
 
 import contextlib
 import json
@@ -10,16 +10,16 @@ from typing import Any
 
 from support.errors import UserError, reason
 
-PROJECT = Path(__file__).resolve().parent.parent  # where the bundled files live, whatever the current folder is
+PROJECT = Path(__file__).resolve().parent.parent  # folder of the bundled files
 MEGABYTE = 1_000_000
 
 Json = dict[str, Any]
-"""A JSON object, just read or about to be written."""
+"""A JSON object."""
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write `path` (a full disk, no permission) into a `UserError`."""
+    """Turn an `OSError` from writing `path` (full disk, no permission) into a `UserError`."""
     try:
         yield
     except OSError as error:
@@ -28,12 +28,12 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_path(path: Path, spare: Path | None = None) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it fails.
+    """Yield a temporary path next to `path`; rename it to `path` if the block succeeds, remove it if it fails.
 
     A `spare` is an unused file on the same disk. It becomes the temporary file, with its content: overwriting it is
     several times faster than writing a new file, for which the system has to find free pages.
 
-    The data reaches the disk before the name does, so that a power cut leaves the old file or the new one, never half.
+    The data is flushed before the rename, so a power cut leaves the old file or the new one, never half a file.
 
     Raises:
         UserError: the file can't be written (no space, no permission).
@@ -44,7 +44,7 @@ def atomic_path(path: Path, spare: Path | None = None) -> Iterator[Path]:
             if spare:
                 spare.replace(temporary)
             temporary.touch()
-            mode = temporary.stat().st_mode  # what the user's umask gives; some libraries write for the owner only
+            mode = temporary.stat().st_mode  # set by the umask; some libraries make files readable by the owner only
             yield temporary
             temporary.chmod(mode)
             flush(temporary)
@@ -54,18 +54,18 @@ def atomic_path(path: Path, spare: Path | None = None) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Wait until the file is on the disk, so that a power cut can't tear it."""
+    """Flush a file to the disk, so that a power cut can't damage it."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 
 def resolved(path: Path) -> Path:
-    """`path` from the root, without links; a link that points to itself stays, where `Path.resolve` fails."""
+    """The absolute path without links; a link to itself is kept, where `Path.resolve` would fail."""
     return Path(os.path.realpath(path))
 
 
 def temporary_path(path: Path) -> Path:
-    """Where `path` is written before it is renamed: in the folder that it, or what it links to, really lies in."""
+    """Where `path` is written before the rename: in the same folder, or if `path` is a link, in its target's."""
     target = resolved(path)
     return target.with_name(f".{target.name}.{os.getpid()}.tmp")
 
@@ -73,7 +73,7 @@ def temporary_path(path: Path) -> Path:
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 with plain newlines on every system, atomically.
 
-    A file name that is not UTF-8 reaches Python as half surrogates: they become `\\udc..`, which JSON can read.
+    Lone surrogates, as Python has them for file names that are not UTF-8, become `\\udc..`, which JSON can read.
     """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
@@ -89,12 +89,12 @@ def write_json(path: Path, value: Any) -> None:
 
     Raises:
         UserError: the file can't be written.
-        ValueError: a number is NaN or infinite, for which JSON has no word.
+        ValueError: a number is NaN or infinite, which JSON can't represent.
     """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
 
 
-def read_json_object(path: Path, advice: str = "delete it and fetch it again") -> Json:
+def read_json_object(path: Path, advice: str = "delete it and download it again") -> Json:
     """Read a JSON file that holds one object; see `read_json`."""
     return read_json(path, dict, advice)
 
@@ -103,16 +103,16 @@ def read_json(path: Path, kind: type, advice: str) -> Any:
     """Read a JSON file that holds an object (`kind` is dict) or a list, with or without a byte order mark.
 
     Args:
-        advice: what to do about a damaged one.
+        advice: what to do if the file is damaged.
 
     Raises:
-        UserError: unreadable, not JSON, or of another kind.
+        UserError: the file is unreadable, not JSON, or of another kind.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or brackets without end
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply
         raise UserError(f"{path} is not valid JSON ({error}); {advice}") from error
     if not isinstance(value, kind):
         raise UserError(f"{path} does not hold a JSON {'object' if kind is dict else 'list'}; {advice}")
@@ -120,10 +120,10 @@ def read_json(path: Path, kind: type, advice: str) -> Any:
 
 
 def check_output_path(path: Path, inputs: Sequence[Path]) -> None:
-    """Find out now, not after an hour of training, whether `path` can be written without losing one of `inputs`.
+    """Check now, not after an hour of training, that `path` can be written and is not one of `inputs`.
 
     Raises:
-        UserError: it can't, with the reason.
+        UserError: it can't be written, or would overwrite an input.
     """
     with writing(path):
         if path.exists() and not path.is_file():

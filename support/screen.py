@@ -19,7 +19,7 @@ class LastingStream:
 
     def __init__(self, stream: Any, name: str) -> None:
         self.stream, self.name = stream, name
-        self.lost = ""  # when
+        self.lost = ""  # the time when the stream was closed
         self.log: Path | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -35,9 +35,9 @@ class LastingStream:
     def attempt(self, act: Callable[[], object]) -> None:
         try:
             act()
-        except OSError:  # a pipe whose reader has ended, a terminal that was closed
+        except OSError:  # the reader of a pipe has ended, or the terminal was closed
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.stream.fileno())  # what is buffered goes there too
+            os.dup2(nowhere, self.stream.fileno())  # discards the buffer too
             os.close(nowhere)
             self.lost = time.strftime("%Y-%m-%d %H:%M:%S")
             self.note()
@@ -51,7 +51,7 @@ class LastingStream:
 
 @contextlib.contextmanager
 def lasting_screen() -> Iterator[None]:
-    """Inside, a closed output does not end the process."""
+    """Keep the process alive if its output is closed."""
     before = {name: getattr(sys, name) for name in STREAMS}
     try:
         for name, words in STREAMS.items():
@@ -63,7 +63,7 @@ def lasting_screen() -> Iterator[None]:
 
 
 def log_lost_screen(folder: Path) -> None:
-    """Log a closed output in `log.txt` of `folder`, from now on and if it has happened already.
+    """Log each closed output in `log.txt` of `folder`, also one that is closed already.
 
     Raises:
         UserError: the file can't be written.

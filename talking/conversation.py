@@ -1,4 +1,4 @@
-"""A conversation with a model: what was said, as the model was trained to see it, and its answer word by word."""
+"""A conversation with a model: prompts in the format of its training, and answers that are streamed."""
 
 import codecs
 import re
@@ -20,25 +20,23 @@ STRANGERS = ("You", "Bot")  # default names of the user and the model
 
 
 class People(NamedTuple):
-    """Who talks to whom, and the line that stands before their conversation."""
+    """The two speakers, and the instruction line before their conversation."""
 
     me: str
-    you: str  # whom the model speaks for
+    you: str  # the speaker that the model plays
     instruction: str = INSTRUCTION
-    others: tuple[str, ...] = ()  # whom the model knows besides, and who must not speak
+    others: tuple[str, ...] = ()  # other known speakers, who must not speak
 
 
 class Conversation:
-    """What was said, and the keys and values of all of it that the model has seen.
+    """The turns so far, and the KV cache of the tokens that the model has seen.
 
-    A prompt is the whole conversation as in training, token for token. Of its tokens only those are computed that do
-    not stand in the cache already, at the same place behind the same others: a turn costs its own tokens, and after
-    `undo` or `again` nothing is computed twice either.
+    A prompt is the whole conversation, token for token as in training. Only the tokens after the longest prefix that
+    is already in the cache are computed, so a turn costs only its own tokens, even after `undo` or `again`.
 
     Attributes:
-        turns: all that was said.
-        notes: of the last answer, what there is to say about it: what the model did not see any more, and whether it
-            was cut off.
+        turns: the turns so far.
+        notes: remarks on the last answer: what the model no longer saw, and whether the answer was cut off.
     """
 
     def __init__(self, decoder: Decoder, renderer: Renderer, people: People, seed: int) -> None:
@@ -47,14 +45,14 @@ class Conversation:
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.turns: list[Turn] = []
         self.notes: list[str] = []
-        self.dropped = 0  # tokens at the beginning of the conversation that the model does not see any more
+        self.dropped = 0  # tokens at the beginning of the conversation that the model no longer sees
         self.seen: list[int] = []  # the tokens whose keys and values are in the cache
         self.decoding = decoder.start(torch.zeros(1, dtype=torch.long, device=self.device), self.positions)
 
     def say(self, text: str) -> None:
-        """Add my turn. What would end a turn inside it is broken, or I could speak for somebody else.
+        """Add the user's turn. A stop text inside it is broken up, or the user could speak for somebody else.
 
-        Everything else is plain text as it is, `<|endoftext|>` too.
+        Everything else stays as it is, as plain text, even `<|endoftext|>`.
         """
         stop, text = self.renderer.template.stop, text.strip()
         while stop in text and not self.renderer.has_tokens:
@@ -62,29 +60,30 @@ class Conversation:
         self.turns.append(Turn(self.people.me, text))
 
     def start_over(self) -> None:
-        """Forget what was said."""
+        """Clear the conversation."""
         self.turns.clear()
         self.dropped = 0
 
     def undo(self) -> bool:
-        """Take back my last turn and everything after it; false when there is none."""
+        """Remove the user's last turn and everything after it; return whether there was one."""
         mine = [place for place, turn in enumerate(self.turns) if turn.speaker == self.people.me]
         del self.turns[mine[-1] if mine else len(self.turns) :]
         self.dropped = 0
         return bool(mine)
 
     def take_back_answer(self) -> bool:
-        """Take back what the model said last, so that it can answer again; false when I have said nothing yet."""
+        """Remove the model's last answer, so that it can answer again; return whether any turn is left."""
         while self.turns and self.turns[-1].speaker == self.people.you:
             self.turns.pop()
         return bool(self.turns)
 
     def answer(self, settings: SamplingSettings) -> Generator[str, None, None]:
-        """The model's turn, in pieces that are never taken back. What was said of it is added to the conversation, also
-        when the iterator is closed, or interrupted by Ctrl-C, before its end; unless that is nothing.
+        """Stream the model's turn, and add what was yielded to the conversation unless it is empty.
+
+        It is added even if the iterator is closed early or interrupted by Ctrl-C.
 
         Yields:
-            text: never empty, whole characters, without space at both ends of the turn.
+            text: a piece of the turn, never empty, in whole characters; the turn has no space at either end.
 
         Raises:
             UnusableModelError: the model's logits are NaN or infinite.
@@ -99,17 +98,17 @@ class Conversation:
                 self.turns.append(Turn(self.people.you, said.strip()))
 
     def dialogue(self) -> Dialogue:
-        """What was said and the turn that comes now, still empty; an instruction model sees the last one only."""
+        """The conversation and an empty turn for the model; an instruction model sees the last turn only."""
         now = Turn(self.people.you, "")
         if self.renderer.name == "alpaca":
             return Dialogue((*self.turns[-1:], now), self.people.instruction)
         return Dialogue((*self.turns, now), self.people.instruction)
 
     def prompt(self, room: int) -> list[int]:
-        """The newest whole turns, as many as leave `room` positions for the answer, up to where the model speaks.
+        """The tokens of the newest whole turns that leave `room` positions for the answer, up to where it starts.
 
-        When they have outgrown that, so many are dropped that the rest takes half of the space: the cache then serves
-        for many turns again, rather than for none. Only a single turn that is too long is cut itself.
+        If the conversation is too long, drop turns until the rest takes half of the space: the cache then stays valid
+        for many turns. A turn is cut only if it is too long by itself.
         """
         dialogue = self.dialogue()
         whole, texts = self.renderer.encode(dialogue)
@@ -118,7 +117,7 @@ class Conversation:
         if len(whole) <= limit or self.renderer.name == "alpaca":
             self.dropped = 0
         if len(whole) - self.dropped > limit:
-            ends = [end for _, end in texts[:-2]]  # where a conversation may go on: at the stop behind a turn
+            ends = [end for _, end in texts[:-2]]  # ends of turns: where the conversation may be cut
             fitting = (end for space in (limit // 2, limit) for end in ends if space // 2 <= len(whole) - end <= space)
             self.dropped = next(fitting, len(whole) - limit)
             gone = sum(end <= self.dropped for _, end in texts[:-1])
@@ -128,7 +127,7 @@ class Conversation:
 
     @torch.inference_mode()
     def draw_tokens(self, settings: SamplingSettings) -> Iterator[int]:
-        """Token after token of what the model says now, without an end of its own but for the limits."""
+        """Yield the model's next tokens up to the limit; the caller stops at the end of the turn."""
         self.notes = []
         room = min(settings.max_new_tokens, self.positions // 2)
         prompt = self.prompt(room)
@@ -146,18 +145,18 @@ class Conversation:
             yield token
             used.append(token)
             new = [token]
-        # Whoever has read the end of the turn does not come here.
-        most = "max_new_tokens" if room == settings.max_new_tokens else "half of what the model sees"
-        self.notes.append(f"cut off after {room} tokens: {most}")
+        # Reached only when the answer hits the token limit.
+        most = "max_new_tokens" if room == settings.max_new_tokens else "half of the model's context"
+        self.notes.append(f"cut off after {room} tokens ({most})")
 
     def as_json(self) -> Any:
-        """The conversation in a form that can be trained on: `turns`, or `alpaca` for what was asked and answered.
+        """The conversation in a format for training: `turns`, or `alpaca` for an instruction model.
 
         Raises:
-            UserError: nothing was answered yet.
+            UserError: the model has not answered yet.
         """
         if not any(turn.speaker == self.people.you for turn in self.turns):
-            raise UserError("nothing was answered yet")
+            raise UserError("there is no answer yet")
         alpaca, line = self.renderer.name == "alpaca", self.people.instruction
         system = {} if line == (ALPACA if alpaca else INSTRUCTION) else {"system": line}
         if alpaca:
@@ -169,24 +168,25 @@ class Conversation:
 
 
 def describe_dropped(turns: int, cut: bool, tokens: int) -> str:
-    """What the model does not see any more, in one line."""
-    found = [f"the oldest {turns} turns are"] * bool(turns) + ["the beginning of the next is"] * cut
-    return f"the conversation has outgrown the model: {' and '.join(found)} not seen any more ({tokens} tokens are)"
+    """Describe in one line what the model no longer sees."""
+    found = [f"the oldest {turns} turns"] * bool(turns) + ["the beginning of a turn"] * cut
+    return f"the conversation is too long for the model: it no longer sees {' and '.join(found)}, only {tokens} tokens"
 
 
 def choose_people(dialogue: dict[str, Any], me: str | None, you: str | None) -> People:
-    """Who talks to whom, from what `dialogue.json` says and the names that were asked for.
+    """Choose the speakers by what `dialogue.json` says and by the requested names.
 
-    A model that has learned to be one person is that person. A model without known people is Bot, and the user is You.
+    A model that was trained on one speaker's turns plays that speaker. If no speakers are known, the model is Bot and
+    the user is You.
 
     Raises:
-        UserError: the names can't be.
+        UserError: the names are equal, have no speaker token, or are not allowed for an instruction model.
     """
     template, learn = dialogue.get("template", "prompt"), dialogue.get("learn", "all")
     names: list[str] = dialogue.get("speakers", [])
     if template == "alpaca":
         if me or you:
-            raise UserError("--me and --you: an instruction model has no people; leave them out")
+            raise UserError("--me and --you: an instruction model has no names; leave them out")
         line = dialogue.get("instruction", ALPACA)
         return People(ALPACA_SPEAKERS[0], ALPACA_SPEAKERS[-1], ALPACA if line == ALPACA_WITH_INPUT else line)
     you = you or (learn if learn in names and learn != me else None)
@@ -195,25 +195,25 @@ def choose_people(dialogue: dict[str, Any], me: str | None, you: str | None) -> 
     strangers = [name for name in (me, you) if name not in names]
     if template == "tokens" and strangers:
         known = ", ".join(names[:8]) or "nobody"
-        raise UserError(f"the model has no token for {' and '.join(strangers)}; it knows {known}")
+        raise UserError(f"the model has no speaker token for {' and '.join(strangers)}; it knows {known}")
     if me == you:
-        raise UserError(f"--me and --you are both {me}; the model answers as somebody else")
+        raise UserError(f"--me and --you are both {me}; give two different names")
     others = tuple(name for name in names if name not in (me, you))
     return People(me, you, dialogue.get("instruction", INSTRUCTION), others)
 
 
 def read_turn(tokens: Iterable[int], renderer: Renderer, people: People) -> Iterator[str]:
-    """The text of one turn from its tokens, in pieces, up to where the turn ends: at a special token, or at its stop.
+    """Yield the text of one turn in pieces; the turn ends at a special token or a stop text.
 
-    What may yet turn out to be the stop, or space at the end, is held back. A line that begins with the label of
-    somebody who is known is a stop too, and in `labels`, where the stop is a mere newline, the only one. At the
-    beginning, behind the label's own space, a stop needs no space of its own: a label there is somebody else's turn.
+    Text that may be the start of a stop, and trailing space, is held back. A line that starts with a known speaker's
+    label is a stop too; in the `labels` template, whose own stop is just a newline, it is the only one. At the start of
+    the turn, after the label's space, a stop needs no space before it: a label there starts somebody else's turn.
     """
     stops = find_stops(renderer, people)
     patterns = (pattern for stop in stops for pattern in (re.escape(stop), rf"\A\s*{re.escape(stop.lstrip())}"))
     end = re.compile("|".join(patterns) or r"(?!)")
     specials = set(renderer.tokenizer._special_tokens.values())
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may be several tokens
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may span several tokens
     text, shown = "", 0
     for token in takewhile(lambda token: token not in specials, tokens):
         text += decoder.decode(renderer.tokenizer.decode_single_token_bytes(token))
@@ -224,12 +224,12 @@ def read_turn(tokens: Iterable[int], renderer: Renderer, people: People) -> Iter
             shown = len(certain)
         if ended:
             return
-    if rest := text.strip()[shown:]:  # held back for a stop that did not come
+    if rest := text.strip()[shown:]:  # held back for a stop that did not follow
         yield rest
 
 
 def find_stops(renderer: Renderer, people: People) -> list[str]:
-    """The texts by which a turn ends; none where tokens of their own do that."""
+    """The texts that end a turn; none if the template has special tokens for that."""
     stop, label, _ = renderer.template
     if renderer.has_tokens:
         return []
@@ -239,7 +239,7 @@ def find_stops(renderer: Renderer, people: People) -> list[str]:
 
 
 def unfinished(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of `text` may be the beginning of one of `stops`."""
+    """The number of characters at the end of `text` that may be the start of one of `stops`."""
     if any(stop.lstrip().startswith(text.lstrip()) for stop in stops):
         return len(text)
     most = max(map(len, stops), default=0)

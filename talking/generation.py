@@ -1,4 +1,4 @@
-"""Text from a model: greedy or drawn, many prompts at once, as long as one likes."""
+"""Generate text in batches, greedily or by sampling, of any length."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from settings import SamplingSettings
 from support.errors import UserError
 from talking.decoder import Decoder
 
-BATCH = 16  # prompts at a time: their keys and values take memory
+BATCH = 16  # prompts per batch; more would need more memory for the KV cache
 
 
 class UnusableModelError(UserError):
@@ -22,14 +22,14 @@ class UnusableModelError(UserError):
 
 
 class Case(NamedTuple):
-    """A dialogue up to the turn at which a model goes on; how it really went on, and how the model went on."""
+    """The start of a dialogue, its true continuation, and the continuation that a model wrote."""
 
     asked: tuple[Turn, ...]
     true: tuple[Turn, ...]
     written: tuple[Turn, ...]
 
     def as_texts(self, template: str) -> dict[str, str]:
-        """As one object of the output file: turns with their speakers; with the `alpaca` template the bare texts."""
+        """One object of the output file: turns with speakers, or with the `alpaca` template the bare texts."""
         if template == "alpaca":
             asked, true, written = (
                 "\n\n".join(turn.text for turn in self.asked),
@@ -47,7 +47,7 @@ class CompletionConfig:
 
     Attributes:
         learn: as in the model's training.
-        one_turn: the model writes one turn only; one that has not learned `all` always does.
+        one_turn: write a single turn; a model that has not learned `all` always does.
     """
 
     renderer: Renderer
@@ -58,21 +58,21 @@ class CompletionConfig:
 
 
 def complete_dialogues(decoder: Decoder, dialogues: Sequence[Dialogue], config: CompletionConfig) -> list[Case]:
-    """Let the model complete each dialogue, and keep the true continuation beside its own.
+    """Let the model complete each dialogue, and pair its continuation with the true one.
 
-    A model that has learned all of a dialogue writes the rest from the opening turn, or with `one_turn` the next turn.
-    One that has learned replies, or what one speaker says, does not know who speaks next: it writes the first such
-    turn. With the `alpaca` template it writes the response.
+    A model that has learned `all` writes the rest after the opening turn, or with `one_turn` the next turn. A model
+    that has learned replies or one speaker does not know who speaks next, so it writes the first such turn. With the
+    `alpaca` template, it writes the response.
     """
     renderer = config.renderer
     one_turn = config.one_turn or config.learn != "all"
-    stop = renderer.stop if one_turn and renderer.name != "labels" else []  # a newline ends nothing for sure
+    stop = renderer.stop if one_turn and renderer.name != "labels" else []  # a newline need not end the turn
     bounds = Bounds(renderer.tokenizer.eot_token, renderer.newest_turns, stop)
     turns = [choose_turn(renderer, dialogue, config.learn) for dialogue in dialogues]
     prompts = [renderer.encode_prompt(dialogue, turn) for dialogue, turn in zip(dialogues, turns, strict=True)]
     replies: list[list[int]] = []
     starts = range(0, len(prompts), BATCH)
-    for start in tqdm(starts, desc="writing", unit="batch", delay=2, leave=False, disable=None):
+    for start in tqdm(starts, desc="generating", unit="batch", delay=2, leave=False, disable=None):
         batch = prompts[start : start + BATCH]
         replies += generate(decoder, batch, bounds, config.sampling, config.seed + start)
     cases = []
@@ -85,7 +85,7 @@ def complete_dialogues(decoder: Decoder, dialogues: Sequence[Dialogue], config: 
 
 
 def choose_turn(renderer: Renderer, dialogue: Dialogue, learn: str) -> int:
-    """The number of the turn at which the model goes on."""
+    """The index of the first turn that the model writes."""
     if renderer.name == "alpaca":
         return len(dialogue.turns) - 1
     spoken = (turn for turn, (speaker, _) in enumerate(dialogue.turns) if turn and speaker == learn)
@@ -99,12 +99,12 @@ def newest_tokens(tokens: list[int], limit: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What ends a text, and how it is shortened when it outgrows the positions.
+    """What ends a text, and how a text is shortened when it outgrows the model's context.
 
     Attributes:
-        end_id: the token with which the model ends a text; it is not part of the result.
-        shorten: `shorten(tokens, limit)` returns the end of a text, at most `limit` tokens, which the model continues.
-        stop: tokens after which a text ends too; they are the end of its result.
+        end_id: the token that ends a text; it is not part of the result.
+        shorten: `shorten(tokens, limit)` returns the last part of a text, at most `limit` tokens, to continue from.
+        stop: a sequence of tokens that also ends a text; it is part of the result.
     """
 
     end_id: int
@@ -118,16 +118,16 @@ def generate(
 ) -> list[list[int]]:
     """Continue each prompt until the model ends it or `settings.max_new_tokens` are written.
 
-    Greedy results are those of each prompt alone, and those of transformers' `generate`.
+    Greedy results equal those of each prompt alone, and those of transformers' `generate`.
 
     Args:
         prompts: token ids, one or more for each prompt; lengths may differ.
-        seed: for what is drawn at a temperature above 0.
+        seed: for sampling at a temperature above 0.
     """
     device = decoder.device
     generator = torch.Generator(device).manual_seed(seed)
     positions = decoder.config.n_positions
-    texts = {row: list(prompt) for row, prompt in enumerate(prompts)}  # what the model sees, of the rows not yet ended
+    texts = {row: list(prompt) for row, prompt in enumerate(prompts)}  # what the model sees, for rows not yet ended
     replies: list[list[int]] = [[] for _ in prompts]
     stop, left = bounds.stop, settings.max_new_tokens
     while texts and left:
@@ -153,9 +153,9 @@ def generate(
 
 
 def pad_left(texts: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Texts as (B, T), aligned at their ends, where they go on, and how much padding each has at its left, (B,).
+    """Texts as (B, T) ids, aligned at their ends, and the (B,) number of padding tokens at the left of each.
 
-    Any id will do as padding: nothing looks at it.
+    Any id will do for padding, because it is masked.
     """
     T = max(map(len, texts))
     padding = [T - len(text) for text in texts]
@@ -176,38 +176,38 @@ def penalize_repetition(logits: Tensor, texts: Sequence[list[int]], penalty: flo
 
 
 def draw(logits: Tensor, settings: SamplingSettings, generator: torch.Generator) -> Tensor:
-    """(B, V) logits → (B, 1) tokens: the likeliest at temperature 0, else drawn from what top-k and top-p leave.
+    """(B, V) logits → (B, 1) tokens: the most likely ones at temperature 0, else sampled after top-k and top-p.
 
-    Top-p keeps the smallest set of tokens whose probabilities reach p (Holtzman et al. 2020, "The Curious Case of
-    Neural Text Degeneration"): always the likeliest, however small p is.
+    Top-p keeps the smallest set of tokens whose probabilities sum to p or more (Holtzman et al. 2020, "The Curious
+    Case of Neural Text Degeneration"): always the most likely one, however small p is.
 
     Raises:
         UnusableModelError: a logit is NaN or infinite.
     """
     if settings.temperature == 0:
         tokens = logits.argmax(dim=-1, keepdim=True)
-        check_finite(logits.gather(-1, tokens))  # `argmax` takes NaN for the largest number
+        check_finite(logits.gather(-1, tokens))  # `argmax` treats NaN as the largest number
         return tokens
     logits = logits.float()
-    # The highest becomes 0: a large logit divided by a low temperature would be infinite.
+    # Shift the highest logit to 0: a large one divided by a low temperature would overflow.
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / settings.temperature
     if settings.top_k:
         kept = logits.topk(min(settings.top_k, logits.size(-1))).values
         logits = logits.masked_fill(logits < kept[:, -1:], -torch.inf)
     if settings.top_p < 1:
         ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-        reached = ordered.cumsum(dim=-1) - ordered >= settings.top_p  # without this token p is reached already
-        reached[:, 0] = False  # p may be too small for fp32, where it is 0
+        reached = ordered.cumsum(dim=-1) - ordered >= settings.top_p  # the tokens before this one already sum to p
+        reached[:, 0] = False  # p may underflow to 0 in fp32
         logits = logits.masked_fill(reached.scatter(-1, order, reached), -torch.inf)
     probabilities = logits.softmax(dim=-1)
-    check_finite(probabilities[:, :1])  # one NaN makes all of its row NaN
+    check_finite(probabilities[:, :1])  # one NaN makes its whole row NaN
     return torch.multinomial(probabilities, 1, generator=generator)
 
 
 def check_finite(values: Tensor) -> None:
-    """Raise `UnusableModelError` if any of the `values` that a model gave is NaN or infinite."""
+    """Raise `UnusableModelError` if any of a model's `values` is NaN or infinite."""
     if not values.isfinite().all():
         raise UnusableModelError(
             "the model's logits are NaN or infinite: its weights are damaged, or too large for this precision;"
-            " fetch or train it again, or try --precision fp32"
+            " download or train it again, or try --precision fp32"
         )

@@ -1,4 +1,4 @@
-"""The conversation in a terminal, or line by line from a pipe."""
+"""Chat in a terminal, or line by line from a pipe."""
 
 import contextlib
 import sys
@@ -13,19 +13,19 @@ from talking.conversation import Conversation
 from talking.generation import UnusableModelError
 
 HELP = """\
-/again           another answer
-/undo            take back your last message and the answer
-/new             start over
-/set NAME VALUE  as in /set temperature 0.7; /set alone shows the values
-/save FILE       write the conversation, in a form that can be trained on
-/help            this
-Ctrl-C stops an answer, Ctrl-D leaves. A message that begins with / is written with a space before it."""
+/again           get another answer
+/undo            remove your last message and the answer
+/new             start a new conversation
+/set NAME VALUE  change a setting, as in /set temperature 0.7; /set alone shows them all
+/save FILE       save the conversation as JSON, in a format for training
+/help            show this help
+Ctrl-C stops an answer, Ctrl-D quits. To send a message that starts with /, put a space before it."""
 
 
 class Terminal:
-    """Reads what I say and shows what the model says. A line that begins with / is a command.
+    """Read the user's messages and print the model's answers. A line that starts with / is a command.
 
-    Answers go to the standard output; everything else, to the standard error.
+    Answers go to standard output, everything else to standard error.
     """
 
     def __init__(self, conversation: Conversation, settings: AnswerSettings) -> None:
@@ -40,10 +40,10 @@ class Terminal:
         }
 
     def run(self) -> None:
-        """Talk until the end of the input.
+        """Chat until the end of the input.
 
         Raises:
-            UnusableModelError: it can't answer, and never will.
+            UnusableModelError: the model can't generate.
         """
         for line in read_lines(f"{self.conversation.people.me}: "):
             command, _, rest = line.rstrip().partition(" ")
@@ -51,7 +51,7 @@ class Terminal:
                 if command in self.commands:
                     self.commands[command](rest.strip())
                 elif command.startswith("/"):
-                    self.tell(f"{command} is no command; /help lists them")
+                    self.tell(f"{command} is not a command; /help lists them")
                 elif line.strip():
                     self.conversation.say(line)
                     self.answer()
@@ -59,11 +59,11 @@ class Terminal:
                 raise
             except UserError as error:
                 self.tell(str(error))
-            except KeyboardInterrupt:  # a second one, or in what is no answer
+            except KeyboardInterrupt:  # a second Ctrl-C, or one outside an answer
                 self.tell("")
 
     def answer(self) -> None:
-        """Show the model's turn as it is written. Ctrl-C ends it; what was said until then stays said."""
+        """Print the model's answer as it is generated. Ctrl-C stops it and keeps what was said."""
         conversation = self.conversation
         you = conversation.people.you
         said = False
@@ -80,24 +80,24 @@ class Terminal:
         for note in conversation.notes:
             self.tell(f"({note})")
         if not said:
-            self.tell(f"({you} says nothing; /again, or go on)")
+            self.tell(f"({you} gave an empty answer; try /again, or say something else)")
 
     def again(self, _: str) -> None:
         if not self.conversation.take_back_answer():
-            raise UserError("nothing was said yet")
+            raise UserError("there is no message yet")
         if self.settings.temperature == 0:
-            self.tell("(at temperature 0 the answer is always the same: /set temperature 0.7)")
+            self.tell("(at temperature 0 the answer is always the same; try /set temperature 0.7)")
         self.answer()
 
     def undo(self, _: str) -> None:
         if not self.conversation.undo():
-            raise UserError("nothing was said yet")
+            raise UserError("there is no message yet")
         last = self.conversation.turns[-1:]
-        self.tell(f"(taken back; the last was {last[0]})" if last else "(taken back; nothing is left)")
+        self.tell(f"(removed; the last message is now {last[0]})" if last else "(removed; the conversation is empty)")
 
     def start_over(self, _: str) -> None:
         self.conversation.start_over()
-        self.tell("(a new conversation)")
+        self.tell("(new conversation)")
 
     def set(self, words: str) -> None:
         """/set temperature 0.7"""
@@ -105,13 +105,13 @@ class Terminal:
         name, _, value = words.partition(" ")
         name = name.strip("-").replace("-", "_")
         if words and name not in kinds:
-            raise UserError(f"/set {name}: there are {', '.join(kinds)}")
+            raise UserError(f"/set {name}: no such setting; there are {', '.join(kinds)}")
         if words:
             try:
                 changed = replace(self.settings, **{name: kinds[name](value)})
             except ValueError:
                 whole = "whole " * (kinds[name] is int)
-                raise UserError(f"/set {name} {value}: a {whole}number is needed") from None
+                raise UserError(f"/set {name} {value}: must be a {whole}number") from None
             if problems := changed.problems():
                 raise UserError("; ".join(problems))
             self.settings = changed
@@ -119,7 +119,7 @@ class Terminal:
 
     def save(self, name: str) -> None:
         if not name:
-            raise UserError("/save: into which file? as in /save talk.json")
+            raise UserError("/save: name a file, as in /save talk.json")
         try:
             path = Path(name).expanduser()
         except RuntimeError as error:
@@ -127,10 +127,10 @@ class Terminal:
         conversation = self.conversation.as_json()
         with writing(path):
             if path.exists():
-                raise UserError(f"/save {name}: it exists already; name a new file")
+                raise UserError(f"/save {name}: the file exists already; name a new one")
             path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, conversation)
-        self.tell(f"(written: {path})")
+        self.tell(f"(saved to {path})")
 
     def tell(self, text: str, end: str = "\n") -> None:
         display(text, end=end, file=sys.stderr)
@@ -141,9 +141,9 @@ def show(text: str) -> None:
 
 
 def read_lines(prompt: str) -> Iterator[str]:
-    """What is typed, with line editing and a history, until Ctrl-D; or the lines of a pipe.
+    """Yield typed lines, with line editing and a history, until Ctrl-D; or the lines of a pipe.
 
-    Ctrl-C leaves the line that was begun.
+    Ctrl-C discards the current line.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         if hasattr(sys.stdin, "reconfigure"):
@@ -157,7 +157,7 @@ def read_lines(prompt: str) -> Iterator[str]:
         try:
             line = session.prompt()
         except KeyboardInterrupt:
-            display("(Ctrl-D leaves)", file=sys.stderr)
+            display("(Ctrl-D quits)", file=sys.stderr)
             continue
         except EOFError:
             return

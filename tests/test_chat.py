@@ -51,7 +51,7 @@ def test_a_pipe_gets_an_answer_for_each_line(work):
     assert [turn["speaker"] for turn in saved["turns"]] == ["Ann", "Bo"] * 3
     assert [turn["text"] for turn in saved["turns"]][2::2] == ["Do you like tea? <|endoftext|>", "### Bo:"]
     assert [f"Bo: {turn['text']}" for turn in saved["turns"]][1::2] == answers[1:4]
-    assert "it exists already" in second.stderr
+    assert "the file exists already" in second.stderr
     assert open_source(work / "talks" / "talk.json").format == "turns"
 
 
@@ -59,7 +59,7 @@ def test_a_model_that_knows_nobody_is_bot_until_it_is_named(work):
     options = ("tiny", "--max-new-tokens", "3", "--seed", "1")
     done = piped(work, "Hi!", *options)
     assert (done.returncode, done.stdout[:5]) == (0, "Bot: ")
-    line = "the model knows no people: you are You, and it is Bot; --me and --you name others"
+    line = "the model knows no names: you are You, and it is Bot; choose other names with --me and --you"
     assert line in done.stderr.splitlines()
     assert piped(work, "Hi!", *options, "--you", "Bo").stdout[:4] == "Bo: "
 
@@ -95,21 +95,21 @@ def typed(monkeypatch, capsys) -> Typed:
 
 def test_the_commands(typed):
     said = typed("/undo", "/again", "/save x.json")[1]
-    assert said.count("nothing was said yet") == 2
-    assert said.count("nothing was answered yet") == 1
+    assert said.count("there is no message yet") == 2
+    assert said.count("there is no answer yet") == 1
     assert typed("Hi!", "/again", "/again")[0].count("Bo: ") == 3
     assert len(typed.conversation.turns) == 2
     typed("What now?")
-    assert "the last was Bo: " in typed("/undo")[1]
-    assert "nothing is left" in typed("/undo")[1]
+    assert "the last message is now Bo: " in typed("/undo")[1]
+    assert "the conversation is empty" in typed("/undo")[1]
     typed("Hi!", "/new")
     assert typed.conversation.turns == []
     assert "/undo " in typed("/help")[1]
-    assert "/what is no command" in typed("/what is this")[1]
+    assert "/what is not a command" in typed("/what is this")[1]
     assert typed.conversation.turns == []
     typed(" /what is this?")
     assert typed.conversation.turns[0].text == "/what is this?"
-    assert "into which file?" in typed("/save")[1]
+    assert "name a file" in typed("/save")[1]
     assert "/save ~nobody-of-that-name/x: " in typed("/save ~nobody-of-that-name/x")[1]
     assert "cannot write" in typed(f"/save {PROJECT / 'chat.py' / 'talk.json'}")[1]
 
@@ -119,12 +119,12 @@ def test_setting_what_can_be_set(typed):
     assert "temperature 0.0, top_k 5" in typed("/set temperature 0", "/set top-k 5")[1]
     assert (typed.terminal.settings.temperature, typed.terminal.settings.top_k) == (0, 5)
     for line, words in {
-        "/set temperature hot": "a number is needed",
-        "/set temperature": "a number is needed",
-        "/set temperature -1": "0, or 0.01 to 100 is needed",
-        "/set top_p 0": "--top-p 0.0: above 0",
-        "/set top_k 1.5": "a whole number is needed",
-        "/set colour red": "/set colour: there are max_new_tokens",
+        "/set temperature hot": "must be a number",
+        "/set temperature": "must be a number",
+        "/set temperature -1": "must be 0, or 0.01 to 100",
+        "/set top_p 0": "--top-p 0.0: must be above 0",
+        "/set top_k 1.5": "must be a whole number",
+        "/set colour red": "/set colour: no such setting; there are max_new_tokens",
     }.items():
         assert words in typed(line)[1]
     assert "the answer is always the same" in typed("Hi!", "/again")[1]
@@ -153,7 +153,7 @@ def test_a_model_that_says_nothing_has_no_turn(typed, monkeypatch):
     monkeypatch.setattr(typed.conversation, "draw_tokens", lambda settings: iter([4095]))
     said, told = typed("Hi!")
     assert said == "Bo: \n"
-    assert "Bo says nothing" in told
+    assert "Bo gave an empty answer" in told
     assert len(typed.conversation.turns) == 1
 
 
@@ -263,7 +263,7 @@ def test_three_turns_in_a_terminal(tmux, work):
     screen = tmux.wait("Ann:", 4)
     assert "What did you do yesterday?" in screen
     tmux.type("/save talk.json")
-    tmux.wait("(written: talk.json)")
+    tmux.wait("(saved to talk.json)")
     tmux("send-keys", "C-d")
     tmux.wait("rc=0")
     turns = json.loads((work / "talk.json").read_text(encoding="utf-8"))["turns"]
@@ -281,7 +281,7 @@ def test_ctrl_c_and_a_closed_terminal(tmux):
     tmux("send-keys", "C-c")
     tmux.wait("Ann:", 2)
     tmux("send-keys", "C-c")
-    tmux.wait("(Ctrl-D leaves)")
+    tmux.wait("(Ctrl-D quits)")
     tmux.type("And another one.")
     tmux.wait("Bo: ", 2)
     pane = int(tmux("display-message", "-p", "#{pane_pid}"))
@@ -327,7 +327,7 @@ def test_a_page_needs_gradio_and_a_port(monkeypatch):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"--port {port} can't be served at: .*; choose another"):
+        with pytest.raises(UserError, match=f"--port {port} can't be used: .*; choose another"):
             check_page(ChatSettings(port=port))
     check_page(ChatSettings(port=port))
     with pytest.raises(UserError, match="--host nowhere.invalid"):

@@ -158,7 +158,7 @@ class TestTheWholeJob:
         assert (work / "runs" / "first-1" / "test_data.txt").exists()
         assert "replaced: generated_conversations.json" in done.stdout
         assert len(json.loads((work / "generated_conversations.json").read_text())) == 2  # the test part
-        assert "2 cases, all there are (--cases 50)" in done.stdout
+        assert "only 2 cases are available (--cases 50)" in done.stdout
 
     def test_end_of_text_in_somebodys_words(self, command, work, model_folder):
         (work / "data.json").write_text(DATA.replace("three", "a <|endoftext|> b").replace("seven", "<|endoftext|>"))
@@ -211,14 +211,14 @@ class TestSettings:
             (["--bathc-size", 2], "--batch-size"),
             (["--batch-size", "two"], "Error parsing --batch-size: invalid literal for int() with base 10: 'two'"),
             (["--device", "tpu"], "--device"),
-            (["--split", "90/20"], "--split 90/20: the parts sum to 110, not to 100"),
-            (["--split", "100/0"], "--split 100/0: two or three whole percentages"),
-            (["--split", "seventy/thirty"], "two or three whole percentages are needed, as in 70/30"),
+            (["--split", "90/20"], "--split 90/20: the parts sum to 110, not 100"),
+            (["--split", "100/0"], "--split 100/0: expected two or three whole percentages"),
+            (["--split", "seventy/thirty"], "expected two or three whole percentages, as in 70/30"),
             (["--learning-rate", "nan"], "--learning-rate nan"),
-            (["--max-length", 3], "--max-length 3: 16 or more"),
-            (["--top-p", 0.5], "give --temperature too"),
-            (["--temperature", "1e-40"], "--temperature 1e-40: 0, or 0.01 to 100"),
-            (["--repetition-penalty", 0.01], "--repetition-penalty 0.01: from 0.1 to 10"),
+            (["--max-length", 3], "--max-length 3: must be 16 or more"),
+            (["--top-p", 0.5], "add --temperature 0.7"),
+            (["--temperature", "1e-40"], "--temperature 1e-40: must be 0, or 0.01 to 100"),
+            (["--repetition-penalty", 0.01], "--repetition-penalty 0.01: must be from 0.1 to 10"),
         ],
     )
     def test_a_wrong_value(self, command, work, arguments, message):
@@ -278,8 +278,8 @@ class TestConversations:
 class TestModels:
     def test_a_name_that_does_not_exist(self, command, work):
         assert "did you mean gpt2-medium?" in refused(command("finetune.py", "--model", "gpt2-meduim"))
-        assert "is no known name" in refused(command("finetune.py", "--model", "bert"))
-        assert "is no known name" in refused(command("finetune.py", "--model", "./no/such/folder"))
+        assert "is not a known name" in refused(command("finetune.py", "--model", "bert"))
+        assert "is not a known name" in refused(command("finetune.py", "--model", "./no/such/folder"))
         assert written(work) == []
 
     @pytest.mark.parametrize("name", ["config.json", "vocab.json", "merges.txt", "model.safetensors"])
@@ -425,14 +425,14 @@ class TestPlacesThatCannotBeWritten:
             (["--output", "data.json"], "would overwrite data.json, which this run reads"),
             (["--output", "x" * 300], "File name too long"),
             (["--output", "x" * 250], "File name too long"),
-            (["--run-dir", "r", "--output", "r"], "--output r: the run makes a folder of that name; name a file"),
-            (["--run-dir", "r/s", "--output", "r"], "--output r: the run makes a folder of that name; name a file"),
+            (["--run-dir", "r", "--output", "r"], "--output r: the run creates a folder of that name; name a file"),
+            (["--run-dir", "r/s", "--output", "r"], "--output r: the run creates a folder of that name; name a file"),
             (
                 ["--run-dir", "r", "--output", "r/settings.json"],
-                "settings.json: the run folder keeps a copy of its own",
+                "settings.json: the run folder gets its own copy",
             ),
-            (["--output", "runs"], "--output runs: the run makes a folder of that name; name a file"),
-            (["--output", "runs/tiny-random-1"], "--output runs/tiny-random-1: the run makes a folder of that name"),
+            (["--output", "runs"], "--output runs: the run creates a folder of that name; name a file"),
+            (["--output", "runs/tiny-random-1"], "--output runs/tiny-random-1: the run creates a folder of that name"),
             (["--run-dir", "data.json/run"], "cannot make the run folder data.json"),
             (["--run-dir", "full"], "--run-dir full is not empty; name a new folder"),
         ],

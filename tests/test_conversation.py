@@ -180,14 +180,14 @@ def test_a_conversation_that_outgrows_the_model_drops_its_oldest_turns(monkeypat
         answer(conversation, f"This is the message of number {number}, and it has some length.")
         assert len(conversation.seen) <= conversation.positions
         costly += number > 0 and sizes[0] > 60
-        if outgrown := [note for note in conversation.notes if "outgrown" in note]:
+        if outgrown := [note for note in conversation.notes if "too long for the model" in note]:
             notes += outgrown
             text = conversation.renderer.tokenizer.decode(conversation.seen)
             assert text.startswith(("\n\n### Ann:\nThis is", "\n\n### Bo:\n"))
             assert INSTRUCTION not in text
     assert len(notes) == costly
     assert 2 <= costly <= 15
-    assert notes[0].startswith("the conversation has outgrown the model: the oldest ")
+    assert notes[0].startswith("the conversation is too long for the model: it no longer sees the oldest ")
     assert len(conversation.turns) == 120
 
 
@@ -195,7 +195,7 @@ def test_a_message_of_ten_thousand_characters_is_cut_for_the_model():
     conversation = talk()
     answer(conversation, "Hi!")
     answer(conversation, "so far so good " * 667)
-    assert "the beginning of the next is not seen any more" in conversation.notes[0]
+    assert "the beginning of a turn, only" in conversation.notes[0]
     assert len(conversation.seen) <= conversation.positions
     assert answer(conversation, "And now?")
     assert conversation.turns[2].text.count("so far") == 667
@@ -345,8 +345,8 @@ class TestPeople:
         ("dialogue", "me", "you", "words"),
         [
             (KNOWN, "Bo", "Bo", "both Bo"),
-            ({"template": "tokens"}, None, None, "no token for You and Bot; it knows nobody"),
-            ({**KNOWN, "template": "tokens"}, "Dora", None, "no token for Dora; it knows Ann, Bo, Cy"),
+            ({"template": "tokens"}, None, None, "no speaker token for You and Bot; it knows nobody"),
+            ({**KNOWN, "template": "tokens"}, "Dora", None, "no speaker token for Dora; it knows Ann, Bo, Cy"),
             ({**KNOWN, "template": "alpaca"}, "Ann", None, "leave them out"),
         ],
     )
@@ -381,15 +381,15 @@ def test_a_conversation_without_an_answer_is_not_saved():
     conversation = talk()
     conversation.say("Hi!")
     conversation.say("Are you there?")
-    with pytest.raises(UserError, match="nothing was answered yet"):
+    with pytest.raises(UserError, match="there is no answer yet"):
         conversation.as_json()
 
 
 @pytest.mark.parametrize(
     ("settings", "note"),
     [
-        (AnswerSettings(temperature=0, max_new_tokens=2), "cut off after 2 tokens: max_new_tokens"),
-        (AnswerSettings(temperature=100, top_p=1, max_new_tokens=999), "cut off after 256 tokens: half of what"),
+        (AnswerSettings(temperature=0, max_new_tokens=2), "cut off after 2 tokens (max_new_tokens)"),
+        (AnswerSettings(temperature=100, top_p=1, max_new_tokens=999), "cut off after 256 tokens (half of"),
     ],
 )
 def test_an_answer_that_is_cut_off_says_so(settings, note):

@@ -241,10 +241,10 @@ def test_other_conversations_are_refused(here, model):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (["--folds", 1], "--folds 1: 2 to 100, or 0, is needed"),
-        (["--folds", 101], "--folds 101: 2 to 100"),
-        (["--folds", 5, "--split", "80/20"], "--split 80/20: --folds 5 divides the conversations itself"),
-        (["--folds", 5, "--preview"], "--preview shows one run: leave out --folds"),
+        (["--folds", 1], "--folds 1: must be 0, or 2 to 100"),
+        (["--folds", 101], "--folds 101: must be 0, or 2 to 100"),
+        (["--folds", 5, "--split", "80/20"], "--split 80/20: --folds 5 makes its own split"),
+        (["--folds", 5, "--preview"], "--preview shows a single run; leave out --folds"),
         (["--folds", 11], "10 different dialogues of 30 turns in all are too few for --folds 11"),
         (["--folds", 2, "--max-length", 999], "--max-length 999: the model has 128 positions"),  # seen by the first run
     ],

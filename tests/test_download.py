@@ -145,7 +145,7 @@ def test_a_damaged_transfer_is_refused_and_not_kept(hub, fetch, tmp_path):
     hub.flip = True
     code, output = fetch(hub)
     assert code == 2
-    assert "error: model.safetensors of openai-community/gpt2 arrived damaged" in output
+    assert "error: model.safetensors of openai-community/gpt2 was damaged in transfer" in output
     assert not list((tmp_path / "models" / "gpt2").glob("model.safetensors*"))
     hub.flip = False
     assert fetch(hub)[0] == 0
@@ -172,7 +172,7 @@ def test_what_the_hub_does_not_have(hub, fetch, tmp_path):
     (hub.folder / "vocab.json").unlink()
     code, output = fetch(hub)
     assert code == 2
-    assert "error: openai-community/gpt2 is no model folder of GPT-2's form" in output
+    assert "error: openai-community/gpt2 does not have the files of a GPT-2 model" in output
 
 
 def test_no_network(hub, fetch, tmp_path):
@@ -180,8 +180,8 @@ def test_no_network(hub, fetch, tmp_path):
     hub.server_close()
     code, output = fetch(hub)
     assert code == 2
-    assert "error: cannot fetch openai-community/gpt2" in output
-    assert "connect to the network and start again" in output
+    assert "error: cannot download openai-community/gpt2" in output
+    assert "check the network and start again" in output
     assert not (tmp_path / "models").exists()
 
 
@@ -189,7 +189,7 @@ def test_a_login_page_is_not_taken_for_a_model(hub, fetch, tmp_path):
     hub.login_page = True
     code, output = fetch(hub)
     assert code == 2
-    assert "is no Hugging Face hub (a login page of the network?)" in output
+    assert "is not a Hugging Face hub (perhaps a login page of the network)" in output
     assert not (tmp_path / "models").exists()
     hub.login_page = False
     assert fetch(hub)[0] == 0
@@ -214,7 +214,7 @@ def test_malformed_network_settings(hub, fetch, name, value):
 def test_offline_mode_is_honoured(hub, fetch):
     code, output = fetch(hub, HF_HUB_OFFLINE="1")
     assert code == 2
-    assert "HF_HUB_OFFLINE forbids fetching it" in output
+    assert "HF_HUB_OFFLINE forbids downloads" in output
     assert hub.requests == []
 
 

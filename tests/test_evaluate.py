@@ -161,7 +161,7 @@ class TestEvaluate:
         (run / "report.html").unlink()
         done = command("evaluate.py")  # the newest run
         assert done.returncode == 0, done.stderr
-        assert "the 3 that the run held out (val)" in done.stdout
+        assert "the 3 held out by the run (val)" in done.stdout
         after = evaluation(run)
         for name, column in before["metrics"].items():
             for key, value in column.items():
@@ -176,8 +176,8 @@ class TestEvaluate:
         done = command("evaluate.py", "runs/first", "--data", "others.json", "--base", "base", "--cases", 1)
         assert done.returncode == 0, done.stderr
         assert (
-            "speakers: Anna, Cem, Tom speak, and the model was trained with Alex, Bob; --rename Anna=Alex Cem=Bob"
-            in (done.stdout)
+            "speakers: the data has Anna, Cem, Tom, but the model was trained with Alex, Bob;"
+            " to measure them under these names: --rename Anna=Alex Cem=Bob" in done.stdout
         )
         found = evaluation(work_in / "runs" / "first-evaluation-1")
         assert (found["data"]["part"], found["data"]["dialogues"]) == ("all", {"all": 12})
@@ -223,17 +223,17 @@ class TestEvaluate:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["nothing"], "nothing is no known name"),
+            (["nothing"], "nothing is not a known name"),
             (["runs/first", "--data", "missing.json"], "missing.json"),
             (["runs/first", "--base", "tiny"], "its vocabulary is another than"),
             (["runs/first", "--base", "tiny", "--report-dir", "new/report"], "its vocabulary is another than"),
-            (["runs/first", "--dialogues", "0"], "--dialogues 0: from 1 to 1e9 is needed"),
+            (["runs/first", "--dialogues", "0"], "--dialogues 0: must be from 1 to 1e9"),
             (["runs/first", "--report-dir", "others.json"], "cannot write others.json"),
             (["runs/first", "--data", "others.json", "--learn", "Zoe"], "--learn Zoe"),
             (["base", "--data", "others.json", "--report-dir", "runs/first"], "is the folder of another run"),
             (
                 ["runs/first", "--template", "tokens", "--report-dir", "runs/first"],
-                "the model has no tokens for speakers",
+                "the model has no speaker tokens",
             ),
             (["runs/first", "--max-length", "5000"], "--max-length 5000: the model has 128 positions"),
         ],
@@ -303,7 +303,7 @@ class TestEvaluate:
         (work_in / "data.json").write_text(changed, encoding="utf-8")
         settings["data"]["paths"][0] = str(work_in / "data.json")
         (run / "settings.json").write_text(json.dumps(settings))
-        assert "is not what runs/first was trained with" in refused(command("evaluate.py", "runs/first"))
+        assert "has changed since runs/first was trained on it" in refused(command("evaluate.py", "runs/first"))
         (run / "settings.json").write_text(json.dumps({**settings, "newer": {"option": 1}}))
         assert "not the settings of this version of the program (unknown: newer)" in refused(command("evaluate.py"))
         (run / "generated_conversations.json").unlink()

@@ -78,7 +78,7 @@ def unbroken(base, tmp_path_factory) -> Path:
     """The folder of the same run without an interruption."""
     folder = tmp_path_factory.mktemp("unbroken")
     output = start(folder, "--model", base, *RUN, "--run-dir", "run").communicate()[0]
-    assert "s in all" in output
+    assert "s in total" in output
     return folder / "run"
 
 
@@ -243,7 +243,7 @@ def prepared(base, tmp_path_factory) -> Path:
     shutil.copy(PROJECT / "llm_train_text.json", folder / "data.json")
     options = ("--model", "base", "--data", "data.json", "--epochs", 2, "--max-new-tokens", 10, "--keep-checkpoint")
     process = start(folder, *options, "--run-dir", "run")
-    assert "s in all" in process.communicate()[0]
+    assert "s in total" in process.communicate()[0]
     (folder / "run" / "generated_conversations.json").unlink()
     return folder
 
@@ -390,7 +390,7 @@ def test_the_record_of_the_machine_is_compared_on_resume(tmp_path, capsys):
 def test_a_folder_without_a_run_is_refused(command, work):
     assert "no settings.json there" in refused(command("finetune.py", "--resume", "nowhere"))
     line = refused(command("finetune.py", "--resume", ".", "--run-dir", "x", "--checkpoint-minutes", -1))
-    assert "--resume goes on in the folder of its run" in line
+    assert "--resume continues in its own folder" in line
     assert "--checkpoint-minutes -1.0" in line
 
 
@@ -467,7 +467,7 @@ def test_a_run_from_a_pipe_needs_its_conversations_again(work):
     assert "its conversations came from a pipe" in refused(run("finetune.py", "--resume", "run", "--epochs", 2))
     assert "was trained on conversations from a pipe" in refused(run("evaluate.py", "run"))
     measured = run("evaluate.py", "run", "--base", "none", "--data", "-")
-    assert "standard input (names), 10 dialogues, measured on the 3 that the run held out (val)" in measured.stdout
+    assert "standard input (names), 10 dialogues, measured on the 3 held out by the run (val)" in measured.stdout
     for name in ("-", PROJECT / "llm_train_text.json"):
         epochs = 2 if name == "-" else 3
         resumed = run("finetune.py", "--resume", "run", "--epochs", epochs, "--keep-checkpoint", "--data", name)

@@ -55,4 +55,4 @@ def test_a_lack_of_memory_is_one_line(capsys):
     with pytest.raises(SystemExit) as stopped:
         run_command(command)
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith("error: there is too little memory; ")
+    assert capsys.readouterr().err.startswith("error: out of memory; ")

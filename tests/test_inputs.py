@@ -284,7 +284,7 @@ print(spool_folder().name)
 
     def test_several_processes_can_not_share_it(self, monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "2")
-        assert "--data -, a pipe, is done by one process" in refusal("-")
+        assert "--data -, a pipe, needs a single process" in refusal("-")
 
 
 class TestTables:
@@ -373,5 +373,5 @@ def test_a_link_that_points_to_itself_is_not_a_file(tmp_path):
         with pytest.raises(UserError, match="loop.json"):
             find_inputs([data])
     check_output_path(tmp_path / "out.json", [loop])
-    with pytest.raises(UserError, match="is no known name"):
+    with pytest.raises(UserError, match="is not a known name"):
         find_model_folder(str(loop), tmp_path)

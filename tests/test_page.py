@@ -46,7 +46,7 @@ def page_address(tmp_path_factory):
         text=True,
     )
     assert process.stdout
-    assert process.stdout.readline() == f"open http://127.0.0.1:{port}/ in a browser; Ctrl-C ends it\n"
+    assert process.stdout.readline() == f"open http://127.0.0.1:{port}/ in a browser; Ctrl-C stops the server\n"
     yield f"http://127.0.0.1:{port}/"
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 130
@@ -63,10 +63,10 @@ class Visitor:
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.on("pageerror", lambda error: self.loud.append(str(error)))
         self.page.goto(address)
-        self.page.get_by_placeholder("You are Ann").wait_for()
+        self.page.get_by_placeholder("Type a message as Ann").wait_for()
 
     def say(self, text: str) -> None:
-        box = self.page.get_by_placeholder("You are Ann")
+        box = self.page.get_by_placeholder("Type a message as Ann")
         box.fill(text)
         box.press("Enter")
 
@@ -139,7 +139,7 @@ def test_three_turns_and_two_visitors(visitor):
 
 def test_again_undo_new_and_the_sliders(visitor):
     ann = visitor()
-    ann.page.get_by_role("button", name="How it answers").click()
+    ann.page.get_by_role("button", name="Settings").click()
     ann.set_slider("max new tokens", "12")
     ann.say("What shall we do today?")
     first = ann.wait_for_answer(1)
@@ -152,7 +152,7 @@ def test_again_undo_new_and_the_sliders(visitor):
     ann.page.get_by_role("button", name="Undo").click()
     ann.wait(lambda: ann.said("user") == ["What shall we do today?"])
     assert len(ann.said()) == 1
-    ann.page.get_by_role("button", name="New").click()
+    ann.page.get_by_role("button", name="New chat").click()
     ann.wait(lambda: ann.said() == ann.said("user") == [])
     ann.say("")
     ann.page.wait_for_timeout(1000)
@@ -166,13 +166,13 @@ def test_beside_the_model_before_fine_tuning(visitor):
     ann = visitor()
     ann.say("Hi!")
     first = ann.wait_for_answer(1)
-    ann.page.get_by_label("Beside it, the model before fine-tuning").check()
+    ann.page.get_by_label("Compare with the base model").check()
     ann.wait(lambda: ann.said(column=1) == [first])  # what was said so far
     ann.say("What did you do yesterday?")
     ann.wait(lambda: len(ann.said(column=1)) == 2)
     ann.wait_for_answer(2, column=1)
     assert ann.said("user", 1) == ann.said("user") == ["Hi!", "What did you do yesterday?"]
-    ann.page.get_by_label("Beside it, the model before fine-tuning").uncheck()
+    ann.page.get_by_label("Compare with the base model").uncheck()
     ann.say("Did you like it?")
     ann.wait_for_answer(3)
 
@@ -226,7 +226,7 @@ def test_a_talk_that_was_let_go_is_said(monkeypatch):
 
 def test_stop(visitor):
     ann = visitor()
-    ann.page.get_by_role("button", name="How it answers").click()
+    ann.page.get_by_role("button", name="Settings").click()
     ann.page.get_by_label("number input for max new tokens").fill("1000")
     ann.page.get_by_label("number input for temperature").fill("2")
     ann.page.get_by_label("number input for top p").fill("1")
@@ -244,7 +244,7 @@ def test_nothing_that_is_sent_quickly_is_lost(visitor):
     texts = ["Hi!", "How are you?", "What did you do?", "Did you like it?"]
     for text in texts:  # as fast as the box is empty again
         ann.say(text)
-        ann.wait(lambda: ann.page.get_by_placeholder("You are Ann").input_value() == "")
+        ann.wait(lambda: ann.page.get_by_placeholder("Type a message as Ann").input_value() == "")
     ann.wait_for_answer(len(texts))
     assert ann.said("user") == texts
     assert all(ann.said())

@@ -210,7 +210,7 @@ class TestOneLongChat:
         assert done.stdout.count("split: dialogues are cut between turns") == 1
         done = command("evaluate.py", "run", "--base", "none")
         assert done.returncode == 0, done.stderr
-        assert "measured on the 1 that the run held out (val)" in done.stdout
+        assert "measured on the 1 held out by the run (val)" in done.stdout
 
     def test_the_error_for_too_few_turns_says_what_to_add(self, command, work):
         write(work / "chat.jsonl", talks(3))
@@ -250,7 +250,7 @@ class TestTheCommand:
         assert recorded["data"]["paths"] == [str(work / "chats"), str(work / "more.jsonl")]
         done = command("evaluate.py", "run", "--base", "none")
         assert done.returncode == 0, done.stderr
-        assert "measured on the 6 that the run held out" in done.stdout
+        assert "measured on the 6 held out by the run" in done.stdout
 
     def test_a_broken_record_names_its_file(self, command, work):
         write(work / "a.jsonl", talks(*[2] * 5))
@@ -263,7 +263,7 @@ class TestTheCommand:
             write(work / f"{name}.jsonl", talks(*[2] * 5))
         line = refused(command("finetune.py", "--data", "*.jsonl", "--output", "b.jsonl"))
         assert "--output b.jsonl would overwrite b.jsonl" in line
-        assert "--data: name a file, a folder, or - for standard input" in refused(command("finetune.py", "--data"))
+        assert "no data: name a file, a folder, or - for standard input" in refused(command("finetune.py", "--data"))
 
     def test_control_characters_in_names_do_not_reach_the_terminal(self, command, work):
         (work / "a.json").write_text(json.dumps([{"A\x1b[31m": f"b{n}", "B": "c"} for n in range(5)]))
