@@ -86,7 +86,7 @@ def main() -> None:
 def complete_options(measured: FinishedModel, named: EvaluateSettings) -> tuple[EvaluateSettings, bool]:
     """Fill in unset options from the model's training; also return whether the data is that of the model's own run.
 
-    Other conversations may have another format, so the options for reading are not taken from the run for them.
+    Other conversations may have another format, so the run's options for reading do not apply to them.
 
     Args:
         named: the options as typed.

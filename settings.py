@@ -67,7 +67,7 @@ class FormatSettings:
 
 @dataclass(frozen=True)
 class ReadSettings(FormatSettings):
-    """Convert conversation files to JSON Lines, with a summary of what was read on standard error."""
+    """Convert conversation files to JSON Lines, and print a summary of what was read to standard error."""
 
     paths: Annotated[tyro.conf.Positional[tuple[Path, ...]], arg(metavar="FILE...")] = ()
 
@@ -336,7 +336,7 @@ class ChatSettings:
     model_path: Path = Path("models")
     """folder that holds the models and receives downloads"""
     me: str | None = None
-    """your name (unset: the first of the two speakers that the model knows, or You)"""
+    """your name (unset: the first speaker that the model knows, or You)"""
     you: str | None = None
     """the model's name (unset: the other speaker, or Bot)"""
     answer: AnswerSettings = field(default_factory=AnswerSettings)

@@ -124,13 +124,13 @@ def escape(code: int, json: bool) -> str:
 
 
 def check_extra(package: str, option: str, requirement: str) -> None:
-    """Check before the work, not after it, that a package is installed that only `option` needs.
+    """Check before the work, not after it, that the package is installed that `option` needs.
 
     Raises:
         UserError: it is not installed; the message says how to install it.
     """
     spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:  # a plain folder has no origin; wandb leaves one of its name behind
+    if spec is None or spec.origin is None:  # a plain folder has no origin, such as the one that wandb leaves
         raise UserError(f"{option}: the package {package} is not installed; {install_line(requirement)}")
 
 

@@ -93,7 +93,7 @@ def choose_turn(renderer: Renderer, dialogue: Dialogue, learn: str) -> int:
 
 
 def newest_tokens(tokens: list[int], limit: int) -> list[int]:
-    """The last `limit` of `tokens`."""
+    """The last `limit` tokens."""
     return tokens[-limit:]
 
 

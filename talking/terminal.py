@@ -100,7 +100,7 @@ class Terminal:
         self.tell("(new conversation)")
 
     def set(self, words: str) -> None:
-        """/set temperature 0.7"""
+        """Show the settings, or change one, as in `/set temperature 0.7`."""
         kinds = {field.name: type(field.default) for field in fields(self.settings)}
         name, _, value = words.partition(" ")
         name = name.strip("-").replace("-", "_")

@@ -1,4 +1,4 @@
-"""Tiny models in every published layout, made by transformers, with a vocabulary of their own."""
+"""Shared fixtures: tiny models in every published layout, made by transformers, and how to run commands."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"  # two tests run side by side
-os.environ["HF_HUB_OFFLINE"] = "1"  # the reference library must not look for anything either
+os.environ["OMP_NUM_THREADS"] = "1"  # two tests run in parallel
+os.environ["HF_HUB_OFFLINE"] = "1"  # transformers must not use the network either
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def dialogues_of(source: Source) -> Iterator[Dialogue]:
 
 
 def encoded(*dialogues: tuple[list[int], list[int]]) -> SimpleNamespace:
-    """What a `DialogueDataset` needs of conversations, from `(token ids, where the turns end)`; all is learned."""
+    """A stand-in for conversations, from (token ids, ends of turns) pairs; every token is learned."""
     ids = [token for tokens, _ in dialogues for token in tokens]
     return SimpleNamespace(
         tokens=np.array(ids, np.uint16),
@@ -74,7 +74,7 @@ def fit(
     optimizer: torch.optim.Optimizer | None = None,
     watch: Callable[[GPTModel], dict[str, str]] | None = None,
 ) -> TrainingState:
-    """Train `model` as the command does, with what it writes in `folder`; padding is token 100."""
+    """Train `model` as the command does, and write to `folder`; padding is token 100."""
     folder.mkdir(exist_ok=True)
     setup = TrainingSetup(
         model=model,
@@ -105,7 +105,7 @@ def vocabulary(tmp_path_factory) -> Path:
 
 
 def tiny_reference(std: float = 0.1, **changes) -> GPT2LMHeadModel:
-    """transformers' GPT-2 with random weights: large enough ones that different inputs give different outputs."""
+    """A GPT-2 of transformers with random weights, large enough that different inputs give different outputs."""
     torch.manual_seed(0)
     shape = dict(n_layer=3, n_head=4, n_embd=48, n_positions=128, vocab_size=400, bos_token_id=399, eos_token_id=399)
     no_dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
@@ -120,7 +120,7 @@ def tiny_reference(std: float = 0.1, **changes) -> GPT2LMHeadModel:
 
 
 def write_layout(reference: GPT2LMHeadModel, vocabulary: Path, folder: Path, layout: str) -> Path:
-    """Save `reference` as one of the layouts in which GPT-2 models are published."""
+    """Save `reference` in one of the layouts in which GPT-2 models are published."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("vocab.json", "merges.txt"):
         (folder / name).write_bytes((vocabulary / name).read_bytes())
@@ -128,7 +128,7 @@ def write_layout(reference: GPT2LMHeadModel, vocabulary: Path, folder: Path, lay
     tensors = {name: value.detach().clone() for name, value in reference.transformer.named_parameters()}
     if layout in ("bare", "bin"):
         size = reference.config.n_positions
-        for layer in range(reference.config.n_layer):  # the causal masks that older files carry
+        for layer in range(reference.config.n_layer):  # older files contain the causal masks
             tensors[f"h.{layer}.attn.bias"] = torch.ones(1, 1, size, size).tril()
             tensors[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
     if layout in ("prefixed", "fp16", "old bin"):
@@ -163,7 +163,7 @@ def model_folder(tmp_path, vocabulary) -> Path:
 
 @pytest.fixture
 def command(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a command of the project as a user would, in an empty current folder and with no way out to a network."""
+    """Run a command of the project as a user would, in an empty current folder and without a network."""
     work = tmp_path / "work"
     work.mkdir()
     return partial(run_in, work)
@@ -188,7 +188,7 @@ def work(tmp_path, command) -> Path:
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> str:
-    """Check that `done` ended the way a user's mistake must, and return its one line."""
+    """Check that `done` ended with a one-line user error, and return the line."""
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if "it/s" not in line and "step/s" not in line]
@@ -202,7 +202,7 @@ def find_browser() -> str | None:
 
 
 def launch_browser(playwright: Any) -> Any:
-    """The browser that was found; a sandbox of its own it can't have as root."""
+    """Launch the browser; as root it must run without its sandbox."""
     as_root = hasattr(os, "geteuid") and not os.geteuid()
     return playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"] if as_root else [])
 
@@ -213,5 +213,5 @@ needs_browser = pytest.mark.skipif(
 
 
 def written(work: Path) -> list[str]:
-    """Everything that lies in the current folder of a command."""
+    """All files and folders in the current folder of a command."""
     return sorted(str(path.relative_to(work)) for path in work.rglob("*"))

@@ -1,4 +1,4 @@
-"""A Hugging Face hub on loopback, with the faults that downloads meet."""
+"""A stand-in for the Hugging Face hub on loopback that can inject download faults."""
 
 import hashlib
 import threading
@@ -11,11 +11,11 @@ LARGE = 100_000
 
 
 class StandInHub(ThreadingHTTPServer):
-    """Serves the files of `folder` as the repository `repo`, and keeps a record of what was asked for.
+    """Serve the files of `folder` as the repository `repo`, and record the requests.
 
-    Faults: `busy` answers of 503 first; after `cut_after` bytes of a large file the connection breaks, once; after
-    `stall_after` nothing more comes; `flip` damages each large file; `refuse_ranges` always sends the whole file;
-    `login_page` answers as the network of a hotel does.
+    Faults: `busy` sends that many 503 responses first; `cut_after` breaks the connection once, after that many bytes of
+    a large file; `stall_after` sends nothing more after that many; `flip` damages each large file; `refuse_ranges`
+    always sends the whole file; `login_page` answers every request with a login page, as a hotel network does.
     """
 
     daemon_threads = True
@@ -83,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_file(self, content: bytes, with_body: bool) -> None:
         hub = self.server
-        # As the hub does: sha256 for large files, git's own hash for small ones.
+        # Like the hub: sha256 for large files, git's blob hash for small ones.
         git_blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
         etag = hashlib.sha256(content).hexdigest() if len(content) > LARGE else git_blob
         if hub.flip and len(content) > LARGE:

@@ -1,4 +1,4 @@
-"""chat.py as it is used: from a pipe, typed into a terminal, and with what can be wrong."""
+"""chat.py from a pipe and in a terminal, and its errors."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def test_a_pipe_gets_an_answer_for_each_line(work):
     assert open_source(work / "talks" / "talk.json").format == "turns"
 
 
-def test_a_model_that_knows_nobody_is_bot_until_it_is_named(work):
+def test_a_model_without_known_names_is_bot_until_it_is_named(work):
     options = ("tiny", "--max-new-tokens", "3", "--seed", "1")
     done = piped(work, "Hi!", *options)
     assert (done.returncode, done.stdout[:5]) == (0, "Bot: ")
@@ -64,7 +64,7 @@ def test_a_model_that_knows_nobody_is_bot_until_it_is_named(work):
     assert piped(work, "Hi!", *options, "--you", "Bo").stdout[:4] == "Bo: "
 
 
-def test_bytes_that_are_no_text_and_a_closed_input(work):
+def test_invalid_utf8_is_replaced_and_a_closed_input_ends_the_chat(work):
     command = [sys.executable, str(PROJECT / "chat.py"), *AS, "--max-new-tokens", "5"]
     done = subprocess.run(command, cwd=work, input=b"Caf\xe9?\n/save t.json\n", capture_output=True, check=True)
     assert done.stdout.count(b"Bo: ") == 1
@@ -75,7 +75,7 @@ def test_bytes_that_are_no_text_and_a_closed_input(work):
 
 
 class Typed:
-    """A terminal without a process: what it shows for each line."""
+    """A terminal in this process; calling it returns what it shows for the typed lines."""
 
     def __init__(self, monkeypatch, capsys, settings: AnswerSettings = AnswerSettings(max_new_tokens=12)) -> None:  # noqa: B008
         self.capsys, self.monkeypatch = capsys, monkeypatch
@@ -93,7 +93,7 @@ def typed(monkeypatch, capsys) -> Typed:
     return Typed(monkeypatch, capsys)
 
 
-def test_the_commands(typed):
+def test_each_command_does_what_the_help_says(typed):
     said = typed("/undo", "/again", "/save x.json")[1]
     assert said.count("there is no message yet") == 2
     assert said.count("there is no answer yet") == 1
@@ -114,7 +114,7 @@ def test_the_commands(typed):
     assert "cannot write" in typed(f"/save {PROJECT / 'chat.py' / 'talk.json'}")[1]
 
 
-def test_setting_what_can_be_set(typed):
+def test_set_changes_known_settings_and_rejects_others(typed):
     assert "temperature 0.7" in typed("/set")[1]
     assert "temperature 0.0, top_k 5" in typed("/set temperature 0", "/set top-k 5")[1]
     assert (typed.terminal.settings.temperature, typed.terminal.settings.top_k) == (0, 5)
@@ -149,7 +149,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(typed, monkeypatch):
     assert "Bo: " in typed("Go on.")[0]
 
 
-def test_a_model_that_says_nothing_has_no_turn(typed, monkeypatch):
+def test_an_empty_answer_adds_no_turn(typed, monkeypatch):
     monkeypatch.setattr(typed.conversation, "draw_tokens", lambda settings: iter([4095]))
     said, told = typed("Hi!")
     assert said == "Bo: \n"
@@ -158,7 +158,7 @@ def test_a_model_that_says_nothing_has_no_turn(typed, monkeypatch):
 
 
 @pytest.mark.parametrize("settings", [AnswerSettings(), AnswerSettings(temperature=0)])
-def test_a_model_that_computes_no_numbers_ends_the_chat(typed, monkeypatch, settings):
+def test_nan_logits_end_the_chat(typed, monkeypatch, settings):
     def no_numbers(ids):
         return torch.full((1, 4096), torch.nan)
 
@@ -169,14 +169,14 @@ def test_a_model_that_computes_no_numbers_ends_the_chat(typed, monkeypatch, sett
     assert typed.capsys.readouterr().out == "Bo: \n"
 
 
-def test_names_do_not_reach_the_terminal_raw(typed):
+def test_names_are_escaped_in_the_terminal(typed):
     typed.conversation.people = People("Ann", "Bo\x1b[31m\x07\r\u202e")
     said = typed("Hi!")[0]
     assert said.startswith("Bo\\x1b[31m\\x07\\x0d\\u202e: ")
     assert "Bo\\x1b[31m\\x07\\x0d\\u202e: " in typed("/again", "/new", "Hi!", "/undo")[0]
 
 
-def test_control_characters_do_not_reach_the_terminal(typed, monkeypatch):
+def test_control_characters_are_escaped_in_the_terminal(typed, monkeypatch):
     tokens = typed.conversation.renderer.tokenizer.encode_ordinary("A \x1b[31mred\x07 word")
     monkeypatch.setattr(typed.conversation, "draw_tokens", lambda settings: iter(tokens))
     assert typed("Hi!")[0] == "Bo: A \\x1b[31mred\\x07 word\n"
@@ -192,20 +192,20 @@ def test_control_characters_do_not_reach_the_terminal(typed, monkeypatch):
         (("unfinished",), "unfinished has not finished; go on with it: python finetune.py --resume unfinished"),
     ],
 )
-def test_what_is_wrong_is_one_line(command, work, arguments, words):
+def test_an_error_is_one_line(command, work, arguments, words):
     (work / "unfinished").mkdir()
     (work / "unfinished" / "settings.json").write_text("{}")
     assert words in refused(command("chat.py", *arguments))
 
 
-def test_help_comes_without_torch(command):
+def test_help_lists_the_options(command):
     done = command("chat.py", "--help")
     assert done.returncode == 0
     assert "--repetition-penalty" in done.stdout
 
 
 class Tmux:
-    """A real terminal: what is typed into it, and what stands on its screen."""
+    """A real terminal: type into it and read its screen."""
 
     def __init__(self, work: Path) -> None:
         self.socket = str(work / "tmux")
@@ -226,7 +226,7 @@ class Tmux:
         return self("capture-pane", "-p")
 
     def wait(self, words: str, times: int = 1, seconds: float = 60) -> str:
-        """The screen, as soon as `words` stand on it so often."""
+        """The screen, as soon as `words` occur on it `times` times."""
         until = time.monotonic() + seconds
         while (screen := self.screen()).count(words) < times:
             assert time.monotonic() < until, screen
@@ -243,11 +243,11 @@ def tmux(work):
     subprocess.run(["tmux", "-S", terminal.socket, "kill-server"], check=False, capture_output=True)
 
 
-def test_three_turns_in_a_terminal(tmux, work):
-    """Answers stream: the screen shows their beginning before their end. A line is edited, one is called back."""
+def test_answers_stream_and_lines_can_be_edited_in_a_terminal(tmux, work):
+    """The screen shows an answer as it grows. One line is edited, and one is recalled from the history."""
     tmux.wait("Ann:")
     tmux.type("Hi, how are yo")
-    tmux("send-keys", "BSpace")  # that line was sent; this one is edited
+    tmux("send-keys", "BSpace")  # the line above was sent; this one is edited
     grown = set()
     until = time.monotonic() + 60
     while (screen := tmux.screen()).count("Ann:") < 2:
@@ -274,7 +274,7 @@ def test_three_turns_in_a_terminal(tmux, work):
     ]
 
 
-def test_ctrl_c_and_a_closed_terminal(tmux):
+def test_ctrl_c_stops_an_answer_and_a_closed_terminal_ends_the_chat(tmux):
     tmux.wait("Ann:")
     tmux.type("Tell me a long story.")
     tmux.wait("Bo: ")
@@ -288,7 +288,7 @@ def test_ctrl_c_and_a_closed_terminal(tmux):
     (chat,) = map(
         int, subprocess.run(["pgrep", "-P", str(pane)], capture_output=True, text=True, check=True).stdout.split()
     )
-    tmux("kill-server")  # in mid-answer
+    tmux("kill-server")  # during an answer
     until = time.monotonic() + 20
     while Path(f"/proc/{chat}").exists():
         assert time.monotonic() < until, "the program outlives its terminal"
@@ -296,7 +296,7 @@ def test_ctrl_c_and_a_closed_terminal(tmux):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such signal")
-def test_a_kill_in_mid_answer_ends_it(work):
+def test_sigterm_during_an_answer_ends_the_chat(work):
     process = subprocess.Popen(
         [sys.executable, str(PROJECT / "chat.py"), *AS, "--temperature", "1.5", "--top-p", "1"],
         cwd=work,
@@ -317,7 +317,7 @@ def test_a_kill_in_mid_answer_ends_it(work):
         stream.close()
 
 
-def test_a_page_needs_gradio_and_a_port(monkeypatch):
+def test_a_page_needs_gradio_and_a_free_port(monkeypatch):
     import socket
 
     from settings import ChatSettings

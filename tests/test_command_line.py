@@ -1,4 +1,4 @@
-"""The command as users type it: the whole job on a tiny model, and every mistake with its one line."""
+"""The command line: the whole job on a tiny model, and the one-line error for each mistake."""
 
 import json
 import os
@@ -35,7 +35,7 @@ DATA = (
 
 
 class TestTheWholeJob:
-    def test_files_and_output(self, command, work, model_folder):
+    def test_a_run_writes_its_files_and_its_output(self, command, work, model_folder):
         done = command("finetune.py", "--model", model_folder, "--epochs", 3, "--max-new-tokens", 30)
         assert done.returncode == 0, done.stderr
         run = work / "runs" / "tiny-random-1"
@@ -98,7 +98,7 @@ class TestTheWholeJob:
         assert len(watched) == 3
         written = json.loads((run / "generated_conversations.json").read_text())[0]["model_response"]
         assert watched[-1].startswith("Bob: ")
-        assert written.startswith(watched[-1])  # greedy: the same words, of which the next turn is shown
+        assert written.startswith(watched[-1])  # greedy, so the reply shown is the start of the same text
         bundled = json.loads((PROJECT / "llm_train_text.json").read_text(), object_pairs_hook=list)[7]
         opening, reply = (" ".join(f"{speaker}: {text}".split())[:90] for speaker, text in bundled[:2])
         shown = done.stdout[: done.stdout.index("case 1")]
@@ -119,7 +119,7 @@ class TestTheWholeJob:
             (["--data", "instructions.json"], ""),
         ],
     )
-    def test_watching_with_any_template(self, command, work, model_folder, options, shown):
+    def test_watch_works_with_every_template(self, command, work, model_folder, options, shown):
         turns = [{"speaker": speaker, "text": f"number {speaker}"} for speaker in ("Ann", "Ben", "Ann")]
         (work / "data.json").write_text(json.dumps([{"turns": turns + turns[1:] * number} for number in range(4)]))
         tasks = [{"instruction": "Add.", "input": str(number), "output": "2"} for number in range(4)]
@@ -135,7 +135,7 @@ class TestTheWholeJob:
         assert shown or "  true       2\n" in done.stdout
 
     def test_transformers_writes_the_same_text(self, command, work, vocabulary, tmp_path):
-        """The run's model folder, loaded by transformers, continues the validation cases word for word."""
+        """Loaded by transformers, the run's model folder completes the validation cases with the same words."""
         folder = write_layout(tiny_reference(std=0.2), vocabulary, tmp_path / "m", "prefixed")
         options = ["--model", folder, "--epochs", 2, "--max-new-tokens", 40, "--run-dir", "run", "--precision", "fp32"]
         done = command("finetune.py", *options)
@@ -150,7 +150,7 @@ class TestTheWholeJob:
             theirs = tokenizer.decode(reply, skip_special_tokens=True).strip()
             assert case["model_response"] == f"Bob: {theirs}"
 
-    def test_a_run_folder_is_a_model(self, command, work, model_folder):
+    def test_a_run_folder_can_be_fine_tuned_again(self, command, work, model_folder):
         assert command("finetune.py", "--model", model_folder, *QUICK, "--run-dir", "first").returncode == 0
         done = command("finetune.py", "--model", "first", *QUICK, "--split", "60/20/20", "--cases", 50)
         assert done.returncode == 0, done.stderr
@@ -160,7 +160,7 @@ class TestTheWholeJob:
         assert len(json.loads((work / "generated_conversations.json").read_text())) == 2  # the test part
         assert "only 2 cases are available (--cases 50)" in done.stdout
 
-    def test_end_of_text_in_somebodys_words(self, command, work, model_folder):
+    def test_end_of_text_in_a_turn_is_plain_text(self, command, work, model_folder):
         (work / "data.json").write_text(DATA.replace("three", "a <|endoftext|> b").replace("seven", "<|endoftext|>"))
         done = command("finetune.py", "--model", model_folder, *QUICK, "--data", "data.json")
         assert done.returncode == 0, done.stderr
@@ -176,7 +176,7 @@ class TestTheWholeJob:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent the POSIX way")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_says_so_without_a_traceback(work, model_folder, number):
+def test_a_stopped_run_prints_one_line_and_no_traceback(work, model_folder, number):
     process = subprocess.Popen(
         [sys.executable, PROJECT / "finetune.py", "--model", model_folder, "--epochs", "100000", "--run-dir", "run"],
         cwd=work,
@@ -185,7 +185,7 @@ def test_a_stopped_run_says_so_without_a_traceback(work, model_folder, number):
         text=True,
     )
     deadline = time.monotonic() + 60
-    log = work / "run" / "metrics.jsonl"  # its first line is written in the training
+    log = work / "run" / "metrics.jsonl"  # has its first line once training has begun
     while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(number)
@@ -198,7 +198,7 @@ def test_a_stopped_run_says_so_without_a_traceback(work, model_folder, number):
 
 
 class TestSettings:
-    def test_help_answers_without_torch(self):
+    def test_help_does_not_import_torch(self):
         code = "import sys; sys.argv = ['finetune.py', '--help']\ntry: import finetune; finetune.main()\n"
         code += "except SystemExit: print('torch' in sys.modules, file=sys.stderr)"
         done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
@@ -221,23 +221,23 @@ class TestSettings:
             (["--repetition-penalty", 0.01], "--repetition-penalty 0.01: must be from 0.1 to 10"),
         ],
     )
-    def test_a_wrong_value(self, command, work, arguments, message):
+    def test_an_invalid_value_is_an_error(self, command, work, arguments, message):
         assert message in refused(command("finetune.py", *arguments))
         assert written(work) == []
 
     @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
-    def test_the_message_survives_a_console_of_any_encoding(self, command, encoding):
+    def test_errors_are_printed_on_a_console_of_any_encoding(self, command, encoding):
         done = command("finetune.py", "--batch-size", "x", PYTHONUTF8="0", PYTHONIOENCODING=encoding)
         assert "Error parsing --batch-size: invalid literal for int() with base 10: 'x'" in refused(done)
 
-    def test_all_problems_at_once(self, command):
+    def test_all_problems_are_reported_together(self, command):
         line = refused(command("finetune.py", "--batch-size", 0, "--epochs", -1, "--split", "5/5", "--top-p", 2))
         for option in ("--batch-size 0", "--epochs -1", "--split 5/5", "--top-p 2.0"):
             assert option in line
 
 
 def test_every_number_has_a_largest_value():
-    """But for a seed, which has its own, and for the longest example, which is compared with the model."""
+    """Except the seed, which has its own, and --max-length, which is compared with the model's context."""
     tried = 0
     for group in (TrainingSettings, GenerationSettings, RunSettings, DataSettings, AnswerSettings, EvaluateSettings):
         for field in fields(group):
@@ -261,13 +261,13 @@ class TestConversations:
             ('[{"A": "b", "B": "c"}]', "1 different dialogue of 2 turns in all is too little for --split 70/30"),
         ],
     )
-    def test_a_file_that_is_not_conversations(self, command, work, model_folder, content, message):
+    def test_a_file_without_usable_conversations_is_an_error(self, command, work, model_folder, content, message):
         (work / "data.json").write_text(content, encoding="utf-8")
         line = refused(command("finetune.py", "--model", model_folder, "--data", "data.json"))
         assert message in line
         assert written(work) == ["data.json"]
 
-    def test_missing_and_unreadable(self, command, model_folder, work):
+    def test_a_missing_file_or_a_folder_without_conversations_is_an_error(self, command, model_folder, work):
         line = refused(command("finetune.py", "--model", model_folder, "--data", "nowhere.json"))
         assert "--data nowhere.json does not exist" in line
         line = refused(command("finetune.py", "--model", model_folder, "--data", "."))
@@ -276,19 +276,19 @@ class TestConversations:
 
 
 class TestModels:
-    def test_a_name_that_does_not_exist(self, command, work):
+    def test_an_unknown_model_name_is_an_error(self, command, work):
         assert "did you mean gpt2-medium?" in refused(command("finetune.py", "--model", "gpt2-meduim"))
         assert "is not a known name" in refused(command("finetune.py", "--model", "bert"))
         assert "is not a known name" in refused(command("finetune.py", "--model", "./no/such/folder"))
         assert written(work) == []
 
     @pytest.mark.parametrize("name", ["config.json", "vocab.json", "merges.txt", "model.safetensors"])
-    def test_a_missing_file(self, command, work, model_folder, name):
+    def test_an_incomplete_model_folder_is_an_error(self, command, work, model_folder, name):
         (model_folder / name).unlink()
         assert f"incomplete: {name} missing" in refused(command("finetune.py", "--model", model_folder))
         assert written(work) == []
 
-    def test_a_tensorflow_checkpoint(self, command, tmp_path):
+    def test_a_tensorflow_checkpoint_is_an_error(self, command, tmp_path):
         folder = tmp_path / "355M"
         folder.mkdir()
         for name in ("checkpoint", "model.ckpt.index", "hparams.json", "encoder.json", "vocab.bpe"):
@@ -304,19 +304,19 @@ class TestModels:
             lambda content: b"",
         ],
     )
-    def test_damaged_weights(self, command, work, model_folder, damage):
+    def test_damaged_weights_are_an_error(self, command, work, model_folder, damage):
         path = model_folder / "model.safetensors"
         path.write_bytes(damage(path.read_bytes()))
         assert "is damaged or cut short" in refused(command("finetune.py", "--model", model_folder))
         assert written(work) == []
 
     @pytest.mark.parametrize("name", ["vocab.json", "config.json", "merges.txt"])
-    def test_damaged_texts(self, command, model_folder, name):
+    def test_damaged_text_files_are_an_error(self, command, model_folder, name):
         content = (model_folder / name).read_bytes()
         (model_folder / name).write_bytes(content[: len(content) // 2])
         assert name in refused(command("finetune.py", "--model", model_folder))
 
-    def test_weights_of_another_shape(self, command, model_folder, vocabulary, tmp_path):
+    def test_weights_of_another_shape_are_an_error(self, command, model_folder, vocabulary, tmp_path):
         other = write_layout(tiny_reference(n_embd=32, n_layer=4), vocabulary, tmp_path / "other", "bare")
         shutil.copy(other / "model.safetensors", model_folder)
         line = refused(command("finetune.py", "--model", model_folder))
@@ -334,18 +334,18 @@ class TestModels:
         assert "h.1.ln_1.weight missing" in line
         assert "19 more missing" in line
 
-    def test_a_vocabulary_of_another_model(self, command, vocabulary, tmp_path):
+    def test_a_vocabulary_of_another_model_is_an_error(self, command, vocabulary, tmp_path):
         folder = write_layout(tiny_reference(vocab_size=500), vocabulary, tmp_path / "m", "bare")
         line = refused(command("finetune.py", "--model", folder))
         assert "the vocabulary has 400 tokens and the weights 500" in line
 
-    def test_a_configuration_that_cannot_be_computed(self, command, vocabulary, tmp_path):
+    def test_an_unsupported_configuration_is_an_error(self, command, vocabulary, tmp_path):
         reference = tiny_reference(scale_attn_by_inverse_layer_idx=True, activation_function="relu")
         line = refused(command("finetune.py", "--model", write_layout(reference, vocabulary, tmp_path / "m", "bare")))
         assert "activation_function is 'relu'" in line
         assert "scale_attn_by_inverse_layer_idx is True" in line
 
-    def test_a_pickle_that_would_run_code(self, command, model_folder, tmp_path):
+    def test_a_pickle_that_would_run_code_is_rejected(self, command, model_folder, tmp_path):
         class Evil:
             def __reduce__(self):
                 return (os.system, (f"touch {tmp_path / 'owned'}",))
@@ -365,7 +365,7 @@ class TestModels:
             ("n_head", 5),
         ],
     )
-    def test_a_damaged_configuration(self, command, model_folder, key, value):
+    def test_a_damaged_configuration_is_an_error(self, command, model_folder, key, value):
         config = json.loads((model_folder / "config.json").read_text())
         (model_folder / "config.json").write_text(json.dumps({**config, key: value}))
         line = refused(command("finetune.py", "--model", model_folder))
@@ -373,25 +373,25 @@ class TestModels:
         assert key in line or "heads" in line
 
     @pytest.mark.parametrize("size", [18, 200, 3000])
-    def test_a_pickle_cut_short(self, command, vocabulary, tmp_path, size):
+    def test_a_truncated_pickle_is_an_error(self, command, vocabulary, tmp_path, size):
         folder = write_layout(tiny_reference(), vocabulary, tmp_path / "m", "old bin")
         path = folder / "pytorch_model.bin"
         path.write_bytes(path.read_bytes()[:size])
         assert "pytorch_model.bin is" in refused(command("finetune.py", "--model", folder))
 
     @pytest.mark.parametrize("number", ["399", -1, None, 1 << 40])
-    def test_an_impossible_token_id(self, command, model_folder, number):
+    def test_an_impossible_token_id_is_an_error(self, command, model_folder, number):
         path = model_folder / "vocab.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "<|endoftext|>": number}))
         assert "the ids of its vocabulary are not 0 to 399" in refused(command("finetune.py", "--model", model_folder))
 
     @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04broken zip"])
-    def test_a_damaged_pickle(self, command, model_folder, content):
+    def test_a_damaged_pickle_is_an_error(self, command, model_folder, content):
         (model_folder / "model.safetensors").unlink()
         (model_folder / "pytorch_model.bin").write_bytes(content)
         assert "pytorch_model.bin is" in refused(command("finetune.py", "--model", model_folder))
 
-    def test_an_untied_head(self, command, vocabulary, tmp_path):
+    def test_an_untied_head_is_an_error(self, command, vocabulary, tmp_path):
         from safetensors.torch import load_file, save_file
 
         folder = write_layout(tiny_reference(), vocabulary, tmp_path / "m", "head beside")
@@ -399,7 +399,7 @@ class TestModels:
         save_file({**tensors, "lm_head.weight": tensors["lm_head.weight"] + 1}, folder / "model.safetensors")
         assert "untied output head is not supported" in refused(command("finetune.py", "--model", folder))
 
-    def test_a_tensor_that_stands_twice(self, command, vocabulary, tmp_path):
+    def test_a_duplicate_tensor_is_an_error(self, command, vocabulary, tmp_path):
         from safetensors.torch import load_file, save_file
 
         folder = write_layout(tiny_reference(), vocabulary, tmp_path / "m", "bare")
@@ -407,14 +407,14 @@ class TestModels:
         save_file({**tensors, "transformer.ln_f.bias": tensors["ln_f.bias"].clone()}, folder / "model.safetensors")
         assert "ln_f.bias twice" in refused(command("finetune.py", "--model", folder))
 
-    def test_longer_than_the_model(self, command, model_folder, work):
+    def test_a_max_length_beyond_the_context_is_an_error(self, command, model_folder, work):
         line = refused(command("finetune.py", "--model", model_folder, "--max-length", 129))
         assert "--max-length 129: the model has 128 positions" in line
         assert written(work) == []
 
 
 class TestPlacesThatCannotBeWritten:
-    """Found before the training, by the folder and not by permission: the tests may run as root."""
+    """Errors found before training. None relies on permissions, because the tests may run as root."""
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -437,7 +437,7 @@ class TestPlacesThatCannotBeWritten:
             (["--run-dir", "full"], "--run-dir full is not empty; name a new folder"),
         ],
     )
-    def test_output_and_run_folder(self, command, work, model_folder, arguments, message):
+    def test_an_unusable_output_or_run_folder_is_an_error(self, command, work, model_folder, arguments, message):
         (work / "data.json").write_text(DATA)
         (work / "full").mkdir()
         (work / "full" / "model").touch()
@@ -452,9 +452,9 @@ class TestPlacesThatCannotBeWritten:
         assert "which this run reads" in line
 
     @pytest.mark.slow
-    @pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
-    def test_links(self, command, work, model_folder):
-        """`runs` leads nowhere: an error, no endless search. An output that is a link: what it leads to is written."""
+    @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
+    def test_links_are_followed_and_a_dangling_one_is_an_error(self, command, work, model_folder):
+        """A dangling `runs` is an error, not an endless search. An output that is a link writes its target."""
         (work / "runs").symlink_to(work / "nowhere" / "else")
         assert "cannot make the run folder runs" in refused(command("finetune.py", "--model", model_folder, *QUICK))
         (work / "link.json").symlink_to(work / "target.json")
@@ -463,9 +463,8 @@ class TestPlacesThatCannotBeWritten:
         assert (work / "link.json").is_symlink()
         assert len(json.loads((work / "target.json").read_text())) == 3
 
-    @pytest.mark.skipif(sys.platform != "linux", reason="a pipe is closed the POSIX way")
-    def test_an_output_that_nobody_reads(self, work, model_folder):
-        """It ends a preview, and no training."""
+    @pytest.mark.skipif(sys.platform != "linux", reason="closes a pipe in the POSIX way")
+    def test_a_closed_output_ends_a_preview_but_no_training(self, work, model_folder):
         options = shlex.join(["--model", str(model_folder), *map(str, QUICK), "--run-dir", "run"])
         for more, code in (("--preview", 2), ("", 0)):
             script = f'"{sys.executable}" "{PROJECT}/finetune.py" {options} {more} | true; exit ${{PIPESTATUS[0]}}'
@@ -477,7 +476,7 @@ class TestPlacesThatCannotBeWritten:
         assert re.fullmatch(r"[-:\d ]+: standard output was closed; the run continues .*\n", log)
 
     @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes")
-    def test_a_name_that_is_not_utf8(self, command, work, model_folder):
+    def test_file_names_need_not_be_utf8(self, command, work, model_folder):
         name = os.fsdecode(b"caf\xe9")
         done = command("finetune.py", "--model", model_folder, *QUICK, "--run-dir", name, "--output", f"{name}.json")
         assert done.returncode == 0, done.stderr
@@ -485,8 +484,8 @@ class TestPlacesThatCannotBeWritten:
         assert settings["output"].endswith(f"{name}.json")
 
     @pytest.mark.slow
-    def test_the_source_may_go_away_during_the_run(self, work, model_folder, tmp_path):
-        """What the result needs of the source folder is copied before the training."""
+    def test_the_source_folder_may_be_deleted_during_the_run(self, work, model_folder, tmp_path):
+        """The files that the result needs from it are copied before training."""
         shutil.copytree(model_folder, work / "gone")
         options = ["--model", "gone", "--epochs", "60", "--max-new-tokens", "2", "--run-dir", "run"]
         process = subprocess.Popen(
@@ -499,9 +498,9 @@ class TestPlacesThatCannotBeWritten:
         assert process.wait(timeout=120) == 0
         assert (work / "run" / "model" / "model.safetensors").exists()
 
-    @pytest.mark.skipif(sys.platform != "linux", reason="file-size limits are set the POSIX way")
-    def test_the_disk_is_full_when_the_model_is_written(self, tmp_path, work, model_folder):
-        """A limit on file size stands in for the disk: the run says what didn't fit, and leaves no half file."""
+    @pytest.mark.skipif(sys.platform != "linux", reason="uses ulimit")
+    def test_a_full_disk_leaves_no_partial_file(self, tmp_path, work, model_folder):
+        """A limit on file size stands in for a full disk: the error names the file that did not fit."""
         script = f'ulimit -f 100; exec "{sys.executable}" "{PROJECT}/finetune.py" "$@"'
         options = ["--model", str(model_folder), "--epochs", "1", "--run-dir", "run"]
         done = subprocess.run(
@@ -513,7 +512,7 @@ class TestPlacesThatCannotBeWritten:
         assert not (work / "generated_conversations.json").exists()
 
     @pytest.mark.skipif(sys.platform != "linux", reason="needs a tmpfs")
-    def test_a_disk_too_small_for_the_run(self, command, tmp_path, work, model_folder):
+    def test_a_disk_too_small_for_the_run_is_an_error(self, command, tmp_path, work, model_folder):
         small = tmp_path / "small"
         small.mkdir()
         if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", small], capture_output=True).returncode:
@@ -542,8 +541,8 @@ def test_repeated_options_add_up():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent the POSIX way")
 @pytest.mark.parametrize("script", ["finetune.py", "chat.py", "evaluate.py", "dialogues/__main__.py"])
-def test_ctrl_c_while_modules_are_imported_is_one_line(command, work, script):
-    """The settings are imported by every command; these send the signal to themselves."""
+def test_ctrl_c_during_imports_prints_one_line(command, work, script):
+    """Every command imports the settings; this version of them sends the signal to its own process."""
     (work / "settings.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     paths = f"import runpy, sys; sys.path[:0] = ['{work}', '{PROJECT}']\n"
     (work / "start.py").write_text(f"{paths}runpy.run_path('{PROJECT / script}', {{}}, '__main__')\n")

@@ -1,4 +1,4 @@
-"""Decoding: the cache, the captured step and packed bf16 weights against the plain model."""
+"""Decoding with the KV cache, the captured step and packed bf16 weights, compared with the plain model."""
 
 import copy
 import gc
@@ -19,7 +19,7 @@ def model() -> GPTModel:
     return make_model()
 
 
-def test_cached_equals_uncached(model):
+def test_cached_logits_equal_uncached_ones(model):
     ids = random_ids(3, 40)
     expected = model(ids)
     decoding = Decoder(model).start(torch.zeros(3, dtype=torch.long), 40)
@@ -29,7 +29,7 @@ def test_cached_equals_uncached(model):
             torch.testing.assert_close(logits, expected[:, end - 1], atol=1e-4, rtol=0)
 
 
-def test_left_padding_changes_nothing(model):
+def test_left_padding_does_not_change_the_logits(model):
     ids = random_ids(1, 10)
     padded = torch.cat([torch.zeros(1, 5, dtype=torch.long), ids], dim=1)
     batch = torch.cat([padded, random_ids(1, 15)])
@@ -40,8 +40,8 @@ def test_left_padding_changes_nothing(model):
         assert logits.isfinite().all()
 
 
-def test_the_step_that_a_gpu_captures_equals_any_other(model):
-    """Padded rows, a cache with more room than is used, never written memory in it, and one that is made shorter."""
+def test_a_captured_step_equals_a_plain_one(model):
+    """With padded rows, and a cache that has unused, uninitialized room and is cut back."""
     prompt, more = random_ids(2, 9), random_ids(2, 8)
     decodings = [Decoder(model).start(torch.tensor([0, 4]), 40) for _ in range(2)]
     caches = [decoding.cache for decoding in decodings]
@@ -60,7 +60,7 @@ def test_the_step_that_a_gpu_captures_equals_any_other(model):
 
 
 def test_a_cache_is_freed_with_its_step(model):
-    """At once, not when Python looks for cycles: on a GPU they are gigabytes, batch after batch."""
+    """At once, not by the cycle collector: on a GPU the cache of each batch takes gigabytes."""
     decoding = Decoder(model).start(torch.zeros(1, dtype=torch.long), 8)
     decoding.step = CapturedStep(model, decoding.cache)
     gone = weakref.ref(decoding.cache)
@@ -87,8 +87,8 @@ def test_a_copy_in_bf16_rounds_the_matrices_and_shares_the_rest(model):
 
 
 @pytest.mark.skipif(torch.backends.quantized.engine not in ("x86", "fbgemm"), reason="the kernels are for x86")
-def test_a_token_at_a_time_a_bf16_model_reads_packed_weights(model):
-    """They are its own, in another layout: what it writes is what the same weights give in fp32."""
+def test_a_bf16_model_decodes_with_packed_weights(model):
+    """The packed weights have another layout, but the logits equal those of the same weights in fp32."""
     rounded, ids = Decoder(model, torch.bfloat16), random_ids(3, 12)
     exact = copy.deepcopy(model)
     with torch.no_grad():
@@ -108,7 +108,7 @@ def test_a_token_at_a_time_a_bf16_model_reads_packed_weights(model):
 
 
 @pytest.mark.parametrize(("rows", "autocast"), [(FEW_ROWS, False), (FEW_ROWS + 1, False), (FEW_ROWS, True)])
-def test_packed_weights_are_for_few_rows_and_not_under_autocast(rows, autocast):
+def test_packed_weights_are_used_for_few_rows_and_not_under_autocast(rows, autocast):
     layer = Linear(32, 8)
     with torch.no_grad():
         layer.weight.normal_()

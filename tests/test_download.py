@@ -1,4 +1,4 @@
-"""Downloads from a stand-in hub on loopback, through the real command line where a user would meet them."""
+"""Downloads from a stand-in hub on loopback, in part through the real command line."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def hub(vocabulary, tmp_path):
 
 @pytest.fixture
 def fetch(tmp_path):
-    """Resolve `--model` in a process of its own: (exit code, output)."""
+    """Resolve `--model` in a separate process, and return (exit code, output)."""
 
     def run(hub: StandInHub, model: str = "gpt2", **environment: str) -> tuple[int, str]:
         done = subprocess.run(
@@ -57,7 +57,7 @@ def weights(hub: StandInHub) -> bytes:
 
 
 def publish_large_file(hub: StandInHub) -> None:
-    """25 MB: huggingface_hub passes on what it receives in pieces of 10 MB."""
+    """Publish 25 MB, because huggingface_hub writes in pieces of 10 MB."""
     (hub.folder / "model.safetensors").write_bytes(os.urandom(25 * MEGABYTE))
 
 
@@ -83,7 +83,7 @@ def test_the_first_run_downloads_and_the_second_needs_no_network(hub, command, t
     assert (tmp_path / "work" / "runs" / "gpt2-2" / "model" / "model.safetensors").exists()
 
 
-def test_a_killed_download_goes_on_where_it_stopped(hub, fetch, tmp_path):
+def test_a_killed_download_resumes_where_it_stopped(hub, fetch, tmp_path):
     publish_large_file(hub)
     hub.stall_after = 22 * MEGABYTE
     process = subprocess.Popen(
@@ -111,7 +111,7 @@ def test_a_killed_download_goes_on_where_it_stopped(hub, fetch, tmp_path):
     assert not part.exists()
 
 
-def test_a_broken_connection_is_taken_up_again(hub, fetch, tmp_path):
+def test_a_download_resumes_after_a_broken_connection(hub, fetch, tmp_path):
     publish_large_file(hub)
     hub.cut_after = 22 * MEGABYTE
     code, output = fetch(hub)
@@ -122,7 +122,7 @@ def test_a_broken_connection_is_taken_up_again(hub, fetch, tmp_path):
     assert (tmp_path / "models" / "gpt2" / "model.safetensors").read_bytes() == weights(hub)
 
 
-def test_a_server_without_ranges_starts_over(hub, fetch, tmp_path):
+def test_a_download_starts_over_if_the_server_ignores_ranges(hub, fetch, tmp_path):
     part = tmp_path / "models" / "gpt2" / "model.safetensors.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(weights(hub)[:200_000])
@@ -132,7 +132,7 @@ def test_a_server_without_ranges_starts_over(hub, fetch, tmp_path):
     assert part.with_suffix("").read_bytes() == weights(hub)
 
 
-def test_a_part_longer_than_the_file_is_thrown_away(hub, fetch, tmp_path):
+def test_a_part_longer_than_the_file_is_discarded(hub, fetch, tmp_path):
     part = tmp_path / "models" / "gpt2" / "model.safetensors.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(weights(hub) + b"more")
@@ -141,7 +141,7 @@ def test_a_part_longer_than_the_file_is_thrown_away(hub, fetch, tmp_path):
     assert part.with_suffix("").read_bytes() == weights(hub)
 
 
-def test_a_damaged_transfer_is_refused_and_not_kept(hub, fetch, tmp_path):
+def test_a_damaged_transfer_is_rejected_and_not_kept(hub, fetch, tmp_path):
     hub.flip = True
     code, output = fetch(hub)
     assert code == 2
@@ -151,21 +151,21 @@ def test_a_damaged_transfer_is_refused_and_not_kept(hub, fetch, tmp_path):
     assert fetch(hub)[0] == 0
 
 
-def test_a_busy_server_is_asked_again(hub, fetch):
+def test_a_busy_server_is_retried(hub, fetch):
     hub.busy = 2
     code, output = fetch(hub)
     assert code == 0, output
     assert output.count("the hub answered 503") == 2
 
 
-def test_older_models_have_only_a_bin_file(hub, fetch, tmp_path):
+def test_a_model_with_only_a_bin_file_is_downloaded(hub, fetch, tmp_path):
     (hub.folder / "model.safetensors").unlink()
     code, output = fetch(hub)
     assert code == 0, output
     assert (tmp_path / "models" / "gpt2" / "pytorch_model.bin").exists()
 
 
-def test_what_the_hub_does_not_have(hub, fetch, tmp_path):
+def test_a_model_or_file_that_the_hub_does_not_have_is_an_error(hub, fetch, tmp_path):
     code, output = fetch(hub, model="someone/no-such-model")
     assert code == 2
     assert f"error: the hub {hub.url} has no model someone/no-such-model" in output
@@ -175,7 +175,7 @@ def test_what_the_hub_does_not_have(hub, fetch, tmp_path):
     assert "error: openai-community/gpt2 does not have the files of a GPT-2 model" in output
 
 
-def test_no_network(hub, fetch, tmp_path):
+def test_a_missing_network_is_an_error(hub, fetch, tmp_path):
     hub.shutdown()
     hub.server_close()
     code, output = fetch(hub)
@@ -195,7 +195,7 @@ def test_a_login_page_is_not_taken_for_a_model(hub, fetch, tmp_path):
     assert fetch(hub)[0] == 0
 
 
-def test_a_piece_that_cannot_be_checked_is_fetched_anew(hub, fetch, tmp_path):
+def test_a_part_that_cannot_be_checked_is_downloaded_again(hub, fetch, tmp_path):
     part = tmp_path / "models" / "gpt2" / "vocab.json.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(b"an old piece")
@@ -204,7 +204,7 @@ def test_a_piece_that_cannot_be_checked_is_fetched_anew(hub, fetch, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "value"), [("HF_ENDPOINT", "http://[::1"), ("HTTP_PROXY", "socks5://127.0.0.1:1")])
-def test_malformed_network_settings(hub, fetch, name, value):
+def test_malformed_network_settings_are_an_error(hub, fetch, name, value):
     code, output = fetch(hub, **{name: value, "NO_PROXY": ""})
     assert code == 2
     assert output.splitlines()[-1].startswith("error: cannot")
@@ -218,8 +218,8 @@ def test_offline_mode_is_honoured(hub, fetch):
     assert hub.requests == []
 
 
-def test_processes_that_start_together_fetch_once(hub, tmp_path):
-    """As under torchrun: one fetches, the others wait and find it there."""
+def test_processes_that_start_together_download_once(hub, tmp_path):
+    """As under torchrun: one downloads, and the others wait for it."""
     publish_large_file(hub)
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
     command = [sys.executable, "-c", FETCH, str(PROJECT), "gpt2"]

@@ -20,7 +20,7 @@ def test_a_failed_write_keeps_the_last_good_copy(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_systems_refusal_is_the_users_error(tmp_path):
+def test_a_system_error_becomes_a_user_error(tmp_path):
     with pytest.raises(UserError, match="cannot write .*No such file or directory"):
         write_text(tmp_path / "no" / "file", "x")
 
@@ -34,7 +34,7 @@ def test_json_is_readable_text_with_plain_newlines(tmp_path):
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_json_has_no_nan(tmp_path, number):
+def test_nan_and_infinity_are_not_written_as_json(tmp_path, number):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"a": [number]})
     assert list(tmp_path.iterdir()) == []
@@ -48,7 +48,7 @@ def test_run_folders_are_numbered(tmp_path, monkeypatch):
     assert create_run_folder(None, "m", 0).name == "m-4"
 
 
-def test_a_lack_of_memory_is_one_line(capsys):
+def test_out_of_memory_is_a_one_line_error(capsys):
     def command():
         raise MemoryError
 

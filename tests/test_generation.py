@@ -1,4 +1,4 @@
-"""Sampling, batches of prompts, and texts that outgrow the positions."""
+"""Sampling, batches of prompts, and texts that outgrow the context."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def model(vocabulary, tmp_path):
     return load_model(write_layout(tiny_reference(std=0.25), vocabulary, tmp_path / "m", "bare"))[0]
 
 
-def test_a_batch_writes_what_each_prompt_writes_alone(model):
+def test_a_batch_gives_the_same_text_as_each_prompt_alone(model):
     prompts = [[1, 2, 3], [50, 60, 70, 80, 90, 100, 110], [7]]
     settings = GenerationSettings(max_new_tokens=40)
     together = generate(Decoder(model), prompts, Bounds(399), settings, 0)
@@ -34,8 +34,8 @@ def test_a_batch_writes_what_each_prompt_writes_alone(model):
     assert together == alone
 
 
-def test_generation_goes_on_past_the_positions(model):
-    """128 positions, 300 new tokens: equal to an uncached loop that keeps the newest 64 tokens at an overflow."""
+def test_generation_continues_beyond_the_context(model):
+    """128 positions, 300 new tokens: equal to an uncached loop that keeps the newest 64 tokens on overflow."""
     prompts = [[1, 2, 3], list(range(200, 240))]
     replies = generate(Decoder(model), prompts, Bounds(-1), GenerationSettings(max_new_tokens=300), 0)
     for prompt, reply in zip(prompts, replies, strict=True):
@@ -49,7 +49,7 @@ def test_generation_goes_on_past_the_positions(model):
         assert reply == expected
 
 
-def test_a_prompt_longer_than_the_positions(model):
+def test_a_prompt_longer_than_the_context_is_shortened(model):
     prompt = [number % 390 for number in range(500)]
     settings = GenerationSettings(max_new_tokens=5)
     assert generate(Decoder(model), [prompt], Bounds(399), settings, 0) == generate(
@@ -57,7 +57,7 @@ def test_a_prompt_longer_than_the_positions(model):
     )
 
 
-def test_it_stops_at_end_of_text(model):
+def test_generation_stops_at_end_of_text(model):
     settings = GenerationSettings(max_new_tokens=30)
     (reply,) = generate(Decoder(model), [[1, 2, 3]], Bounds(399), settings, 0)
     end = reply[10]
@@ -65,7 +65,7 @@ def test_it_stops_at_end_of_text(model):
     assert ended == reply[: reply.index(end)]
 
 
-def test_drawing_is_repeatable_and_follows_the_seed(model):
+def test_sampling_depends_only_on_the_seed(model):
     settings = GenerationSettings(max_new_tokens=30, temperature=1.0)
     first, again, other = (generate(Decoder(model), [[1, 2, 3]], Bounds(399), settings, seed) for seed in (1, 1, 2))
     assert first == again
@@ -82,8 +82,8 @@ def test_drawing_is_repeatable_and_follows_the_seed(model):
         (dict(temperature=0.9, top_k=20, top_p=0.5), [TopKLogitsWarper(20), TopPLogitsWarper(0.5)]),
     ],
 )
-def test_what_can_be_drawn_is_what_transformers_would_draw(settings, warpers):
-    """10,000 draws from one distribution against the probabilities that transformers' own processors leave."""
+def test_sampling_follows_the_probabilities_of_transformers(settings, warpers):
+    """Compare 10,000 samples with the probabilities after transformers' own logits processors."""
     logits = 2 * torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
     processors = LogitsProcessorList([TemperatureLogitsWarper(settings["temperature"]), *warpers])
     expected = processors(torch.zeros(1, 1, dtype=torch.long), logits.clone()).softmax(-1)[0]  # pyright: ignore
@@ -94,14 +94,14 @@ def test_what_can_be_drawn_is_what_transformers_would_draw(settings, warpers):
 
 
 @pytest.mark.parametrize("top_p", [1e-300, 5e-324, 1e-38])
-def test_the_likeliest_token_is_kept_however_small_top_p_is(top_p):
+def test_the_most_likely_token_is_kept_however_small_top_p_is(top_p):
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
     settings = GenerationSettings(temperature=1, top_p=top_p)
     drawn = draw(logits, settings, torch.Generator().manual_seed(0))
     assert drawn.tolist() == logits.argmax(-1, keepdim=True).tolist()
 
 
-def test_large_logits_are_drawn_at_a_low_temperature():
+def test_large_logits_do_not_overflow_at_a_low_temperature():
     logits = torch.tensor([[3e38, -3e38, 2e38]])
     drawn = draw(logits, GenerationSettings(temperature=0.01), torch.Generator().manual_seed(0))
     assert drawn.tolist() == [[0]]
@@ -109,7 +109,7 @@ def test_large_logits_are_drawn_at_a_low_temperature():
 
 @pytest.mark.parametrize("temperature", [0, 1])
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
-def test_a_token_is_not_chosen_from_what_is_no_number(temperature, number):
+def test_nan_and_infinite_logits_are_an_error(temperature, number):
     logits = torch.zeros(2, 50)
     logits[1, 7] = number
     with pytest.raises(UserError, match="logits are NaN or infinite: its weights are damaged"):
@@ -125,7 +125,7 @@ def test_repetition_penalty_equals_transformers():
     torch.testing.assert_close(logits, expected)
 
 
-def test_cases_hold_the_opening_the_truth_and_the_models_words(vocabulary, tmp_path):
+def test_cases_hold_the_opening_the_true_reply_and_the_models_reply(vocabulary, tmp_path):
     model, tokenizer = load_model(write_layout(tiny_reference(std=0.25), vocabulary, tmp_path / "m", "bare"))
     dialogues = [
         Dialogue((Turn("Ann", "Hi."), Turn("Cem", "Hey!"), Turn("Cem", "You?"))),
@@ -155,8 +155,8 @@ def test_a_model_that_learned_one_speaker_writes_that_speakers_turn(vocabulary, 
     assert [turn.speaker for turn in case.written] == ["Cem"]
 
 
-def test_one_turn_is_the_first_of_the_whole():
-    """The generation ends where the turn does: a stop is the last that it writes."""
+def test_one_turn_equals_the_first_turn_of_a_whole_completion():
+    """Generation ends with the turn: nothing is generated after a stop."""
     model, tokenizer = load_model(BUNDLED)
     dialogues, renderer = bundled_dialogues()[7:], Renderer(tokenizer)
     settings = GenerationSettings(max_new_tokens=100)
@@ -171,8 +171,8 @@ def test_one_turn_is_the_first_of_the_whole():
     assert not any(tokenizer.decode(reply).count("###") > 1 for reply in replies)
 
 
-def test_a_dialogue_that_outgrows_the_positions_goes_on_from_whole_turns(vocabulary, tmp_path):
-    """Against an uncached loop that keeps the newest whole turns in half of the 128 positions."""
+def test_a_dialogue_that_outgrows_the_context_continues_from_whole_turns(vocabulary, tmp_path):
+    """Equal to an uncached loop that keeps the newest whole turns in half of the 128 positions."""
     model, tokenizer = load_model(write_layout(tiny_reference(std=0.25), vocabulary, tmp_path / "m", "bare"))
     turns = [Turn("AB"[number % 2], "so far so good") for number in range(30)]
     renderer = Renderer(tokenizer)
@@ -192,7 +192,7 @@ def test_a_dialogue_that_outgrows_the_positions_goes_on_from_whole_turns(vocabul
     assert generate(Decoder(model), [prompt], Bounds(-1, renderer.newest_turns), settings, 0) == [expected]
 
 
-def test_many_cases_are_written_in_batches(vocabulary, tmp_path):
+def test_cases_in_batches_equal_cases_alone(vocabulary, tmp_path):
     model, tokenizer = load_model(write_layout(tiny_reference(std=0.25), vocabulary, tmp_path / "m", "bare"))
     dialogues = [Dialogue((Turn("A", f"number {number}"), Turn("B", "yes"))) for number in range(BATCH + 3)]
     config = CompletionConfig(Renderer(tokenizer), "all", GenerationSettings(max_new_tokens=8), seed=1)
@@ -205,7 +205,7 @@ def test_many_cases_are_written_in_batches(vocabulary, tmp_path):
     "options", [{}, {"temperature": 0.7}, {"temperature": 1, "top_k": 2}, {"temperature": 1, "top_p": 0.5}]
 )
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_token_is_not_chosen_by_logits_that_are_no_numbers(options, value):
+def test_nan_and_infinite_logits_are_an_error_with_every_option(options, value):
     logits = torch.zeros(2, 9)
     logits[1, 4] = value
     with pytest.raises(UserError, match="the model's logits are NaN or infinite"):

@@ -1,4 +1,4 @@
-"""The model against itself: sizes, initialisation, causality, loss, dropout; and against torch's own layers."""
+"""The model's sizes, initialisation, causality, loss and dropout, and a comparison with torch's own layers."""
 
 import ast
 from pathlib import Path
@@ -40,7 +40,7 @@ def random_ids(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_sizes(name):
+def test_published_models_have_their_published_sizes(name):
     with torch.device("meta"):
         model = GPTModel(PUBLISHED[name])
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
@@ -56,7 +56,7 @@ def test_initialisation_is_gpt2s():
     assert parameters["h.3.attn.c_attn.bias"].unique().tolist() == [0]
 
 
-def test_no_token_sees_what_comes_after_it(model):
+def test_no_token_sees_later_tokens(model):
     ids = random_ids(1, 20)
     changed = ids.clone()
     changed[0, 12:] = 0
@@ -74,7 +74,7 @@ def test_loss_is_the_summed_negative_log_likelihood_of_learned_tokens(model):
     torch.testing.assert_close(model(ids, targets), expected)
 
 
-def test_dropout_only_in_training():
+def test_dropout_applies_only_in_training():
     model = GPTModel(TINY, dropout=0.5)
     ids = random_ids(1, 8)
     assert not torch.equal(model.train()(ids), model.train()(ids))
@@ -93,7 +93,7 @@ if hasattr(F, "linear_cross_entropy"):  # from torch 2.13 on
     TORCHS_OWN["linear_cross_entropy"] = F.linear_cross_entropy
 
 
-def test_the_seam_has_four_names():
+def test_the_model_imports_only_four_names_from_fast():
     tree = ast.parse(Path(gpt_model.__file__).read_text(encoding="utf-8"))
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     (seam,) = (node for node in imports if (node.module or "").split(".")[0] == "fast")
@@ -102,9 +102,9 @@ def test_the_seam_has_four_names():
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize(("B", "T"), [(2, 12), (8, 60)])  # few rows, and more than the loss computes at once
+@pytest.mark.parametrize(("B", "T"), [(2, 12), (8, 60)])  # few rows, and more than one chunk of the loss
 def test_torchs_own_layers_give_the_same_numbers(B, T, autocast, model, monkeypatch):
-    """Logits, losses and gradients: in fp32 up to rounding, in bf16 as near to fp32 as torch's own."""
+    """Logits, losses and gradients are equal up to rounding in fp32, and in bf16 as close to fp32 as torch's."""
     ids, targets = random_ids(B, T), random_ids(B, T).roll(1)
     targets[0, : T // 2] = -100
 

@@ -1,4 +1,4 @@
-"""The page of chat.py --web in a browser: it streams, retries, takes back, and two visitors stay apart."""
+"""The page of chat.py --web in a browser: streaming, retry, undo, and separate visitors."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ OUTSIDE = "<img src=x onerror='window.ran = 1'> <b>bold</b>    $$x^2$$ \\(y\\) <
 
 @pytest.fixture(scope="module")
 def page_address(tmp_path_factory):
-    """A page served as a user would, on a free port."""
+    """The address of a page that the command serves on a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -54,7 +54,7 @@ def page_address(tmp_path_factory):
 
 
 class Visitor:
-    """Somebody at the page, with a browser profile of their own."""
+    """A visitor of the page, with a separate browser profile."""
 
     def __init__(self, browser, address: str) -> None:
         self.page = browser.new_context(viewport={"width": 1200, "height": 900}).new_page()
@@ -71,7 +71,7 @@ class Visitor:
         box.press("Enter")
 
     def set_slider(self, name: str, value: str) -> None:
-        """Typed beside it, and again where the slider, which begins anew as it appears, has undone that."""
+        """Type the value into the slider's number field, again if the slider resets it while it appears."""
         number = self.page.get_by_label(f"number input for {name}")
 
         def stays() -> bool:
@@ -92,7 +92,7 @@ class Visitor:
             time.sleep(0.02)
 
     def wait_for_answer(self, number: int, column: int = 0) -> str:
-        """The model's turn of that number, when it has not grown for a second."""
+        """The text of the model's turn `number`, once it has not grown for a second."""
         self.wait(lambda: len(self.said(column=column)) == number)
         before: list[str] = []
         while (said := self.said(column=column)) != before or not said[-1]:
@@ -111,7 +111,7 @@ def visitor(page_address):
         browser.close()
 
 
-def test_three_turns_and_two_visitors(visitor):
+def test_answers_stream_and_two_visitors_stay_apart(visitor):
     ann, other = visitor(), visitor()
     ann.page.evaluate(WATCH)
     ann.say(f"Hi, how are you? {OUTSIDE}")
@@ -119,7 +119,7 @@ def test_three_turns_and_two_visitors(visitor):
     grown = set(ann.page.evaluate("window.grown")) - {""}  # it streams
     assert len(grown) > 2
     assert all(first.startswith(text) for text in grown)
-    assert ann.said("user") == [f"Hi, how are you? {OUTSIDE}"]  # as it was typed, and no HTML
+    assert ann.said("user") == [f"Hi, how are you? {OUTSIDE}"]  # as typed, not as HTML
     assert other.said() == other.said("user") == []
 
     other.say("What is your name?")
@@ -137,7 +137,7 @@ def test_three_turns_and_two_visitors(visitor):
     assert all(address.startswith(("http://127.0.0.1", "data:", "blob:")) for address in ann.asked)
 
 
-def test_again_undo_new_and_the_sliders(visitor):
+def test_retry_undo_new_chat_and_the_sliders_work(visitor):
     ann = visitor()
     ann.page.get_by_role("button", name="Settings").click()
     ann.set_slider("max new tokens", "12")
@@ -162,12 +162,12 @@ def test_again_undo_new_and_the_sliders(visitor):
     assert ann.said("user") == ["Hi!"]
 
 
-def test_beside_the_model_before_fine_tuning(visitor):
+def test_the_base_model_answers_next_to_the_model(visitor):
     ann = visitor()
     ann.say("Hi!")
     first = ann.wait_for_answer(1)
     ann.page.get_by_label("Compare with the base model").check()
-    ann.wait(lambda: ann.said(column=1) == [first])  # what was said so far
+    ann.wait(lambda: ann.said(column=1) == [first])  # the conversation so far
     ann.say("What did you do yesterday?")
     ann.wait(lambda: len(ann.said(column=1)) == 2)
     ann.wait_for_answer(2, column=1)
@@ -177,8 +177,8 @@ def test_beside_the_model_before_fine_tuning(visitor):
     ann.wait_for_answer(3)
 
 
-def test_a_damaged_model_beside_it_is_said(tmp_path, monkeypatch):
-    """The page goes on, with its box not ticked."""
+def test_a_damaged_base_model_is_reported(tmp_path, monkeypatch):
+    """The page keeps working, with the box unticked."""
     import gradio
 
     warned: list[str] = []
@@ -198,7 +198,7 @@ def test_a_damaged_model_beside_it_is_said(tmp_path, monkeypatch):
     assert "damaged or cut short" in warned[0]
 
 
-def test_a_model_that_computes_no_numbers_is_said(monkeypatch):
+def test_nan_logits_are_reported(monkeypatch):
     import gradio
 
     warned: list[str] = []
@@ -211,7 +211,7 @@ def test_a_model_that_computes_no_numbers_is_said(monkeypatch):
     assert [message["content"] for message in shown[-1][1]] == ["Hi!"]
 
 
-def test_a_talk_that_was_let_go_is_said(monkeypatch):
+def test_a_visitor_is_told_once_that_a_conversation_was_dropped(monkeypatch):
     import gradio
 
     warned: list[str] = []
@@ -224,7 +224,7 @@ def test_a_talk_that_was_let_go_is_said(monkeypatch):
     assert len(warned) == 1
 
 
-def test_stop(visitor):
+def test_stop_ends_an_answer_and_keeps_its_text(visitor):
     ann = visitor()
     ann.page.get_by_role("button", name="Settings").click()
     ann.page.get_by_label("number input for max new tokens").fill("1000")
@@ -239,10 +239,10 @@ def test_stop(visitor):
     assert ann.said()[0] == stopped
 
 
-def test_nothing_that_is_sent_quickly_is_lost(visitor):
+def test_messages_sent_quickly_are_all_answered(visitor):
     ann = visitor()
     texts = ["Hi!", "How are you?", "What did you do?", "Did you like it?"]
-    for text in texts:  # as fast as the box is empty again
+    for text in texts:  # as soon as the box is empty again
         ann.say(text)
         ann.wait(lambda: ann.page.get_by_placeholder("Type a message as Ann").input_value() == "")
     ann.wait_for_answer(len(texts))
@@ -250,7 +250,7 @@ def test_nothing_that_is_sent_quickly_is_lost(visitor):
     assert all(ann.said())
 
 
-def test_the_sliders_hold_what_was_asked_for():
+def test_the_sliders_start_at_the_given_settings():
     import gradio
 
     asked = AnswerSettings(max_new_tokens=2000, temperature=3, top_k=500, top_p=0.01, repetition_penalty=4)

@@ -1,4 +1,4 @@
-"""What the page of chat.py --web answers to whoever asks without a browser."""
+"""How the page of chat.py --web answers requests that do not come from the page itself."""
 
 import contextlib
 import socket
@@ -16,7 +16,7 @@ FILE = {"files": ("talk.txt", b"Hi!")}
 
 
 def ask_at(host: str):
-    """A page served at `host`, and a client that asks it."""
+    """A page served at `host`, and a client for it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -34,13 +34,13 @@ def client():
 
 
 def status(client: httpx.Client, method: str, path: str, host: str) -> int:
-    """Of the answer's beginning: some answers have no end."""
+    """The status code, without the body: some responses never end."""
     with client.stream(method, path, headers={"Host": host}) as answer:
         return answer.status_code
 
 
 @pytest.mark.parametrize("host", ["elsewhere.example", "elsewhere.example:7860", "127.0.0.1.elsewhere.example", ""])
-def test_the_page_does_not_answer_a_host_that_it_is_not_served_at(client, host):
+def test_the_page_rejects_other_host_names(client, host):
     for method, path in (
         ("GET", "/"),
         ("GET", "/config"),
@@ -54,7 +54,7 @@ def test_the_page_does_not_answer_a_host_that_it_is_not_served_at(client, host):
 
 
 @pytest.mark.parametrize("host", ["localhost:7860", "LOCALHOST", "127.0.0.1:7860", "[::1]:7860"])
-def test_the_page_answers_the_names_of_this_computer(client, host):
+def test_the_page_accepts_the_names_of_this_computer(client, host):
     assert status(client, "GET", "/", host) == 200
     assert status(client, "GET", STREAM, host) == 200
 
@@ -67,19 +67,19 @@ def test_the_page_answers_the_names_of_this_computer(client, host):
         ("0.0.0.0", ["*"]),
     ],
 )
-def test_the_page_answers_the_host_that_was_asked_for(host, names):
+def test_the_page_accepts_the_host_it_is_served_at(host, names):
     (middleware,) = guards(host)["middleware"]
     assert middleware.kwargs["allowed_hosts"] == names
 
 
-def test_a_page_for_every_computer_answers_every_name():
+def test_a_page_on_every_interface_accepts_every_name():
     page, client = ask_at("0.0.0.0")
     with contextlib.closing(client):
         assert status(client, "GET", "/", "my-computer:7860") == 200
     page.close(verbose=False)
 
 
-def test_no_file_is_taken(client):
+def test_uploads_are_rejected(client):
     for path in ("upload", "upload?upload_id=a", "process_recording", "component_server", "component_server/"):
         assert client.post(f"/gradio_api/{path}", files=FILE).status_code == 404, path
     assert client.post("/gradio_api/upload/", files=FILE, follow_redirects=True).status_code == 404
@@ -90,20 +90,20 @@ def test_no_conversation_is_written_to_a_file(client):
     assert client.get("/gradio_api/deep_link?session_hash=a").status_code == 404
 
 
-def test_the_functions_of_the_page_are_no_interface_for_programs(client):
+def test_the_page_has_no_public_api(client):
     for path in ("/gradio_api/info", "/gradio_api/info?all_endpoints=true"):
         assert client.get(path).json() == {"named_endpoints": {}, "unnamed_endpoints": {}}
     assert {each["api_visibility"] for each in client.get("/config").json()["dependencies"]} == {"private"}
 
 
 @pytest.mark.parametrize("text", [None, "", "  "])
-def test_no_text_is_answered_with_nothing(client, text):
+def test_a_message_without_text_is_ignored(client, text):
     answer = client.post("/gradio_api/run/take", json={"data": [None, text], "session_hash": "b"})
     assert (answer.status_code, answer.json()["data"]) == (200, [None])
     desk = Desk(talk, None, AnswerSettings())
     assert not desk.take(None, text).messages
 
 
-def test_half_a_surrogate_in_a_message_is_replaced():
+def test_a_lone_surrogate_in_a_message_is_replaced():
     visit = Desk(talk, None, AnswerSettings()).take(None, "\ud800 hello")
     assert list(visit.messages) == ["? hello"]

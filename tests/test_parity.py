@@ -1,4 +1,4 @@
-"""The same numbers as transformers, for each layout in which GPT-2 is published, and back again."""
+"""The same numbers as transformers for every published layout of GPT-2, in both directions."""
 
 import json
 
@@ -28,7 +28,7 @@ def test_logits_equal_transformers(layout, vocabulary, tmp_path):
     ids = torch.randint(400, (3, 90), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = reference(ids).logits
-        assert expected.std() > 0.5  # a test that can fail
+        assert expected.std() > 0.5  # or the comparison would prove little
         torch.testing.assert_close(model.eval()(ids), expected, atol=1e-4, rtol=0)
 
 
@@ -42,7 +42,7 @@ def test_config_fields_are_honoured(vocabulary, tmp_path):
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_greedy_generation_equals_transformers(vocabulary, tmp_path, penalty):
-    reference = tiny_reference(std=0.25)  # wilder than the others, or it writes the same token for ever
+    reference = tiny_reference(std=0.25)  # larger weights, or it would repeat one token forever
     model, _ = load_model(write_layout(reference, vocabulary, tmp_path / "m", "bare"))
     prompts = [[5, 80, 7, 250, 9], [300, 20, 11]]
     settings = GenerationSettings(max_new_tokens=60, repetition_penalty=penalty)
@@ -62,7 +62,7 @@ def test_greedy_generation_equals_transformers(vocabulary, tmp_path, penalty):
 
 
 def test_training_follows_transformers_and_torch_adamw(vocabulary, tmp_path):
-    """The loop itself, in fp32, beside the plainest one: dialogues of uneven length, and a clipping that bites."""
+    """The training loop in fp32 against a plain one, with dialogues of uneven length and clipped gradients."""
     model, tokenizer = load_model(write_layout(tiny_reference(), vocabulary, tmp_path / "m", "bare"))
     reference = tiny_reference().train()
     dataset = DialogueDataset(Conversations.of(Renderer(tokenizer), bundled_dialogues()), np.arange(10), 128)
@@ -78,7 +78,7 @@ def test_training_follows_transformers_and_torch_adamw(vocabulary, tmp_path):
     for epoch in range(2):
         for batch in epoch_batches(dataset.lengths(), 3, settings.seed, epoch):
             losses = []
-            for number in batch:  # one example at a time: no padding, no mask but the context's
+            for number in batch:  # one example at a time: no padding, and only context tokens are masked
                 example = dataset[number]
                 ids = torch.from_numpy(example.tokens.astype("int64"))[None]
                 labels = ids.clone()
@@ -103,7 +103,7 @@ def test_training_follows_transformers_and_torch_adamw(vocabulary, tmp_path):
 
 
 def test_bf16_gradients_equal_autocast(model_folder):
-    """Casting weights as they are reached gives what autocast's own copies give, up to the rounding of bf16."""
+    """Casting each weight on use gives the same gradients as autocast's copies, up to bf16 rounding."""
     model, _ = load_model(model_folder)
     reference = tiny_reference()
     ids = torch.randint(400, (2, 30), generator=torch.Generator().manual_seed(3))
@@ -125,7 +125,7 @@ def test_bf16_gradients_equal_autocast(model_folder):
 
 
 @pytest.mark.parametrize("layout", ["bare", "old bin"])
-def test_what_is_saved_loads_in_transformers(layout, vocabulary, tmp_path):
+def test_a_saved_model_loads_in_transformers(layout, vocabulary, tmp_path):
     reference = tiny_reference()
     source = write_layout(reference, vocabulary, tmp_path / "m", layout)
     model, tokenizer = load_model(source)
@@ -141,8 +141,8 @@ def test_what_is_saved_loads_in_transformers(layout, vocabulary, tmp_path):
     assert theirs.generation_config.eos_token_id[0] == 399
 
 
-def test_what_transformers_saves_loads_here(vocabulary, tmp_path):
-    """Model and tokenizer by `save_pretrained`, which in transformers 5 writes `tokenizer.json` and no `vocab.json`."""
+def test_a_model_saved_by_transformers_loads_here(vocabulary, tmp_path):
+    """Both by `save_pretrained`, which in transformers 5 writes `tokenizer.json` and no `vocab.json`."""
     reference = tiny_reference()
     reference.save_pretrained(tmp_path / "theirs")
     tokenizer = GPT2Tokenizer(str(vocabulary / "vocab.json"), str(vocabulary / "merges.txt"))

@@ -1,4 +1,4 @@
-"""The published files themselves: downloads 13 GB. `python -m pytest -m network`"""
+"""The published models. `python -m pytest -m network` runs these tests and downloads 13 GB."""
 
 import pytest
 import torch
@@ -19,8 +19,8 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_published_model(name, tmp_path):
-    """It loads, has its size, gives transformers' logits, and goes on about France as every GPT-2 does."""
+def test_a_published_model_has_the_logits_of_transformers(name, tmp_path):
+    """It also has its published size, and completes a sentence about capitals sensibly."""
     folder = find_model_folder(name, tmp_path)
     model, tokenizer = load_model(folder)
     assert sum(parameter.numel() for parameter in model.parameters()) == MODELS[name]
@@ -31,5 +31,5 @@ def test_a_published_model(name, tmp_path):
         torch.testing.assert_close(logits, reference(ids).logits, atol=1e-4, rtol=1e-5)
         decoding = Decoder(model).start(torch.zeros(1, dtype=torch.long), 32)
         next_token = tokenizer.decode([int(decoding.next_logits(ids).argmax())])
-    if "DialoGPT" not in name:  # those answer rather than go on
+    if "DialoGPT" not in name:  # those models answer instead of continuing the text
         assert next_token in (" Rome", " Milan", " Florence", " Venice", " the", " Naples", " Turin")

@@ -1,4 +1,4 @@
-"""What reaches a terminal, and what happens when there is none any more."""
+"""What reaches a terminal, and what happens when the output is closed."""
 
 import json
 import os
@@ -29,14 +29,14 @@ def test_harmful_characters_are_escaped():
     assert harmless(printable(line, json=True))
 
 
-def test_lines_are_printed_harmless_and_none_is_no_line(capsys):
+def test_display_escapes_its_lines_and_prints_nothing_for_none(capsys):
     display()
     display(f"Ann{HARMFUL}", 2)
     display(HARMFUL, end="", file=sys.stderr)
     assert tuple(capsys.readouterr()) == (f"Ann{SHOWN}\n2\n", SHOWN)
 
 
-def test_errors_are_printed_harmless(capsys):
+def test_errors_are_escaped(capsys):
     def fail():
         raise UserError("no \x1b[31m\x07\u202e.json\nthere", account=[HARMFUL])
 
@@ -45,15 +45,15 @@ def test_errors_are_printed_harmless(capsys):
     assert tuple(capsys.readouterr()) == (f"{SHOWN}\n", "error: no \\x1b[31m\\x07\\u202e.json there\n")
 
 
-def test_a_file_that_the_system_refuses_is_named_harmless(capsys):
+def test_the_file_name_in_a_system_error_is_escaped(capsys):
     with pytest.raises(SystemExit):
         run_command(lambda: print(Path(f"{HARMFUL}.json").read_text()))
     assert capsys.readouterr().err == f"error: {SHOWN}.json: No such file or directory\n"
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no such file names")
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not allow such file names")
 class TestNames:
-    NAME = "Ann\u202e"  # others are refused already, as no names
+    NAME = "Ann\u202e"  # names with other control characters are not accepted
 
     def write(self, work, speakers: list[str]) -> str:
         file = work / "talk\x1b[31m\x07\r\u202e.jsonl"
@@ -63,34 +63,34 @@ class TestNames:
                 lines.write(json.dumps({"turns": turns}) + "\n")
         return file.name
 
-    def test_the_reader_prints_them_harmless(self, command, work):
+    def test_the_reader_escapes_names(self, command, work):
         file = self.write(work, [self.NAME, "Bo"])
         done = command("dialogues/__main__.py", file, PYTHONPATH=str(PROJECT))
         assert done.returncode == 0, done.stderr
         assert harmless(done.stdout + done.stderr)
         assert json.loads(done.stdout.splitlines()[0])["turns"][0]["speaker"].startswith("Ann")
 
-    def test_a_single_speaker_is_named_harmless(self, command, work):
+    def test_an_error_escapes_names(self, command, work):
         line = refused(command("finetune.py", "--preview", "--data", self.write(work, [self.NAME])))
         assert harmless(line)
 
-    def test_the_account_of_the_data_and_the_run_folder_are_harmless(self, command, work):
+    def test_file_names_and_the_run_folder_are_escaped(self, command, work):
         file = self.write(work, [self.NAME, "Bo"])
         done = command("finetune.py", "--preview", "--data", file, "--run-dir", "run\x1b[31m\x07\u202e")
         assert done.returncode == 0, done.stderr
         assert harmless(done.stdout + done.stderr)
         assert "talk\\x1b[31m\\x07\\x0d\\u202e.jsonl" in done.stdout
 
-    def test_a_model_folder_is_named_harmless(self, command, work):
+    def test_the_name_of_a_model_folder_is_escaped(self, command, work):
         (work / "m\x1b[31m\u202e").mkdir()
         for script, *options in (("chat.py",), ("evaluate.py",), ("finetune.py", "--model")):
             assert harmless(refused(command(script, *options, "m\x1b[31m\u202e")))
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a pipe is closed the POSIX way")
+@pytest.mark.skipif(os.name == "nt", reason="closes pipes in the POSIX way")
 class TestNobodyReads:
-    def test_what_is_written_on_a_closed_pipe_is_lost_and_noted(self, tmp_path, monkeypatch):
-        """Before the log is known as well as after."""
+    def test_output_to_a_closed_pipe_is_dropped_and_the_loss_is_logged(self, tmp_path, monkeypatch):
+        """Both before and after the log file is known."""
         for early in (True, False):
             folder = tmp_path / f"early-{early}"
             folder.mkdir()
@@ -105,7 +105,7 @@ class TestNobodyReads:
                 assert sys.stdout is pipe
             assert (folder / "log.txt").read_text().count("standard output was closed;") == 1
 
-    def test_a_screen_that_is_read_is_not_noted(self, tmp_path, capsys):
+    def test_nothing_is_logged_while_the_output_is_open(self, tmp_path, capsys):
         with lasting_screen():
             log_lost_screen(tmp_path)
             display("Hi!")
@@ -121,7 +121,7 @@ class TestNobodyReads:
             ("chat.py", ("nowhere",), 2),
         ],
     )
-    def test_streams_that_were_closed_before_the_start_are_no_fault(self, work, script, options, code):
+    def test_streams_closed_before_the_start_are_not_an_error(self, work, script, options, code):
         command = shlex.join([sys.executable, str(PROJECT / script), *options])
         environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
         run = ["sh", "-c", f"{command} <&- >&-"]

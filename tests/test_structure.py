@@ -1,11 +1,11 @@
-"""The rooms of the house and which of them may see which."""
+"""The rooms of the project (its folders and top-level modules), and which may import which."""
 
 import ast
 from pathlib import Path
 
 from conftest import PROJECT
 
-# Each room sees only what stands before it; a command sees all of them.
+# Each room may import only the rooms before it.
 ROOMS = (
     "support",
     "settings",
@@ -31,7 +31,7 @@ def sources() -> list[Path]:
 
 
 def room_of(name: str) -> str | None:
-    """The room of a top-level module or folder; none for a library."""
+    """The room of a top-level module or folder; None for a library."""
     room = "commands" if name in COMMANDS else "benchmarks" if name in BENCHMARKS else name
     return room if room in ROOMS else None
 
@@ -60,7 +60,7 @@ def test_imports_run_one_way():
     assert found > 100
 
 
-def test_modules_of_a_room_do_not_import_each_other_in_a_circle():
+def test_modules_have_no_import_cycles():
     graph = {}
     for path in sources():
         name = ".".join(path.relative_to(PROJECT).with_suffix("").parts)
@@ -71,11 +71,11 @@ def test_modules_of_a_room_do_not_import_each_other_in_a_circle():
         graph[name] = modules
     while leaves := {name for name, seen in graph.items() if not seen & graph.keys()}:
         graph = {name: seen - leaves for name, seen in graph.items() if name not in leaves}
-    assert not graph, f"a circle among {sorted(graph)}"
+    assert not graph, f"an import cycle among {sorted(graph)}"
 
 
 def test_importing_a_module_does_nothing():
-    """At the top of a module stand definitions only: no calls for their effect, no loops, no conditions."""
+    """The top level of a module has only definitions: no calls for side effects, no loops, no conditions."""
     allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
     for path in sources():
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -86,7 +86,7 @@ def test_importing_a_module_does_nothing():
 
 
 def test_everything_is_printed_by_display():
-    """It makes names and texts harmless for a terminal. The preview alone prints itself: it has colours."""
+    """`display` escapes names and texts for the terminal. Only the preview prints directly, for its colours."""
     printing = [
         path.relative_to(PROJECT).as_posix()
         for path in sources()
@@ -96,7 +96,7 @@ def test_everything_is_printed_by_display():
     assert printing == ["pipeline/prepare.py", "support/errors.py"]
 
 
-def test_sizes():
+def test_files_and_functions_are_short():
     for path in sources():
         text = path.read_text(encoding="utf-8")
         assert text.count("\n") <= 400, path
