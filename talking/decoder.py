@@ -1,6 +1,6 @@
-"""Decoding: a model made ready to generate, its KV cache, and on a GPU the decode step as a CUDA graph.
+"""Decoding: a model prepared for generation, its KV cache, and on a GPU the decode step as a CUDA graph.
 
-Shapes: B rows in the batch, T new tokens, H heads, D channels of a head, S keys and values, V tokens in the vocabulary.
+Shapes: B rows in the batch, T new tokens, H heads, D channels per head, S keys and values, V tokens in the vocabulary.
 """
 
 import copy
@@ -17,9 +17,10 @@ class Decoder:
     """Everything that generates text decodes through this: sampling, the chat, `--watch`, evaluation.
 
     Args:
-        model: the decoder shares what it does not round, and never changes it. Make a new decoder after more training.
-        dtype: bf16 rounds the matrices once. Decoding one token reads all the weights and does little else, so half of
-            the bytes take half of the time.
+        model: the decoder shares the weights that it does not round, and never changes them. After more training,
+            create a new decoder.
+        dtype: bf16 rounds the matrices once. Reading the weights takes most of a decode step, so half the bytes take
+            half the time.
     """
 
     def __init__(self, model: GPTModel, dtype: torch.dtype = torch.float32) -> None:
@@ -34,12 +35,12 @@ class Decoder:
         return self.model.wpe.weight.device
 
     def start(self, padding: Tensor, capacity: int) -> "Decoding":
-        """Begin a batch of texts: (B,) padding tokens at the left of each, and at most `capacity` tokens in all."""
+        """Start a batch of texts with (B,) padding tokens at their left, and room for `capacity` tokens in each row."""
         return Decoding(self.model, KVCache(self.config, padding, capacity))
 
 
 class Decoding:
-    """A batch of texts while they are decoded."""
+    """A batch of texts that is being decoded."""
 
     def __init__(self, model: GPTModel, cache: KVCache) -> None:
         self.model, self.cache = model, cache
@@ -51,11 +52,11 @@ class Decoding:
         return self.cache.length
 
     def cut(self, length: int) -> None:
-        """Forget all but the first `length` tokens."""
+        """Keep only the first `length` tokens."""
         self.cache.length = length
 
     def next_logits(self, ids: Tensor) -> Tensor:
-        """(B, T) new token ids → (B, V) logits of the token that follows: a prefill, or with T = 1 a decode step."""
+        """(B, T) new token ids → (B, V) logits of the next token: a prefill, or with T = 1 a decode step."""
         if ids.size(1) > 1 or not ids.is_cuda:
             return self.model(ids, cache=self.cache)[:, -1]
         self.step = self.step or CapturedStep(self.model, self.cache)
@@ -63,7 +64,7 @@ class Decoding:
 
 
 def decoding_copy(model: GPTModel, dtype: torch.dtype) -> GPTModel:
-    """A copy of `model` in evaluation mode, with its matrices in `dtype` if that is bf16, and bf16 ones packed.
+    """A copy of `model` in evaluation mode, its matrices rounded if `dtype` is bf16, and bf16 matrices packed.
 
     Positions, biases, norms and adapters stay fp32, and so does the residual stream.
     """
@@ -74,24 +75,24 @@ def decoding_copy(model: GPTModel, dtype: torch.dtype) -> GPTModel:
         if dtype == torch.bfloat16 and parameter.dtype != torch.bfloat16
     ]
     sizes = [matrix.numel() for matrix in matrices]
-    # One block: many of them, once freed, would leave holes in the memory that training then takes.
+    # Allocate one block: many small ones, once freed, would fragment the memory that training uses next.
     block = torch.empty(sum(sizes), dtype=dtype, device=model.wpe.weight.device)
     rounded = {
         id(matrix): nn.Parameter(part.view_as(matrix).copy_(matrix.detach()), requires_grad=False)
         for matrix, part in zip(matrices, block.split(sizes), strict=True)
     }
     shared = {id(parameter): parameter for parameter in model.parameters()}
-    # deepcopy takes what its memo holds instead of copying it.
+    # deepcopy does not copy what its memo holds.
     copied = copy.deepcopy(model, shared | rounded).eval()
     pack_layers(copied)
     return copied
 
 
 class StaticCache(KVCache):
-    """The keys and values of another cache, arranged so that every decode step is the same work in the same memory.
+    """The keys and values of another cache, used so that every decode step does the same work in the same memory.
 
-    The position of the next token is a tensor, `place`, so a replay reads its new value; `length` means nothing here.
-    Attention reads the whole cache and masks what lies beyond `place`.
+    The position of the next token is a tensor, `place`, so a replay reads its new value; `length` is not used here.
+    Attention reads the whole cache, and slots after `place` are masked.
     """
 
     def __init__(self, cache: KVCache) -> None:
@@ -107,17 +108,17 @@ class StaticCache(KVCache):
         return self.keys[layer], self.values[layer]
 
     def positions(self, T: int) -> Tensor:
-        """(B, 1), the position of the next token."""
+        """(B, 1) positions of the next token."""
         return (self.place - self.padding[:, None]).clamp(min=0)
 
     def mask(self, T: int) -> Tensor:
-        """(B, 1, 1, S), true where the next token may attend."""
+        """(B, 1, 1, S) mask, true where the next token may attend."""
         keys = torch.arange(self.keys.size(3), device=self.padding.device)
         return ((keys <= self.place) & (keys >= self.padding[:, None]))[:, None, None]
 
 
 class CapturedStep:
-    """A decode step for a cache, on a GPU captured as a CUDA graph and replayed."""
+    """A decode step for a cache; on a GPU it is captured as a CUDA graph and replayed."""
 
     def __init__(self, model: GPTModel, cache: KVCache) -> None:
         self.model, self.cache, self.static = model, cache, StaticCache(cache)
@@ -131,7 +132,7 @@ class CapturedStep:
         self.logits = self.model(self.ids, cache=self.static)[:, -1]
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """(B, 1) new token ids → (B, V) logits. The cache, which may have been cut meanwhile, then holds the tokens."""
+        """(B, 1) new token ids → (B, V) logits. Adds the tokens to the cache, which may have been cut meanwhile."""
         self.ids.copy_(ids)
         self.static.place.fill_(self.cache.length)
         self.cache.length += 1
