@@ -149,7 +149,7 @@ def check_speakers(conversations: "Conversations", measured: FinishedModel, voca
     if conversations.renderer.tokenizer.n_vocab > vocab_size:
         if measured.dialogue.get("template") != "tokens":
             raise UserError("--template tokens: the model has no speaker tokens; leave this option out")
-        raise UserError(f"{text} and has no tokens for other speakers; rename them: --rename {pairs}")
+        raise UserError(f"{text}, and has no tokens for other speakers; rename them: --rename {pairs}")
     if known and strangers:
         display(f"speakers: {text}; to measure them under these names: --rename {pairs}")
 

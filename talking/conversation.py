@@ -169,7 +169,7 @@ class Conversation:
 
 def describe_dropped(turns: int, cut: bool, tokens: int) -> str:
     """Describe in one line what the model no longer sees."""
-    found = [f"the oldest {turns} turns"] * bool(turns) + ["the beginning of a turn"] * cut
+    found = [f"the oldest {turns} turn(s)"] * bool(turns) + ["the beginning of a turn"] * cut
     return f"the conversation is too long for the model: it no longer sees {' and '.join(found)}, only {tokens} tokens"
 
 
