@@ -135,11 +135,11 @@ def check_extra(package: str, option: str, requirement: str) -> None:
 
 
 def install_line(requirement: str) -> str:
-    """The command that installs `requirement` for the Python that runs, whichever environment is activated."""
+    """The command that installs `requirement` for the running Python, whichever environment is active."""
     python = Path(sys.executable)
     if python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
     name = f'"{python}"' if " " in str(python) else python
     if importlib.util.find_spec("pip"):
         return f'{name} -m pip install "{requirement}"'
-    return f'uv pip install --python {name} "{requirement}"'  # an environment of uv's has no pip
+    return f'uv pip install --python {name} "{requirement}"'  # environments made by uv have no pip
