@@ -1,6 +1,6 @@
 """Drop-ins for torch's own functions and layers: the same numbers, faster or in less memory.
 
-`gpt_model.py` takes four names from here. Each file says what it replaces, what that saves, and when it is off.
+`gpt_model.py` imports these four names. Each file says what it replaces, what it saves, and when it is off.
 """
 
 from fast.attention import scaled_dot_product_attention

@@ -1,9 +1,9 @@
 """Drop-in for `torch.nn.functional.scaled_dot_product_attention` (Vaswani et al. 2017, section 3.2.1).
 
-Replaces: torch's fused kernel, for short causal rows in bf16 on a CPU; everything else goes to torch.
-Saves: half to three quarters of the time of attention, most of it in the backward pass, at the cost of keeping the
-T * T weights (two cores of AMD EPYC Zen 4, `benchmarks/LOG.md`).
-Off: on a GPU, in fp32, with a mask, and for rows of more than `SHORT` tokens.
+Replaces: torch's fused kernel, for short causal sequences in bf16 on a CPU; everything else goes to torch.
+Saves: half to three quarters of the attention time, mostly in the backward pass; costs memory for the T * T weights
+(two cores of AMD EPYC Zen 4, `benchmarks/LOG.md`).
+Off: on a GPU, in fp32, with a mask, and for sequences of more than `SHORT` tokens.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SHORT = 256  # longest row, in tokens, whose T * T weights are kept
+SHORT = 256  # longest sequence, in tokens, whose T * T weights are kept
 
 
 def scaled_dot_product_attention(

@@ -1,11 +1,10 @@
 """Drop-in for `torch.nn.Embedding`, for a weight that may also be the output head (tied weights).
 
-Replaces: a second gradient of the size of the embedding, which autograd makes for the looked-up rows and adds to the
-head's. The loss runs first in the backward pass and shows the head's gradient (`shared_weight`); the rows are added to
-that one in place.
-Saves: 206 MB at the peak of a step of gpt2-medium, and 11 ms (two cores of AMD EPYC Zen 4, `benchmarks/LOG.md`). Also a
-second at the start: torch's layer draws random numbers that loading replaces.
-Off: where the head has no gradient of its own, and in a model that is compiled as a whole; then the rows get torch's.
+Replaces: the second full-size gradient that autograd allocates for the looked-up rows and adds to the head's. The head
+comes first in the backward pass and records its gradient (`shared_weight`); the lookup adds its rows to it in place.
+Saves: 206 MB of peak memory and 11 ms per step of gpt2-medium (two cores of AMD EPYC Zen 4, `benchmarks/LOG.md`).
+Also a second at start-up: torch's layer draws random weights that loading overwrites.
+Off: if the head has no gradient, and in a model that is compiled as a whole; torch's gradient is used then.
 """
 
 from typing import Any
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 
 class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
-        """Nothing: GPTModel initialises its parameters, or takes loaded ones."""
+        """Do nothing: GPTModel initialises its parameters, or loads them."""
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
@@ -41,13 +40,13 @@ class Lookup(torch.autograd.Function):
         shown = vars(weight).pop("shown_gradient", None)
         if shown is None:
             return torch.ops.aten.embedding_dense_backward(grad_rows, ids, len(weight), -1, False), None
-        # autograd holds this very tensor until all gradients of the weight have arrived, ours included.
+        # autograd keeps this tensor until all gradients of the weight have arrived, including ours.
         shown.index_add_(0, ids.flatten(), grad_rows.flatten(0, -2))
         return None, None
 
 
 class ShowGradient(torch.autograd.Function):
-    """The weight as it is; in the backward pass its gradient is left where `Lookup` finds it."""
+    """The unchanged weight; the backward pass leaves its gradient where `Lookup` finds it."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> Tensor:
@@ -61,7 +60,7 @@ class ShowGradient(torch.autograd.Function):
 
 
 def shared_weight(weight: Tensor) -> Tensor:
-    """`weight` for the use that comes first in the backward pass, where an `Embedding` has it too."""
+    """`weight`, for the layer that comes first in the backward pass and shares it with an `Embedding`."""
     if torch.compiler.is_compiling():
         return weight
     return ShowGradient.apply(weight)  # pyright: ignore[reportReturnType]

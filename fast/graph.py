@@ -1,9 +1,10 @@
 """Drop-in for `torch.cuda.make_graphed_callables`, for work that reads and writes static buffers.
 
-Replaces: launching a training or decode step kernel by kernel. The GPU then waits for Python: a step of 8 short
-dialogues took 76 ms with gpt2-medium, and 14.5 ms as one graph (prototype on an H100, `benchmarks/LOG.md`).
-Saves: all launches but one. PyTorch's own function captures forward and backward, but no optimizer.
-Off: on a CPU, where the work just runs.
+Replaces: launching a training or decode step kernel by kernel, which leaves the GPU waiting for Python. With
+gpt2-medium, a step on 8 short dialogues took 76 ms, and 14.5 ms as one graph (prototype on an H100,
+`benchmarks/LOG.md`).
+Saves: all launches but one. PyTorch's own function captures forward and backward passes, but not the optimizer.
+Off: on a CPU, where the work runs eagerly.
 """
 
 import functools
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-CAPTURING = Lock()  # a process captures one graph at a time; `chat.py --web` answers several people at once
+CAPTURING = Lock()  # a process can capture only one graph at a time; `chat.py --web` serves several users at once
 
 
 @functools.cache
@@ -23,7 +24,7 @@ def side_stream() -> torch.cuda.Stream:
 
 
 def warm_up(work: Callable[[], None]) -> None:
-    """Run `work` on a side stream: libraries allocate at their first call, which can't be captured."""
+    """Run `work` once on a side stream: libraries allocate memory on their first call, which can't be captured."""
     with CAPTURING:
         side_stream().wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side_stream()):
@@ -32,14 +33,14 @@ def warm_up(work: Callable[[], None]) -> None:
 
 
 def capture(work: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGraph:
-    """Record `work` after a `warm_up`, without running it; `replay` of the result runs it.
+    """Record `work` without running it, after a `warm_up`; `replay` on the result runs it.
 
     Args:
         work: reads and writes the same tensors at each call, and never waits for the GPU.
-        pool: of `torch.cuda.graph_pool_handle`, to share the memory of graphs of which one runs at a time.
+        pool: from `torch.cuda.graph_pool_handle`; graphs that never run at the same time can share memory through it.
 
     Raises:
-        torch.OutOfMemoryError: the memory of the graph is not free.
+        torch.OutOfMemoryError: the graph does not fit into the free memory.
     """
     graph = torch.cuda.CUDAGraph()
     with CAPTURING, torch.cuda.graph(graph, pool, side_stream(), capture_error_mode="thread_local"):

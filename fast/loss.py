@@ -1,12 +1,12 @@
 """Drop-in for `torch.nn.functional.linear_cross_entropy` (new in torch 2.13): output head and loss in one.
 
-Replaces: logits for every position. Only rows with a learned target are computed, a chunk at a time; in training each
-chunk is turned into its gradient at once, so the full logits never exist.
-Saves: a few percent of a step with half of the tokens learned; 1.7 of 12.9 GB and 8 % of the time at 4 × 1024 tokens of
-gpt2-medium (two cores of AMD EPYC Zen 4, `benchmarks/LOG.md`). `compiled_loss` saves a tenth of a step on an H100.
-Off: nothing is made in pieces in training with up to `TRAINED_ROWS` learned targets on a CPU, where there is nothing to
-save, with a weight in parts, and in fp16, whose small gradients would be lost before the loss is scaled. On a GPU
-training computes all rows: the program would wait for the number of learned ones, and a CUDA graph needs static shapes.
+Replaces: logits for every position. Only positions with a learned target are computed, in chunks; in training each
+chunk of logits is turned into its gradient immediately, so the full logits never exist.
+Saves: a few percent of a step if half of the tokens are learned; 1.7 of 12.9 GB and 8% of the time with gpt2-medium at
+4 × 1024 tokens (two cores of AMD EPYC Zen 4, `benchmarks/LOG.md`). `compiled_loss` saves a tenth of a step on an H100.
+Off: training uses no chunks on a CPU with up to `TRAINED_ROWS` learned targets (nothing to save), with a weight in
+parts, and in fp16 (small gradients would underflow before the loss is scaled). On a GPU, training computes all rows:
+counting the learned ones would make the program wait for the GPU, and a CUDA graph needs static shapes.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from fast.embedding import shared_weight
 from fast.linear import linear
 
-TRAINED_ROWS = 256  # rows of logits that exist at a time in training
+TRAINED_ROWS = 256  # rows of logits in a chunk in training
 ROWS_ON_GPU = 4096  # the same on a GPU
-EVALUATED_ROWS = 128  # the same without gradients
+EVALUATED_ROWS = 128  # the same in evaluation
 ROUND = 16  # pad the rows to a multiple of this: oneDNN compiles and caches a kernel for every row count
 IGNORED = -100  # torch's default for `ignore_index`
 
@@ -34,7 +34,7 @@ COMPILED: ContextVar[bool] = ContextVar("COMPILED", default=False)  # whether `c
 
 @contextlib.contextmanager
 def compiled_loss() -> Iterator[None]:
-    """Inside, the loss and its gradient are computed by one kernel that torch.compile makes."""
+    """Inside this context, one kernel from torch.compile computes the loss and its gradient."""
     token = COMPILED.set(True)
     try:
         yield
@@ -45,11 +45,11 @@ def compiled_loss() -> Iterator[None]:
 def linear_cross_entropy(
     input: Tensor, linear_weight: Tensor | tuple[Tensor, ...], target: Tensor, *, reduction: str
 ) -> Tensor:
-    """The negative log-likelihood in nats of (N,) targets by the logits of (N, C) inputs and a (V, C) weight.
+    """The negative log-likelihood, in nats, of (N,) targets under the logits of (N, C) inputs and a (V, C) weight.
 
     Args:
-        linear_weight: in several parts where only some rows are trained.
-        reduction: "sum", or "none" for (N,), meant for evaluation.
+        linear_weight: several parts if only some rows are trained.
+        reduction: "sum", or "none" for a result of shape (N,) in evaluation.
     """
     parts = linear_weight if isinstance(linear_weight, tuple) else (linear_weight,)
     trained = torch.is_grad_enabled() and reduction == "sum"
@@ -77,7 +77,7 @@ def logits_of(x: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
 
 
 def trained_loss(x: Tensor, parts: tuple[Tensor, ...], targets: Tensor) -> Tensor:
-    """The summed loss of (n,) targets, to be trained."""
+    """The summed loss of (n,) targets, for training."""
     parts = (shared_weight(parts[0]), *parts[1:])
     small = x.is_cpu and len(targets) <= TRAINED_ROWS
     if small or len(parts) > 1 or is_fp16(x):
@@ -92,9 +92,9 @@ def is_fp16(x: Tensor) -> bool:
 
 
 def cast_aligned(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """`weight` (V, C) in `dtype`; if it has to be cast, padded with zeros to a multiple of 8 rows.
+    """`weight` (V, C) in `dtype`; a cast copy is padded with zeros to a multiple of 8 rows.
 
-    GPUs fall back to slow kernels where V (50,257) is not a multiple of 8.
+    GPUs fall back to slow kernels if V is not a multiple of 8, and GPT-2 has 50,257.
     """
     if dtype == weight.dtype:
         return weight
@@ -106,11 +106,11 @@ def cast_aligned(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """The summed negative log-likelihood of targets by the logits x (N, C) times weight (V, C), -100 left out.
+    """The summed negative log-likelihood of targets under the logits x (N, C) @ weight.T (C, V), ignoring -100.
 
     With V = 50,257 columns the logits, their softmax and its gradient would be the largest tensors of a training step.
-    The gradient is known with the loss (softmax minus one at the target), so each chunk's logits become its loss and
-    the gradients of x and weight, and are then freed.
+    The gradient is known as soon as the loss is (softmax, minus one at the target), so each chunk of logits is turned
+    into its loss and the gradients of x and weight, then freed.
     """
 
     @staticmethod
@@ -123,14 +123,14 @@ class LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(device.type, enabled=False):
             x, cast = x.to(dtype), cast_aligned(weight, dtype)
             for rows, wanted in zip(x.split(size), targets.split(size), strict=True):
-                logits = F.linear(rows, cast)  # (rows, V or a few more)
+                logits = F.linear(rows, cast)  # (rows, V + padding)
                 logits[:, len(weight) :] = -math.inf
                 ignored = (wanted == IGNORED)[:, None]
                 loss, grad = differentiate(logits, wanted[:, None].masked_fill(ignored, 0))
                 losses.append(loss.masked_fill_(ignored, 0).sum())
                 grads.append((grad @ cast).masked_fill_(ignored, 0))
                 if ctx.needs_input_grad[1]:
-                    part = grad.t() @ rows.masked_fill(ignored, 0)  # (V or a few more, C)
+                    part = grad.t() @ rows.masked_fill(ignored, 0)  # (V + padding, C)
                     grad_weight = part.to(weight.dtype) if grad_weight is None else grad_weight.add_(part)
         ctx.save_for_backward(torch.cat(grads), None if grad_weight is None else grad_weight[: len(weight)])
         return torch.stack(losses).sum()
@@ -142,14 +142,14 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The negative log-likelihood (N, 1) of targets (N, 1) by logits (N, V), and its gradient by the logits (N, V)."""
+    """The negative log-likelihood (N, 1) of targets (N, 1), and its gradient (N, V) with respect to logits (N, V)."""
     log_p = logits.float().log_softmax(dim=-1)
-    hit = log_p.gather(1, targets)  # exp(hit) - 1 is the gradient at the target; expm1 keeps its digits
+    hit = log_p.gather(1, targets)  # the gradient at the target is exp(hit) - 1; expm1 is exact near 0
     grad = log_p.exp_().to(logits.dtype)
     return -hit, grad.scatter_(1, targets, hit.expm1().to(grad.dtype))
 
 
 @functools.cache
 def compiled_differentiation() -> Callable[..., tuple[Tensor, Tensor]]:
-    """`loss_and_gradient`, compiled at its first call: on a GPU a tenth of a step is the passes over all the logits."""
+    """`loss_and_gradient`, compiled on its first call: its passes over the logits take a tenth of an eager GPU step."""
     return torch.compile(loss_and_gradient, dynamic=True)

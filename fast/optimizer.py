@@ -14,10 +14,11 @@ from torch.optim import Optimizer
 
 
 class AdamW(torch.optim.AdamW):
-    """
+    """torch's AdamW without the wrappers.
+
     Attributes:
-        grad_scale: on the device; the fused kernel divides the gradients by it.
-        found_inf: on the device; where it is 1, the fused kernel leaves weights and moments as they are.
+        grad_scale: a tensor on the device; the fused kernel divides the gradients by it.
+        found_inf: a tensor on the device; if it is 1, the fused kernel leaves weights and moments unchanged.
     """
 
     grad_scale: Tensor | None = None

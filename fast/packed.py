@@ -1,14 +1,14 @@
-"""Drop-ins for `torch.nn.Linear` in decoding, where a few rows are multiplied by a bf16 weight that is not trained.
+"""Drop-ins for `torch.nn.Linear` in decoding, which multiplies a few rows by a frozen bf16 weight.
 
-Replaces: oneDNN's bf16 products. FBGEMM's fp16 weights are packed in the order in which they are read, so a few rows
-read them at three quarters of the memory's rate, where oneDNN reaches one third. fp16 holds the bf16 weights exactly in
-its normal range, and neither activations nor products are rounded.
-Saves: half of the time of decoding 1 to 3 prompts with gpt2-medium, for 0.7 GB and 2.5 s once (two cores of AMD EPYC
+Replaces: oneDNN's bf16 products. FBGEMM packs fp16 weights in the order in which it reads them: with a few rows it
+reaches three quarters of the memory bandwidth, where oneDNN reaches one third. fp16 represents bf16 weights exactly
+within its normal range, and neither activations nor products are rounded.
+Saves: half of the time to decode 1 to 3 prompts with gpt2-medium; costs 0.7 GB, and 2.5 s once (two cores of AMD EPYC
 Zen 4, `benchmarks/LOG.md`).
 Off: for fp32 weights, for weights too large for fp16, on a GPU, on processors other than x86, for more than `FEW_ROWS`
-rows, beside LoRA adapters (a second copy of the weights would be most of their memory), and under autocast, where
-losses are computed as in training.
-A bf16 head computes fp32 logits even where packing is off.
+rows, with LoRA adapters (a second copy of the weights would dominate the memory of the run), and under autocast (losses
+are computed as in training).
+A bf16 head computes fp32 logits even if packing is off.
 """
 
 import torch
@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from fast.linear import Linear, linear
 
 FEW_ROWS = 16  # for more rows, packed fp16 is slower than bf16
-HEAD_ROWS = 512  # rows of a bf16 head that are cast to fp32 at a time, so that they stay in the processor's cache
+HEAD_ROWS = 512  # rows of a bf16 head to cast to fp32 at a time, few enough to stay in the processor's cache
 
 
 class PackedLinear(Linear):
-    """`layer` with its bf16 weight packed, if it is on a processor that has the kernels."""
+    """`layer` with its bf16 weight packed, if its processor has the kernels."""
 
     def __init__(self, layer: Linear) -> None:
         weight, bias = layer.weight, layer.bias
         super().__init__(weight.size(1), weight.size(0), bias=bias is not None, device="meta")
         self.weight, self.bias = weight, bias
         self.packed = None
-        # Pack in one thread: a worker thread that exits while a signal ends the process makes it abort.
+        # Pack in one thread: the process aborts if a worker thread exits while a signal ends the process.
         available = weight.is_cpu and torch.backends.quantized.engine in ("x86", "fbgemm")
         if available and max(map(abs, map(float, torch.aminmax(weight.detach())))) <= torch.finfo(torch.float16).max:
             self.packed = torch.ops.quantized.linear_prepack_fp16(weight.detach().float(), bias)
@@ -44,7 +44,7 @@ class PackedLinear(Linear):
 
 
 class PackedHead(PackedLinear):
-    """An output head whose logits are computed in fp32: around -100, where GPT-2's lie, bf16 cannot separate them."""
+    """An output head with fp32 logits: bf16 cannot separate the top ones, which are around -100 in GPT-2."""
 
     def unpacked(self, input: Tensor) -> Tensor:
         if torch.is_autocast_enabled(input.device.type) or self.weight.dtype == input.dtype:
@@ -56,11 +56,10 @@ class PackedHead(PackedLinear):
 
 
 def pack_layers(model: nn.Module) -> None:
-    """Replace the layers of a GPTModel that have a bf16 weight by packed ones; those with adapters stay as they are."""
+    """Pack the bf16 layers of a GPTModel; layers with adapters stay unchanged."""
     head = model.get_submodule("lm_head")
-    parent, name = (
-        (model, "lm_head") if isinstance(head, Linear) else (head, "old")
-    )  # new tokens have rows of their own
+    # A head with trained rows for new tokens keeps the frozen rows in `old`.
+    parent, name = (model, "lm_head") if isinstance(head, Linear) else (head, "old")
     old = parent.get_submodule(name)
     assert isinstance(old, Linear)
     if old.weight.dtype == torch.bfloat16:
