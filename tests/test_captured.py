@@ -1,4 +1,4 @@
-"""Optimizer steps in the form that a GPU captures, run on the CPU: the same numbers as plain steps."""
+"""Optimizer steps in the form that a GPU captures, run on the CPU, give the same numbers as plain steps."""
 
 import copy
 from collections import Counter
@@ -33,7 +33,7 @@ def make_learner(max_grad_norm: float = 0.5, dropout: float = 0.1, lora_rank: in
 
 
 def make_batches(step: int, rows: int, lengths: list[int], seed: int = 0) -> list[Batch]:
-    """Random batches of these lengths; a third of the targets is ignored."""
+    """Random batches of these lengths; a third of the targets are ignored."""
     generator = torch.Generator().manual_seed(1000 * seed + step)
     batches = []
     for place, T in enumerate(lengths):
@@ -44,7 +44,7 @@ def make_batches(step: int, rows: int, lengths: list[int], seed: int = 0) -> lis
 
 
 def run(take, learner: Learner, plan: list[list[Batch]]) -> list[tuple[float, int, float | None]]:
-    """The results of the steps of a plan, with a learning rate that falls."""
+    """Take the steps of a plan with a falling learning rate, and return their results."""
     results = []
     for step, batches in enumerate(plan):
         set_learning_rate(learner.optimizer, 1e-3 / (1 + step))
@@ -101,7 +101,7 @@ def test_a_step_whose_loss_or_gradient_is_not_finite_changes_nothing(where, accu
         handle.remove()
     after = dict(learner.model.named_parameters()), learner.optimizer.state_dict()["state"]
     torch.testing.assert_close(after, before, rtol=0, atol=0)
-    loss, _, norm = steps(batches)  # nothing of the bad step is left
+    loss, _, norm = steps(batches)  # no trace of the bad step is left
     other = make_learner(dropout=0)
     results = run(
         CapturedSteps(other, CPU, 4, LENGTHS, accumulates), other, [make_batches(s, 4, [16]) for s in range(2)]
@@ -124,7 +124,7 @@ def test_the_loss_over_all_positions_equals_the_loss_over_learned_ones():
     torch.testing.assert_close(*results)
 
 
-def test_graph_lengths_are_few_and_cost_an_eighth_at_most():
+def test_graph_lengths_are_few_and_add_an_eighth_at_most():
     lengths = sorted({graph_length(length) for length in range(16, 1025, 16)})
     assert lengths == [*range(16, 257, 16), *range(288, 513, 32), *range(576, 1025, 64)]
     for length in range(16, 1025, 16):
@@ -132,7 +132,7 @@ def test_graph_lengths_are_few_and_cost_an_eighth_at_most():
     assert graph_length(1025) == 1152
 
 
-def test_lengths_that_are_rare_share_the_next_graph():
+def test_rare_lengths_share_the_next_graph():
     batches = [48] * LEAST + [64] * (LEAST - 1) + [80] * LEAST + [272] * LEAST + [1000]
     assert choose_lengths(batches, longest=1000) == [48, 80, 288, 1000]
     assert choose_lengths([], longest=112) == [112]
@@ -142,7 +142,7 @@ def test_lengths_that_are_rare_share_the_next_graph():
 
 
 def test_the_lengths_do_not_depend_on_where_a_run_was_resumed(tmp_path):
-    """A resumed run must replay the graphs of the run that was never stopped."""
+    """A resumed run must replay the graphs of a run that was never stopped."""
     from conftest import Checkpoints, Examples, RunSettings, Trainer, TrainingSetup
 
     dataset = make_examples(*(([1] * n + [100], [2, n + 1]) for n in (5, 20, 40, 60, 61)), max_length=64)
@@ -164,7 +164,7 @@ def test_the_lengths_do_not_depend_on_where_a_run_was_resumed(tmp_path):
     assert Counter(trainer.batch_lengths()) == counted
 
 
-def test_what_is_not_captured_is_named():
+def test_the_reasons_for_eager_steps_are_named():
     adamw, plain = make_learner().optimizer, torch.optim.SGD([torch.zeros(1, requires_grad=True)])
     assert isinstance(adamw, AdamW)
     assert why_eager(CPU, SETTINGS, adamw) == ""

@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as if it had not been: to the last bit, and whatever became of its files."""
+"""A resumed run is bit-identical to one that was never stopped, even if its files were damaged."""
 
 import copy
 import json
@@ -37,14 +37,14 @@ def model() -> GPTModel:
 
 
 def run(model: GPTModel, folder: Path, settings: TrainingSettings = SETTINGS, **options) -> dict[str, torch.Tensor]:
-    """Nine steps on three dialogues; the weights afterwards. The model itself is left as it is."""
+    """Take nine steps on three dialogues with a copy of `model`, and return its weights."""
     trained = copy.deepcopy(model)
     fit(trained, make_dataset(20, 30, 25), make_dataset(10), settings, folder, **options)
     return trained.state_dict()
 
 
 def stop_at(monkeypatch, name: str, call: int) -> None:
-    """Let Ctrl-C come while `training.loop.<name>` is called for the `call`th time."""
+    """Simulate Ctrl-C at the `call`th call of `training.loop.<name>`."""
     real, calls = getattr(training.loop, name), 0
 
     def interrupted(*arguments, **options):
@@ -58,7 +58,7 @@ def stop_at(monkeypatch, name: str, call: int) -> None:
 
 
 def broken_off(model: GPTModel, folder: Path, monkeypatch, name: str, call: int, **options) -> None:
-    """A run that is stopped."""
+    """Run until Ctrl-C."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="after step"):
         stop_at(patch, name, call)
         run(model, folder, **options)
@@ -68,14 +68,14 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_the_random_tests_can_fail(model, tmp_path):
+def test_runs_with_different_seeds_differ(model, tmp_path):
     assert not same(run(model, tmp_path / "a"), run(model, tmp_path / "b", replace(SETTINGS, seed=6)))
 
 
 @pytest.mark.parametrize("make", [make_optimizer, lambda model, settings: MuonAndAdamW(model, settings.weight_decay)])
 @pytest.mark.parametrize(("name", "call"), [("take_step", 1), ("take_step", 5), ("evaluate", 3), ("evaluate", 5)])
-def test_a_stopped_run_goes_on_bit_for_bit(model, tmp_path, monkeypatch, make: Callable, name, call):
-    """Stopped before a step or in the middle of an evaluation, it ends with the same weights and the same log."""
+def test_a_resumed_run_is_bit_identical(model, tmp_path, monkeypatch, make: Callable, name, call):
+    """Stopped before a step or during an evaluation, it ends with the same weights and the same log."""
 
     def optimized(folder: Path) -> dict[str, torch.Tensor]:
         trained = copy.deepcopy(model)
@@ -93,7 +93,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(model, tmp_path, monkeypatch, make: C
     assert logged(tmp_path / "broken", "train_loss")[8:]
 
 
-def test_the_two_newest_are_kept_and_the_cost_is_said(model, tmp_path, capsys):
+def test_the_two_newest_checkpoints_are_kept_and_their_cost_is_printed(model, tmp_path, capsys):
     run(model, tmp_path / "run", saving=EVERY_STEP)
     assert [path.name for path in (tmp_path / "run" / "checkpoint").glob("step-*")] == unordered(
         "step-7.safetensors", "step-8.safetensors"
@@ -111,12 +111,12 @@ def unordered(*names: str):
     return Unordered(names)
 
 
-def test_a_kept_checkpoint_goes_on_with_more_epochs(model, tmp_path, capsys):
+def test_a_kept_checkpoint_resumes_with_more_epochs(model, tmp_path, capsys):
     settings = replace(SETTINGS, schedule="constant", warmup=0)
     long = run(model, tmp_path / "long", settings)
     run(model, tmp_path / "short", replace(settings, epochs=2), saving=RunSettings(keep_checkpoint=True))
     assert same(long, run(model, tmp_path / "short", settings))
-    assert "made longer, 6 → 9 steps" in capsys.readouterr().out
+    assert "extended from 6 to 9 steps" in capsys.readouterr().out
     assert logged(tmp_path / "short", "train_loss") == logged(tmp_path / "long", "train_loss")
 
 
@@ -131,7 +131,7 @@ def cut_short(path: Path, chance: random.Random) -> None:
 
 
 def test_a_damaged_checkpoint_is_removed(model, tmp_path, monkeypatch, capsys):
-    """Wherever a bit is flipped or the file is cut, it is noticed, and the one before gives the same end."""
+    """A flipped bit or a cut anywhere in the file is detected, and the previous checkpoint gives the same result."""
     unbroken = run(model, tmp_path / "unbroken")
     broken_off(model, tmp_path / "run", monkeypatch, "take_step", 7, saving=EVERY_STEP)
     newest = tmp_path / "run" / "checkpoint" / "step-6.safetensors"
@@ -151,7 +151,7 @@ def test_a_damaged_checkpoint_is_removed(model, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes().startswith(metrics)
 
 
-def test_without_a_whole_checkpoint_a_run_starts_again(model, tmp_path, monkeypatch, capsys):
+def test_a_run_without_an_intact_checkpoint_starts_again(model, tmp_path, monkeypatch, capsys):
     unbroken = run(model, tmp_path / "unbroken")
     broken_off(model, tmp_path / "run", monkeypatch, "take_step", 7, saving=EVERY_STEP)
     for path in (tmp_path / "run" / "checkpoint").iterdir():
@@ -161,14 +161,14 @@ def test_without_a_whole_checkpoint_a_run_starts_again(model, tmp_path, monkeypa
     assert logged(tmp_path / "run", "train_loss") == logged(tmp_path / "unbroken", "train_loss")
 
 
-def test_a_log_that_lost_lines_is_said(model, tmp_path, monkeypatch, capsys):
+def test_a_log_that_lost_lines_is_reported(model, tmp_path, monkeypatch, capsys):
     broken_off(model, tmp_path, monkeypatch, "take_step", 7)
     (tmp_path / "metrics.jsonl").write_text("")
     run(model, tmp_path)
     assert "metrics.jsonl has lost lines" in capsys.readouterr().out
 
 
-def test_what_belongs_elsewhere_is_refused(model, tmp_path, monkeypatch):
+def test_a_checkpoint_of_another_model_run_or_version_is_refused(model, tmp_path, monkeypatch):
     broken_off(model, tmp_path, monkeypatch, "take_step", 4)
     small = GPTModel(GPTConfig(n_layer=2, n_head=2, n_embd=16, vocab_size=101, n_positions=64))
     with pytest.raises(UserError, match="step-3.safetensors belongs to another model"):
@@ -200,11 +200,11 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(model, tmp_path, monke
     folder = tmp_path / "run" / "checkpoint"
     assert [path.name for path in folder.glob("step-*")] == ["step-2.safetensors"]
     monkeypatch.setattr(checkpoint, "save_file", real)
-    assert same(unbroken, run(model, tmp_path / "run"))  # and it loads
+    assert same(unbroken, run(model, tmp_path / "run"))  # and the old checkpoint loads
 
 
 class TestWatching:
-    """With drawn tokens and dropout: whatever takes part in chance."""
+    """With sampling and dropout, so that both use the random generator."""
 
     @staticmethod
     def reply(model: GPTModel) -> dict[str, str]:
@@ -216,7 +216,7 @@ class TestWatching:
             "model_response": f"B: {model.wpe.weight.sum()} {tokens * 9}",
         }
 
-    def test_it_changes_nothing_else(self, model, tmp_path, capsys):
+    def test_watching_changes_nothing_else(self, model, tmp_path, capsys):
         plain = run(model, tmp_path / "plain")
         shown = len(capsys.readouterr().out.splitlines())
         assert same(plain, run(model, tmp_path / "watched", watch=self.reply))
@@ -228,7 +228,7 @@ class TestWatching:
         pairs = [(a, b) for a, b in pairwise(values) if "watched" in b]
         assert [(a["step"], b["step"], "val_loss" in a) for a, b in pairs] == [(n, n, True) for n in (0, 3, 6, 9)]
         said = [b["watched"] for _, b in pairs]
-        assert len(set(said)) > 1  # it is that model, as it then is
+        assert len(set(said)) > 1  # the reply is the current model's
         out = capsys.readouterr().out.splitlines()
         assert len(out) == shown + 1 + 2 * 4
         place = next(place for place, line in enumerate(out) if line.startswith("step     0"))
@@ -237,7 +237,7 @@ class TestWatching:
 
     @pytest.mark.parametrize("call", [1, 2, 3, 4])
     @pytest.mark.parametrize("at", ["watching", "take_step", "save"])
-    def test_resumed_nothing_is_lost_or_doubled(self, model, tmp_path, monkeypatch, at, call):
+    def test_a_resumed_run_neither_loses_nor_repeats_a_reply(self, model, tmp_path, monkeypatch, at, call):
         run(model, tmp_path / "unbroken", watch=self.reply)
         calls = 0
 
@@ -261,7 +261,7 @@ class TestWatching:
         assert metrics[0] == metrics[1]
         assert metrics[0].count(b"watched") == 4
 
-    def test_it_belongs_to_the_time_of_an_evaluation(self, model, tmp_path, monkeypatch):
+    def test_watching_counts_as_evaluation_time(self, model, tmp_path, monkeypatch):
         seconds = []
         measure = training.loop.Trainer.measure
 
@@ -308,7 +308,7 @@ class TestBestWeights:
         assert "kept" not in capsys.readouterr().out
         assert not list(tmp_path.glob("checkpoint/best-*"))
 
-    def test_the_last_weights_are_kept_where_the_base_model_is_best(self, model, tmp_path, capsys):
+    def test_the_last_weights_are_kept_if_the_base_model_is_best(self, model, tmp_path, capsys):
         trained = copy.deepcopy(model)
         settings = replace(self.SETTINGS, learning_rate=0.5, max_grad_norm=0, max_steps=2, evaluate_every=1)
         state = fit(trained, make_dataset(20, 30, 25), make_dataset(40), settings, tmp_path)
@@ -330,9 +330,7 @@ class TestBestWeights:
         assert training.loop.evaluate(last, make_dataset(40), 100, CPU) == state.evaluations[-1][1]
 
     @pytest.mark.parametrize("damage", [Path.unlink, lambda path: cut_short(path, random.Random(0))])
-    def test_best_weights_that_are_damaged_at_the_end_leave_the_last(
-        self, model, tmp_path, monkeypatch, capsys, damage
-    ):
+    def test_the_last_weights_are_kept_if_the_best_are_damaged(self, model, tmp_path, monkeypatch, capsys, damage):
         real = training.loop.Trainer.choose_weights
 
         def choose(self: training.loop.Trainer) -> None:
@@ -346,7 +344,7 @@ class TestBestWeights:
         assert training.loop.evaluate(last, make_dataset(40), 100, CPU) == state.evaluations[-1][1]
 
     def test_a_kill_while_the_best_weights_are_written_changes_nothing(self, model, tmp_path, monkeypatch):
-        """The file that is overwritten is one that no checkpoint needs, and what is left of it is used again."""
+        """No checkpoint needs the file that is overwritten, and the next run overwrites what is left of it."""
         unbroken = run(model, tmp_path / "unbroken", self.SETTINGS)
         losses = logged(tmp_path / "unbroken", "val_loss")
         writes = sum(loss < min(losses[:place]) for place, loss in enumerate(losses) if place)
@@ -369,7 +367,7 @@ class TestBestWeights:
             assert same(unbroken, run(model, folder, self.SETTINGS, saving=EVERY_STEP))
             assert not list(folder.glob("checkpoint/best-*.tmp"))
 
-    def test_resumed_it_keeps_the_same(self, model, tmp_path, monkeypatch):
+    def test_a_resumed_run_keeps_the_same_weights(self, model, tmp_path, monkeypatch):
         unbroken = run(model, tmp_path / "unbroken", self.SETTINGS)
         steps = len(logged(tmp_path / "unbroken", "train_loss"))
         broken_off(model, tmp_path / "run", monkeypatch, "take_step", steps, settings=self.SETTINGS, saving=EVERY_STEP)
@@ -378,7 +376,7 @@ class TestBestWeights:
             tmp_path / "unbroken" / "metrics.jsonl"
         ).read_bytes()
 
-    def test_damaged_best_weights_cost_their_checkpoints(self, model, tmp_path, monkeypatch, capsys):
+    def test_checkpoints_with_damaged_best_weights_are_removed(self, model, tmp_path, monkeypatch, capsys):
         unbroken = run(model, tmp_path / "unbroken", self.SETTINGS)
         broken_off(model, tmp_path / "run", monkeypatch, "take_step", 5, settings=self.SETTINGS, saving=EVERY_STEP)
         best = next((tmp_path / "run" / "checkpoint").glob("best-*"))
@@ -400,16 +398,16 @@ def test_trained_weights_are_not_trained_again(tmp_path):
     checkpoints.remove()
 
 
-def test_minutes_set_the_number_of_steps_once(model, tmp_path, monkeypatch, capsys):
-    """The schedule is fitted to it, and a run that is started again has as many."""
+def test_max_minutes_sets_the_number_of_steps_once(model, tmp_path, monkeypatch, capsys):
+    """The schedule is fitted to that number, and a run that is started again has the same."""
     settings = replace(SETTINGS, epochs=10**6, schedule="linear", max_minutes=0.02)
     run(model, tmp_path / "run", settings)
     pace = json.loads((tmp_path / "run" / "pace.json").read_text())
     steps = len(logged(tmp_path / "run", "train_loss"))
     assert 5 < steps == pace["steps"] < 10**5
     out = capsys.readouterr().out
-    assert "s a step, to end after 0.02 minutes" in out
-    assert f"the time is enough for {steps} of 3000000 steps" in out
+    assert "s per step; time limit: 0.02 minutes" in out
+    assert f"enough time for {steps} of 3000000 steps" in out
 
     broken_off(model, tmp_path / "broken", monkeypatch, "take_step", 3, settings=settings)
     (tmp_path / "broken" / "pace.json").write_text(json.dumps(pace))
@@ -422,7 +420,7 @@ def test_minutes_set_the_number_of_steps_once(model, tmp_path, monkeypatch, caps
 
 
 def test_a_signal_after_the_last_step_waits_until_the_model_is_saved(model, tmp_path, monkeypatch):
-    """What was learned since the last checkpoint is nowhere else."""
+    """Otherwise progress since the last checkpoint would be lost."""
     settings = replace(TestBestWeights.SETTINGS, max_steps=9)
     saved = False
 
@@ -445,13 +443,13 @@ def test_a_signal_after_the_last_step_waits_until_the_model_is_saved(model, tmp_
     assert saved
 
 
-def test_a_damaged_pace(model, tmp_path):
+def test_a_damaged_pace_file_is_refused(model, tmp_path):
     (tmp_path / "pace.json").write_text('{"measured": 5, "steps": "x"}')
-    with pytest.raises(UserError, match="pace.json is damaged; delete it, and the steps are counted anew"):
+    with pytest.raises(UserError, match="pace.json is damaged; delete it, and the number of steps is set again"):
         run(model, tmp_path, replace(SETTINGS, max_minutes=1))
 
 
-def test_a_second_signal_ends_at_once(model):
+def test_a_second_signal_ends_the_run_at_once(model):
     with pytest.raises(SystemExit) as stopped, StopSignals(CPU) as signals, signals.whole():
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
@@ -459,7 +457,7 @@ def test_a_second_signal_ends_at_once(model):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_damaged_note_of_the_training(tmp_path):
+def test_a_damaged_trained_json_is_refused(tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path, {})
     for content in ("{}", "[]", '{"before": 3}', '{"before'):
         (tmp_path / "trained.json").write_text(content)
@@ -467,8 +465,8 @@ def test_a_damaged_note_of_the_training(tmp_path):
             checkpoints.trained(3)
 
 
-def test_the_one_to_fall_back_to_is_never_the_damaged_one(model, tmp_path, monkeypatch):
-    """After a damaged checkpoint was noticed, each moment has a whole one."""
+def test_an_intact_checkpoint_exists_at_every_moment(model, tmp_path, monkeypatch):
+    """Even after a damaged one was found."""
     broken_off(model, tmp_path, monkeypatch, "take_step", 7, saving=EVERY_STEP)
     (tmp_path / "checkpoint" / "step-6.safetensors").write_bytes(b"")
     real = checkpoint.save_file

@@ -1,4 +1,4 @@
-"""`--compile`: blocks as PyTorch makes them, in training alone, and a word where it can't."""
+"""`--compile` gives the same losses, affects training only, and reports a missing compiler."""
 
 import copy
 import os
@@ -21,12 +21,12 @@ from training.pace import Pace
 
 
 def test_a_compiled_model_learns_the_same(tmp_path, monkeypatch):
-    """The graphs are traced and differentiated as for any backend; what the C++ compiler makes of them is its own."""
+    """The graphs are traced and differentiated as for any backend, but the C++ compiler is not tested."""
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
     torch._dynamo.reset()
     torch.manual_seed(0)
-    # A width that is no length: PyTorch takes equal sizes for the same size.
+    # The width equals no batch length: PyTorch assumes that equal sizes are the same size.
     model = GPTModel(GPTConfig(n_layer=12, n_head=2, n_embd=40, vocab_size=101, n_positions=64))
     again = copy.deepcopy(model)
     random = torch.Generator().manual_seed(0)
@@ -59,15 +59,14 @@ def test_compiled_blocks_can_be_checkpointed(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_model_can_be_compiled_as_a_whole():
-    """As `models/tiny/build.py` does."""
+    """The loss then runs inside the graph too."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     model = GPTModel(GPTConfig(n_layer=1, n_head=2, n_embd=40, vocab_size=101, n_positions=64))
     whole = copy.deepcopy(model)
     whole.compile(backend="aot_eager", dynamic=True)
-    ids = torch.randint(
-        101, (8, 60), generator=torch.Generator().manual_seed(0)
-    )  # more rows than the loss takes at once
+    # More rows than a chunk of the loss has.
+    ids = torch.randint(101, (8, 60), generator=torch.Generator().manual_seed(0))
     losses = [each(ids, ids.roll(-1, dims=1)) for each in (model, whole)]
     for loss in losses:
         loss.backward()
@@ -85,18 +84,18 @@ def test_only_training_runs_compiled_blocks():
     assert for_training(model, TrainingSettings()) is model
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="compilers are found in other ways there")
-def test_no_compiler_is_said_before_anything_is_written(command, work):
+@pytest.mark.skipif(sys.platform != "linux", reason="compilers are found in other ways on this system")
+def test_a_missing_compiler_is_reported_before_anything_is_written(command, work):
     environment = {"CXX": "", "TORCHINDUCTOR_CACHE_DIR": str(work.parent / "cache"), "PATH": os.devnull}
     line = refused(command("finetune.py", "--compile", **environment))
     assert line.startswith("error: --compile: PyTorch can't compile here (")
-    assert line.endswith("; leave it out")
+    assert line.endswith("; run without it")
     assert written(work) == []
 
 
 @pytest.mark.parametrize("compiles", [False, True])
-def test_what_is_compiled_later_is_not_taken_for_the_pace(compiles, tmp_path, capsys, monkeypatch):
-    """20 s for the loss at the second step, where the others take one; the clock stands still meanwhile."""
+def test_a_late_compilation_does_not_distort_the_pace(compiles, tmp_path, capsys, monkeypatch):
+    """The second step compiles the loss in 20 s, later steps take 1 s; the clock does not move."""
     monkeypatch.setattr(time, "perf_counter", lambda: 0.0)
     settings = TrainingSettings(max_minutes=10, compile=compiles)
     pace = Pace(tmp_path, settings, evaluate_every=1000, machine=CPU)
@@ -106,5 +105,5 @@ def test_what_is_compiled_later_is_not_taken_for_the_pace(compiles, tmp_path, ca
         state.step += 1
         progress.step_seconds.append(seconds)
         pace.measure(state, progress)  # pyright: ignore[reportArgumentType]
-    assert ("1.00" if compiles else "5.75") + " s a step, to end after 10 minutes" in capsys.readouterr().out
+    assert ("1.00" if compiles else "5.75") + " s per step; time limit: 10 minutes" in capsys.readouterr().out
     assert state.steps == 5 + (600 if compiles else 104)

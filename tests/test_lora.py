@@ -1,4 +1,4 @@
-"""Adapters: the same numbers as peft, merged as well as not, and nothing trained but them."""
+"""Adapters give the same numbers as peft, merged or not, and nothing else is trained."""
 
 import json
 from pathlib import Path
@@ -58,7 +58,7 @@ def some_ids(vocab_size: int = 400, T: int = 40) -> torch.Tensor:
 
 
 def take_steps(model: GPTModel, machine: Machine = FP32, steps: int = 4) -> list[float]:
-    """Real steps: after the first, B is no longer 0."""
+    """Take real steps, after which B is no longer 0, and return their losses."""
     settings = TrainingSettings(learning_rate=3e-3)
     optimizer = make_optimizer(model, settings)
     for group in optimizer.param_groups:
@@ -103,12 +103,12 @@ def test_peft_loads_the_adapter(new_tokens, model_folder, tmp_path):
     assert theirs.peft_config["default"].base_model_name_or_path == str(model_folder)
     with torch.no_grad():
         ours = model.eval()(ids)
-        assert (ours - before).abs().mean() > 0.1  # a test that can fail
+        assert (ours - before).abs().mean() > 0.1  # training has changed the logits
         torch.testing.assert_close(ours, theirs(input_ids=ids).logits, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("new_tokens", [0, 3])
-def test_gradients_equal_peft(new_tokens, model_folder, tmp_path):
+def test_gradients_equal_those_of_peft(new_tokens, model_folder, tmp_path):
     model = adapted(model_folder, new_tokens)
     take_steps(model)  # while B is 0, A has no gradient
     save_adapter(model, tmp_path / "adapter", str(model_folder))
@@ -133,7 +133,7 @@ def test_gradients_equal_peft(new_tokens, model_folder, tmp_path):
 
 @pytest.mark.parametrize("new_tokens", [0, 3])
 @pytest.mark.parametrize("layout", ["bare", "fp16", "old bin"])
-def test_merged_equals_unmerged(layout, new_tokens, vocabulary, tmp_path):
+def test_a_merged_model_equals_the_unmerged_one(layout, new_tokens, vocabulary, tmp_path):
     base = write_layout(tiny_reference(), vocabulary, tmp_path / "m", layout)
     model = adapted(base, new_tokens)
     take_steps(model)
@@ -147,7 +147,7 @@ def test_merged_equals_unmerged(layout, new_tokens, vocabulary, tmp_path):
 
 
 def test_a_bf16_model_is_merged_into_the_weights_of_its_file(vocabulary, tmp_path):
-    """What the file holds, in its own precision, and the change on top: not what bf16 had left of the two."""
+    """The change is added to the weights in the file, in their own precision, not to weights rounded to bf16."""
     base = write_layout(tiny_reference(), vocabulary, tmp_path / "m", "prefixed")
     model = adapted(base, 3, torch.bfloat16)
     assert {p.dtype for name, p in model.named_parameters() if name.endswith((*TRANSPOSED, "wte.weight"))} == {
@@ -191,7 +191,7 @@ def test_only_adapters_and_new_rows_are_trained(model_folder):
         assert torch.equal(tensor, before[name]) == (name not in trained), name
 
 
-def test_the_loop_trains_it(model_folder, tmp_path):
+def test_the_loop_trains_adapters(model_folder, tmp_path):
     model, tokenizer = load_model(model_folder, dropout=0.1)
     add_adapters(model, 4, 1)
     dataset = DialogueDataset(Conversations.of(Renderer(tokenizer), bundled_dialogues()), np.arange(10), 128)
@@ -202,7 +202,7 @@ def test_the_loop_trains_it(model_folder, tmp_path):
     assert state.after.val < state.before.val - 0.05
 
 
-def test_bf16_follows_fp32(model_folder):
+def test_losses_in_bf16_follow_those_in_fp32(model_folder):
     """The same steps, with a frozen base in bf16 or cast to it, and the residual stream in fp32."""
     exact, rounded, cast = adapted(model_folder, 3), adapted(model_folder, 3, torch.bfloat16), adapted(model_folder, 3)
     with torch.no_grad(), BF16.autocast():
@@ -216,7 +216,7 @@ def test_bf16_follows_fp32(model_folder):
 
 
 def test_logits_of_a_bf16_embedding_are_not_rounded(model_folder):
-    """Near -100 bf16 knows every second half only: many tokens would be the likeliest."""
+    """Near -100, bf16 values are 0.5 apart: many tokens would share the highest logit."""
     model = Decoder(adapted(model_folder, 3, torch.bfloat16)).model
     x = 30 * torch.randn(5, 48, generator=torch.Generator().manual_seed(0))
     weight = torch.cat([model.wte.weight.float(), model.state_dict()["wte.new_rows"]])
@@ -224,7 +224,7 @@ def test_logits_of_a_bf16_embedding_are_not_rounded(model_folder):
 
 
 @pytest.mark.parametrize(("dtype", "tie"), [(torch.float32, 0), (torch.bfloat16, 0.05)])
-def test_unmerged_generation_with_the_cache_equals_without(dtype, tie, vocabulary, tmp_path):
+def test_unmerged_generation_is_the_same_with_and_without_the_cache(dtype, tie, vocabulary, tmp_path):
     base = write_layout(tiny_reference(std=0.25), vocabulary, tmp_path / "m", "bare")
     model = adapted(base, 3, dtype)
     take_steps(model)
@@ -254,7 +254,7 @@ def test_decoding_makes_no_second_copy_of_frozen_weights(model_folder):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_saved_adapter_comes_back_exactly(dtype, model_folder, tmp_path):
+def test_a_saved_adapter_loads_exactly(dtype, model_folder, tmp_path):
     model = adapted(model_folder, 3, dtype)
     take_steps(model, FP32 if dtype == torch.float32 else BF16)
     save_adapter(model, tmp_path / "adapter", "gpt2")
@@ -265,7 +265,7 @@ def test_a_saved_adapter_comes_back_exactly(dtype, model_folder, tmp_path):
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_an_adapter_that_does_not_fit(model_folder, tmp_path):
+def test_an_adapter_that_does_not_fit_is_refused(model_folder, tmp_path):
     save_adapter(adapted(model_folder), tmp_path / "adapter", "gpt2")
     with pytest.raises(UserError, match="another shape"):
         load_adapter(adapted(model_folder, rank=5), tmp_path / "adapter")
@@ -280,7 +280,7 @@ def test_an_adapter_that_does_not_fit(model_folder, tmp_path):
         load_adapter(adapted(model_folder), tmp_path / "adapter")
 
 
-def test_the_draw_depends_on_the_seed_alone(model_folder):
+def test_the_initial_adapters_depend_on_the_seed_alone(model_folder):
     first = adapted(model_folder).state_dict()
     torch.manual_seed(77)
     again, other = adapted(model_folder).state_dict(), adapted(model_folder, seed=2).state_dict()
@@ -292,7 +292,7 @@ def test_the_draw_depends_on_the_seed_alone(model_folder):
     assert A.std().item() == pytest.approx((3 * 192) ** -0.5, rel=0.1)
 
 
-def test_a_base_that_changed_during_training(model_folder, vocabulary, tmp_path):
+def test_a_base_model_that_changed_during_training_is_refused(model_folder, vocabulary, tmp_path):
     model = adapted(model_folder, dtype=torch.bfloat16)
     take_steps(model, BF16)
     write_layout(tiny_reference(std=0.11), vocabulary, model_folder, "bare")
@@ -305,7 +305,7 @@ def test_a_base_that_changed_during_training(model_folder, vocabulary, tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_written_tensors_equal_the_librarys(dtype, tmp_path):
+def test_written_tensors_equal_those_of_safetensors(dtype, tmp_path):
     generator = torch.Generator().manual_seed(0)
     tensors = {f"t.{n}": torch.randn(n, 2 * n + 1, generator=generator).t() for n in range(1, 6)}
     tensors["one"] = torch.randn(7, generator=generator)
@@ -329,8 +329,8 @@ def header_of(path: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_high_ranks_do_not_lose_to_a_low_one(tmp_path):
-    """Five folds of the bundled conversations: what one rate does at rank 8 it does at 64 and 256."""
+def test_high_ranks_are_no_worse_than_a_low_one(tmp_path):
+    """On five folds of the bundled conversations, one learning rate suits the ranks 8, 64 and 256."""
     dialogues = bundled_dialogues()
     losses: dict[int, list[float]] = {}
     for rank in (8, 64, 256):

@@ -1,4 +1,4 @@
-"""What a run will take is said before it starts, and what would take less where it does not fit."""
+"""A run prints the memory it needs before it starts, and options that need less if it does not fit."""
 
 import json
 import re
@@ -32,17 +32,17 @@ def give(monkeypatch, free: float, swap: float = 0) -> None:
 @pytest.mark.parametrize(
     ("settings", "measured"),
     [
-        (FULL, 6.3),  # peaks of gpt2-medium, start to finish, as /usr/bin/time saw them
+        (FULL, 6.3),  # peaks of gpt2-medium, start to finish, from /usr/bin/time
         (replace(FULL, lora_rank=8), 1.8),
     ],
 )
-def test_the_estimate_is_near_what_was_measured(settings, measured):
+def test_the_estimate_is_close_to_measured_peaks(settings, measured):
     assert sum(expected_memory(MEDIUM, settings, "bf16")) == pytest.approx(
         measured * GIGABYTE, rel=memory.TOLERANCE - 1
     )
 
 
-def test_each_option_takes_less():
+def test_each_option_lowers_the_estimate():
     long = MEDIUM._replace(longest=1024)
 
     def takes(precision: str = "bf16", **options) -> float:
@@ -54,7 +54,7 @@ def test_each_option_takes_less():
     assert takes("fp32") > takes()
 
 
-def test_advice_names_what_fits_and_what_it_takes(monkeypatch):
+def test_advice_names_options_that_fit_and_their_memory(monkeypatch):
     size, settings = MEDIUM._replace(longest=1024), replace(FULL, batch_size=8)
     give(monkeypatch, 100)
     line = check_memory(size, settings, BF16)
@@ -62,33 +62,33 @@ def test_advice_names_what_fits_and_what_it_takes(monkeypatch):
         r"memory: about [\d.]+ GB to train \(weights 1.4, gradients 1.4, optimizer 2.8, activations .*\)", line
     )
     give(monkeypatch, 9)
-    with pytest.raises(UserError, match=r"memory: about .*program 0.6\), and 9\.0 GB are free; what would fit: ") as no:
+    with pytest.raises(UserError, match=r"memory: about .*program 0.6\), but 9\.0 GB are free; to fit, use ") as no:
         check_memory(size, settings, BF16)
     assert "--batch-size 1 --gradient-accumulation 8 (" in str(no.value)
     assert "--lora-rank 8 (" in str(no.value) or "--lora-rank 8 --gradient-checkpointing (" in str(no.value)
     for part in str(no.value).split("GB)")[:-1]:
         assert float(part.rsplit("(")[-1]) <= 9
-    give(monkeypatch, 9, swap=20)  # then it may be slow, and is not forbidden
-    assert check_memory(size, settings, BF16).startswith(str(no.value).split(", and")[0])
+    give(monkeypatch, 9, swap=20)  # swapping may be slow, but is allowed
+    assert check_memory(size, settings, BF16).startswith(str(no.value).split(", but")[0])
     give(monkeypatch, 1)
-    with pytest.raises(UserError, match="no option makes it fit: take a smaller model, or a shorter --max-length"):
+    with pytest.raises(UserError, match="no option makes it fit: use a smaller model, or a shorter --max-length"):
         check_memory(size, settings, BF16)
 
 
-def test_what_is_certain_is_not_tried(monkeypatch):
-    """Weights, gradients and moments are 16 bytes a parameter, whatever the rest comes to."""
+def test_a_run_that_is_certain_to_fail_is_refused(monkeypatch):
+    """Weights, gradients and moments take 16 bytes per parameter, whatever else is needed."""
     give(monkeypatch, 5.6)
     with pytest.raises(UserError, match="5.6 GB are free"):
         check_memory(MEDIUM, FULL, BF16)
     give(monkeypatch, 5.7)
-    assert "5.7 GB are free; what would fit: --lora-rank 8" in check_memory(MEDIUM, FULL, BF16)
+    assert "5.7 GB are free; to fit, use --lora-rank 8" in check_memory(MEDIUM, FULL, BF16)
 
 
 def test_processes_on_one_machine_share_its_memory(monkeypatch):
     give(monkeypatch, 10)
     assert check_memory(MEDIUM, FULL, BF16).endswith("program 0.6)")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"what would fit: --lora-rank 8 \("):
+    with pytest.raises(UserError, match=r"to fit, use --lora-rank 8 \("):
         check_memory(MEDIUM, FULL, BF16._replace(processes=2))
 
 
@@ -107,32 +107,30 @@ def test_the_limit_of_a_container_counts(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
-def test_running_out_on_the_way_gives_the_same_advice(error):
+def test_running_out_of_memory_gives_the_same_advice(error):
     with (
-        pytest.raises(
-            UserError, match=r"out of memory; the checkpoints are as they were; what would fit: --lora-rank 8"
-        ),
+        pytest.raises(UserError, match=r"out of memory; the checkpoints are intact; to fit, use --lora-rank 8"),
         explain_lack_of_memory(MEDIUM, FULL, BF16),
     ):
         raise error
 
 
-def test_another_process_says_that_it_ran_out(capsys):
+def test_another_process_reports_that_it_is_out_of_memory(capsys):
     with pytest.raises(UserError), explain_lack_of_memory(MEDIUM, FULL, BF16._replace(processes=2, rank=1)):
         raise MemoryError
     assert capsys.readouterr().err == "process 1 is out of memory\n"
 
 
-def test_other_errors_stay_what_they_are():
+def test_other_errors_are_not_changed():
     with pytest.raises(RuntimeError, match="shape"), explain_lack_of_memory(MEDIUM, FULL, BF16):
         raise RuntimeError("shape")
     with pytest.raises(NotImplementedError), explain_lack_of_memory(MEDIUM, FULL, BF16):
         raise NotImplementedError("an operator that the device lacks")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space the Linux way")
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
 def test_a_run_that_cannot_fit_says_so_before_it_starts(work):
-    """The bundled model with 700 long dialogues in a batch, allowed 12 GB of addresses."""
+    """The bundled model with 700 long dialogues in a batch and 12 GB of address space."""
     import resource
 
     text = "So that is how it went. " * 80
@@ -147,5 +145,5 @@ def test_a_run_that_cannot_fit_says_so_before_it_starts(work):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limit),
     )
     line = refused(done)
-    assert "GB are free; what would fit: --batch-size 1 --gradient-accumulation 700 (" in line
+    assert "GB are free; to fit, use --batch-size 1 --gradient-accumulation 700 (" in line
     assert not (work / "runs").exists()

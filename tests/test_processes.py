@@ -1,4 +1,4 @@
-"""Several processes under torchrun: the numbers of one with a larger batch, one that prints and writes."""
+"""Several processes under torchrun give the numbers of one with a larger batch, and one prints and writes."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from pipeline.run_settings import parse_finetune_settings
 from settings import TrainingSettings
 from training.loop import all_steps, batch_seed
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over Windows is untried")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo is untested on Windows")
 OPTIONS = ("--epochs", 2, "--precision", "fp32", "--dropout", 0.1, "--max-new-tokens", 10)
 
 
@@ -33,11 +33,11 @@ def torchrun(work: Path, processes: int, *arguments: object) -> subprocess.Compl
 
 
 def in_this_process(*arguments: object) -> None:
-    """The command without the seconds in which PyTorch is imported."""
+    """Run the command without starting a process, which saves the seconds to import PyTorch."""
     finetune(parse_finetune_settings([*map(str, arguments)]), RunFacts())
 
 
-def test_two_processes_are_one_with_twice_the_batch(work, command, model_folder):
+def test_two_processes_equal_one_with_twice_the_batch(work, command, model_folder):
     """8 x 1 = 4 x 2 = two processes."""
     options = ("--model", model_folder, "--epochs", 4, "--precision", "fp32", "--max-new-tokens", 10)
     assert command("finetune.py", *options, "--batch-size", 8, "--run-dir", "one").returncode == 0
@@ -51,16 +51,16 @@ def test_two_processes_are_one_with_twice_the_batch(work, command, model_folder)
         one = logged(work / "one", name)
         assert logged(work / "two", name) == pytest.approx(one, rel=1e-4)
         assert logged(work / "accumulated", name) == pytest.approx(one, rel=1e-4)
-    assert len(logged(work / "two", "train_loss")) == 4  # not each process its own
+    assert len(logged(work / "two", "train_loss")) == 4  # not one for each process
     assert len(logged(work / "two", "watched")) == len(logged(work / "two", "val_loss")) == 5
 
 
 @pytest.mark.slow
-def test_a_checkpoint_goes_on_with_any_number_of_processes(work, command, model_folder):
-    """With as many to the last bit, with another number up to rounding: the batches of a step are divided anew.
+def test_a_checkpoint_resumes_with_any_number_of_processes(work, command, model_folder):
+    """With the same number bit for bit, with another number up to rounding: processes then get other batches.
 
-    Dropout is that of the batch, whoever computes it. Of 7 examples one is left for the last step of an epoch, in
-    which one of two processes is idle.
+    Dropout depends on the batch, not on the process. The last step of an epoch has only one of the 7 examples, and
+    leaves one of two processes idle.
     """
     options = ("--model", model_folder, *OPTIONS, "--batch-size", 1)
     assert torchrun(work, 2, *options, "--run-dir", "unbroken").returncode == 0
@@ -82,14 +82,14 @@ def test_a_checkpoint_goes_on_with_any_number_of_processes(work, command, model_
     assert logged(work / "other", "train_loss") == pytest.approx(losses, rel=1e-4)
 
 
-def test_a_users_mistake_is_one_line(work):
+def test_a_users_mistake_is_reported_in_one_line(work):
     done = torchrun(work, 2, "--epochs", 0)
     assert done.returncode != 0
     assert done.stderr.count("error: --epochs 0") == 1
 
 
-def test_every_batch_has_one_process(tmp_path):
-    """What two processes take of the steps is all of them, once."""
+def test_every_batch_belongs_to_one_process(tmp_path):
+    """Two processes together take every example once."""
     settings = TrainingSettings(epochs=1, batch_size=2)
     steps = all_steps([10] * 7, settings, processes=2)
     epoch = [next(steps) for _ in range(settings.steps(7, processes=2)[0])]
@@ -98,6 +98,6 @@ def test_every_batch_has_one_process(tmp_path):
     assert sorted(taken) == list(range(7))
 
 
-def test_the_seed_of_a_batch_is_its_own():
+def test_every_batch_has_its_own_seed():
     seeds = {batch_seed(seed, step, batch) for seed in range(3) for step in range(20) for batch in range(4)}
     assert len(seeds) == 240

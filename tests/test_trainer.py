@@ -1,4 +1,4 @@
-"""The loss curve of fifty steps beside that of the transformers Trainer, with its own accumulation and schedule."""
+"""The loss curve of fifty steps equals that of transformers' Trainer, with its own accumulation and schedule."""
 
 import numpy as np
 import pytest
@@ -26,14 +26,14 @@ SETTINGS = TrainingSettings(
 
 
 class InOrder(Trainer):
-    """The examples as they come: in the order in which our loop takes them."""
+    """A Trainer that takes the examples in the given order, as our loop does."""
 
     def _get_train_sampler(self, train_dataset=None) -> SequentialSampler:
         return SequentialSampler(train_dataset or self.train_dataset)
 
 
 def collate(examples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """Padded on the right, with an attention mask, as transformers wants it."""
+    """A batch padded on the right, with an attention mask, as transformers expects it."""
     longest = max(len(example["input_ids"]) for example in examples)
     padding = {"input_ids": 0, "labels": IGNORED, "attention_mask": 0}
     return {
@@ -42,7 +42,7 @@ def collate(examples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     }
 
 
-def test_the_curve_of_fifty_steps(vocabulary, tmp_path):
+def test_fifty_steps_have_the_loss_curve_of_transformers(vocabulary, tmp_path):
     model, tokenizer = load_model(write_layout(tiny_reference(std=0.05), vocabulary, tmp_path / "m", "bare"))
     conversations = Conversations.of(Renderer(tokenizer), bundled_dialogues(), learn="replies")
     dataset = DialogueDataset(conversations, np.arange(7), 112)

@@ -1,4 +1,4 @@
-"""The loop: what a step's loss is, what an evaluation measures, and what the log says."""
+"""The training loop: the loss of a step, evaluations, and the logs."""
 
 import copy
 import json
@@ -35,8 +35,8 @@ def model() -> GPTModel:
     return GPTModel(GPTConfig(n_layer=2, n_head=2, n_embd=32, vocab_size=101, n_positions=64))
 
 
-def test_evaluation_is_one_sum_over_all_tokens(model):
-    """Not a mean of means: the same value example by example, in batches, and from the definition."""
+def test_an_evaluation_is_the_mean_over_all_tokens(model):
+    """Not a mean of batch means: the value is that of the definition, example by example."""
     dataset = make_dataset(5, 50, 9, 30, 64, 12)
     total, tokens = 0.0, 0
     for example in map(dataset.__getitem__, range(6)):
@@ -62,7 +62,7 @@ def test_the_loss_of_a_step_counts_every_token_once(model):
     torch.testing.assert_close(together, model.h[0].mlp.c_fc.weight.grad)  # pyright: ignore
 
 
-def test_weight_decay_is_for_matrices(model):
+def test_weight_decay_applies_to_matrices_only(model):
     decayed, free = make_optimizer(model, TrainingSettings()).param_groups
     assert decayed["weight_decay"] == 0.1
     assert free["weight_decay"] == 0
@@ -72,7 +72,7 @@ def test_weight_decay_is_for_matrices(model):
     assert decayed["fused"]
 
 
-def test_training_learns_and_logs(model, tmp_path):
+def test_training_lowers_the_loss_and_logs_every_step(model, tmp_path):
     settings = TrainingSettings(epochs=20, batch_size=2, learning_rate=3e-3, evaluate_every=5)
     dataset = make_dataset(20, 30, 25)
     optimizer = make_optimizer(model, settings)
@@ -93,7 +93,7 @@ def test_training_learns_and_logs(model, tmp_path):
     assert len((tmp_path / "timing.jsonl").read_text().splitlines()) == 40
 
 
-def test_lengths_of_batches_are_rounded_up_as_far_as_there_are_positions(model):
+def test_batch_lengths_are_rounded_up_but_not_beyond_the_positions(model):
     dataset = make_dataset(5, 18, 60, 62)  # of at most 64 tokens
     for number, T in [(0, 16), (1, 32), (2, 64), (3, 64)]:
         inputs, targets, learned, _ = make_batch(dataset, [number], END, CPU)
@@ -107,19 +107,19 @@ def test_lengths_of_batches_are_rounded_up_as_far_as_there_are_positions(model):
     assert make_batch(odd, [0], END, CPU)[0].shape == (1, 50)
 
 
-def test_a_run_can_end_after_a_number_of_steps(model, tmp_path):
+def test_a_run_ends_after_max_steps(model, tmp_path):
     settings = TrainingSettings(epochs=10**9, batch_size=1, learning_rate=1e-3, schedule="linear", max_steps=4)
     optimizer = make_optimizer(model, settings)
     fit(model, make_dataset(20, 30, 25), make_dataset(10), settings, tmp_path, optimizer=optimizer)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "train_loss" in line] == [1, 2, 3, 4]
     assert [line["step"] for line in lines if "val_loss" in line] == [0, 3, 4]
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 / 4)  # fitted to four steps
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 / 4)  # the schedule has four steps
 
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (4, 2), (2, 4), (3, 3)])
-def test_accumulation_is_one_large_batch(tmp_path, batch_size, accumulation):
-    """8 x 1 = 4 x 2 = 2 x 4, token for token, where a mean of means would not be; 3 x 3 is another step."""
+def test_accumulation_equals_one_large_batch(tmp_path, batch_size, accumulation):
+    """8 x 1 = 4 x 2 = 2 x 4, token for token, unlike a mean of means; 3 x 3 is a different step."""
     dataset = make_dataset(*range(4, 60, 3))
     runs = []
     for size, pieces in [(8, 1), (batch_size, accumulation)]:
@@ -135,24 +135,24 @@ def test_accumulation_is_one_large_batch(tmp_path, batch_size, accumulation):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_stops_the_run_before_the_weights(model, tmp_path, value):
+def test_a_loss_of_nan_stops_the_run_before_the_weights_change(model, tmp_path, value):
     model.ln_f.register_forward_hook(lambda module, _, x: x * value if module.training else x)
     before = model.wte.weight.clone()
     settings = TrainingSettings(epochs=1, batch_size=1, gradient_accumulation=2, learning_rate=1e-3)
-    with pytest.raises(UserError, match=r"step 1: the loss is nan, on the dialogues [12], 3 of the data; try a lower"):
+    with pytest.raises(UserError, match=r"step 1: the loss is nan on dialogues [12], 3 of the data; try a lower"):
         fit(model, make_dataset(20, 30, 25), make_dataset(9), settings, tmp_path)
     assert torch.equal(model.wte.weight, before)
 
 
-def test_what_is_left_open_depends_on_the_size_of_the_model():
+def test_the_defaults_depend_on_the_size_of_the_model():
     new = TrainingSettings()
     assert defaults(new, 82_000_000) == {"epochs": 10, "learning_rate": 5e-5}
     assert defaults(new, 7_000_000) == {"epochs": 3, "learning_rate": 1.2e-4}
     assert explain(new, 7_000_000).count("the default for a small model") == 2
     asked = TrainingSettings(epochs=3, seed=4)
     assert defaults(asked, 82_000_000) == {"learning_rate": 5e-5}
-    assert explain(asked, 82_000_000) == "epochs: 3 (as asked); learning rate: 5e-05 (the default)"
-    assert explain(TrainingSettings(max_steps=7), 82_000_000).endswith("; at most 7 steps (as asked)")
+    assert explain(asked, 82_000_000) == "epochs: 3 (as requested); learning rate: 5e-05 (the default)"
+    assert explain(TrainingSettings(max_steps=7), 82_000_000).endswith("; at most 7 steps (as requested)")
 
 
 def test_a_small_model_gets_larger_batches_for_much_data():
@@ -175,17 +175,17 @@ def test_clipping_can_be_turned_off(model, tmp_path):
     assert "grad_norm" not in (tmp_path / "metrics.jsonl").read_text()
 
 
-def test_devices_and_precisions():
+def test_the_machine_has_the_requested_device_and_precision():
     machine = choose_machine("cpu", "fp32")
     assert (machine.device.type, machine.precision) == ("cpu", "fp32")
-    assert "precision: fp32 (as asked)" in machine.explanation
+    assert "precision: fp32 (as requested)" in machine.explanation
     assert choose_machine("auto", "auto").precision in ("fp32", "bf16")
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="--device cuda: not found"):
             choose_machine("cuda", "auto")
 
 
-def test_a_gpu_makes_no_plan_for_each_new_length(monkeypatch):
+def test_a_gpu_does_not_use_the_attention_of_cudnn(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     before = torch.backends.cuda.cudnn_sdp_enabled()
     try:
@@ -197,7 +197,7 @@ def test_a_gpu_makes_no_plan_for_each_new_length(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
-def test_schedules_equal_transformers(name, model):
+def test_the_schedules_equal_those_of_transformers(name, model):
     from transformers import get_scheduler
 
     steps, warmup = 50, 10
@@ -205,7 +205,7 @@ def test_schedules_equal_transformers(name, model):
     reference = get_scheduler(name if name != "constant" else "constant_with_warmup", optimizer, warmup, steps)
     settings = TrainingSettings(learning_rate=0.3, schedule=name, warmup=0.2)
     for step in range(1, steps + 1):
-        # transformers starts at 0, a step that learns nothing; here the first step already has its share.
+        # transformers starts at a rate of 0, with which a step learns nothing; our warm-up is one step ahead.
         if step <= warmup:
             optimizer.step()
             reference.step()
@@ -215,7 +215,7 @@ def test_schedules_equal_transformers(name, model):
             reference.step()
 
 
-def test_no_warmup_starts_at_the_top():
+def test_a_schedule_without_warmup_starts_at_the_full_rate():
     settings = TrainingSettings(learning_rate=0.3)
     assert [learning_rate_at(step, 4, settings) for step in range(1, 5)] == [0.3] * 4
     cosine = TrainingSettings(learning_rate=0.3, schedule="cosine")
@@ -234,11 +234,11 @@ def test_dropout_is_on_in_training_and_off_in_evaluation(model, tmp_path):
     dropped = GPTModel(model.config, dropout=0.5)
     dropped.load_state_dict(model.state_dict())
     without, with_dropout = first_losses(model, tmp_path, "without"), first_losses(dropped, tmp_path, "with")
-    assert with_dropout[0] == without[0]  # the evaluation before
+    assert with_dropout[0] == without[0]  # the evaluation before training
     assert with_dropout[1] != without[1]  # the first step
 
 
-def test_bf16_is_used_where_it_is_chosen(model, tmp_path):
+def test_bf16_is_used_if_it_is_chosen(model, tmp_path):
     again = copy.deepcopy(model)
     exact = first_losses(model, tmp_path, "fp32")
     rounded = first_losses(again, tmp_path, "bf16", Machine(torch.device("cpu"), "bf16", ""))
@@ -271,8 +271,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path, dropout):
 FP16 = Machine(torch.device("cpu"), "fp16", "")
 
 
-def test_fp16_scales_its_gradients(model, tmp_path):
-    """With a scaler the curve is that of fp32, and what overflows is skipped and said in the log."""
+def test_fp16_with_scaled_gradients_follows_fp32(model, tmp_path):
     again = copy.deepcopy(model)
     exact = first_losses(model, tmp_path, "fp32")
     rounded = first_losses(again, tmp_path, "fp16", FP16)
@@ -297,7 +296,7 @@ def test_a_step_whose_fp16_gradient_overflows_is_skipped(model, tmp_path):
         take_step(Learner(model, optimizer, scaler, 1.0), [batch], FP16)
 
 
-def test_the_scale_of_fp16_is_resumed(model, tmp_path):
+def test_the_scale_of_fp16_is_saved_with_the_checkpoint(model, tmp_path):
     settings = TrainingSettings(epochs=2, batch_size=1, learning_rate=1e-3)
     state = fit(model, make_dataset(20, 30), make_dataset(10), settings, tmp_path, FP16)
     assert state.scaler == {}  # nothing was saved
@@ -308,20 +307,20 @@ def test_the_scale_of_fp16_is_resumed(model, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_gradient_that_is_no_number_is_not_applied(model, tmp_path, precision):
+def test_a_gradient_of_nan_is_not_applied(model, tmp_path, precision):
     before = copy.deepcopy(model.state_dict())
     model.ln_f.weight.register_hook(lambda gradient: gradient * math.nan)
     settings = TrainingSettings(epochs=1, batch_size=3, learning_rate=1e-3)
-    with pytest.raises(UserError, match="step 1: the gradient is nan, on the dialogues 1, 2, 3 of the data") as stopped:
+    with pytest.raises(UserError, match="step 1: the gradient is nan on dialogues 1, 2, 3 of the data") as stopped:
         fit(model, make_dataset(20, 30, 25), make_dataset(9), settings, tmp_path, CPU._replace(precision=precision))
     assert ("--precision fp32" in str(stopped.value)) == (precision == "bf16")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_validation_loss_that_is_no_number_stops_the_run(model, tmp_path):
+def test_a_validation_loss_of_nan_stops_the_run(model, tmp_path):
     with torch.no_grad():
-        model.wpe.weight[60] = math.nan  # which no training example reaches
+        model.wpe.weight[60] = math.nan  # a position that no training example reaches
     settings = TrainingSettings(epochs=1, batch_size=3, learning_rate=1e-3)
-    with pytest.raises(UserError, match="step 0: the evaluation's loss is no number"):
-        # Nothing can be drawn from such weights.
+    with pytest.raises(UserError, match="step 0: the evaluation loss is not finite"):
+        # No reply can be sampled from such weights.
         fit(model, make_dataset(20, 30, 25), make_dataset(64), settings, tmp_path, watch=lambda _: pytest.fail("asked"))

@@ -1,7 +1,7 @@
-"""Optimizer steps as CUDA graphs, one for each length of batch: on a GPU, most of a short step is launching kernels.
+"""Optimizer steps as CUDA graphs, one per batch length: on a GPU, a short step mostly launches kernels.
 
-The arithmetic is that of `step.take_step`. Only the form differs: buffers are static, numbers that change from step to
-step are tensors (learning rate, learned tokens), and nothing waits for the GPU until the loss is read.
+The arithmetic is that of `step.take_step`. Only the form differs: buffers are static, values that change from step to
+step (learning rate, learned tokens) are tensors, and nothing waits for the GPU until the loss is read.
 """
 
 import math
@@ -20,26 +20,26 @@ from settings import TrainingSettings
 from training.device import Machine
 from training.step import Batch, Learner
 
-SHORT = 256  # up to this many tokens, batches keep their length, a multiple of 16
-LEAST = 4  # steps that pay for a graph: warming up and capturing take about three eager ones
-MOST = 32  # graphs
+SHORT = 256  # capture batches of up to this many tokens at their own length, a multiple of 16
+LEAST = 4  # minimum number of batches for a graph: warm-up and capture take as long as three eager steps
+MOST = 32  # maximum number of lengths to capture
 CLIP_EPSILON = 1e-6  # as in `torch.nn.utils.clip_grad_norm_`
-UPDATE = 0  # the key of the update's graph, beside lengths
+UPDATE = 0  # key of the update's graph; the other keys are lengths
 
 
 def why_eager(machine: Machine, settings: TrainingSettings, optimizer: Optimizer) -> str:
     """Why steps on this GPU are not captured; empty if they are."""
     reasons = {
-        type(optimizer).__name__: not isinstance(optimizer, AdamW),  # only this one can skip an update on the GPU
+        type(optimizer).__name__: not isinstance(optimizer, AdamW),  # only AdamW can skip an update on the GPU
         "several processes": machine.processes > 1,
-        "fp16": machine.precision == "fp16",  # its scaler decides on the CPU
-        "--gradient-checkpointing": settings.gradient_checkpointing,  # it reads the state of the random generator
+        "fp16": machine.precision == "fp16",  # its gradient scaler decides on the CPU
+        "--gradient-checkpointing": settings.gradient_checkpointing,  # it reads the random generator's state
     }
     return ", ".join(reason for reason, applies in reasons.items() if applies)
 
 
 def graph_length(length: int) -> int:
-    """`length` rounded up so that few lengths occur: 16 up to `SHORT`, then 8 for each doubling (1/8 of padding)."""
+    """`length` rounded up, to need few graphs: 16 lengths up to `SHORT`, then 8 per doubling (at most 1/8 padding)."""
     if length <= SHORT:
         return length
     unit = 1 << (length - 1).bit_length() - 4
@@ -47,13 +47,13 @@ def graph_length(length: int) -> int:
 
 
 def choose_lengths(lengths: Iterable[int], longest: int) -> list[int]:
-    """The lengths to capture, ascending: those of `LEAST` batches or more, the `MOST` frequent, and the `longest`.
+    """The lengths to capture, ascending: the most frequent, if they have at least `LEAST` batches, and `longest`.
 
-    A batch of any other length is padded to the next one of these.
+    Batches of other lengths are padded to the next of these.
 
     Args:
-        lengths: of the batches to come.
-        longest: of all batches.
+        lengths: the length of each upcoming batch.
+        longest: the length of the longest batch.
     """
     counts = Counter(min(graph_length(length), longest) for length in lengths)
     counts.pop(longest, None)
@@ -62,14 +62,14 @@ def choose_lengths(lengths: Iterable[int], longest: int) -> list[int]:
 
 
 class Buffers:
-    """A batch in memory that stays in place."""
+    """Static memory for a batch."""
 
     def __init__(self, rows: int, length: int, device: torch.device) -> None:
         self.inputs = torch.zeros(rows, length, dtype=torch.long, device=device)
         self.targets = torch.zeros_like(self.inputs)
 
     def fill(self, batch: Batch) -> None:
-        """Copy a batch that is no larger into the upper left corner; nothing else is learned."""
+        """Copy `batch`, which must fit, into the upper left corner; all other targets are ignored."""
         B, T = batch.inputs.shape
         self.inputs.zero_()
         self.targets.fill_(IGNORED)
@@ -78,14 +78,14 @@ class Buffers:
 
 
 class CapturedSteps:
-    """Takes optimizer steps as `take_step` does, by replaying CUDA graphs (on a CPU, where tests use it, eagerly).
+    """Takes the same optimizer steps as `take_step` by replaying CUDA graphs (on a CPU, for tests, eagerly).
 
-    With one batch a step, the whole step is one graph. With gradient accumulation there is one for each batch, which
-    adds to gradients that stay in place, and one for the update.
+    Without gradient accumulation, one graph does the whole step. With it, one graph per length adds a batch's gradient
+    to the step's in place, and another graph does the update.
 
     Args:
-        rows: examples of a full batch; a smaller one is filled up with rows in which nothing is learned.
-        lengths: of batches, ascending; see `choose_lengths`.
+        rows: examples in a full batch; a smaller batch is padded with rows of ignored targets.
+        lengths: lengths of the batches, ascending; see `choose_lengths`.
         accumulates: whether a step may have several batches.
 
     Raises:
@@ -99,11 +99,11 @@ class CapturedSteps:
         self.learner, self.machine, self.accumulates = learner, machine, accumulates
         self.optimizer = learner.optimizer
         device = machine.device
-        self.learned = torch.zeros((), device=device)  # targets in the whole step
-        self.loss = torch.zeros((), device=device)  # of the step's batches so far
+        self.learned = torch.zeros((), device=device)  # learned targets in the whole step
+        self.loss = torch.zeros((), device=device)  # sum over the step's batches so far
         self.result = torch.zeros(2, device=device)  # loss and gradient norm of the last step
         self.buffers = {length: Buffers(rows, length, device) for length in lengths}
-        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by length; that of the update under UPDATE
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by length; the update's graph under UPDATE
         for group in self.optimizer.param_groups:
             group["lr"] = torch.zeros((), device=device)
             if accumulates:
@@ -114,7 +114,7 @@ class CapturedSteps:
             self.capture()
 
     def compute(self, buffers: Buffers) -> None:
-        """Add the loss of a batch, and its gradient, to those of the step, and end a step that has no other batch."""
+        """Add a batch's loss and gradient to the step's; without accumulation, also update the weights."""
         with self.machine.autocast():
             part = self.learner.model(buffers.inputs, buffers.targets) / self.learned
         part.backward()
@@ -123,9 +123,9 @@ class CapturedSteps:
             self.update()
 
     def update(self) -> None:
-        """Clip the gradient and update the weights, unless loss or gradient is NaN or infinite; begin the next step.
+        """Clip the gradient and update the weights, unless loss or gradient is NaN or infinite; reset both.
 
-        The fused kernel divides gradients by `grad_scale` as it reads them: clipping has no pass of its own.
+        The fused kernel divides the gradients by `grad_scale` as it reads them, so clipping needs no pass of its own.
         """
         norm, limit = torch.zeros_like(self.loss), self.learner.max_grad_norm
         if limit:
@@ -139,32 +139,32 @@ class CapturedSteps:
         self.optimizer.zero_grad(set_to_none=not self.accumulates)
 
     def capture(self) -> None:
-        """Capture the graphs in one memory pool, or none of them where memory is short."""
+        """Capture the graphs in one memory pool; if they do not fit, all steps run eagerly."""
         works: dict[int, Callable[[], None]] = {
             length: partial(self.compute, buffers) for length, buffers in self.buffers.items()
         }
         if self.accumulates:
             works[UPDATE] = self.update
         pool = torch.cuda.graph_pool_handle()
-        self.learned.zero_()  # the loss is not finite then, so the updates of the warm-up are skipped
+        self.learned.zero_()  # makes the loss infinite or NaN, so that the warm-up's updates are skipped
         with self.machine.deterministic():
-            # The shortest first: AdamW's moments, made on the way, would cut up the memory of a longer one.
+            # Shortest first: AdamW's moments are allocated here, and would fragment the memory of a longer batch.
             for work in works.values():
                 warm_up(work)
             for group in self.optimizer.param_groups:
                 group["capturable"] = True
             try:
-                for key in sorted(works, reverse=True):  # the longest first: the others fit into its memory
+                for key in sorted(works, reverse=True):  # longest first: the others fit into its memory
                     self.graphs[key] = capture(works[key], pool)
             except torch.OutOfMemoryError:
-                self.graphs.clear()  # beside the pool there may be no room for a step without a graph
+                self.graphs.clear()  # next to the pool, an eager step may not fit
                 self.optimizer.zero_grad(set_to_none=not self.accumulates)
             for group in self.optimizer.param_groups:
-                group["capturable"] = False  # or PyTorch warns of each step without a graph
+                group["capturable"] = False  # otherwise PyTorch warns at each eager step
         torch.cuda.empty_cache()
 
     def run(self, key: int, work: Callable[[], None]) -> None:
-        """Replay the graph of `key`, or do its work where it was not captured."""
+        """Replay the graph of `key`, or run `work` if it was not captured."""
         graph = self.graphs.get(key)
         if graph:
             graph.replay()
@@ -175,7 +175,7 @@ class CapturedSteps:
         """See `take_step`.
 
         Raises:
-            FloatingPointError: the loss or the gradient is NaN or infinite; the weights are as they were.
+            FloatingPointError: the loss or the gradient is NaN or infinite; the weights are unchanged.
         """
         learned = sum(batch.learned for batch in batches)
         self.learned.fill_(learned)

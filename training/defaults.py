@@ -1,12 +1,12 @@
-"""The options that the user left open, by the size of the model and of the training part; see docs/training.md."""
+"""Defaults for options that the user left open, by model size and number of training tokens; see docs/training.md."""
 
 from dataclasses import replace
 from typing import Any
 
 from settings import TrainingSettings
 
-SMALL = 30_000_000  # parameters below which a model is trained with the defaults of the bundled one
-MUCH = 1_000_000  # training tokens from which a small model gets larger batches and a falling learning rate
+SMALL = 30_000_000  # models with fewer parameters get the bundled model's defaults
+MUCH = 1_000_000  # with this many training tokens, small models get larger batches and a falling learning rate
 FOR_MUCH: dict[str, Any] = {"learning_rate": 5e-4, "batch_size": 8, "schedule": "linear"}
 
 
@@ -14,8 +14,8 @@ def defaults(settings: TrainingSettings, parameters: int, tokens: int = 0) -> di
     """Values for the options that the user left open.
 
     Args:
-        parameters: of the model.
-        tokens: of the training part.
+        parameters: number of the model's parameters.
+        tokens: number of training tokens.
     """
     small = parameters < SMALL
     rates = (2e-3, 8e-4) if settings.lora_rank else (1.2e-4, 5e-5)
@@ -26,12 +26,12 @@ def defaults(settings: TrainingSettings, parameters: int, tokens: int = 0) -> di
 
 
 def complete(settings: TrainingSettings, parameters: int, tokens: int = 0) -> TrainingSettings:
-    """The settings with the options filled in that the user left open; see `defaults`."""
+    """`settings` with defaults for the options that the user left open; see `defaults`."""
     return replace(settings, **defaults(settings, parameters, tokens))
 
 
 def explain(settings: TrainingSettings, parameters: int, tokens: int = 0) -> str:
-    """One line on the options that `defaults` may choose: which are defaults and which were asked for."""
+    """One line on the options that `defaults` may choose, and whether each is a default or the user's choice."""
     left_open, completed = defaults(settings, parameters, tokens), complete(settings, parameters, tokens)
     default = "the default" + " with LoRA" * bool(settings.lora_rank) + " for a small model" * (parameters < SMALL)
     much = f"{default} and {tokens:,} training tokens"
@@ -39,10 +39,10 @@ def explain(settings: TrainingSettings, parameters: int, tokens: int = 0) -> str
     for name in ("epochs", "learning_rate", "batch_size", "schedule"):
         chosen = much if name in FOR_MUCH and left_open.keys() >= FOR_MUCH.keys() else default
         if name in left_open or getattr(settings, name) != getattr(TrainingSettings, name):
-            why = chosen if name in left_open else "as asked"
+            why = chosen if name in left_open else "as requested"
             explained.append(f"{name.replace('_', ' ')}: {getattr(completed, name)} ({why})")
     if settings.lora_rank:
         explained.append(f"LoRA of rank {settings.lora_rank}")
     if settings.max_steps:
-        explained.append(f"at most {settings.max_steps} steps (as asked)")
+        explained.append(f"at most {settings.max_steps} steps (as requested)")
     return "; ".join(explained)

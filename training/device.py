@@ -1,4 +1,4 @@
-"""The only room that knows the machine: device, precision, memory, and the processes that torchrun starts."""
+"""The only module that knows the machine: device, precision, memory, and the processes that torchrun starts."""
 
 import contextlib
 import copy
@@ -20,34 +20,34 @@ from gpt_model import GPTModel
 from settings import TrainingSettings
 from support.errors import UserError
 
-WAITING = timedelta(hours=2)  # of a process for the others
+WAITING = timedelta(hours=2)  # how long a process waits for the others
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Machine(NamedTuple):
-    """Where the work is done, in which precision the matrix products are computed (the weights are fp32), and why."""
+    """The device, the precision of matrix products (trained weights are fp32), and the reasons for both."""
 
     device: torch.device
     precision: str  # "fp32", "bf16" or "fp16"
     explanation: str
-    processes: int = 1  # that train together
-    rank: int = 0  # of this one among them
+    processes: int = 1  # number of processes that train together
+    rank: int = 0  # of this process
 
     @property
     def primary(self) -> bool:
-        """Whether this is the one process that prints and writes."""
+        """Whether this is the process that prints and writes."""
         return self.rank == 0
 
     @property
     def inference_dtype(self) -> torch.dtype:
-        """Of weights that nothing trains: where products are computed in bf16, half as much is to be read."""
+        """The dtype of frozen weights: bf16 halves the memory to read, if products are computed in bf16."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Compute what is inside in the chosen precision."""
+        """Compute products inside this context in the chosen precision."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
-        # No cache of casts: each weight is used once in a pass, and a CUDA graph must not read a cast made outside it.
+        # No cache of casts: each weight is used once per pass, and a CUDA graph must not read a cast from outside it.
         return torch.autocast(self.device.type, dtype=AUTOCAST[self.precision], cache_enabled=False)
 
     def seed(self, value: int) -> None:
@@ -56,18 +56,18 @@ class Machine(NamedTuple):
 
     @contextlib.contextmanager
     def deterministic(self) -> Iterator[None]:
-        """On a GPU, train with kernels that add in a fixed order, so that equal runs give equal bits.
+        """On a GPU, use kernels that add in a fixed order, so that identical runs are bit-identical.
 
-        Only training needs it: the backward passes of attention and of the embedding add in the order in which threads
-        finish. Decoding would lose speed.
+        Only training needs them: other kernels for the backward passes of attention and embedding add in the order in
+        which threads finish. They would slow down decoding.
         """
         if self.device.type != "cuda":
             yield
             return
-        # A debugging aid that costs time.
+        # This debugging aid costs time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-        # "warn" would leave FlashAttention as it is; `use_deterministic_algorithms` imports the compiler, which takes
-        # seconds.
+        # "warn" would leave FlashAttention nondeterministic; `use_deterministic_algorithms` imports the compiler, which
+        # takes seconds.
         torch.set_deterministic_debug_mode("error")
         try:
             yield
@@ -75,24 +75,24 @@ class Machine(NamedTuple):
             torch.set_deterministic_debug_mode("default")
 
     def gradient_scaler(self, state: dict[str, Any]) -> torch.amp.GradScaler:
-        """Keeps the small gradients of fp16 above its smallest number; in other precisions it does nothing."""
+        """A scaler that keeps small fp16 gradients from underflowing; in other precisions it does nothing."""
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         if scaler.is_enabled() and state:
             scaler.load_state_dict(state)
         return scaler
 
     def share(self, model: nn.Module) -> nn.Module:
-        """`model`, or a wrapper of it that adds up the gradients of all processes and divides by their number."""
+        """`model`; with several processes, a wrapper of it that averages their gradients."""
         if self.processes == 1:
             return model
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     def without_sharing(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
-        """Inside, backward passes of a shared model keep their gradients to themselves."""
+        """Inside this context, backward passes of a shared model do not exchange gradients."""
         return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
 
     def take_share(self, batches: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-        """The batches of this process, as many as every other has, since all take part in a pass; some may be empty."""
+        """This process's share of the batches, padded with empty ones: all processes must take part in each pass."""
         missing = -len(batches) % self.processes
         return [*batches, *[()] * missing][self.rank :: self.processes]
 
@@ -105,7 +105,7 @@ class Machine(NamedTuple):
         return sums.tolist()
 
     def agree(self, value: str) -> str:
-        """What the primary process passes, for all of them."""
+        """The primary process's `value`, on all processes."""
         if self.processes == 1:
             return value
         shared = [value]
@@ -113,12 +113,12 @@ class Machine(NamedTuple):
         return shared[0]
 
     def leave(self) -> None:
-        """End the work together; each process goes on by itself."""
+        """Leave the process group; from here on each process works alone."""
         if self.processes > 1:
             distributed.destroy_process_group()
 
     def record(self) -> dict[str, str | int]:
-        """What the bits of a result depend on."""
+        """Everything that the exact bits of a result depend on."""
         gpu = {"gpu": torch.cuda.get_device_name(self.device)} if self.device.type == "cuda" else {}
         return {
             **gpu,
@@ -135,25 +135,25 @@ def choose_machine(device: str, precision: str) -> Machine:
     """The machine for `--device` and `--precision`; under torchrun, joins the other processes.
 
     Raises:
-        UserError: a device that this computer, or this build of PyTorch, does not have.
+        UserError: this computer, or this build of PyTorch, does not have the device.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         device = next(name for name, there in available.items() if there)
         why_device = {"cuda": "a GPU was found", "mps": "an Apple GPU was found", "cpu": "no GPU was found"}[device]
     elif available[device]:
-        why_device = "as asked"
+        why_device = "as requested"
     else:
-        raise UserError(f"--device {device}: not found by PyTorch {torch.__version__} here; use --device auto")
+        raise UserError(f"--device {device}: not found by PyTorch {torch.__version__}; use --device auto")
     if precision == "auto":
         fast = has_fast_bf16(device)
         precision = "bf16" if fast else "fp32"
-        why_precision = "the hardware multiplies bf16 fast" if fast else "the hardware has no fast bf16"
+        why_precision = "native bf16" if fast else "no native bf16"
     else:
-        why_precision = "as asked"
+        why_precision = "as requested"
     if device == "cuda":
-        # cuDNN's attention makes a plan for each new length, which takes a tenth of a second or more: of batches and
-        # tokens to come, nearly every length is new. FlashAttention needs none.
+        # cuDNN's attention makes a plan for each new length, which takes 0.1 s or more, and almost every batch has a
+        # new length. FlashAttention needs no plan.
         torch.backends.cuda.enable_cudnn_sdp(False)
         # Deterministic products need a workspace of fixed size; cuBLAS reads this when it starts.
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
@@ -165,12 +165,12 @@ def choose_machine(device: str, precision: str) -> Machine:
 
 
 def join_processes(device: str) -> tuple[int, int, torch.device]:
-    """How many processes torchrun has started, the number of this one, and its device; 1 and 0 without torchrun.
+    """The number of processes that torchrun started, this one's rank, and its device; 1 and 0 without torchrun.
 
-    All but the first are silent from here on.
+    All but the first print nothing from here on.
 
     Raises:
-        UserError: more processes than GPUs, or processes on a device that can't share work.
+        UserError: more processes than GPUs, or several processes on a device that can't be shared.
     """
     processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if processes == 1:
@@ -179,12 +179,14 @@ def join_processes(device: str) -> tuple[int, int, torch.device]:
     if device == "cuda":
         number = int(os.environ["LOCAL_RANK"])
         if number >= torch.cuda.device_count():
-            raise UserError(f"{processes} processes, but {torch.cuda.device_count()} GPUs; start one for each")
+            raise UserError(
+                f"torchrun: {processes} processes for {torch.cuda.device_count()} GPUs; start one process per GPU"
+            )
         place = torch.device("cuda", number)
         torch.cuda.set_device(place)
     elif device == "mps":
         raise UserError("several processes can't share an Apple GPU; start without torchrun, or with --device cpu")
-    # The others wait while one measures what the model was before.
+    # The others wait while the first evaluates the base model.
     distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=WAITING)
     if rank:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -192,7 +194,7 @@ def join_processes(device: str) -> tuple[int, int, torch.device]:
 
 
 def has_fast_bf16(device: str) -> bool:
-    """Whether bf16 is worth it: processors without the instructions emulate it, slower than fp32."""
+    """Whether the device has native bf16; processors without it emulate bf16, slower than fp32."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device == "cpu":
@@ -201,15 +203,15 @@ def has_fast_bf16(device: str) -> bool:
 
 
 def for_training(model: GPTModel, settings: TrainingSettings) -> GPTModel:
-    """`model` as training runs it: with `--compile` its blocks and loss compiled, with `--gradient-checkpointing` its
-    blocks computed again in the backward pass. It shares all parameters with `model`, which itself stays plain.
+    """The model that training runs: `--compile` compiles its blocks and its loss, `--gradient-checkpointing` computes
+    its blocks again in the backward pass. It shares all parameters with `model`, which stays unchanged.
     """
     if not (settings.compile or settings.gradient_checkpointing):
         return model
     trained = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     if settings.compile:
-        torch.use_deterministic_algorithms(True)  # the compiler then chooses no kernels by their timing
-        torch.set_deterministic_debug_mode("default")  # PyTorch's own only in `deterministic`
+        torch.use_deterministic_algorithms(True)  # keeps the compiler from choosing kernels by timing
+        torch.set_deterministic_debug_mode("default")  # eager kernels: only inside `deterministic`
     for block in trained.h:
         if settings.compile:
             block.compile(dynamic=True)
@@ -221,24 +223,24 @@ def for_training(model: GPTModel, settings: TrainingSettings) -> GPTModel:
 
 
 def check_compiler(machine: Machine) -> None:
-    """Let PyTorch compile something small, before anything depends on it.
+    """Compile something small, to fail early if PyTorch can't.
 
     Raises:
-        UserError: it can't, most often because there is no C++ compiler.
+        UserError: PyTorch can't compile here, usually because there is no C++ compiler.
     """
     try:
         torch.compile(torch.sin)(torch.ones(2, device=machine.device))
     except RuntimeError as error:
         reason = str(getattr(error, "inner_exception", error)).partition("\n")[0]
-        raise UserError(f"--compile: PyTorch can't compile here ({reason}); leave it out") from None
+        raise UserError(f"--compile: PyTorch can't compile here ({reason}); run without it") from None
 
 
 def keep_freed_memory() -> None:
     """Keep freed memory in the process, in huge pages where Linux offers them. Call before the first tensor is made.
 
     Each step allocates and frees gigabytes of gradients. By default glibc returns every large block to the system, and
-    the next one comes as fresh pages, whose first touch runs at 2 GB/s where reuse runs at 30: longer than the
-    arithmetic. Not on Linux, or without glibc: a no-op.
+    the next block consists of fresh pages. Touching those runs at 2 GB/s (30 GB/s for reused memory) and takes longer
+    than the arithmetic. Without Linux and glibc this is a no-op.
     """
     if sys.platform != "linux":
         return
@@ -246,14 +248,14 @@ def keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):
         M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
-        for threshold in (32 << 20, 256 << 20):  # some versions of glibc take no more than the first
+        for threshold in (32 << 20, 256 << 20):  # some versions of glibc accept only the first
             libc.mallopt(M_MMAP_THRESHOLD, threshold)
-        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
-        libc.mallopt(M_ARENA_MAX, 1)  # what one thread frees another uses: 2 GB of addresses less in a run of 355M
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never trim
+        libc.mallopt(M_ARENA_MAX, 1)  # threads share freed memory: 2 GB less address space for 355M
 
 
 def return_freed_memory() -> None:
-    """Give back to the system what `keep_freed_memory` has kept so far, and PyTorch on a GPU."""
+    """Return freed memory to the system: what `keep_freed_memory` has kept, and on a GPU what PyTorch has kept."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):

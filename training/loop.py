@@ -1,4 +1,4 @@
-"""The training loop: plain PyTorch, from batches to a better model."""
+"""The training loop, in plain PyTorch."""
 
 import math
 import time
@@ -26,12 +26,12 @@ from training.progress import Progress
 from training.step import Batch, Learner, set_learning_rate, take_step
 from training.stopping import StopSignals
 
-TRAIN_SAMPLE = 100  # so many examples of the training part are evaluated, before and after
-COUNTED = 10_000  # steps from whose batches the lengths of CUDA graphs are chosen
+TRAIN_SAMPLE = 100  # training examples evaluated before and after training
+COUNTED = 10_000  # number of steps whose batches decide the lengths of CUDA graphs
 
 
 class Examples(NamedTuple):
-    """What a model is trained on and measured with."""
+    """The examples that a model is trained and evaluated on."""
 
     train: DialogueDataset
     val: DialogueDataset
@@ -40,7 +40,7 @@ class Examples(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What a training needs."""
+    """Everything that a training run needs."""
 
     model: GPTModel
     optimizer: Optimizer
@@ -49,12 +49,12 @@ class TrainingSetup:
     saving: RunSettings
     machine: Machine
     checkpoints: Checkpoints  # in the run folder
-    processes: int = 1  # that the run was started with: they set the size of a step
-    watch: Callable[[], dict[str, str]] | None = None  # returns what the model replies now, as in the output file
+    processes: int = 1  # number when the run was first started, which sets the size of a step
+    watch: Callable[[], dict[str, str]] | None = None  # returns the model's current reply, as in the output file
 
 
 class Trainer:
-    """A training in progress (`state`), from its start or from its checkpoint."""
+    """A training run in progress (`state`), from its start or from its checkpoint."""
 
     def __init__(self, setup: TrainingSetup) -> None:
         self.setup, self.settings, self.machine, self.examples = setup, setup.settings, setup.machine, setup.examples
@@ -72,15 +72,15 @@ class Trainer:
         self.pace = Pace(run_folder, settings, self.evaluate_every, machine)
         if 0 < former < self.state.steps:
             self.progress.say(
-                f"made longer, {former} → {steps} steps: from here the learning rate is that of {steps},"
+                f"extended from {former} to {steps} steps: from here the learning-rate schedule is that of {steps},"
                 f" and the evaluation after step {self.state.evaluations[-1][0]} counts like any other"
             )
         self.saved_step, self.saved_at = self.state.step, time.monotonic()
         self.take_step = self.choose_steps()
-        self.pace.measure(self.state, self.progress)  # what was measured before the run was stopped
+        self.pace.measure(self.state, self.progress)  # use the pace measured before the run was stopped
 
     def choose_steps(self) -> Callable[[Sequence[Batch]], tuple[float, int, float | None]]:
-        """The function that takes a step: on a GPU it replays CUDA graphs where it can, and says so."""
+        """The function that takes a step; on a GPU, it replays CUDA graphs if it can. Prints which it is."""
         machine, settings, started = self.machine, self.settings, time.perf_counter()
         why = why_eager(machine, settings, self.setup.optimizer)
         if machine.device.type != "cuda" or why:
@@ -102,7 +102,7 @@ class Trainer:
         return steps
 
     def batch_lengths(self) -> Iterator[int]:
-        """Tokens in a row of each batch of the run, of the first `COUNTED` steps."""
+        """The padded length of each batch in the first `COUNTED` steps of the run."""
         lengths, padded = self.examples.train.lengths(), self.examples.train.padded
         steps = self.settings.steps(len(lengths), self.setup.processes)[1]
         for step in islice(all_steps(lengths, self.settings, processes=self.setup.processes), min(steps, COUNTED)):
@@ -113,7 +113,7 @@ class Trainer:
         return self.state.step > 0 and self.state.step % self.steps_per_epoch == 0
 
     def step(self, batches: Sequence[Sequence[int]]) -> None:
-        """The next optimizer step, over the examples of these numbers, and its line in the log."""
+        """Take and log the next optimizer step, over batches of example numbers."""
         settings, machine = self.settings, self.machine
         step = self.state.step + 1
         self.progress.resume_clock()
@@ -130,31 +130,30 @@ class Trainer:
             places = ", ".join(map(str, self.examples.train.places(numbers)))
             precision = "" if machine.precision == "fp32" else ", or --precision fp32"
             raise UserError(
-                f"step {step}: {error}, on the dialogues {places} of the data;"
+                f"step {step}: {error} on dialogues {places} of the data;"
                 f" try a lower --learning-rate or more --warmup{precision}"
             ) from None
         self.state.step = step
         self.progress.step(loss, learned, norm)
 
     def evaluation_is_due(self) -> bool:
-        """Before the first step, after some, and after the last; not again when a checkpoint knows its result."""
+        """Whether to evaluate now: at the start, every `evaluate_every` steps, and at the end; never twice a step."""
         step, done = self.state.step, self.state.evaluations
         due = step % self.evaluate_every == 0 or step >= self.state.steps
         return due and (not done or done[-1][0] != step)
 
     def measure(self) -> tuple[float, float | None, dict[str, str] | None]:
-        """The validation loss of the weights as they are, at both ends of the run that of the training part too, and
-        with `--watch` a reply.
+        """The validation loss, at the start and the end of the run the training loss, and with `--watch` a reply.
 
         Raises:
-            UserError: a loss is no number.
+            UserError: a loss is NaN or infinite.
         """
         started = time.perf_counter()
         at_an_end = self.state.step == 0 or self.state.step >= self.state.steps
         train_loss = self.evaluate("train") if at_an_end else None
         val_loss = self.evaluate("val")
         if not math.isfinite(val_loss + (train_loss or 0)):
-            raise UserError(f"step {self.state.step}: the evaluation's loss is no number; try a lower --learning-rate")
+            raise UserError(f"step {self.state.step}: the evaluation loss is not finite; try a lower --learning-rate")
         watched = self.setup.watch() if self.setup.watch else None
         self.pace.evaluation_seconds = time.perf_counter() - started
         return val_loss, train_loss, watched
@@ -167,7 +166,7 @@ class Trainer:
         return evaluate(self.setup.model, val_set, padding_id, self.machine)
 
     def record(self, val_loss: float, train_loss: float | None, watched: dict[str, str] | None) -> None:
-        """Note what was measured, and with `--keep best` the weights if they are the best so far."""
+        """Log the evaluation; with `--keep best`, save the weights if they are the best so far."""
         self.progress.evaluation(val_loss, train_loss)
         if watched:
             self.progress.watched(watched)
@@ -191,7 +190,7 @@ class Trainer:
         return self.settings.keep == "best" and self.machine.primary
 
     def restore_best(self) -> bool:
-        """Put the best weights back in place; False, and the reason on the screen, if their file is damaged."""
+        """Restore the best weights; if their file is damaged, print the error and return False."""
         try:
             self.setup.checkpoints.load_best(self.setup.model, self.state)
         except Damaged as error:
@@ -200,12 +199,12 @@ class Trainer:
         return self.state.kept >= 0
 
     def choose_weights(self) -> None:
-        """Put the weights with the lowest validation loss back in place, or keep the last; say which."""
+        """Restore the weights with the lowest validation loss, or keep the last; print which."""
         state = self.state
         if not self.chooses:
             return
         if state.kept not in (-1, state.step) and self.restore_best():
-            alone = self.machine._replace(processes=1)  # the others are done
+            alone = self.machine._replace(processes=1)  # the other processes are done
             train_set, _, padding_id = self.examples
             train_loss = evaluate(self.setup.model, train_set, padding_id, alone, TRAIN_SAMPLE)
             state.after = Losses(train_loss, state.evaluations[state.best_place][1])
@@ -215,14 +214,14 @@ class Trainer:
         minutes = self.setup.saving.checkpoint_minutes
         if minutes == 0:
             return self.epoch_is_over
-        # Processes whose clocks differ must agree.
+        # The clocks of processes differ, so the processes must agree.
         return self.machine.total(time.monotonic() - self.saved_at > 60 * minutes)[0] > 0
 
     def save(self) -> None:
-        """Write a checkpoint, unless it would hold nothing new. A full disk costs the checkpoint, not the run."""
+        """Write a checkpoint, unless it would hold nothing new. A full disk does not stop the run."""
         if self.state.step == self.saved_step:
             return
-        self.saved_step = self.state.step  # even if it fails: the processes must go the same way
+        self.saved_step = self.state.step  # even if it fails: all processes must take the same path
         self.state.scaler = self.learner.scaler.state_dict()
         self.progress.flush()
         try:
@@ -237,20 +236,20 @@ def train(
 ) -> TrainingState:
     """Train the model in place, and return the final state: its losses, and the step whose weights are kept.
 
-    Losses and evaluations go to the screen and into the run folder, which is that of the checkpoints.
+    Losses and evaluations go to the screen and into the run folder, which also holds the checkpoints.
 
-    The loss of a step is the summed negative log-likelihood of all the learned tokens in all its batches divided by
-    their number, so that every token counts the same: 8 examples together are 4 times 2.
+    The loss of a step is the mean negative log-likelihood over all learned tokens of all its batches, so that every
+    token counts the same: one batch of 8 examples equals 4 accumulated batches of 2.
 
-    A run that finds a checkpoint resumes from it. Stopped by one of `signals`, it writes one first. After the last
-    step the signals are held back, so that the model can be saved.
+    A run that finds a checkpoint resumes from it. A run that is stopped by a signal writes a checkpoint first. After
+    the last step, signals are held back until the model is saved.
 
     Args:
-        after_epoch: called with the number of each epoch that is over, of the last one before a checkpoint twice.
+        after_epoch: called with the number of each finished epoch; a resumed run may repeat the last call.
 
     Raises:
-        UserError: a loss that is no number.
-        KeyboardInterrupt: stopped; its text says where.
+        UserError: the loss is NaN or infinite.
+        KeyboardInterrupt: the run was stopped; the message says after which step.
     """
     state, processes = trainer.state, trainer.setup.processes
     plan = all_steps(trainer.examples.train.lengths(), trainer.settings, state.step, processes)
@@ -274,10 +273,10 @@ def train(
     except KeyboardInterrupt:
         trainer.save()
         raise KeyboardInterrupt(f" after step {state.step} of {state.steps}") from None
-    signals.hold()  # what was learned since the last checkpoint is nowhere else until the model is saved
+    signals.hold()  # or progress since the last checkpoint would be lost
     if trainer.setup.saving.keep_checkpoint:
         trainer.save()
-    trainer.learner.optimizer.zero_grad()  # captured steps that accumulate keep their gradients in place
+    trainer.learner.optimizer.zero_grad()  # frees the gradients that captured steps keep in place
     trainer.choose_weights()
     trainer.progress.bar.close()
     return state
@@ -286,7 +285,7 @@ def train(
 def all_steps(
     lengths: Sequence[int], settings: TrainingSettings, finished: int = 0, processes: int = 1
 ) -> Iterator[list[list[int]]]:
-    """The batches of each step after the first `finished`, as example numbers, epoch after epoch, without an end."""
+    """Yield the batches of each step after the first `finished`, as example numbers, epoch after epoch, forever."""
     first, done = divmod(finished, settings.steps(len(lengths), processes)[0])
     for epoch in count(first):
         steps = epoch_steps(lengths, settings.batch_size, settings.step_batches(processes), settings.seed, epoch)
@@ -295,14 +294,14 @@ def all_steps(
 
 
 def batch_seed(seed: int, step: int, batch: int) -> int:
-    """The seed of dropout in a batch of a step: the same whatever came before, and whichever process computes it."""
+    """The dropout seed of a batch; it depends neither on earlier steps nor on the process that computes the batch."""
     return int(np.random.SeedSequence([seed, step, batch]).generate_state(1, np.uint64)[0])
 
 
 def make_batch(dataset: DialogueDataset, numbers: Sequence[int], padding_id: int, machine: Machine) -> Batch:
-    """The examples `numbers` as a batch on the machine.
+    """The examples `numbers` as a batch on the device.
 
-    No examples make a batch in which nothing is learned.
+    Without examples, it is a batch of ignored targets.
     """
     if not numbers:
         inputs = torch.full((1, ROUND), padding_id, device=machine.device)
@@ -316,7 +315,7 @@ def make_batch(dataset: DialogueDataset, numbers: Sequence[int], padding_id: int
 def evaluate(
     model: nn.Module, dataset: DialogueDataset, padding_id: int, machine: Machine, examples: int | None = None
 ) -> float:
-    """Mean loss of a token over the first `examples` of `dataset` (none: all): one sum, one division."""
+    """Mean loss per token over the first `examples` of `dataset` (default: all); not a mean of batch means."""
     model.eval()
     total, tokens = 0.0, 0
     for numbers in machine.take_share(list(evaluation_batches(dataset.lengths()[:examples]))):

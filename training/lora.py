@@ -1,7 +1,7 @@
-"""LoRA (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"): a layer swap before the training.
+"""LoRA (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"): swaps layers before training.
 
-Each matrix W (out, in) of attention and MLP stays as it is and gets beside it A (R, in) and B (out, R) of rank R:
-y = W x + (16 / R) B A x. Only A and B are trained, and with them the embeddings of new tokens.
+Each matrix W (out, in) of attention and MLP is frozen and gets two matrices of rank R, A (R, in) and B (out, R):
+y = W x + (16 / R) B A x. Only A, B and the embeddings of new tokens are trained.
 """
 
 import math
@@ -20,12 +20,12 @@ from gpt_model import GPTModel
 from support.errors import UserError, reason
 from support.files import atomic_path, write_json, writing
 
-ALPHA = 16  # the product is scaled by ALPHA / R, so that one learning rate suits every rank
+ALPHA = 16  # scale the product by ALPHA / R, so that one learning rate suits every rank
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
 
 
 class LoRALinear(Linear):
-    """A linear layer with its own weight and bias, frozen, and a product of low rank beside them."""
+    """A frozen linear layer plus a trained low-rank product."""
 
     def __init__(self, base: Linear, rank: int, generator: torch.Generator) -> None:
         super().__init__(base.in_features, base.out_features, device="meta")
@@ -34,19 +34,19 @@ class LoRALinear(Linear):
         A = torch.empty(rank, base.in_features)
         nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
         self.lora_A = nn.Parameter(A)
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank))  # the first step starts from the base model
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank))  # training starts from the base model
 
     def forward(self, input: Tensor) -> Tensor:
-        low = self.scale * F.linear(input, self.lora_A)  # (..., R): the scale where there is the least to multiply
+        low = self.scale * F.linear(input, self.lora_A)  # (..., R), the smallest tensor to scale
         return super().forward(input) + F.linear(low, self.lora_B)
 
     def merge(self, weight: Tensor) -> Tensor:
-        """`weight` (out, in), in fp32, with the change added."""
+        """`weight` (out, in), in fp32, plus the low-rank product."""
         return torch.addmm(weight, self.lora_B.detach().cpu(), self.lora_A.detach().cpu(), alpha=self.scale)
 
 
 class ExtendedEmbedding(Embedding):
-    """A token embedding, frozen, and the rows of new tokens behind it."""
+    """A frozen token embedding, followed by trained rows for new tokens."""
 
     def __init__(self, base: Embedding, new_tokens: int) -> None:
         super().__init__(base.num_embeddings, base.embedding_dim, device="meta")
@@ -55,24 +55,24 @@ class ExtendedEmbedding(Embedding):
         self.new_rows = nn.Parameter(new.to(torch.float32, copy=True))
 
     def forward(self, input: Tensor) -> Tensor:
-        place = input - len(self.weight)  # among the new rows
+        place = input - len(self.weight)  # row number among the new rows
         old = F.embedding(input.clamp(max=len(self.weight) - 1), self.weight)
         new = F.embedding(place.clamp(min=0), self.new_rows)
         return torch.where((place >= 0)[..., None], new, old)
 
     def merge(self, weight: Tensor) -> Tensor:
-        """`weight`, the old rows in fp32, and the new ones behind them."""
+        """`weight`, the old rows in fp32, followed by the new rows."""
         return torch.cat([weight, self.new_rows.detach().cpu()])
 
 
 class ExtendedHead(nn.Module):
-    """The output head tied to an `ExtendedEmbedding`: the frozen rows, and the new ones behind them."""
+    """The output head tied to an `ExtendedEmbedding`: the frozen rows, then the new ones."""
 
     def __init__(self, head: Linear, embedding: ExtendedEmbedding) -> None:
         super().__init__()
         head.weight = embedding.weight
         self.old = head
-        self.tied = [embedding]  # in a list: its parameters are those of `wte`, and are not listed twice
+        self.tied = [embedding]  # in a list, so that the parameters of `wte` are not registered twice
 
     @property
     def weight(self) -> tuple[Tensor, Tensor]:
@@ -83,12 +83,12 @@ class ExtendedHead(nn.Module):
 
 
 def add_adapters(model: GPTModel, rank: int, seed: int, new_tokens: int = 0) -> None:
-    """Freeze `model`, put an adapter beside each matrix of attention and MLP, and go on training its newest embeddings.
+    """Freeze `model` and add an adapter to each matrix of attention and MLP; new embeddings stay trainable.
 
-    Call it while the model is on the CPU. What it draws depends on `seed` alone.
+    Call it while the model is on the CPU. The initial adapters depend on `seed` alone.
 
     Args:
-        new_tokens: how many rows at the end of the embedding are new, from `add_embeddings`.
+        new_tokens: number of rows that `add_embeddings` has added to the end of the embedding.
     """
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -102,11 +102,11 @@ def add_adapters(model: GPTModel, rank: int, seed: int, new_tokens: int = 0) -> 
 
 
 def merge_adapters(model: GPTModel, base: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """The parameters of the adapted `model` as one without adapters has them, each with its name, one at a time.
+    """Yield the name and value of each parameter of `model`, with its adapters merged.
 
     Args:
-        base: the parameters that training began with, in fp32. They are read from their file once more: a change
-            added to bf16 weights is rounded with them, and a fifth of it is lost.
+        base: the parameters before training, in fp32, read from their file again: adding the change to bf16 weights
+            would round away a fifth of it.
 
     Raises:
         UserError: `base` is not what `model` was trained on.
@@ -117,7 +117,7 @@ def merge_adapters(model: GPTModel, base: Iterable[tuple[str, Tensor]]) -> Itera
         if not torch.equal(parameter.to(frozen[name].dtype), frozen[name].cpu()):
             raise UserError(
                 f"the file of the base model has changed since training began ({name} differs);"
-                " what was learned is in the adapter, and belongs to the old file"
+                " restore the old file: the trained adapter, which is saved, fits no other"
             )
         if isinstance(layer, LoRALinear | ExtendedEmbedding) and name.endswith("weight"):
             parameter = layer.merge(parameter)
@@ -125,12 +125,12 @@ def merge_adapters(model: GPTModel, base: Iterable[tuple[str, Tensor]]) -> Itera
 
 
 def save_adapter(model: GPTModel, folder: Path, base: str) -> None:
-    """Write what was trained into `folder` as PEFT does, so that it loads there too.
+    """Write the trained parameters to `folder` in PEFT's format.
 
-    Whoever loads an adapter with new tokens there first calls the base model's `resize_token_embeddings`.
+    To load an adapter with new tokens in PEFT, first call the base model's `resize_token_embeddings`.
 
     Args:
-        base: name or folder of the model that was adapted.
+        base: name or folder of the base model.
 
     Raises:
         UserError: the folder can't be written.
@@ -159,10 +159,10 @@ def save_adapter(model: GPTModel, folder: Path, base: str) -> None:
 
 
 def load_adapter(model: GPTModel, folder: Path) -> None:
-    """Put what `save_adapter` wrote into `folder` back into `model`, which has adapters of the same shape, exactly.
+    """Load the parameters that `save_adapter` wrote to `folder`, bit for bit; `model` has adapters of the same shape.
 
     Raises:
-        UserError: unreadable, damaged, or of another shape.
+        UserError: the file is unreadable, damaged, or of another shape.
     """
     path = folder / WEIGHTS_FILE
     try:
@@ -180,7 +180,7 @@ def load_adapter(model: GPTModel, folder: Path) -> None:
 
 
 def adapter_tensors(model: GPTModel) -> dict[str, Tensor]:
-    """What is trained, under PEFT's names."""
+    """The trained parameters, by PEFT's names."""
     return {
         "base_model.model.transformer." + peft_name(name): parameter
         for name, parameter in model.named_parameters()
@@ -189,5 +189,5 @@ def adapter_tensors(model: GPTModel) -> dict[str, Tensor]:
 
 
 def peft_name(name: str) -> str:
-    """h.0.attn.c_attn.lora_A → h.0.attn.c_attn.lora_A.weight, and PEFT's word for new rows of the embedding."""
+    """h.0.attn.c_attn.lora_A → h.0.attn.c_attn.lora_A.weight, and wte.new_rows → PEFT's name for new embeddings."""
     return "wte.token_adapter.trainable_tokens_delta" if name == "wte.new_rows" else f"{name}.weight"

@@ -1,4 +1,4 @@
-"""What memory a run takes, what there is, and what would fit where it doesn't."""
+"""The memory that a run needs, the memory that is free, and options that make a run fit."""
 
 import contextlib
 import os
@@ -17,9 +17,9 @@ from support.errors import UserError, display
 from support.files import MEGABYTE
 from training.device import Machine
 
-TOLERANCE = 1.25  # within which estimate and measured peak were seen to agree
-ADDRESSES = 0.8  # of a limited address space are memory in the end; the rest are mapped files, holes, heaps of threads
-# The limit of a container, and what counts against it: version 2 of Linux's control groups, and version 1.
+TOLERANCE = 1.25  # largest factor seen between the estimate and a measured peak
+ADDRESSES = 0.8  # fraction of RLIMIT_AS usable as heap; the rest goes to mapped files, fragmentation and thread arenas
+# A container's memory limit and its usage, in Linux control groups of version 2 and of version 1.
 CONTAINER = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -27,18 +27,18 @@ CONTAINER = (
 
 
 class Size(NamedTuple):
-    """What the memory of a training depends on, besides its options."""
+    """What the memory of a training run depends on, besides its options."""
 
     parameters: int
     layers: int
     width: int
     vocab_size: int
-    longest: int  # inputs of the longest example, padding included
-    examples: int  # that there are to train on
+    longest: int  # input tokens of the longest example, with padding
+    examples: int  # number of training examples
 
 
 class Need(NamedTuple):
-    """Bytes at the peak of a training, by what they are for."""
+    """Bytes needed at the peak of training, by purpose."""
 
     weights: float
     gradients: float
@@ -52,36 +52,36 @@ class Need(NamedTuple):
 
 
 def expected_memory(size: Size, training: TrainingSettings, precision: str) -> Need:
-    """About how many bytes training takes at its peak, in the batch with the longest examples; allow for 25%.
+    """Estimate the bytes that training needs at its peak, in the batch with the longest examples; accurate to 25%.
 
-    Weights, gradients and AdamW's two moments are 16 bytes a trained parameter; frozen weights are 4, or 2 in bf16.
-    The rest was fitted to measured peaks of 7.6M and 355M parameters with 160 to 8,192 tokens on a CPU.
+    Weights, gradients and AdamW's two moments take 16 bytes per trained parameter; frozen weights take 4, or 2 in bf16.
+    The rest is fitted to peaks measured on a CPU, with 7.6M and 355M parameters and 160 to 8,192 tokens.
     """
-    layer = size.width * (54 if precision == "fp32" else 36)  # bytes a token
+    layer = size.width * (54 if precision == "fp32" else 36)  # bytes per token
     if precision == "bf16" and size.longest <= SHORT:
-        layer += size.width // 64 * size.longest * 2  # heads are 64 wide; the weights of short attention
+        layer += size.width // 64 * size.longest * 2  # the weights of short attention; heads are 64 wide
     kept = size.layers * size.width * 4 + layer if training.gradient_checkpointing else size.layers * layer
     tokens = min(training.batch_size, size.examples) * size.longest
-    logits = 12 if precision == "fp16" else 6  # bytes each
+    logits = 12 if precision == "fp16" else 6  # bytes per logit
     activations = tokens * (kept + size.vocab_size * logits)
     trained, weights, passing = size.parameters, 4 * size.parameters, 0
     if training.compile and precision != "fp32" and not (training.lora_rank or training.gradient_checkpointing):
         passing += 2 * size.parameters  # compiled blocks keep their casts of the weights until the backward pass
     if training.lora_rank:
-        trained = 16 * size.width * training.lora_rank * size.layers  # both matrices at all four places of a block
+        trained = 16 * size.width * training.lora_rank * size.layers  # A and B at all four matrices of a block
         merging = 8 * size.vocab_size * size.width  # two fp32 copies of the token embedding, the largest tensor
         weights = (2 if precision == "bf16" else 4) * size.parameters + 4 * trained + merging
     return Need(weights, 4 * trained, 8 * trained, activations + passing)
 
 
 def available_memory(device: torch.device) -> tuple[int, int]:
-    """Free bytes on the device, and with the disk space that stands in for memory."""
+    """Free bytes on the device, without and with swap."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
         return free, free
     free, swap = psutil.virtual_memory().available, psutil.swap_memory().free
     for limit, used in CONTAINER:
-        with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+        with contextlib.suppress(OSError, ValueError):  # no such file, or a limit of "max"
             left = int(Path(limit).read_text()) - int(Path(used).read_text())
             if left < free:
                 free, swap = left, 0
@@ -94,19 +94,20 @@ def available_memory(device: torch.device) -> tuple[int, int]:
 
 
 def check_memory(size: Size, training: TrainingSettings, machine: Machine) -> str:
-    """What memory training takes, as a line; and where that may be short, what would fit.
+    """One line on the memory that training needs; if memory may run short, also on options that need less.
 
     Raises:
         UserError: the run can't fit.
     """
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if machine.device.type == "cpu" else 1  # share this memory
+    # Processes that share the memory.
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if machine.device.type == "cpu" else 1
     need = expected_memory(size, training, machine.precision)
     free, with_swap = available_memory(machine.device)
     together = f", in each of {beside} processes" if beside > 1 else ""
     if beside * sum(need) <= free:
         return f"memory: {need}{together}"
     line = (
-        f"memory: {need}{together}, and {free / 1e9:.1f} GB are free; {advice(size, training, machine, free // beside)}"
+        f"memory: {need}{together}, but {free / 1e9:.1f} GB are free; {advice(size, training, machine, free // beside)}"
     )
     certain = need.weights + need.gradients + need.optimizer  # the rest is estimated
     if beside * max(certain, sum(need) / TOLERANCE) > with_swap:
@@ -115,7 +116,7 @@ def check_memory(size: Size, training: TrainingSettings, machine: Machine) -> st
 
 
 def advice(size: Size, training: TrainingSettings, machine: Machine, free: int) -> str:
-    """Which options would make the run fit into `free` bytes, and what each of them takes."""
+    """The options that would make the run fit into `free` bytes, and the memory that each needs."""
     one = {"batch_size": 1, "gradient_accumulation": training.batch_size * training.gradient_accumulation}
     ways = [
         one,
@@ -135,26 +136,24 @@ def advice(size: Size, training: TrainingSettings, machine: Machine, free: int) 
             )
             fitting.append(f"{' '.join(options)} ({takes / 1e9:.1f} GB)")
     if not fitting:
-        return "no option makes it fit: take a smaller model, or a shorter --max-length"
-    return f"what would fit: {', or '.join(fitting)}"
+        return "no option makes it fit: use a smaller model, or a shorter --max-length"
+    return f"to fit, use {', or '.join(fitting)}"
 
 
 @contextlib.contextmanager
 def explain_lack_of_memory(size: Size, training: TrainingSettings, machine: Machine) -> Iterator[None]:
-    """Turn a refusal of memory into advice on what takes less.
+    """Turn an out-of-memory error into advice.
 
     Raises:
-        UserError: with what would take less than the run was expected to.
+        UserError: out of memory; names options that need less than the estimate for this run.
     """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         kinds = torch.OutOfMemoryError | MemoryError
-        if not isinstance(error, kinds) and "allocate memory" not in str(error):  # the CPU's is a plain RuntimeError
+        if not isinstance(error, kinds) and "allocate memory" not in str(error):  # a CPU raises a plain RuntimeError
             raise
-        if not machine.primary:  # the one that speaks for all does not know of it
+        if not machine.primary:  # the primary process does not know about it
             display(f"process {machine.rank} is out of memory", file=sys.stderr)
         less = int(0.9 * sum(expected_memory(size, training, machine.precision)))
-        raise UserError(
-            f"out of memory; the checkpoints are as they were; {advice(size, training, machine, less)}"
-        ) from None
+        raise UserError(f"out of memory; the checkpoints are intact; {advice(size, training, machine, less)}") from None

@@ -1,13 +1,13 @@
-"""A run's numbers shown by Weights & Biases or TensorBoard: a process of its own that reads the run folder.
+"""Mirror a run to Weights & Biases or TensorBoard, from a separate process that reads the run folder.
 
-The run only writes its folder, and never waits for a tracker: what fails, hangs or is slow here cannot reach it.
-A run that is over can be mirrored too, or once more, without a point standing there twice; in the program's folder:
+The run only writes its folder and never waits for a tracker: an error, a hang or a delay here does not affect it.
+A finished run can be mirrored too, or again without duplicate points; in the program's folder:
 
     python -m training.mirror wandb runs/gpt2-1 < /dev/null
 
-Weights & Biases: `wandb login` once, and WANDB_PROJECT, WANDB_ENTITY and the other variables of wandb mean what they
-always do. With WANDB_MODE=offline no network is needed; `wandb sync <run folder>/wandb/offline-run-*` uploads later.
-TensorBoard: `tensorboard --logdir runs` shows all runs beside each other.
+Weights & Biases: run `wandb login` once. WANDB_PROJECT, WANDB_ENTITY and wandb's other variables work as usual. With
+WANDB_MODE=offline no network is needed; `wandb sync <run folder>/wandb/offline-run-*` uploads later.
+TensorBoard: `tensorboard --logdir runs` shows all runs side by side.
 """
 
 import contextlib
@@ -28,20 +28,20 @@ from support.errors import check_extra, display, printable
 from support.files import PROJECT, read_json_object, write_json, writing
 
 REQUIREMENTS = {"wandb": "wandb>=0.22,<1", "tensorboard": "tensorboard>=2.18,<3"}  # as in requirements-extra.txt
-POLL = 1.0  # seconds between two looks into the folder
+POLL = 1.0  # seconds between two reads of the run folder
 WANDB_PROJECT = "gpt2-conversations"
-WANDB_ENVIRONMENT = {  # variables rather than arguments: the user's own win, and a version without one ignores it
+WANDB_ENVIRONMENT = {  # not arguments: the user's own variables win, and old versions ignore unknown ones
     "WANDB_SILENT": "true",
     "WANDB_CONSOLE": "off",
     "WANDB_DISABLE_GIT": "true",
     "WANDB_DISABLE_CODE": "true",
-    "WANDB_FINISH_TIMEOUT": "600",  # without a network and without the run that would end it, it would try for ever
+    "WANDB_FINISH_TIMEOUT": "600",  # if the run is gone and there is no network, wandb would retry forever
     "WANDB_FINISH_TIMEOUT_RAISES": "true",
 }
 
 
 def check_tracker(kind: str) -> None:
-    """Find out before the work, not after it, whether the tracker of `--track` can be loaded.
+    """Check before any other work that the tracker of `--track` can be loaded.
 
     Raises:
         UserError: its package is not installed.
@@ -51,42 +51,42 @@ def check_tracker(kind: str) -> None:
 
 
 class Mirror:
-    """The parent's side: a handle on the process that mirrors the run."""
+    """The parent's handle on the process that mirrors the run."""
 
     def __init__(self, kind: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
         self.kind, self.process, self.log = kind, process, log
 
     def finish(self, timeout: float = 60) -> str | None:
-        """Say that the run is over and wait for the last upload; a line to print when it did not succeed."""
+        """Tell the mirror that the run is over and wait for the last upload; return a line to print if that fails."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
             code = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):  # a hanging disk holds even a killed process
+            with contextlib.suppress(subprocess.TimeoutExpired):  # even a killed process may wait for a disk
                 self.process.wait(5)
-            outcome = f"was not done after {timeout:g} s and was stopped"
+            outcome = f"did not finish within {timeout:g} s and was stopped"
         else:
             outcome = f"failed with exit code {code}"
             if code == 0:
                 return None
-        return f"{self.kind}: the mirror {outcome} ({self.last_words()}; all of it: {self.log}); the run is unaffected"
+        return f"{self.kind}: the mirror {outcome} ({self.last_words()}; full log: {self.log}); the run is unaffected"
 
     def last_words(self) -> str:
-        """The last line of the log: where Python ended with an error, the error."""
+        """The last line of the log: the error, if Python ended with one."""
         try:
             lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
         except OSError:
             lines = []
         written = [line.strip() for line in lines if line.strip()]
-        return printable(written[-1])[:300] if written else "it said nothing"
+        return printable(written[-1])[:300] if written else "no output"
 
 
 def start_mirror(kind: str, run_folder: Path) -> Mirror:
-    """Start the process that mirrors `run_folder`, in which `settings.json` lies already.
+    """Start the process that mirrors `run_folder`, which must already contain `settings.json`.
 
-    Its standard input is a pipe that nothing is written to. It is closed when the run ends, however that happens.
+    Its standard input is a pipe that nothing is written to. The pipe closes when the run ends, for whatever reason.
 
     Raises:
         UserError: its log cannot be written.
@@ -99,7 +99,7 @@ def start_mirror(kind: str, run_folder: Path) -> Mirror:
             stdin=subprocess.PIPE,
             stdout=file,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for the run; the mirror then shows what was reached, and ends
+            start_new_session=True,  # Ctrl-C stops the run only; the mirror then shows the rest and ends
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
         )
     return Mirror(kind, process, log)
@@ -107,26 +107,26 @@ def start_mirror(kind: str, run_folder: Path) -> Mirror:
 
 @contextlib.contextmanager
 def mirrored(kind: str, run_folder: Path) -> Iterator[None]:
-    """Mirror what is done inside; afterwards wait for the last upload, and say if it failed.
+    """Mirror the run inside this context; then wait for the last upload, and print a line if it failed.
 
     Raises:
         UserError: the mirror's log cannot be written.
     """
     mirror = None if kind == "none" else start_mirror(kind, run_folder)
-    yield  # of a run that is stopped here, the mirror shows what was reached, and ends
+    yield  # if the run is stopped here, the mirror shows what it has reached, and ends
     if mirror and (line := mirror.finish()):
         display(line)
 
 
 class MetricsFile:
-    """A `metrics.jsonl` that grows, and that a resumed run may have cut."""
+    """A `metrics.jsonl` that grows, and that a resumed run may truncate."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.offset, self.last_line = 0, b""
 
     def read(self) -> tuple[list[dict[str, Any]], bool]:
-        """The lines that were completed since the call before, and whether the file is read from its start again."""
+        """The lines completed since the last call, and whether a truncated file is read from its start again."""
         if not self.path.exists():
             return [], False
         with open(self.path, "rb") as file:
@@ -135,16 +135,16 @@ class MetricsFile:
             if cut:
                 self.offset, self.last_line = file.seek(0), b""
             content = file.read()
-        lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)  # half a line is left for later
+        lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)  # leave an incomplete line for later
         self.offset += sum(map(len, lines))
         self.last_line = lines[-1] if lines else self.last_line
         return [encodable(json.loads(line)) for line in lines], cut
 
 
 class WandbTracker:
-    """A line of the metrics is a row of its own, and `step` is the x axis of every chart.
+    """Logs each line of the metrics as a row, with `step` as the x axis of every chart.
 
-    A row's number rises with its place in the run, whatever was logged before: by it a resumed run finds where it is.
+    A row's number depends on its place in the run alone, so that a resumed run logs no row twice.
     """
 
     def __init__(self, run_folder: Path, settings: dict[str, Any]) -> None:
@@ -170,7 +170,7 @@ class WandbTracker:
     def metrics(self, line: dict[str, Any]) -> None:
         kinds = ("train_loss", "val_loss", "watched")
         place = next((place for place, kind in enumerate(kinds) if kind in line), 3)  # the order within a step
-        if "watched" in line:  # all so far: the panel of a table shows the newest one
+        if "watched" in line:  # all replies so far: a panel shows only the newest table
             self.watched.append([line["step"], line["watched"]])
             line = {**line, "watched": self.wandb.Table(columns=["step", "watched"], data=list(self.watched))}
         self.log(5 * int(line["step"]) + place, line)
@@ -185,7 +185,7 @@ class WandbTracker:
             self.row = row
 
     def rewind(self) -> None:
-        """The rows that come again are known by their numbers; only the table is made anew."""
+        """Start the table of replies again; rows that are read again are recognized by their numbers."""
         self.watched.clear()
 
     def save(self) -> None:
@@ -196,12 +196,12 @@ class WandbTracker:
 
 
 class TensorBoardTracker:
-    """The whole file is written anew each time, behind a mark by which TensorBoard forgets what stood there before."""
+    """Writes all metrics again each time, after a mark that makes TensorBoard discard all earlier points."""
 
     def __init__(self, run_folder: Path, settings: dict[str, Any]) -> None:
         self.folder = run_folder / "tensorboard"
         indented = "\n".join("    " + line for line in json.dumps(settings, indent=2, ensure_ascii=False).split("\n"))
-        self.settings = printable(indented)  # Markdown leaves an indented block as it is
+        self.settings = printable(indented)  # Markdown shows an indented block verbatim
         self.open()
 
     def open(self) -> None:
@@ -235,7 +235,7 @@ TRACKERS = {"wandb": WandbTracker, "tensorboard": TensorBoardTracker}
 
 
 def markdown_table(cases: list[dict[str, str]]) -> str:
-    """`cases` as a table in which every text is shown as it is, whatever Markdown or HTML it holds."""
+    """`cases` as a table that shows every text verbatim, whatever Markdown or HTML it contains."""
     rows = [list(cases[0]), *(list(case.values()) for case in cases)]
     lines = ["| " + " | ".join(map(markdown_cell, row)) + " |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
@@ -252,28 +252,28 @@ def read_unicode(path: Path) -> Any:
 
 
 def encodable(content: Any) -> Any:
-    """`content` of JSON with question marks for half surrogates, which no tracker can encode."""
+    """JSON `content` with question marks in place of lone surrogates, which no tracker can encode."""
     return json.loads(json.dumps(content, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def mirror(kind: str, run_folder: Path, ended: threading.Event) -> None:
-    """Show what is in `run_folder` and what comes, until the run has ended and everything is shown."""
+    """Show the contents of `run_folder`, old and new, until the run has ended and everything is shown."""
     tracker = TRACKERS[kind](run_folder, read_unicode(run_folder / "settings.json"))
     metrics = MetricsFile(run_folder / "metrics.jsonl")
     step, over = 0, False
     while not over:
-        over = ended.wait(POLL)  # before the reading: what was written until the end is read
+        over = ended.wait(POLL)  # check before reading, so as to read all that was written before the end
         lines, cut = metrics.read()
         if cut:
             tracker.rewind()
         for line in lines:
             if "val_loss" in line:
-                line["perplexity"] = math.exp(min(line["val_loss"], 700))  # e ** 710 is no float
+                line["perplexity"] = math.exp(min(line["val_loss"], 700))  # e ** 710 is too large for a float
             tracker.metrics(line)
             step = int(line["step"])
         if lines:
             tracker.save()
-    # Cases older than the last metrics are those of a run that was gone on with, and that did not get that far again.
+    # Cases older than the last metrics are from before the run was resumed.
     cases = run_folder / "generated_conversations.json"
     complete = cases.exists() and cases.stat().st_mtime_ns >= metrics.path.stat().st_mtime_ns
     if complete and (content := read_unicode(cases)):
@@ -283,7 +283,7 @@ def mirror(kind: str, run_folder: Path, ended: threading.Event) -> None:
 
 
 def wait_for_end(ended: threading.Event) -> None:
-    # Not sys.stdin: its lock, held by a thread that waits, makes Python's own end a fatal error.
+    # Not sys.stdin: a waiting thread would hold its lock, which makes Python's shutdown a fatal error.
     while os.read(0, 4096):
         pass
     ended.set()
@@ -293,7 +293,7 @@ def main() -> None:
     ended = threading.Event()
     threading.Thread(target=wait_for_end, args=(ended,), daemon=True).start()
     if hasattr(os, "nice"):
-        os.nice(10)  # the training goes first
+        os.nice(10)  # training has priority
     mirror(sys.argv[1], Path(sys.argv[2]), ended)
 
 

@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization") and the learning rate over the steps."""
+"""AdamW (Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization") and the learning-rate schedule."""
 
 import math
 
@@ -9,7 +9,7 @@ from settings import TrainingSettings
 
 
 def make_optimizer(model: nn.Module, settings: TrainingSettings) -> AdamW:
-    """Fused AdamW for what is not frozen; weight decay pulls on matrices and embeddings, not on biases and norms."""
+    """Fused AdamW for all trainable parameters; weight decay applies to matrices and embeddings only."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.dim() >= 2]
     vectors = [parameter for parameter in trained if parameter.dim() < 2]
@@ -21,11 +21,11 @@ def make_optimizer(model: nn.Module, settings: TrainingSettings) -> AdamW:
 
 
 def learning_rate_at(step: int, steps: int, settings: TrainingSettings) -> float:
-    """The learning rate of step 1 ... `steps`: a linear rise over the warm-up, then the schedule.
+    """The learning rate of `step`, from 1 to `steps`: a linear warm-up, then the schedule.
 
-    `constant` stays; `linear` and `cosine` (Loshchilov and Hutter 2017, "SGDR") fall to 0 just after the last step.
+    `linear` and `cosine` (Loshchilov and Hutter 2017, "SGDR") reach 0 just after the last step.
     """
-    assert settings.learning_rate is not None  # `complete_settings` has filled it in
+    assert settings.learning_rate is not None  # `training.defaults.complete` has filled it in
     warmup = math.ceil(settings.warmup * steps)
     if step <= warmup:
         return settings.learning_rate * step / warmup

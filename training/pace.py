@@ -1,4 +1,4 @@
-"""How long a run takes, told by its first steps, and how many steps fit into `--max-minutes`."""
+"""Estimates from the first steps how long a run takes, and how many steps fit into `--max-minutes`."""
 
 import time
 from pathlib import Path
@@ -11,17 +11,17 @@ from training.device import Machine
 from training.progress import Progress
 
 MEASURED_STEPS = 5
-LONG = 60  # seconds from which on one wants to know
+LONG = 60  # show an ETA for runs longer than this (seconds)
 
 
 class Pace:
     """Measures the first steps of a run, once.
 
-    With `--max-minutes` they set the number of steps, which is kept in `pace.json`: a run that is killed before its
-    first checkpoint and started again has as many.
+    With `--max-minutes` they set the number of steps. It is stored in `pace.json`, so that a run that is killed before
+    its first checkpoint and started again has the same number.
 
     Raises:
-        UserError: that file is damaged.
+        UserError: `pace.json` is damaged.
     """
 
     def __init__(self, run_folder: Path, settings: TrainingSettings, evaluate_every: int, machine: Machine) -> None:
@@ -33,13 +33,13 @@ class Pace:
         self.started = time.perf_counter()
         self.evaluation_seconds = 0.0
         self.done = False
-        advice = "delete it, and the steps are counted anew"
+        advice = "delete it, and the number of steps is set again"
         self.recorded = read_json_object(self.path, advice) if self.limit and self.path.exists() else {}
         if self.recorded and {type(self.recorded.get(name)) for name in ("measured", "steps")} != {int}:
             raise UserError(f"{self.path} is damaged; {advice}")
 
     def measure(self, state: TrainingState, progress: Progress) -> None:
-        """After a step: tell, when enough of them are measured, how long the rest takes; perhaps set their number."""
+        """Call after each step: once enough are measured, print how long the rest takes, or set their number."""
         if self.done or state.measured:
             return
         if self.recorded:
@@ -48,13 +48,13 @@ class Pace:
             return
         elapsed = time.perf_counter() - self.started
         measured = len(progress.step_seconds)
-        # The first step is slow: kernels are made and memory is touched.
+        # The first step is slow: it compiles kernels and touches memory.
         usual = sorted(progress.step_seconds[1:])
-        if self.compiles:  # then one more may be: the loss of more tokens, or a batch of one example, is compiled anew
+        if self.compiles:  # one more may be slow: the loss of more tokens, or a batch of one example, is compiled again
             usual = usual[:-1]
         per_step = sum(usual) / max(1, len(usual)) + self.evaluation_seconds / self.evaluate_every
         ready = measured == MEASURED_STEPS or (self.limit and len(usual) > 0 and elapsed > self.limit / 10)
-        # The clocks of several processes differ: the first one's word is everybody's.
+        # The clocks of processes differ: all use the primary's measurements.
         word = self.machine.agree(f"{float(ready)} {per_step} {elapsed}").split()
         ready, per_step, elapsed = map(float, word)
         if not ready:
@@ -62,13 +62,13 @@ class Pace:
         self.done = True
         if self.limit:
             fitting = int((self.limit - elapsed - self.evaluation_seconds) / per_step)
-            progress.say(f"{per_step:.2f} s a step, to end after {self.limit / 60:g} minutes")
+            progress.say(f"{per_step:.2f} s per step; time limit: {self.limit / 60:g} minutes")
             self.set_steps(state, progress, min(state.steps, state.step + max(0, fitting)), state.step)
         elif (left := (state.steps - state.step) * per_step) > LONG:
-            progress.say(f"{per_step:.2f} s a step: about {left / 60:.0f} min to go")
+            progress.say(f"{per_step:.2f} s per step: about {left / 60:.0f} min left")
 
     def set_steps(self, state: TrainingState, progress: Progress, steps: int, measured: int) -> None:
-        progress.say(f"the time is enough for {steps} of {state.steps} steps")
+        progress.say(f"enough time for {steps} of {state.steps} steps")
         state.steps, state.measured = steps, measured
         progress.bar.total = steps
         if self.machine.primary and not self.recorded:

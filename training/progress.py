@@ -1,4 +1,4 @@
-"""What a run reports about itself while it goes on: a JSON object a line, and the same on the screen."""
+"""Progress reports of a run: logs in JSON Lines, and the same on the screen."""
 
 import json
 import math
@@ -13,14 +13,14 @@ from support.files import writing
 from training.checkpoint import TrainingState
 
 LOGS = ("metrics.jsonl", "timing.jsonl")
-SHOWN = 100  # characters of a reply, on the screen
+SHOWN = 100  # characters of a reply to show on the screen
 
 
 class Progress:
-    """The progress bar, `metrics.jsonl` (without a clock: the same run writes the same bytes) and `timing.jsonl`.
+    """The progress bar, `metrics.jsonl` (without times: identical runs write identical bytes) and `timing.jsonl`.
 
-    The training loss shown at an evaluation is the mean over all tokens learned since the one before. Only the
-    `primary` of several processes shows and writes anything.
+    The training loss shown at an evaluation is the mean over all tokens learned since the previous one. Only the
+    `primary` process prints and writes anything.
     """
 
     def __init__(self, run_folder: Path, state: TrainingState, steps_per_epoch: int, primary: bool = True) -> None:
@@ -35,12 +35,12 @@ class Progress:
         )
         self.step_ended = time.perf_counter()
         self.step_seconds: list[float] = []
-        self.asked = ""  # what `watched` has a reply to, once that was shown
+        self.asked = ""  # the input of `watched`, once it was shown
         if primary:
             self.cut_logs()
 
     def cut_logs(self) -> None:
-        """Cut from the logs what came after the state that the run goes on from."""
+        """Cut from the logs the lines that are newer than the state from which the run resumes."""
         for name in LOGS:
             path, size = self.run_folder / name, self.state.sizes.get(name, 0)
             with writing(path):
@@ -51,9 +51,9 @@ class Progress:
                     os.truncate(path, size)
 
     def step(self, loss: float, tokens: int, grad_norm: float | None) -> None:
-        """Record the optimizer step that was just done: mean loss of its `tokens` learned tokens, in nats.
+        """Record the last optimizer step; `loss` is the mean over its `tokens` learned tokens, in nats.
 
-        `grad_norm` is the length of the gradient before clipping; one that is no number was not applied.
+        `grad_norm` is the norm of the gradient before clipping; if it is NaN or infinite, the step was skipped.
         """
         step = self.state.step
         if grad_norm is None:
@@ -72,11 +72,11 @@ class Progress:
         self.step_ended = time.perf_counter()
 
     def evaluation(self, val_loss: float, train_set_loss: float | None = None) -> None:
-        """Record an evaluation; `train_set_loss` is given where the training part was evaluated too."""
+        """Record an evaluation; `train_set_loss` is given if the training part was evaluated too."""
         state = self.state
         train_loss = state.loss_sum / state.tokens if train_set_loss is None else train_set_loss
         self.log(val_loss=val_loss, **({} if train_set_loss is None else {"train_set_loss": train_set_loss}))
-        perplexity = math.exp(min(val_loss, 700))  # e ** 710 is no float
+        perplexity = math.exp(min(val_loss, 700))  # e ** 710 is too large for a float
         self.say(
             f"step {state.step:>5}  epoch {state.step / self.steps_per_epoch:>5.2f}  train loss {train_loss:.3f}"
             f"  validation loss {val_loss:.3f} (perplexity {perplexity:.1f})"
@@ -85,7 +85,7 @@ class Progress:
         state.tokens, state.loss_sum = 0, 0.0
 
     def watched(self, case: dict[str, str]) -> None:
-        """Record what the model replied at an evaluation; the first time, show to what."""
+        """Record the model's reply at an evaluation; the first time, also show its input."""
         self.log(watched=case["model_response"])
         if not self.asked:
             self.asked = case["input"]
@@ -94,7 +94,7 @@ class Progress:
         self.say(f"  generated  {shorten(case['model_response'])}")
 
     def kept(self) -> None:
-        """Say which weights are kept, and record their losses where they are not the last."""
+        """Print which weights are kept, and record their losses if they are not the last."""
         state, (step, loss) = self.state, self.state.evaluations[self.state.best_place]
         if not step:
             self.say(
@@ -112,7 +112,7 @@ class Progress:
             self.say(f"kept: the weights of {place}, which have the lowest validation loss, {loss:.3f}")
 
     def resume_clock(self) -> None:
-        """What was done since the last step (an evaluation, a checkpoint) is not the next one's time."""
+        """Leave evaluations and checkpoints since the last step out of the next step's time."""
         self.step_ended = time.perf_counter()
 
     def say(self, line: str) -> None:
@@ -127,12 +127,12 @@ class Progress:
     def append(self, name: str, values: dict[str, float | str]) -> None:
         if self.primary:
             path = self.run_folder / name
-            # Opened anew for each line: whatever happens next, what was logged is with the operating system.
+            # Open the file for each line, so that the line reaches the operating system at once.
             with writing(path), open(path, "a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(values) + "\n")
 
     def flush(self) -> None:
-        """Bring the logs to the disk, and note in the state how long they are."""
+        """Sync the logs to the disk, and store their sizes in the state."""
         if not self.primary:
             return
         for name in LOGS:
@@ -143,13 +143,13 @@ class Progress:
 
 
 def shorten(text: str) -> str:
-    """`text` in one line of the screen; what is left out is marked."""
+    """`text` on one line, cut to `SHOWN` characters; `...` marks a cut."""
     line = " ".join(text.split())
     return line if len(line) <= SHOWN else f"{line[: SHOWN - 4]} ..."
 
 
 def show_losses(state: TrainingState) -> str:
-    """The losses before and after."""
+    """The losses before and after training, as a line to print."""
     before, after = state.before, state.after
     assert before is not None
     assert after is not None

@@ -1,4 +1,4 @@
-"""One optimizer step: forward and backward over its batches, clipping, AdamW."""
+"""One optimizer step: forward and backward passes over its batches, clipping, AdamW."""
 
 import contextlib
 import math
@@ -11,11 +11,11 @@ from torch.optim import Optimizer
 
 from training.device import Machine
 
-SMALLEST_SCALE = 1.0  # of fp16's gradients: one that overflows even so is no matter of scale
+SMALLEST_SCALE = 1.0  # smallest scale for fp16 gradients: if they still overflow, they really are too large
 
 
 class Batch(NamedTuple):
-    """Examples that a model computes together."""
+    """Examples that the model processes together."""
 
     inputs: Tensor  # (B, T)
     targets: Tensor  # (B, T)
@@ -24,7 +24,7 @@ class Batch(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """A model in training, and what changes its weights."""
+    """A model in training, with everything that changes its weights."""
 
     model: nn.Module
     optimizer: Optimizer
@@ -33,12 +33,12 @@ class Learner(NamedTuple):
 
 
 def take_step(learner: Learner, batches: Sequence[Batch], machine: Machine) -> tuple[float, int, float | None]:
-    """One optimizer step over all of `batches`: its mean loss, its learned tokens, and the norm of its gradient.
+    """Take one optimizer step over `batches`; return its mean loss, number of learned tokens and gradient norm.
 
-    Of several processes each has its share of the batches, and the same result.
+    Each of several processes takes its share of the batches, and gets the same result.
 
     Raises:
-        FloatingPointError: the loss or the gradient is NaN or infinite; the weights are as they were.
+        FloatingPointError: the loss or the gradient is NaN or infinite; the weights are unchanged.
     """
     model, optimizer, scaler, max_grad_norm = learner
     learned = int(machine.total(sum(batch.learned for batch in batches))[0])
@@ -50,7 +50,7 @@ def take_step(learner: Learner, batches: Sequence[Batch], machine: Machine) -> t
         with machine.deterministic(), contextlib.nullcontext() if last else machine.without_sharing(model):
             with machine.autocast():
                 part = model(inputs, targets) / learned
-            # Sharing divides by the number of processes; here each token counts once, wherever it is learned.
+            # A shared model divides by the number of processes; multiply, so that each token counts once.
             scaler.scale(part * machine.processes).backward()
         loss += part.item()
     loss = machine.total(loss)[0]
@@ -61,7 +61,7 @@ def take_step(learner: Learner, batches: Sequence[Batch], machine: Machine) -> t
     norm = nn.utils.clip_grad_norm_(model.parameters(), limit).item() if limit else None
     if norm is not None and not math.isfinite(norm) and not scaler.is_enabled():
         raise FloatingPointError(f"the gradient is {norm}")
-    scaler.step(optimizer)  # not when a gradient of fp16 has overflowed
+    scaler.step(optimizer)  # skipped if an fp16 gradient has overflowed
     scaler.update()
     optimizer.zero_grad()
     if scaler.get_scale() < SMALLEST_SCALE:
@@ -70,7 +70,7 @@ def take_step(learner: Learner, batches: Sequence[Batch], machine: Machine) -> t
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Set the learning rate of the next step; in the tensor that a CUDA graph reads, if there is one."""
+    """Set the learning rate of the next step, in place if CUDA graphs read it from a tensor."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, so that they never tear a step, and a checkpoint can be written before the end."""
+"""Handling of Ctrl-C and SIGTERM: they never interrupt a step, and the run can write a checkpoint before it ends."""
 
 import contextlib
 import signal
@@ -11,10 +11,10 @@ from training.device import Machine
 
 
 class StopSignals:
-    """While it is entered, a first Ctrl-C or SIGTERM is a `KeyboardInterrupt` between two pieces of work, never inside
-    one; a second one ends the process at once, with what has been saved until then.
+    """A context in which the first Ctrl-C or SIGTERM raises `KeyboardInterrupt` between two pieces of work, never
+    inside one; a second signal ends the process at once, and anything unsaved is lost.
 
-    Several processes hear of a signal at different moments: they agree on it between two steps.
+    Several processes receive a signal at different moments, so they agree on it between two steps.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -24,7 +24,7 @@ class StopSignals:
         self.before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # signals go to no other
+        if threading.current_thread() is threading.main_thread():  # no other thread gets signals
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.before[number] = signal.signal(number, self.hear)
         return self
@@ -32,7 +32,7 @@ class StopSignals:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        if self.asked and error is None:  # while it was held
+        if self.asked and error is None:  # asked while signals were held back
             raise KeyboardInterrupt
 
     def hear(self, number: int, frame: FrameType | None) -> None:
@@ -44,7 +44,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
-        """What is inside is done to its end before a signal is heard."""
+        """Finish the work inside this context before a signal takes effect."""
         busy, self.busy = self.busy, True
         yield
         self.busy = busy
@@ -52,7 +52,7 @@ class StopSignals:
             raise KeyboardInterrupt
 
     def hold(self) -> None:
-        """From here on nothing may be lost any more: a signal waits until all is done."""
+        """Hold signals back until all work is done."""
         self.busy = True
 
     def check(self) -> None:

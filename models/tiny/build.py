@@ -1,9 +1,9 @@
-"""Build the bundled model from a corpus of dialogues: its vocabulary, then pretraining through the project's own loop.
+"""Build the bundled model from a corpus of dialogues: learn its vocabulary, then pretrain with the project's own loop.
 
     python -m models.tiny.build --corpus dialogues.jsonl.xz
 
-The corpus has one JSON object a line, {"turns": [{"speaker": ..., "text": ...}, ...]}. Stopped, the build
-goes on from its last checkpoint when started again with the same options.
+The corpus has one JSON object per line, {"turns": [{"speaker": ..., "text": ...}, ...]}. A stopped build resumes from
+its last checkpoint if it is started again with the same options.
 """
 
 import gzip
@@ -36,7 +36,7 @@ from training.device import choose_machine, keep_freed_memory
 from training.loop import Examples, Trainer, TrainingSetup, evaluate, train
 from training.stopping import StopSignals
 
-DIALOGUE = {"template": "prompt", "instruction": INSTRUCTION, "speakers": [], "learn": "all"}  # of the model
+DIALOGUE = {"template": "prompt", "instruction": INSTRUCTION, "speakers": [], "learn": "all"}  # saved with the model
 NAMES = """
 Alex Bob Anna Ben Clara Daniel Emma Frank Grace Henry Isabel Jack Kate Leo Maria Nick Olivia Paul Rosa Sam Tom Uma
 Victor Wendy Amir Yuki Zoe Liam Nora Oscar Priya Quinn Ravi Sofia Theo Chloe David Ella Fatima George Hannah Ivan
@@ -49,11 +49,11 @@ class BuildSettings:
     corpus: Path
     """JSON Lines of two-person dialogues, plain or .xz"""
     folder: Path = Path(__file__).parent
-    """where the model folder is written"""
+    """folder to write the model to"""
     work: Path = Path("runs/build-tiny")
-    """checkpoint and logs of the pretraining"""
+    """folder for the checkpoints and logs of pretraining"""
     held_out: int = 1000
-    """dialogues that are measured and never trained on"""
+    """number of dialogues to hold out from training and evaluate on"""
     shape: GPTConfig = field(default_factory=lambda: GPTConfig(4, 4, 352, vocab_size=4096, n_positions=512))
     training: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(
@@ -74,7 +74,7 @@ class MuonAndAdamW(torch.optim.AdamW):
 
     Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") learns more from the same
     tokens; its steps are scaled to AdamW's (Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2), so that
-    one learning rate does for both.
+    one learning rate suits both.
     """
 
     def __init__(self, model: GPTModel, weight_decay: float) -> None:
@@ -89,7 +89,7 @@ class MuonAndAdamW(torch.optim.AdamW):
             fused=True,
         )
         self.muon = torch.optim.Muon(blocks, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        self.muon.state = self.state  # by parameter, and no parameter is in both
+        self.muon.state = self.state  # keyed by parameter, and no parameter is in both optimizers
 
     def step(self, closure: None = None) -> None:
         for group in self.muon.param_groups:
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def build(settings: BuildSettings) -> None:
-    """The whole build; prints bits per byte of the result beside an untrained model, gzip and xz."""
+    """Run the whole build, and print bits per byte of the model, an untrained model, gzip and xz."""
     keep_freed_memory()
     settings.work.mkdir(parents=True, exist_ok=True)
     dialogues = read_corpus(settings.corpus, settings.training.seed)
@@ -126,7 +126,7 @@ def build(settings: BuildSettings) -> None:
         for part in (training, held_out)
     )
     display(
-        f"train: {len(training):,} dialogues, {train_set.count_learned():,} tokens learned; held out: {len(held_out):,}"
+        f"train: {len(training):,} dialogues, {train_set.count_learned():,} learned tokens; held out: {len(held_out):,}"
     )
     machine = choose_machine(settings.training.device, settings.training.precision)
     display(machine.explanation)
@@ -145,7 +145,7 @@ def build(settings: BuildSettings) -> None:
     save_model(model, settings.folder, DIALOGUE, dtype=torch.float16)
     write_checksums(settings.folder)
 
-    model = load_model(settings.folder)[0].to(machine.device)  # as it is delivered, rounded to fp16
+    model = load_model(settings.folder)[0].to(machine.device)  # as shipped, rounded to fp16
     bits["model"] = bits_per_byte(evaluate(model, val_set, tokenizer.eot_token, machine), val_set, text)
     bits["gzip"] = 8 * len(gzip.compress(text, 9)) / len(text)
     bits["xz"] = 8 * len(lzma.compress(text, preset=9)) / len(text)
@@ -155,7 +155,7 @@ def build(settings: BuildSettings) -> None:
 
 
 def read_corpus(path: Path, seed: int) -> list[Dialogue]:
-    """The dialogues in random order, their two speakers under random first names, half with the instruction line."""
+    """The dialogues in random order, with random first names for the speakers, half with the instruction line."""
     chance = random.Random(seed)
     dialogues, names_known = [], NAMES.split()
     with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else open(path, encoding="utf-8") as lines:
@@ -170,7 +170,7 @@ def read_corpus(path: Path, seed: int) -> list[Dialogue]:
 
 
 def train_vocabulary(dialogues: Sequence[Dialogue], size: int, folder: Path) -> None:
-    """Learn a byte-level BPE in GPT-2's form: the 256 bytes, the merges, and last `<|endoftext|>`."""
+    """Learn a byte-level BPE in GPT-2's format: the 256 bytes, the merges, and last `<|endoftext|>`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -184,14 +184,14 @@ def train_vocabulary(dialogues: Sequence[Dialogue], size: int, folder: Path) -> 
 
 
 def write_checksums(folder: Path) -> None:
-    """Write `SHA256SUMS`, by which the program knows that the bundled files are whole; `sha256sum --check` reads it."""
+    """Write `SHA256SUMS`, with which the program or `sha256sum --check` verifies the bundled files."""
     names = sorted(path.name for path in folder.iterdir() if path.suffix in (".json", ".txt", ".safetensors"))
     lines = [f"{checksum(folder / name)}  {name}\n" for name in names]
     write_text(folder / CHECKSUMS, "".join(lines))
 
 
 def bits_per_byte(loss: float, dataset: DialogueDataset, text: bytes) -> float:
-    """Bits for each byte of the rendered dialogues; `loss` in nats for each predicted token of them."""
+    """Bits per byte of the rendered dialogues, from `loss` in nats per predicted token."""
     return loss * dataset.count_learned() / math.log(2) / len(text)
 
 
