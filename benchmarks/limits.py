@@ -1,6 +1,6 @@
-"""What the machine can do at most: matrix products, reading memory, reading a file. `limits.py TASK JSON`.
+"""The machine's limits: matrix products, memory reads and file reads. Usage: `limits.py TASK JSON`.
 
-PyTorch's own operations, in the shapes of the model.
+They are measured with PyTorch's own operations, in the shapes of the model.
 """
 
 import sys
@@ -14,14 +14,14 @@ from measure import run_task
 from training.device import has_fast_bf16
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-LEAST_SECONDS = 1.0  # that a rate is measured for
+LEAST_SECONDS = 1.0  # minimum duration of a measurement
 READ_BYTES = 1 << 30  # far more than any cache holds
 
 
 def products(rows: int, width: int, device: str, precision: str) -> dict[str, Any]:
-    """The rate at which the products of a block run: `rows` tokens of `width` channels times its four matrices.
+    """The rate of a block's matrix products: `rows` tokens of `width` channels times its four matrices.
 
-    Each matrix is as in a linear layer, (out, in), and is read from memory: one block after another, of a few.
+    Each matrix is (out, in), as in a linear layer. Four blocks take turns, so that matrices are read from memory.
     """
     dtype, blocks = DTYPES[precision], 4
     shapes = [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width)]
@@ -37,7 +37,7 @@ def products(rows: int, width: int, device: str, precision: str) -> dict[str, An
 
 
 def memory(device: str) -> dict[str, Any]:
-    """The rate at which memory is read, by the faster of a sum and a product of a matrix with a vector."""
+    """The rate of memory reads: the faster of a sum and a matrix-vector product."""
     buffer = torch.ones(READ_BYTES // 4 // 1024, 1024, device=device)
     vector = torch.ones(1024, device=device)
     seconds = min(fastest(buffer.sum, device), fastest(lambda: buffer @ vector, device))
@@ -45,15 +45,15 @@ def memory(device: str) -> dict[str, Any]:
 
 
 def file(path: str) -> dict[str, Any]:
-    """The rate at which a file that the system has in memory is read into memory that has been used before."""
+    """The rate of reading a file from the system's cache into memory that is already in use."""
     size = Path(path).stat().st_size
     buffer = memoryview(bytearray(size))
-    buffer[::4096] = bytes(len(buffer[::4096]))  # every page is touched
+    buffer[::4096] = bytes(len(buffer[::4096]))  # touch every page
 
     def read() -> None:
         with open(path, "rb", buffering=0) as stream:
             done = 0
-            while done < size:  # Linux hands out 2 GB at a time
+            while done < size:  # Linux reads at most 2 GB per call
                 done += stream.readinto(buffer[done:]) or 0
 
     seconds = fastest(read, "cpu")
@@ -61,7 +61,7 @@ def file(path: str) -> dict[str, Any]:
 
 
 def fastest(work: Any, device: str) -> float:
-    """Seconds of the fastest of many calls, the first of which do not count."""
+    """Seconds of the fastest of many calls, without the first two."""
     taken, ended = [], 0.0
     while len(taken) < 5 or ended - taken[0][0] < LEAST_SECONDS:
         started = time.perf_counter()
@@ -74,7 +74,7 @@ def fastest(work: Any, device: str) -> float:
 
 
 def describe(device: str) -> dict[str, Any]:
-    """What PyTorch says of the machine."""
+    """What PyTorch reports about the machine."""
     described: dict[str, Any] = {
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),

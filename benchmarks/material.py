@@ -1,5 +1,5 @@
-"""What the benchmark works on, made by itself: models of random weights in the published layout, a vocabulary of the
-published size, and files of dialogues.
+"""Make the benchmark's material: models with random weights in the published layout, a vocabulary of the published
+size, and files of dialogues.
 """
 
 import json
@@ -18,17 +18,17 @@ from measure import PROJECT, run_task
 BUNDLED_DATA = PROJECT / "llm_train_text.json"
 INSTRUCTION = "The following is a conversation between two people."
 END_OF_TEXT = "<|endoftext|>"
-VOCABULARY = 50257  # tokens of the published one
+VOCABULARY = 50257  # tokens in the published vocabulary
 WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[a-zA-Z]+| ?[0-9]+| ?[^\sa-zA-Z0-9]+|\s+(?!\S)|\s+")  # GPT-2's, in ASCII
-LONGEST_DIALOGUE = 12  # of the bundled ones, put together
-SIDES = 2  # half of a file of dialogues is trained on, half is validation
+LONGEST_DIALOGUE = 12  # bundled dialogues joined into one, at most
+SIDES = 2  # parts of a file of dialogues: half for training, half for validation
 
 Turns = list[tuple[str, str]]  # speaker and text
 
 
 def read_dialogues(path: Path) -> list[Turns]:
-    """The dialogues of the bundled file, where a speaker who talks twice is a key that stands twice, or of a file
-    that `write_dialogues` has written.
+    """The dialogues of the bundled file, where a speaker's later turns repeat the key, or of a file from
+    `write_dialogues`.
     """
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
@@ -38,12 +38,12 @@ def read_dialogues(path: Path) -> list[Turns]:
 
 
 def render(turns: Turns) -> str:
-    """A dialogue as the `prompt` template has it."""
+    """A dialogue in the `prompt` template."""
     return INSTRUCTION + "".join(f"\n\n### {speaker}:\n{text}" for speaker, text in turns) + END_OF_TEXT
 
 
 def opening(turns: Turns) -> str:
-    """The text behind which a model is to write the second turn."""
+    """The prompt for the second turn."""
     return render(turns[:1]).removesuffix(END_OF_TEXT) + f"\n\n### {turns[1][0]}:\n"
 
 
@@ -56,8 +56,8 @@ def make_dialogues(kind: str, count: int, folder: Path, length: int, path: Path)
     """Write `count` dialogues to `path`.
 
     Args:
-        kind: `short`, those of the bundled file in random order; `long`, 2 to 12 of them put together; `fixed`, random
-            words of `length` input tokens in the vocabulary of the model folder `folder`.
+        kind: `short`: random bundled dialogues; `long`: 2 to 12 random bundled dialogues joined; `fixed`: random words
+            with `length` input tokens in the vocabulary of the model folder `folder`.
     """
     chance = random.Random(0)
     bundled = read_dialogues(BUNDLED_DATA)
@@ -72,14 +72,14 @@ def make_dialogues(kind: str, count: int, folder: Path, length: int, path: Path)
 
 
 def fixed_dialogues(count: int, folder: Path, length: int, chance: random.Random) -> list[Turns]:
-    """Two turns of random words, of `length` tokens as a model's input: the last one is only ever a target."""
+    """Dialogues of two turns of random words, with `length` input tokens; the last token is only a target."""
     from dialogues.tokenizer import load_tokenizer
 
     vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     words = [token.replace("Ġ", " ") for token in vocabulary if re.fullmatch("Ġ[a-z]{2,}", token)]
     encode = load_tokenizer(folder).encode_ordinary
     frame: Turns = [("Alex", "x"), ("Bob", "x")]
-    missing = length - len(encode(render(frame).removesuffix(END_OF_TEXT)))  # the end of text is the last target
+    missing = length - len(encode(render(frame).removesuffix(END_OF_TEXT)))  # the end of text is only a target
     assert missing >= 0, f"{length} tokens are too few for a dialogue"
     return [[frame[0], ("Bob", "x" + "".join(chance.choices(words, k=missing)))] for _ in range(count)]
 
@@ -87,8 +87,8 @@ def fixed_dialogues(count: int, folder: Path, length: int, chance: random.Random
 def make_vocabulary(folder: Path) -> None:
     """Write a byte-level BPE vocabulary of the published size, with every word of the bundled dialogues as one token.
 
-    So these come to about as many tokens as with the published one. The merges that fill it up join bytes that do not
-    follow each other in English.
+    The bundled dialogues then have about as many tokens as with the published vocabulary. The remaining merges join
+    pairs of bytes that do not occur in English.
     """
     letters = byte_letters()
     texts = [render(turns).removesuffix(END_OF_TEXT) for turns in read_dialogues(BUNDLED_DATA)]
@@ -111,9 +111,9 @@ def make_vocabulary(folder: Path) -> None:
 
 
 def byte_letters() -> dict[int, str]:
-    """Byte → the letter that stands for it in GPT-2's files, in the order of their ids.
+    """Byte → its letter in GPT-2's files, in the order of ids.
 
-    Printable bytes stand for themselves, the others for the letters from U+0100 on (Radford et al. 2019, `encoder.py`).
+    Printable bytes keep their character, the others get those from U+0100 on (Radford et al. 2019, `encoder.py`).
     """
     printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
     others = [byte for byte in range(256) if byte not in printable]
@@ -121,7 +121,7 @@ def byte_letters() -> dict[int, str]:
 
 
 def learn_merges(words: dict[tuple[str, ...], int]) -> list[tuple[str, str]]:
-    """Byte-pair encoding (Sennrich et al. 2016, algorithm 1): join the commonest pair until every word is one piece."""
+    """Byte-pair encoding (Sennrich et al. 2016, algorithm 1): join the most frequent pair until each word is whole."""
     merges = []
     while True:
         pairs: Counter[tuple[str, str]] = Counter()
@@ -136,7 +136,7 @@ def learn_merges(words: dict[tuple[str, ...], int]) -> list[tuple[str, str]]:
 
 
 def join(pieces: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
-    """The pieces of a word, with `pair` made one wherever it stands."""
+    """The pieces of a word, with each occurrence of `pair` joined."""
     joined: list[str] = []
     for piece in pieces:
         if joined and (joined[-1], piece) == pair:
@@ -147,7 +147,7 @@ def join(pieces: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 
 def make_model(name: str, vocabulary: str, folder: str) -> dict[str, Any]:
-    """Write a model folder of random weights: a published shape, or `quick`, one that takes no time.
+    """Write a model folder with random weights, in a published shape or in the tiny shape `quick`.
 
     Args:
         vocabulary: the folder of `vocab.json` and `merges.txt`.
@@ -164,7 +164,7 @@ def make_model(name: str, vocabulary: str, folder: str) -> dict[str, Any]:
         shutil.copy(Path(vocabulary) / file, target / file)
     end = config.vocab_size - 1
     fixed = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new"}
-    # No side drops anything out in training: for ours that is the default.
+    # Both sides train without dropout, which is our default.
     dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
     raw = {**fixed, **asdict(config), **dropout, "bos_token_id": end, "eos_token_id": end}
     (target / "config.json").write_text(json.dumps(raw, indent=2), encoding="utf-8")

@@ -1,10 +1,9 @@
-"""A process measured: how long it takes from start to finish, the most memory it holds, and what it says of itself.
+"""Measure a process: its time from start to finish, its peak memory, and the figures that it reports.
 
-Everything is measured in a process of its own, so that none inherits warm memory or made kernels from another. Those
-that are compared take turns (ours, theirs, ours, theirs): a machine that slows down slows all of them.
+Each measurement has its own process, so that none inherits warm memory or compiled kernels. Contestants take turns
+(ours, theirs, ours, theirs), so that a slow spell of the machine slows all of them.
 
-This and whatever runs in the same process stays without PyTorch: Linux counts the memory of the process that starts
-another one into the peak of that other one.
+The process that starts the others must not import PyTorch: Linux counts a parent's memory towards its child's peak.
 """
 
 import json
@@ -21,20 +20,20 @@ from typing import Any, NamedTuple
 
 PROJECT = Path(__file__).resolve().parent.parent
 MAXRSS_UNIT = 1024  # bytes: Linux reports kilobytes
-RESULT = "result: "  # begins the line with which a measured script says what it has measured inside
+RESULT = "result: "  # starts the line on which a measured script reports its figures
 
 Sample = dict[str, Any]
 
 
 class Contestant(NamedTuple):
-    """One of those that do the same job, and how it is started."""
+    """A program that does the same job as others, and how to start it."""
 
     who: str
     words: tuple[str, ...]  # the command; it runs in an empty folder that is removed afterwards
     environment: Mapping[str, str] = {}
-    needs: tuple[str, ...] = ()  # packages; where one is not installed, this one is left out
+    needs: tuple[str, ...] = ()  # packages; if one is not installed, leave the contestant out
     memory_limit: int = 0  # bytes of address space; 0: none
-    look: Callable[[Path, float, bool], Sample] | None = None  # (folder, when it was started, whether it is the first)
+    look: Callable[[Path, float, bool], Sample] | None = None  # (folder, start time, whether it is the first run)
 
 
 class Case(NamedTuple):
@@ -43,11 +42,11 @@ class Case(NamedTuple):
     part: str
     name: str
     contestants: Sequence[Contestant]
-    facts: Mapping[str, Any] = {}  # what a reader of the figures has to know of the job
+    facts: Mapping[str, Any] = {}  # facts about the job, for computing figures
 
 
 def measure_case(case: Case, repeats: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Measure the contestants of a case in turns; a record for each, with all of its samples."""
+    """Measure the contestants of a case in turns; return a record for each, with all its samples."""
     samples: list[list[Sample]] = [[] for _ in case.contestants]
     for repeat in range(repeats):
         for contestant, taken in zip(case.contestants, samples, strict=True):
@@ -70,7 +69,7 @@ def measure_case(case: Case, repeats: int, say: Callable[[str], None]) -> list[d
 
 
 def run_contestant(contestant: Contestant, first: bool = True) -> Sample:
-    """One sample: `seconds` of wall time, `peak_bytes`, `exit_code`, and what the process itself has measured."""
+    """One sample: `seconds` of wall time, `peak_bytes`, `exit_code`, and the figures that the process reports."""
     folder = Path(tempfile.mkdtemp(prefix="benchmark-"))
     try:
         started = time.time()
@@ -85,10 +84,10 @@ def run_contestant(contestant: Contestant, first: bool = True) -> Sample:
 def run_process(
     words: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None, memory_limit: int = 0
 ) -> Sample:
-    """Run a command in `folder` to its end; its peak is that of the largest process in it, measured by the system."""
+    """Run a command in `folder` to its end; the system measures the peak memory of its largest process."""
 
     def limit_memory() -> None:
-        import resource  # not on Windows, where the rest of this file can be imported
+        import resource  # Windows lacks it, but can import the rest of this file
 
         resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
 
@@ -109,7 +108,7 @@ def run_process(
             process.kill()
             raise
         seconds = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)  # Popen has not seen its process end
+    process.returncode = os.waitstatus_to_exitcode(status)  # tell Popen that the process has ended
     sample: Sample = {
         "seconds": seconds,
         "peak_bytes": usage.ru_maxrss * MAXRSS_UNIT,
@@ -125,7 +124,7 @@ def run_process(
 
 
 def tell(**values: Any) -> None:
-    """Called in a measured script: hand over what it has measured."""
+    """Report the figures of a measured script."""
     print(RESULT + json.dumps(values), flush=True)
 
 
@@ -136,6 +135,6 @@ def run_task(tasks: Mapping[str, Callable[..., dict[str, Any]]], arguments: Sequ
 
 
 def figure(record: dict[str, Any], name: str) -> tuple[float, float, float] | None:
-    """Median, smallest and largest of a value over the samples of a record; None where it was not measured."""
+    """Median, minimum and maximum of a value over the samples of a record; None if it was not measured."""
     values = [sample[name] for sample in record["samples"] if not sample["exit_code"] and name in sample]
     return (median(values), min(values), max(values)) if values else None

@@ -1,5 +1,5 @@
-"""What is measured of this program from inside: a step, a completion, loading, reading. Each task runs in a process of
-its own: `ours.py TASK JSON`.
+"""Measure this program from inside: training steps, generation, loading and reading. Each task runs in its own process.
+Usage: `ours.py TASK JSON`.
 """
 
 import sys
@@ -11,17 +11,17 @@ from typing import Any
 
 from measure import run_task
 
-WARM_UP = 2  # steps that are not counted: kernels are made, memory is touched
+WARM_UP = 2  # first steps to leave out: they compile kernels and touch memory
 
 
 def training(folder: str, data: str, steps: int, device: str, precision: str, **options: Any) -> dict[str, Any]:
-    """Steps of the training loop as a run does them, over the first half of the dialogues in `data`.
+    """Time steps of the training loop, as in a run, over the first half of the dialogues in `data`.
 
     Args:
-        options: of the training, by their names in `TrainingSettings`.
+        options: fields of `TrainingSettings`.
 
     Returns:
-        tokens (padding is none), seconds and examples of the measured steps.
+        the figures of the measured steps; see `step_figures`.
     """
     from dialogues.batches import epoch_steps
     from pipeline.prepare import make_datasets, open_data, read_data
@@ -46,7 +46,7 @@ def training(folder: str, data: str, steps: int, device: str, precision: str, **
     optimizer = make_optimizer(model, settings)
     setup = TrainingSetup(model, optimizer, examples, settings, RunSettings(), machine, checkpoints)
     trainer = Trainer(setup)
-    lengths = [length - 1 for length in examples.train.lengths()]  # the last token is only ever a target
+    lengths = [length - 1 for length in examples.train.lengths()]  # the last token is only a target
     seconds, numbers = [], []
     for step in islice(epoch_steps(lengths, settings.batch_size, 1, settings.seed, 0), WARM_UP + steps):
         started = time.perf_counter()
@@ -58,7 +58,7 @@ def training(folder: str, data: str, steps: int, device: str, precision: str, **
 
 
 def step_figures(seconds: list[float], lengths: list[int], device: str) -> dict[str, Any]:
-    """What is told of measured training steps, by ours and by the peers.
+    """The figures that ours and the peers report about training steps.
 
     Args:
         lengths: input tokens of every example, without padding.
@@ -73,7 +73,7 @@ def step_figures(seconds: list[float], lengths: list[int], device: str) -> dict[
 
 
 def gpu_memory(device: str) -> dict[str, Any]:
-    """The most memory that tensors took on the GPU; nothing on a CPU, where the system measures it."""
+    """The peak memory of tensors on the GPU; empty on a CPU, where the system measures the peak."""
     if device != "cuda":
         return {}
     import torch
@@ -82,7 +82,7 @@ def gpu_memory(device: str) -> dict[str, Any]:
 
 
 def generation(folder: str, prompts: list[list[int]], new_tokens: int, device: str) -> dict[str, Any]:
-    """Completions as a run writes them, greedy and never ended."""
+    """Time completions as in a run, greedy and without an end token."""
     from load_gpt2_weights import load_model
     from settings import GenerationSettings
     from talking.decoder import Decoder
@@ -102,7 +102,7 @@ def generation(folder: str, prompts: list[list[int]], new_tokens: int, device: s
 
 
 def generation_figures(complete: Callable[[int], list[list[int]]], new_tokens: int, device: str) -> dict[str, Any]:
-    """Time `complete(n)`, which returns n new tokens for each prompt, after a first call that does not count."""
+    """Time `complete(n)`, which returns n new tokens for each prompt, after a warm-up call."""
     complete(2)
     started = time.perf_counter()
     complete(1)
@@ -116,7 +116,7 @@ def generation_figures(complete: Callable[[int], list[list[int]]], new_tokens: i
 
 
 def count_written(folder: str, data: str, new_tokens: int, device: str, precision: str) -> dict[str, Any]:
-    """How many tokens the model of a finished run wrote for its three cases: greedy, it writes the same again."""
+    """The number of tokens that a finished run wrote for each of its cases; greedy decoding writes the same again."""
     from load_gpt2_weights import load_model
     from pipeline.prepare import open_data, read_data
     from settings import DataSettings, GenerationSettings
@@ -137,7 +137,7 @@ def count_written(folder: str, data: str, new_tokens: int, device: str, precisio
 
 
 def loading(folder: str) -> dict[str, Any]:
-    """A model folder into memory, after the imports."""
+    """Time loading a model folder, without the imports."""
     from load_gpt2_weights import load_model
     from training.device import keep_freed_memory
 
@@ -146,7 +146,7 @@ def loading(folder: str) -> dict[str, Any]:
 
 
 def loading_figures(load: Callable[[], Any]) -> dict[str, Any]:
-    """Time `load()`, which returns a model, and one look at every weight: some only map the file until then."""
+    """Time `load()`, which returns a model, and one read of every weight: some loaders only map the file."""
     started = time.perf_counter()
     for parameter in load().parameters():
         parameter.sum().item()
@@ -154,7 +154,7 @@ def loading_figures(load: Callable[[], Any]) -> dict[str, Any]:
 
 
 def reading(folder: str, data: str) -> dict[str, Any]:
-    """A file of dialogues to tokens, split."""
+    """Time reading a file of dialogues into tokens, with the split."""
     from pipeline.prepare import open_data, read_data
     from settings import DataSettings
 

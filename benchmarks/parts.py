@@ -1,4 +1,4 @@
-"""What is measured: for each part of the benchmark its cases, and for each case who does it, and how it is started."""
+"""The parts of the benchmark: the cases of each part, the contestants of each case, and how to start them."""
 
 import json
 import sys
@@ -15,13 +15,13 @@ from table import FIRST_RUN
 HERE = Path(__file__).resolve().parent
 TRANSFORMERS, TRAINER, PEFT = ("transformers",), ("transformers", "accelerate"), ("transformers", "peft")
 OURS, PLAIN = "ours", "plain recipe"
-# A laptop without matrix units or AVX-512: PyTorch has its kernels from oneDNN, MKL and ATen.
+# Imitate a laptop without matrix units or AVX-512: PyTorch's kernels come from oneDNN, MKL and ATen.
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-ALLOWED = 8_000_000_000  # bytes of memory, in the last part
-NOMINAL = {"short": 73, "long": 450}  # about how many tokens such dialogues have
-GROUPED_STEPS = 60  # of a file of real lengths, of which some are measured: enough to group lengths in
+ALLOWED = 8_000_000_000  # bytes of memory in the part `constrained`
+NOMINAL = {"short": 73, "long": 450}  # approximate number of tokens in such dialogues
+GROUPED_STEPS = 60  # enough for grouping by length in a file of real lengths; only some are measured
 LORA_RANK = 8
-PROMPT_LENGTHS = (12, 20)  # tokens, at least and at most
+PROMPT_LENGTHS = (12, 20)  # shortest and longest prompt, in tokens
 THEIR_IMPORTS = "from transformers import GPT2LMHeadModel, Trainer"
 
 
@@ -29,24 +29,24 @@ class Plan(NamedTuple):
     """What a run of the benchmark measures, and how much of it."""
 
     model: Path  # folder of the model that the main job trains
-    small: Path  # folder of a model that is measured in training throughput too
-    cache: Path  # folder of what the benchmark has made for itself
+    small: Path  # folder of a second model for training throughput
+    cache: Path  # folder of generated models and data
     device: str
-    shapes: tuple[tuple[str, int, int], ...]  # kind of data, batch size, and length of the dialogues
-    steps: int  # measured in each run
+    shapes: tuple[tuple[str, int, int], ...]  # kind of data, batch size, length of dialogues
+    steps: int  # measured steps in each run
     epochs: int
     prompts: tuple[int, ...]
     new_tokens: int
-    dialogues: int  # that are read
-    precisions: tuple[str, ...]  # that the hardware computes in
-    cases: tuple[str, ...]  # words; of training throughput and generation a case is measured if its name has one
+    dialogues: int  # number of dialogues to read
+    precisions: tuple[str, ...]  # native precisions of the hardware
+    cases: tuple[str, ...]  # words; measure a case of throughput or generation if its name has one of them
 
     def wants(self, case: str) -> bool:
         return any(word in case for word in self.cases)
 
 
 def script(source: str, task: str, /, **values: Any) -> tuple[str, ...]:
-    """The command that runs a task of one of the scripts beside this one."""
+    """The command that runs a task of a script in this folder."""
     return (sys.executable, str(HERE / source), task, json.dumps(values, default=str))
 
 
@@ -55,7 +55,7 @@ def python(*words: str) -> tuple[str, ...]:
 
 
 def make(*words: str) -> Sample:
-    """Run a script that is not measured, and return what it tells. What it needs much memory for is gone with it."""
+    """Run a script without measuring it, and return the figures it reports. Its memory is freed when it ends."""
     made = run_contestant(Contestant("", words))
     assert not made["exit_code"], made["says"]
     return made
@@ -66,14 +66,14 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def finetune(plan: Plan, *options: str) -> tuple[str, ...]:
-    """Our command as it is shipped, for the main job."""
+    """Our command for the main job, as shipped."""
     sizes = ("--epochs", str(plan.epochs), "--max-new-tokens", str(plan.new_tokens))
     names = ("--model", str(plan.model), "--device", plan.device, "--run-dir", "run", "--output", "output.json")
     return python(str(PROJECT / "finetune.py"), *names, *sizes, *options)
 
 
 def look_at_run(plan: Plan, precision: str, folder: Path, started: float, first: bool) -> Sample:
-    """How long the phases of our run took, by the times of its files; and once, how many tokens it wrote."""
+    """The time of each phase of our run, from the times of its files; for the first run also the tokens written."""
     run = folder / "run"
     marks = {
         "loading": "ledger.json",
@@ -93,7 +93,7 @@ def look_at_run(plan: Plan, precision: str, folder: Path, started: float, first:
 
 
 def main_contestants(plan: Plan, precisions: Sequence[str], environment: dict[str, str]) -> list[Contestant]:
-    """The main job in each of `precisions`, ours, transformers' and, in fp32, the plain recipe's."""
+    """The main job by ours and by transformers in each of `precisions`, and by the plain recipe in fp32."""
     job = {"folder": plan.model, "epochs": plan.epochs, "new_tokens": plan.new_tokens, "device": plan.device}
     ours = [
         Contestant(
@@ -128,8 +128,8 @@ def bundled(plan: Plan) -> Iterator[Case]:
 
 
 def step_contestants(plan: Plan, job: dict[str, Any], needs: tuple[str, ...]) -> list[Contestant]:
-    """Training steps of `job`: ours and a plain loop with transformers, in each precision; on a GPU ours with
-    `--compile`, too.
+    """Training steps of `job` by ours and by a plain loop with transformers, in each precision; on a GPU also by ours
+    with `--compile`.
     """
     ours = [(OURS, {})]
     if plan.device == "cuda":
@@ -175,7 +175,7 @@ def make_data(plan: Plan, folder: Path, kind: str, batch: int, length: int) -> P
     """A file of dialogues for training steps; see `material.make_dialogues`."""
     path = plan.cache / f"{folder.name}-{kind}-{batch}-{length}.jsonl"
     steps = max(plan.steps, GROUPED_STEPS) if kind != "fixed" else plan.steps
-    count = SIDES * batch * (steps + 2)  # two steps are no part of what is measured
+    count = SIDES * batch * (steps + 2)  # two warm-up steps are not measured
     make(*script("material.py", "data", kind=kind, count=count, folder=folder, length=length, path=path))
     return path
 

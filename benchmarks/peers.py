@@ -1,5 +1,5 @@
-"""The same jobs with transformers and peft, as their users would write them and with their fastest settings: fused
-attention, fused AdamW, bf16 where that is asked for. `peers.py TASK JSON`.
+"""The same jobs with transformers and peft, as their users would write them, with their fastest settings: fused
+attention, fused AdamW, and bf16 on request. Usage: `peers.py TASK JSON`.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ from material import BUNDLED_DATA, SIDES, opening, read_dialogues, render
 from measure import run_task
 from ours import WARM_UP, generation_figures, loading_figures, step_figures
 
-ALPHA = 16  # of LoRA, as ours
+ALPHA = 16  # LoRA's alpha, as in ours
 CASES = 3
 
 
 def load(folder: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """Model and tokenizer. (Their own types say less than they can do.)"""
+    """Model and tokenizer, as `Any`: their declared types are incomplete."""
     model = GPT2LMHeadModel.from_pretrained(folder, attn_implementation="sdpa", dtype=dtype)
     tokenizer = GPT2Tokenizer.from_pretrained(folder, padding_side="left")
     tokenizer.pad_token = tokenizer.eos_token
@@ -29,7 +29,7 @@ def load(folder: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
 
 
 def encode(tokenizer: Any, path: Path, longest: int) -> list[list[int]]:
-    """The dialogues of a file as token ids; a longer one loses its end."""
+    """The dialogues of a file as token ids, truncated to `longest`."""
     texts = [render(turns) for turns in read_dialogues(path)]
     return [ids[:longest] for ids in tokenizer(texts)["input_ids"]]
 
@@ -44,7 +44,7 @@ def collate(examples: list[list[int]], padding_id: int) -> dict[str, Tensor]:
 
 
 def main_job(folder: str, precision: str, epochs: int, new_tokens: int, device: str) -> dict[str, Any]:
-    """The main job with the Trainer: evaluations where ours has them, the model saved, three cases generated."""
+    """The main job with the Trainer: evaluate whenever ours does, save the model, and generate three cases."""
     model, tokenizer = load(folder)
     encoded: Any = encode(tokenizer, BUNDLED_DATA, model.config.n_positions)
     cut = len(encoded) * 7 // 10
@@ -91,7 +91,7 @@ def main_job(folder: str, precision: str, epochs: int, new_tokens: int, device: 
 
 
 def complete(model: Any, ids: Tensor, mask: Tensor, new_tokens: int) -> list[list[int]]:
-    """Greedy continuations of (B, T) prompts, of exactly so many tokens."""
+    """Greedy continuations of (B, T) prompts, with exactly `new_tokens` tokens each."""
     model.eval()
     with torch.inference_mode():
         written = model.generate(
@@ -108,12 +108,12 @@ def complete(model: Any, ids: Tensor, mask: Tensor, new_tokens: int) -> list[lis
 def training(
     folder: str, data: str, batch_size: int, steps: int, device: str, precision: str, lora_rank: int
 ) -> dict[str, Any]:
-    """Steps of a plain loop over the first half of the dialogues in `data`, in random order, with padded batches."""
+    """Time a plain loop over the first half of the dialogues in `data`, in random order, with padded batches."""
     model, tokenizer = load(folder)
     model = with_adapters(model, lora_rank) if lora_rank else model
     model.to(device).train()
     whole = encode(tokenizer, Path(data), model.config.n_positions + 1)
-    encoded = [ids[:-1] for ids in whole[: len(whole) // SIDES]]  # as many inputs as ours, whose last is only a target
+    encoded = [ids[:-1] for ids in whole[: len(whole) // SIDES]]  # the same inputs as ours: the last is only a target
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=5e-5, weight_decay=0.1, fused=True)
     autocast = torch.autocast(device, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
@@ -137,7 +137,7 @@ def training(
 
 
 def with_adapters(model: Any, rank: int) -> Any:
-    """`model` with peft's adapters beside the matrices that ours adapts."""
+    """`model` with peft's adapters for the same matrices as ours."""
     from peft import LoraConfig, TaskType, get_peft_model
 
     config = LoraConfig(
@@ -151,7 +151,7 @@ def with_adapters(model: Any, rank: int) -> Any:
 
 
 def generation(folder: str, prompts: list[list[int]], new_tokens: int, device: str, precision: str) -> dict[str, Any]:
-    """Greedy completions of padded prompts, with weights in that precision."""
+    """Time greedy completions of padded prompts, with weights in `precision`."""
     model, tokenizer = load(folder, torch.bfloat16 if precision == "bf16" else torch.float32)
     model.to(device)
     batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(device)
@@ -163,12 +163,12 @@ def generation(folder: str, prompts: list[list[int]], new_tokens: int, device: s
 
 
 def loading(folder: str) -> dict[str, Any]:
-    """A model folder into memory, after the imports."""
+    """Time loading a model folder, without the imports."""
     return loading_figures(lambda: load(folder)[0])
 
 
 def reading(folder: str, data: str) -> dict[str, Any]:
-    """A file of dialogues to tokens, by transformers' tokenizer, which is one call for all of them."""
+    """Time reading a file of dialogues into tokens, with one call of transformers' tokenizer."""
     tokenizer = GPT2Tokenizer.from_pretrained(folder)
     started = time.perf_counter()
     encoded = encode(tokenizer, Path(data), sys.maxsize)

@@ -1,8 +1,7 @@
 """Measure this program and its peers side by side: python benchmarks/run.py
 
-Everything is measured in one run and under the same conditions, the peers in turns with ours. A table appears on the
-screen as it goes; all samples are in a JSON file, and the table made of them lies beside it as Markdown. Linux and
-macOS only.
+Everything is measured in one run under the same conditions, with ours and the peers taking turns. Tables appear on the
+screen during the run; a JSON file gets all samples, and a Markdown file next to it all tables. Linux and macOS only.
 """
 
 import argparse
@@ -35,7 +34,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 def main() -> None:
     options = parse_options()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is a Ctrl-C: folders are removed
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # treat SIGTERM as Ctrl-C, to remove folders
     machine = describe_machine(options.device)
     plan = make_plan(options, ("fp32", "bf16") if machine["bf16"] else ("fp32",))
     results: dict[str, Any] = {
@@ -60,34 +59,43 @@ def main() -> None:
             results["records"] += records
             show_progress("")
             print(block(results, case.part, case.name), flush=True)
-            write_results(results, path)  # what has been measured is kept, whatever comes
+            write_results(results, path)  # keep what is measured, even if a later case fails
     print(f"written: {path}.json and {path}.md")
 
 
 def leaves_out(options: argparse.Namespace, who: str) -> bool:
-    """Whether a contestant is not to be measured: the plain recipe alone takes longer than all the others."""
+    """Whether to skip a contestant: the plain recipe alone takes longer than all the others."""
     return any(word in who for word in options.leave_out)
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure this program and its peers side by side.")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, help="which parts; default: all that run on the device")
-    parser.add_argument("--model", default="gpt2-medium", help="a published name (default: gpt2-medium)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="parts to measure (default: all for the device)")
+    parser.add_argument("--model", default="gpt2-medium", help="a published model (default: gpt2-medium)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--repeats", type=int, default=3, help="runs of each contestant (default: 3)")
-    parser.add_argument("--leave-out", nargs="+", default=[], help="contestants with one of these words in their names")
-    parser.add_argument("--cases", nargs="+", default=[""], help="of throughput and generation only these, by a word")
-    parser.add_argument("--vocabulary", type=Path, help="folder of the published vocab.json and merges.txt, if at hand")
-    parser.add_argument("--quick", action="store_true", help="a model of no size and a few steps: shows that it works")
-    parser.add_argument("--cache", type=Path, default=PROJECT / "runs" / "benchmarks", help="for what is made")
-    parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks", help="folder of the results")
+    parser.add_argument(
+        "--leave-out", nargs="+", default=[], help="skip contestants with one of these words in their names"
+    )
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        default=[""],
+        help="measure only throughput and generation cases with one of these words in their names",
+    )
+    parser.add_argument("--vocabulary", type=Path, help="folder of the published vocab.json and merges.txt")
+    parser.add_argument("--quick", action="store_true", help="a tiny model and a few steps, as a smoke test")
+    parser.add_argument(
+        "--cache", type=Path, default=PROJECT / "runs" / "benchmarks", help="folder for generated models and data"
+    )
+    parser.add_argument("--output", type=Path, default=PROJECT / "benchmarks", help="folder for the results")
     return parser.parse_args(arguments)
 
 
 def make_plan(options: argparse.Namespace, precisions: tuple[str, ...]) -> Plan:
-    """What the options ask for, in the precisions that the hardware computes in.
+    """The plan for `options`, in the native precisions of the hardware.
 
-    Model and vocabulary are made, unless an earlier run has made them.
+    Makes the model and the vocabulary, unless an earlier run has made them.
     """
     name = "quick" if options.quick else options.model
     vocabulary = options.vocabulary or options.cache / "vocabulary"
@@ -119,7 +127,7 @@ def lacking(packages: tuple[str, ...]) -> bool:
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """Processor, memory, and what PyTorch sees of them."""
+    """Describe processor and memory, and what PyTorch detects."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", info.read_text(encoding="utf-8")) if info.exists() else []
     seen = make(*script("limits.py", "describe", device=device))
@@ -139,13 +147,13 @@ def versions() -> dict[str, str]:
 
 
 def hardware(machine: dict[str, Any]) -> str:
-    """The machine as part of a file's name."""
+    """The machine's name, for a file name."""
     name = machine.get("gpu") or f"{machine['cores']}-cores-{machine['processor']}"
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(.*?\)|@.*|cpu|processor", "", name.lower())).strip("-")
 
 
 def free_path(folder: Path, name: str) -> Path:
-    """`folder/name`, or with a number behind it where there are results of that name."""
+    """`folder/name`, with a number appended if there are results of that name."""
     folder.mkdir(parents=True, exist_ok=True)
     names = (folder / (name if number == 1 else f"{name}-{number}") for number in count(1))
     return next(path for path in names if not Path(f"{path}.json").exists())
@@ -157,7 +165,7 @@ def write_results(results: dict[str, Any], path: Path) -> None:
 
 
 def show_progress(line: str) -> None:
-    """What is being measured, in one line of the screen that the next one replaces."""
+    """Show what is being measured on a line of the screen that the next call replaces."""
     if sys.stderr.isatty():
         print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""The results as tables: on the screen while they come, and as Markdown; each goal beside its measured figure."""
+"""The results as tables, on the screen during the run and as Markdown, and each goal with its measured figure."""
 
 import textwrap
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ Record = dict[str, Any]
 
 class Column(NamedTuple):
     title: str
-    scale: float  # from the unit of the samples to the one shown
+    scale: float  # factor from the unit of the samples to the displayed one
     digits: int
 
 
@@ -46,23 +46,23 @@ PARTS = {
         "The main job, start to finish",
         "seconds",
         ("seconds", "peak_bytes"),
-        "Ours also measures the model before and after, and writes a report, in the time given; the others don't.",
+        "The time of ours includes metrics before and after training, and a report; the others compute neither.",
     ),
     "bundled": Part("The first run, with the bundled model", "seconds", ("seconds", "peak_bytes")),
     "throughput": Part(
         "Training throughput",
         "tokens_per_second",
         TRAINING,
-        "Batch × length. Tokens that are padding do not count. A token costs 6 N + 12 L T C operations (N weights"
-        " without the positions, L layers, T tokens of a dialogue, C channels; Chowdhery et al. 2022, appendix B);"
-        " the limit is the rate of the model's own matrix products in that precision.",
+        "Batch × length. Padding does not count as tokens. A token costs 6 N + 12 L T C operations (N weights without"
+        " position embeddings, L layers, T tokens per dialogue, C channels; Chowdhery et al. 2022, appendix B);"
+        " the limit is the rate of the model's own matrix products in the same precision.",
     ),
     "lora": Part("Training adapters of rank 8", "tokens_per_second", TRAINING),
     "generation": Part(
         "Generation",
         "tokens_per_second",
         ("first_token_seconds", "tokens_per_second", "share", "bytes_per_second", "peak_bytes", "gpu_peak_bytes"),
-        "The limit: for each token of all prompts together, every weight is read from memory once, in bf16.",
+        "The limit: each decode step for all prompts together reads every weight from memory once, in bf16.",
     ),
     "start": Part("Start", "seconds", ("seconds", "load_seconds", "bytes_per_second", "peak_bytes")),
     "reading": Part("Reading dialogues", "dialogues_per_second", ("dialogues_per_second", "seconds", "peak_bytes")),
@@ -71,12 +71,12 @@ PARTS = {
 
 
 def operations_per_token(config: dict[str, Any], length: float) -> float:
-    """Floating-point operations with which a token is trained, forward and backward: 6 N + 12 L T C."""
+    """Floating-point operations per trained token, forward and backward: 6 N + 12 L T C."""
     return 6 * weights(config) + 12 * config["n_layer"] * length * config["n_embd"]
 
 
 def weights(config: dict[str, Any]) -> int:
-    """The weights of a GPT-2, without the positions, with which nothing is multiplied."""
+    """Number of weights in a GPT-2, without position embeddings, which are in no matrix product."""
     C, layers = config["n_embd"], config["n_layer"]
     block = 12 * C * C + 13 * C  # matrices 4 C² and 8 C²; biases 9 C; two norms 4 C
     return config["vocab_size"] * C + layers * block + 2 * C
@@ -87,7 +87,7 @@ def records_of(results: Results, part: str, case: str) -> list[Record]:
 
 
 def value(record: Record, name: str, others: list[Record]) -> tuple[float, float, float] | None:
-    """Median, smallest and largest of what a column shows of a record; `others` are all records of its case."""
+    """Median, minimum and maximum of the column `name` for a record; `others` are all records of its case."""
     if name != "share":
         return figure(record, name)
     rate, limit = figure(record, "tokens_per_second"), highest_rate(record, others)
@@ -98,7 +98,7 @@ def value(record: Record, name: str, others: list[Record]) -> tuple[float, float
 
 
 def highest_rate(record: Record, others: list[Record]) -> float | None:
-    """The tokens a second that the machine's limit, measured in the same run, would allow."""
+    """Tokens per second at the machine's limit, which was measured in the same run."""
     limits = {other["who"]: other for other in others}
     config = record["facts"].get("config")
     if record["part"] == "throughput":
@@ -114,7 +114,7 @@ def highest_rate(record: Record, others: list[Record]) -> float | None:
 
 
 def shown(value: tuple[float, float, float] | None, column: Column) -> str:
-    """A median and, behind it, the smallest and the largest, where these differ."""
+    """A median, followed by the minimum and the maximum if they differ."""
     if value is None:
         return ""
     middle, low, high = (f"{number * column.scale:,.{column.digits}f}" for number in value)
@@ -122,16 +122,16 @@ def shown(value: tuple[float, float, float] | None, column: Column) -> str:
 
 
 def rows(results: Results, part: str, case: str) -> Iterator[list[str]]:
-    """A case as a table, its titles first."""
+    """Yield the rows of a case's table, the titles first."""
     records, about = records_of(results, part, case), PARTS[part]
     shown_somewhere = [name for name in about.columns if any(value(record, name, records) for record in records)]
-    columns = shown_somewhere or [about.headline]  # where all have failed
-    yield [case, *(COLUMNS[name].title for name in columns), "ours against it"]
+    columns = shown_somewhere or [about.headline]  # if all have failed
+    yield [case, *(COLUMNS[name].title for name in columns), "speed-up of ours"]
     for record in records:
         cells = [shown(value(record, name, records), COLUMNS[name]) for name in columns]
         failed = next((sample for sample in record["samples"] if sample["exit_code"]), None)
         if failed:
-            says = textwrap.shorten(failed["says"], 100, placeholder=" …")  # all of it is in the JSON
+            says = textwrap.shorten(failed["says"], 100, placeholder=" …")  # the JSON has the whole line
             cells[0] = f"exit code {failed['exit_code']}: {says}"
         alike = [one for one in of_ours(records) if one["who"][-6:] == record["who"][-6:]]  # of the same precision
         ratio = None if record["who"].startswith(("ours", "limit")) else advantage(alike or of_ours(records), record)
@@ -139,13 +139,13 @@ def rows(results: Results, part: str, case: str) -> Iterator[list[str]]:
 
 
 def of_ours(records: list[Record]) -> list[Record]:
-    """Our records of a case: our program as it is shipped, or where that is not measured, all precisions."""
+    """Our records of a case: the program as shipped, or all precisions if that was not measured."""
     shipped = [record for record in records if record["who"] == "ours"]
     return shipped or [record for record in records if record["who"].startswith("ours")]
 
 
 def advantage(ours: list[Record], rival: Record) -> float | None:
-    """How many times as fast the fastest of ours is as a rival, by the medians; of times the inverse counts."""
+    """The speed-up of our fastest record over a rival, by medians: a ratio of rates, or the inverse one of times."""
     headline = PARTS[rival["part"]].headline
     theirs = figure(rival, headline)
     best = [found[0] for found in (figure(record, headline) for record in ours) if found]
@@ -155,7 +155,7 @@ def advantage(ours: list[Record], rival: Record) -> float | None:
 
 
 def notes(results: Results, part: str, case: str) -> Iterator[str]:
-    """What else was measured of a case, in words."""
+    """Yield other figures of a case, in words."""
     for record in records_of(results, part, case):
         samples = [sample for sample in record["samples"] if "phases" in sample]
         if samples:
@@ -167,7 +167,7 @@ def notes(results: Results, part: str, case: str) -> Iterator[str]:
 
 
 def block(results: Results, part: str, case: str) -> str:
-    """A case for the screen: columns in line."""
+    """A case for the screen, with aligned columns."""
     table = list(rows(results, part, case))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
@@ -179,7 +179,7 @@ def markdown_row(cells: list[str]) -> str:
 
 
 def render_markdown(results: Results) -> str:
-    """The whole of the results: machine, goals, and the tables of all parts."""
+    """All results as Markdown: machine, goals, and the tables of all parts."""
     machine, packages = results["machine"], results["versions"]
     lines = [
         f"# {results['date']}: {machine.get('gpu') or machine['processor']}, {machine['cores']} cores",
@@ -188,15 +188,14 @@ def render_markdown(results: Results) -> str:
         f" {machine['instructions']}{', AMX' if machine['amx'] else ''};"
         f" {', '.join(f'{name} {version}' for name, version in packages.items())}.",
         "",
-        f"`{results['command']}`: medians of {results['repeats']} runs each, the smallest and the largest in brackets;"
-        f" the model is {results['model']}, with random weights; {results['new_tokens']} tokens are written for each"
-        " prompt.",
+        f"`{results['command']}`: medians of {results['repeats']} runs, with minimum and maximum in brackets;"
+        f" the model is {results['model']} with random weights; it writes {results['new_tokens']} tokens per prompt.",
     ]
     if not machine["bf16"]:
-        lines += ["", "This processor has no fast bf16: everything is in fp32."]
+        lines += ["", "This machine has no native bf16: everything is in fp32."]
     if results["left_out"]:
         gone = "; ".join(results["left_out"])
-        lines += ["", f"Left out, by --leave-out or since a package is not installed: {gone}."]
+        lines += ["", f"Left out by --leave-out, or because a package is not installed: {gone}."]
     lines += ["", "## Goals", "", markdown_row(["what", "goal", "measured", ""]), "|---|--:|--:|---|"]
     lines += [markdown_row(row) for row in goal_rows(results)]
     for part, about in PARTS.items():
@@ -219,7 +218,7 @@ class Goal(NamedTuple):
 
 
 def goal_rows(results: Results) -> Iterator[list[str]]:
-    """Each goal for the device of the results, what was measured, and whether that is enough."""
+    """Yield each goal for the device of the results, its measured figure, and whether it is met."""
     for goal in goals(results):
         measured = goal.measured(results)
         wanted = f"{'≤' if goal.at_most else '≥'} {goal.wanted:g} {goal.unit}"
@@ -231,7 +230,7 @@ def goal_rows(results: Results) -> Iterator[list[str]]:
 
 
 def against(part: str, case: str, rivals: str) -> Callable[[Results], float | None]:
-    """How many times as fast ours is as the fastest of the contestants whose names begin with `rivals`."""
+    """The speed-up of ours over the fastest contestant whose name begins with `rivals`."""
 
     def measured(results: Results) -> float | None:
         records = records_of(results, part, case)
@@ -242,7 +241,7 @@ def against(part: str, case: str, rivals: str) -> Callable[[Results], float | No
 
 
 def shows(part: str, case: str, name: str) -> Callable[[Results], float | None]:
-    """What a table shows in one of its columns, of ours; of several precisions, the fastest."""
+    """The figure of ours in a table's column; of several precisions, that of the fastest."""
 
     def measured(results: Results) -> float | None:
         records, headline = records_of(results, part, case), PARTS[part].headline
@@ -261,25 +260,25 @@ def goals(results: Results) -> list[Goal]:
         return [
             *(Goal(f"training at {size} × 1024, share of the matrix-product rate", wanted, "%",
                    shows("throughput", f"{model}, {size} × 1024", "share")) for size, wanted in ((4, 40), (16, 58))),
-            *(Goal(f"training on {size} short dialogues at a time, against transformers at its best", wanted, "×",
+            *(Goal(f"training on {size} short dialogues at a time, vs. transformers at its best", wanted, "×",
                    against("throughput", f"{model}, {size} × short dialogues", "transformers"))
               for size, wanted in ((8, 5), (32, 2.5))),
             Goal("main job", 10, "s", shows("main", model, "seconds"), at_most=True),
-            Goal("main job, against transformers at its best", 1.5, "×", against("main", model, "transformers")),
-            Goal("generation for 16 prompts, against transformers at its best", 5, "×",
+            Goal("main job, vs. transformers at its best", 1.5, "×", against("main", model, "transformers")),
+            Goal("generation for 16 prompts, vs. transformers at its best", 5, "×",
                  against("generation", f"{model}, 16 prompts", "transformers")),
         ]  # fmt: skip
     middle, short, prompts = f"{model}, 8 × 200", f"{model}, 2 × 45", f"{model}, 3 prompts"
     return [
-        Goal("main job, against the plain recipe", 10, "×", against("main", model, "plain recipe")),
-        Goal("main job, against transformers at its best", 2.5, "×", against("main", model, "transformers")),
+        Goal("main job, vs. the plain recipe", 10, "×", against("main", model, "plain recipe")),
+        Goal("main job, vs. transformers at its best", 2.5, "×", against("main", model, "transformers")),
         Goal("peak memory of the main job", 6.4, "GB", shows("main", model, "peak_bytes"), at_most=True),
-        Goal("training at 8 × 200, against a transformers loop at its best", 3, "×",
+        Goal("training at 8 × 200, vs. a transformers loop at its best", 3, "×",
              against("throughput", middle, "transformers")),
         Goal("training at 8 × 200, share of the matrix-product rate", 60, "%", shows("throughput", middle, "share")),
-        Goal("LoRA rank 8 at 2 × 45, against transformers with peft at its best", 2, "×",
+        Goal("LoRA rank 8 at 2 × 45, vs. transformers with peft at its best", 2, "×",
              against("lora", short, "transformers")),
-        Goal("generation for 3 prompts, against transformers at its best", 2.5, "×",
+        Goal("generation for 3 prompts, vs. transformers at its best", 2.5, "×",
              against("generation", prompts, "transformers")),
-        Goal("the bundled model's whole first run", 12, "s", shows("bundled", FIRST_RUN, "seconds"), at_most=True),
+        Goal("first run with the bundled model", 12, "s", shows("bundled", FIRST_RUN, "seconds"), at_most=True),
     ]  # fmt: skip

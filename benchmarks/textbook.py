@@ -1,6 +1,6 @@
-"""The main job by the plain recipe of a textbook (after Raschka 2024, "Build a Large Language Model (From Scratch)",
-chapters 4, 5 and 7): attention as a matrix of its own, normalisation and GELU written out, AdamW as PyTorch gives it,
-logits and gradients for every position, and text written without a cache. `textbook.py main_job JSON`.
+"""The main job by a textbook's plain recipe (after Raschka 2024, "Build a Large Language Model (From Scratch)",
+chapters 4, 5 and 7): attention with explicit weights, normalisation and GELU written out, PyTorch's default AdamW,
+logits and gradients for every position, and generation without a KV cache. Usage: `textbook.py main_job JSON`.
 """
 
 import json
@@ -73,7 +73,7 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """(B, T) token ids → (B, T, V) logits. The head has the weights of the token embedding."""
+    """(B, T) token ids → (B, T, V) logits. The head shares the weights of the token embedding."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Model(nn.Module):
 
 
 def load(folder: Path) -> Model:
-    """The model with the weights of a published folder, where matrices are stored input-first."""
+    """The model with the weights of a published folder, which stores matrices input-first."""
     model = Model(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     stored = load_file(folder / "model.safetensors")
     values = {"tokens.weight": stored["wte.weight"], "positions.weight": stored["wpe.weight"]}
@@ -153,7 +153,7 @@ def batches(examples: list[list[int]]) -> list[list[list[int]]]:
 
 
 def batch_loss(model: Model, examples: list[list[int]], padding_id: int, device: str) -> Tensor:
-    """Mean loss of a batch, padded to its longest example; padding is not learned."""
+    """Mean loss of a batch, padded to its longest example; padding is ignored."""
     T = max(map(len, examples)) - 1
     inputs = [ids[:-1] + [padding_id] * (T + 1 - len(ids)) for ids in examples]
     targets = [ids[1:] + [-100] * (T + 1 - len(ids)) for ids in examples]
@@ -162,7 +162,7 @@ def batch_loss(model: Model, examples: list[list[int]], padding_id: int, device:
 
 
 def evaluate(model: Model, examples: list[list[int]], device: str) -> float:
-    """The mean over the batches of their mean losses, as the textbook has it."""
+    """The mean of the batches' mean losses, as in the textbook."""
     model.eval()
     with torch.no_grad():
         losses = [batch_loss(model, batch, 0, device).item() for batch in batches(examples)]
@@ -170,7 +170,7 @@ def evaluate(model: Model, examples: list[list[int]], device: str) -> float:
 
 
 def write(model: Model, ids: Tensor, new_tokens: int) -> Tensor:
-    """(1, T) → (1, T + new_tokens): the likeliest token, again and again, each from the whole text before it."""
+    """(1, T) → (1, T + new_tokens): greedy decoding that computes the whole text again for each token."""
     model.eval()
     for _ in range(new_tokens):
         with torch.no_grad():
