@@ -1,4 +1,4 @@
-"""The benchmark runs from its command to its tables, and counts as it says."""
+"""The benchmark works from its command to its tables, and its counts are right."""
 
 import json
 import subprocess
@@ -20,11 +20,11 @@ from settings import TrainingSettings
 from table import goal_rows, operations_per_token, render_markdown, weights
 from textbook import Model, load
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the benchmark measures processes as POSIX has them")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the benchmark measures processes with POSIX calls")
 
 
 @pytest.mark.slow
-def test_the_command_writes_what_it_has_measured(tmp_path):
+def test_the_command_writes_its_measurements(tmp_path):
     options = ["--quick", "--repeats", "1", "--parts", "lora", "reading"]
     folders = ["--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "results")]
     done = subprocess.run(
@@ -55,14 +55,14 @@ def test_the_command_writes_what_it_has_measured(tmp_path):
 
 
 @pytest.mark.parametrize("config", [PUBLISHED["gpt2-medium"], GPTConfig(2, 2, 64)])
-def test_operations_of_a_token(config):
+def test_the_operations_per_token_equal_a_count_by_hand(config):
     raw = vars(config)
     assert weights(raw) == count_parameters(config) - config.n_positions * config.n_embd
     attention = 2 * 2 * config.n_layer * 100 * config.n_embd  # two products of a token with 100 others
     assert operations_per_token(raw, 100) == 6 * weights(raw) + 3 * attention
 
 
-def test_goals_are_met_or_not():
+def test_goals_are_reported_as_met_or_not():
     main = [("ours", 40.0), ("transformers Trainer, fp32", 110.0), ("transformers Trainer, bf16", 99.0)]
     records = [
         {
@@ -82,7 +82,7 @@ def test_goals_are_met_or_not():
     ]
 
 
-def test_a_gpu_is_measured_with_the_options_meant_for_it(tmp_path):
+def test_a_gpu_is_also_measured_with_compile(tmp_path):
     words = ["--quick", "--device", "cuda", "--cache", str(tmp_path), "--cases", "short"]
     shapes = (("fixed", 2, 45), ("short", 8, 73))
     plan = make_plan(parse_options(words), ("bf16",))._replace(shapes=shapes)
@@ -99,7 +99,7 @@ def test_a_gpu_is_measured_with_the_options_meant_for_it(tmp_path):
     assert "compile" in {field.name for field in fields(TrainingSettings)}
 
 
-def test_the_vocabulary_is_one_for_both_sides(tmp_path):
+def test_both_sides_tokenize_alike_with_the_made_vocabulary(tmp_path):
     make_vocabulary(tmp_path)
     ours = load_tokenizer(tmp_path)
     theirs = GPT2Tokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))

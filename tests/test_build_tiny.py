@@ -1,4 +1,4 @@
-"""The build of the bundled model, from a corpus of a few hundred dialogues to a folder that works."""
+"""The build of the bundled model turns a corpus of a few hundred dialogues into a working folder."""
 
 import json
 import random
@@ -34,7 +34,7 @@ SMALL = [
 
 
 def write_corpus(path, size: int) -> None:
-    """Dialogues mixed from the sentences of the bundled ones."""
+    """Write dialogues mixed from turns of the bundled ones."""
     bundled = json.loads((PROJECT / "llm_train_text.json").read_text(encoding="utf-8"), object_pairs_hook=list)
     texts = [text for pairs in bundled for _, text in pairs]
     chance = random.Random(0)

@@ -1,4 +1,4 @@
-"""The bundled model: whole, loadable everywhere, and good enough to show the job on."""
+"""The bundled model is intact, loads everywhere, and is good enough for a demonstration."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ def bundled():
     return model.eval(), tokenizer
 
 
-def test_it_is_small_and_has_its_card():
+def test_the_model_is_small_and_has_a_model_card():
     files = [path for path in BUNDLED.iterdir() if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 16_000_000
     card = (BUNDLED / "README.md").read_text(encoding="utf-8")
@@ -51,7 +51,7 @@ def test_it_is_small_and_has_its_card():
         assert credit.lower() in card.lower(), credit
 
 
-def test_it_loads_in_transformers_as_it_stands(bundled):
+def test_the_model_loads_in_transformers(bundled):
     model, tokenizer = bundled
     reference = GPT2LMHeadModel.from_pretrained(BUNDLED, dtype=torch.float32).eval()
     theirs = GPT2Tokenizer.from_pretrained(BUNDLED)
@@ -65,8 +65,8 @@ def test_it_loads_in_transformers_as_it_stands(bundled):
     assert theirs.eos_token_id == reference.config.bos_token_id == tokenizer.eot_token
 
 
-def test_it_knows_small_talk(bundled):
-    """In bits for each byte, so that the vocabulary does not matter, on conversations that it was not trained on."""
+def test_the_model_knows_small_talk(bundled):
+    """Measured in bits per byte, which do not depend on the vocabulary, on conversations outside its training data."""
     model, tokenizer = bundled
     dialogues = bundled_dialogues()
     conversations = Conversations.of(Renderer(tokenizer), dialogues)
@@ -78,7 +78,7 @@ def test_it_knows_small_talk(bundled):
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_it_answers_and_ends_its_turn(bundled, question):
+def test_the_model_answers_and_ends_its_turn(bundled, question):
     _, tokenizer = bundled
     prompt = Renderer(tokenizer).encode_prompt(Dialogue((Turn("Alex", question), Turn("Bob", ""))), 1)
     reference = GPT2LMHeadModel.from_pretrained(BUNDLED, dtype=torch.float32)
@@ -88,8 +88,8 @@ def test_it_answers_and_ends_its_turn(bundled, question):
     assert 3 <= len(answer.split()) <= 50
 
 
-def test_the_default_run(command, tmp_path):
-    """What a newcomer types first: no options, no network."""
+def test_the_default_run_works_without_options_or_network(command, tmp_path):
+    """The first command that a new user types."""
     done = command("finetune.py", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
     assert "python finetune.py --model gpt2-medium" in done.stdout
@@ -127,7 +127,7 @@ def test_a_damaged_file_is_named_with_the_command_that_restores_it(name, model, 
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_checksums_are_in_the_usual_format():
+def test_the_checksums_are_in_the_format_of_sha256sum():
     lines = (BUNDLED / "SHA256SUMS").read_text(encoding="ascii").splitlines()
     assert len(lines) >= 6
     for line in lines:

@@ -1,4 +1,4 @@
-"""Folds: each is an ordinary run, every dialogue is held out once, and a job that was stopped goes on."""
+"""Cross-validation: each fold is an ordinary run, every dialogue is held out once, and a stopped job resumes."""
 
 import gc
 import json
@@ -40,7 +40,7 @@ def model(tmp_path_factory, vocabulary) -> Path:
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory, model) -> Path:
-    """The folder of a cross-validation in three folds that nothing has disturbed."""
+    """The folder of an undisturbed cross-validation with three folds."""
     work = tmp_path_factory.mktemp("job")
     done = run_in(work, "finetune.py", "--model", model, "--folds", 3, "--epochs", EPOCHS, *QUICK)
     assert done.returncode == 0, done.stderr
@@ -60,7 +60,7 @@ def parse(model: Path, *options: object) -> FinetuneSettings:
 
 
 def record_and_stop(settings: FinetuneSettings, facts: RunFacts) -> None:
-    """In place of the job of a run: it is stopped after its first step."""
+    """Take the place of a run that is stopped after its first step."""
     with resumable(settings.run.resume or settings.run.run_dir):
         raise KeyboardInterrupt(" after step 1 of 9")
 
@@ -75,7 +75,7 @@ def test_every_dialogue_is_held_out_once(dialogues, folds):
         assert dialogues // folds <= len(held_out) <= -(-dialogues // folds)
 
 
-def test_the_folds_of_a_job_are_a_partition_of_its_file(job):
+def test_the_folds_of_a_job_partition_its_file(job):
     held_out = "".join((job / f"fold-{fold}" / "val_data.txt").read_text(encoding="utf-8") for fold in (1, 2, 3))
     train, val = ((job / "fold-3" / f"{part}_data.txt").read_text(encoding="utf-8") for part in ("train", "val"))
     assert held_out == train + val  # in file order
@@ -83,15 +83,15 @@ def test_the_folds_of_a_job_are_a_partition_of_its_file(job):
 
 
 def test_a_fold_is_an_ordinary_run(job, model, here):
-    """The last of three folds is what an ordinary run holds out with --split 60/40."""
+    """The last of three folds equals an ordinary run with --split 60/40."""
     finetune(parse(model, "--split", "60/40", "--epochs", EPOCHS, *QUICK), RunFacts())
     for name in RESULTS:
         assert (here / "runs/small-1" / name).read_bytes() == (job / "fold-3" / name).read_bytes(), name
-        differs = name != "generated_conversations.json"  # of two tokens each
+        differs = name != "generated_conversations.json"  # replies of two tokens are alike
         assert not differs or (job / "fold-1" / name).read_bytes() != (job / "fold-3" / name).read_bytes(), name
 
 
-def test_what_the_folds_say_together(job):
+def test_the_summary_has_means_and_intervals_over_the_folds(job):
     summary = json.loads((job / "folds.json").read_text())
     runs = [json.loads((job / f"fold-{fold}" / "evaluation.json").read_text()) for fold in (1, 2, 3)]
     for column in ("base", "model"):
@@ -109,7 +109,7 @@ def test_what_the_folds_say_together(job):
     assert "hits_at_1" in summary["too_small"]["model"]
 
 
-def test_an_interval_by_hand():
+def test_an_interval_equals_a_calculation_by_hand():
     assert asdict(estimate([1.0, 2.0, 3.0, 6.0])) == {
         "values": [1.0, 2.0, 3.0, 6.0],
         "mean": 3.0,
@@ -122,7 +122,7 @@ def test_an_interval_by_hand():
     ("freedom", "expected"),  # scipy.stats.t.ppf(0.975, freedom), as in any printed table
     [(1, 12.7062047), (2, 4.3026527), (3, 3.1824463), (4, 2.7764451), (9, 2.2621572), (30, 2.0422725), (99, 1.9842170)],
 )
-def test_quantiles_of_student(freedom, expected):
+def test_quantiles_equal_those_of_students_distribution(freedom, expected):
     assert t_quantile(freedom) == pytest.approx(expected, rel=1e-7)
 
 
@@ -130,15 +130,15 @@ def test_quantiles_of_student(freedom, expected):
     ("best", "advice"),
     [([2.0, 3.0, 2.0], "median 2: --epochs 2 for"), ([0.0, 0.0, 1.0], "a lower"), ([4.0, 3.0, 4.0], "more --epochs")],
 )
-def test_what_is_said_of_the_epochs(best, advice):
+def test_the_summary_gives_advice_on_epochs(best, advice):
     columns = {name: {"loss": estimate([1.0, 2.0]), "loss_change": estimate([1.0, 2.0])} for name in ("base", "model")}
     summary = FoldsSummary(3, columns, {"base": [], "model": ["mrr"]}, best_epochs=best, last_epoch=4.0)
     assert advice in show_summary(summary)[-1]
 
 
 @pytest.mark.slow
-def test_killed_in_the_second_fold_and_gone_on_with(job, model, here, capsys):
-    """The finished fold stays, the killed one goes on from its checkpoint, and all of it equals an unbroken job."""
+def test_a_job_that_is_killed_in_its_second_fold_resumes(job, model, here, capsys):
+    """The finished fold stays, the killed one resumes from its checkpoint, and all results equal an unbroken job's."""
     folder = here / "broken"
     options = list(map(str, ["--model", model, "--folds", 3, "--epochs", EPOCHS, *QUICK, "--run-dir", folder]))
     process = subprocess.Popen([sys.executable, PROJECT / "finetune.py", *options], stdout=subprocess.DEVNULL)
@@ -160,7 +160,7 @@ def test_killed_in_the_second_fold_and_gone_on_with(job, model, here, capsys):
             assert (folder / fold / name).read_bytes() == (job / fold / name).read_bytes(), (fold, name)
 
 
-def test_a_finished_job_is_only_added_up_again(job, capsys):
+def test_a_finished_job_only_writes_its_summary_again(job, capsys):
     def never(settings: FinetuneSettings) -> None:
         raise AssertionError(settings)
 
@@ -174,7 +174,7 @@ def test_a_finished_job_is_only_added_up_again(job, capsys):
 
 
 def test_no_model_outlives_its_fold(here, model):
-    """Nor what PyTorch keeps in a ring with it, as it does when it makes the first optimizer of a process."""
+    """Even in a reference cycle, such as PyTorch makes with the first optimizer of a process."""
     kept: list[weakref.ref[GPTModel]] = []
 
     def keep_in_a_ring(settings: FinetuneSettings, facts: RunFacts) -> None:
@@ -185,7 +185,7 @@ def test_no_model_outlives_its_fold(here, model):
         loaded.ring = [loaded]
         kept.append(weakref.ref(loaded))
 
-    gc.disable()  # or it might happen to run in between
+    gc.disable()  # otherwise it might run in between
     try:
         with pytest.raises(KeyboardInterrupt):
             cross_validate(parse(model, "--folds", 3), keep_in_a_ring)
@@ -194,7 +194,7 @@ def test_no_model_outlives_its_fold(here, model):
     assert len(kept) == 2
 
 
-def test_a_stopped_job_says_how_all_of_it_goes_on(here, model):
+def test_a_stopped_job_prints_how_to_resume_all_of_it(here, model):
     settings = parse(model, "--folds", 2)
     with pytest.raises(KeyboardInterrupt) as stop:
         cross_validate(settings, record_and_stop)
@@ -210,7 +210,7 @@ def test_a_stopped_job_says_how_all_of_it_goes_on(here, model):
         (["--folds", 3], "--folds 3: the run has 2"),
     ],
 )
-def test_a_job_goes_on_with_its_own_options_only(here, model, options, problem):
+def test_a_job_resumes_with_its_own_options_only(here, model, options, problem):
     with pytest.raises(KeyboardInterrupt):
         cross_validate(parse(model, "--folds", 2, "--run-dir", "job"), record_and_stop)
     with pytest.raises(UserError, match=problem):
@@ -227,7 +227,7 @@ def test_a_fold_is_not_taken_for_a_job(job, model):
     assert (job / "fold-1" / "settings.json").read_bytes() == recorded
 
 
-def test_other_conversations_are_refused(here, model):
+def test_a_job_whose_conversations_have_changed_is_refused(here, model):
     path = here / "data.json"
     path.write_text(json.dumps([{"A": f"one {number}", "B": "two"} for number in range(4)]))
     settings = parse(model, "--folds", 2, "--run-dir", "job", "--data", path)
@@ -246,7 +246,7 @@ def test_other_conversations_are_refused(here, model):
         (["--folds", 5, "--split", "80/20"], "--split 80/20: --folds 5 makes its own split"),
         (["--folds", 5, "--preview"], "--preview shows a single run; leave out --folds"),
         (["--folds", 11], "10 different dialogues of 30 turns in all are too few for --folds 11"),
-        (["--folds", 2, "--max-length", 999], "--max-length 999: the model has 128 positions"),  # seen by the first run
+        (["--folds", 2, "--max-length", 999], "--max-length 999: the model has 128 positions"),  # by the first run
     ],
 )
 def test_refusals_leave_nothing_behind(here, model, options, problem):
@@ -259,7 +259,7 @@ class TestTryingLearningRates:
     OPTIONS = ("--try", "learning-rate", "--folds", 2, "--run-dir", "job")
 
     @pytest.mark.slow
-    def test_each_rate_is_cross_validated_and_the_command_for_the_best_is_told(self, here, model):
+    def test_each_rate_is_cross_validated_and_the_command_for_the_best_is_printed(self, here, model):
         done = run_in(here, "finetune.py", "--model", model, *self.OPTIONS, "--max-steps", 2, *QUICK)
         assert done.returncode == 0, done.stderr
         rates = json.loads((here / "job" / "rates.json").read_text())
@@ -273,7 +273,7 @@ class TestTryingLearningRates:
         assert settings.training.learning_rate == float(best)
         assert (settings.training.max_steps, settings.data.folds, settings.data.try_) == (2, 0, "nothing")
 
-    def test_it_is_resumed_as_a_whole(self, here, model):
+    def test_a_job_is_resumed_as_a_whole(self, here, model):
         settings = parse(model, *self.OPTIONS)
         with pytest.raises(KeyboardInterrupt, match=" --resume job$"):
             try_rates(settings, record_and_stop)
@@ -295,7 +295,7 @@ class TestTryingLearningRates:
             try_rates(parse(model, *self.OPTIONS, "--max-length", 999), finetune)
         assert list(here.iterdir()) == []
 
-    def test_a_rate_at_the_end_of_those_tried_is_told(self):
+    def test_a_best_rate_at_the_end_of_the_range_is_reported(self):
         losses = {rate: estimate([2 + rate, 2.5 + rate]) for rate in (0.1, 0.2, 0.4)}
         lines = show_rates(losses, FinetuneSettings())
         assert [line.split()[0] for line in lines[2:5]] == ["0.1", "0.2", "0.4"]
@@ -309,7 +309,7 @@ class TestTryingLearningRates:
         data = read_data(open_data(settings.data), model, settings.data, 1)
         assert choose_rates(settings, data) == (settings, [0.15, 0.3, 0.6])
 
-    def test_rates_are_those_around_what_one_run_would_take(self, here, model, monkeypatch):
+    def test_the_rates_surround_the_default_of_a_single_run(self, here, model, monkeypatch):
         monkeypatch.setattr("training.defaults.MUCH", 100)
         settings = parse(model)
         data = read_data(open_data(settings.data), model, settings.data, 1)
@@ -317,14 +317,14 @@ class TestTryingLearningRates:
         assert (chosen.training.batch_size, chosen.training.schedule) == (8, "linear")
         assert rates == [1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3]
 
-    def test_its_folder_is_no_model(self, here):
+    def test_the_folder_of_a_job_is_no_model(self, here):
         (here / "job" / "rate-3e-05" / "fold-1").mkdir(parents=True)
         for name in ("settings.json", "rates.json"):
             (here / "job" / name).write_text("{}")
         with pytest.raises(UserError, match="holds the runs of a cross-validation; name one of them, such as .*fold-1"):
             find_run("job")
 
-    def test_rates_that_folds_cannot_tell_apart_are_told(self):
+    def test_rates_that_the_folds_cannot_tell_apart_are_reported(self):
         losses = {1e-5: estimate([3.0, 3.1, 3.2]), 2e-5: estimate([2.0, 2.1, 2.2]), 4e-5: estimate([2.1, 2.1, 2.15])}
         lines = show_rates(losses, FinetuneSettings())
         assert lines[5] == "no clear difference between 2e-05 and 4e-05"
@@ -336,8 +336,8 @@ def test_several_processes_are_refused(here, model, monkeypatch):
         cross_validate(parse(model, "--folds", 2), finetune)
 
 
-def test_a_fold_that_was_killed_before_it_began_is_made_anew(here, model):
-    """Between its folder and its settings."""
+def test_a_fold_that_was_killed_before_it_began_starts_again(here, model):
+    """Killed after its folder was made, before its settings were written."""
     settings = parse(model, "--folds", 2, "--run-dir", "job")
     with pytest.raises(KeyboardInterrupt):
         cross_validate(settings, record_and_stop)

@@ -1,4 +1,4 @@
-"""A model folder where others run models: transformers' pipeline, and CTranslate2."""
+"""A model folder works in other programs: transformers' pipeline and CTranslate2."""
 
 import json
 
@@ -25,7 +25,7 @@ DIALOGUES = {"prompt": TALK, "labels": TALK, "tokens": TALK, "alpaca": ALPACA_TA
 
 
 class Dictation(LogitsProcessor):
-    """Makes a model say what it is told, whatever its weights are."""
+    """Makes a model generate the given tokens, whatever its weights are."""
 
     def __init__(self, prompt: int, tokens: list[int]) -> None:
         self.prompt, self.tokens = prompt, tokens
@@ -37,7 +37,7 @@ class Dictation(LogitsProcessor):
 
 @pytest.fixture(params=DIALOGUES)
 def talker(request, vocabulary, tmp_path) -> tuple[TextGenerationPipeline, Conversations]:
-    """A pipeline around a saved model, and the one dialogue that it was taught."""
+    """A pipeline around a saved model, and the one dialogue whose format it was saved with."""
     base = write_layout(tiny_reference(), vocabulary, tmp_path / "base", "bare")
     renderer = Renderer(load_tokenizer(base), request.param)
     conversations = Conversations.of(renderer, [DIALOGUES[request.param]])
@@ -50,7 +50,7 @@ def talker(request, vocabulary, tmp_path) -> tuple[TextGenerationPipeline, Conve
 
 
 def say(talker: TextGenerationPipeline, conversations: Conversations, reply: list[int]) -> dict[str, str]:
-    """The message that comes back when the model says `reply`, and would go on with the dialogue."""
+    """The pipeline's message if the model generates `reply` and then continues with the whole dialogue."""
     dialogue = conversations[0]
     prompt = conversations.renderer.encode_prompt(dialogue, 1)
     dictation = Dictation(len(prompt), reply + conversations.tokens_of(0).tolist())
@@ -69,7 +69,7 @@ def test_a_message_ends_with_its_turn(talker):
         assert say(model, conversations, end) == {"role": "assistant", "content": ""}
 
 
-def test_one_token_ends_a_turn_for_those_who_take_one(talker):
+def test_one_token_ends_a_turn_in_programs_that_accept_only_one(talker):
     model, conversations = talker
     renderer = conversations.renderer
     ends = model.model.config.eos_token_id, renderer.tokenizer.eot_token
@@ -79,7 +79,7 @@ def test_one_token_ends_a_turn_for_those_who_take_one(talker):
     assert renderer.tokenizer.decode([ends[0]]) == text
 
 
-def test_the_config_has_what_the_converter_of_llama_cpp_reads(model_folder, tmp_path):
+def test_the_config_has_the_keys_that_the_converter_of_llama_cpp_reads(model_folder, tmp_path):
     model, _ = load_model(model_folder)
     copy_vocabulary(model_folder, tmp_path / "saved")
     save_model(model, tmp_path / "saved", {"template": "prompt", "instruction": "", "speakers": [], "learn": "all"})
@@ -90,8 +90,8 @@ def test_the_config_has_what_the_converter_of_llama_cpp_reads(model_folder, tmp_
 
 
 @pytest.mark.parametrize("question", ["Do you have any pets?", "What do you like to eat for breakfast?"])
-def test_the_bundled_model_talks_alike_everywhere(question, tmp_path):
-    """Greedy, in fp32: ours, the pipeline's and CTranslate2's turn."""
+def test_the_bundled_model_replies_alike_everywhere(question, tmp_path):
+    """Greedy decoding in fp32 gives the same turn here, in the pipeline and in CTranslate2."""
     model, tokenizer = load_model(BUNDLED)
     renderer = Renderer(tokenizer)
     dialogue = Dialogue((Turn("User", question), Turn("Assistant", "")))

@@ -1,4 +1,4 @@
-"""The drop-ins, one by one, against torch's own."""
+"""Each drop-in gives the same numbers as torch's own function or layer."""
 
 import math
 from functools import partial
@@ -40,7 +40,7 @@ def cross_entropy(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) 
 )
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-5), (True, 0.01)])
-def test_cross_entropy_a_few_rows_at_a_time_equals_pytorchs(autocast, tolerance, frozen, rows, compiled, monkeypatch):
+def test_cross_entropy_in_chunks_equals_pytorchs(autocast, tolerance, frozen, rows, compiled, monkeypatch):
     traced = torch.compile(loss.loss_and_gradient, backend="aot_eager", dynamic=True)
     monkeypatch.setattr(loss, "compiled_differentiation", lambda: traced)
     torch.manual_seed(0)
@@ -58,7 +58,7 @@ def test_cross_entropy_a_few_rows_at_a_time_equals_pytorchs(autocast, tolerance,
         if expected is not None:
             assert got.dtype == expected.dtype == torch.float32
             assert (got - expected).norm() < tolerance * expected.norm()
-    assert not results[1][1][1::3].any()  # what is not learned has no gradient
+    assert not results[1][1][1::3].any()  # ignored targets have no gradient
 
 
 def test_fp16_keeps_the_gradients_of_unlikely_tokens():
@@ -78,13 +78,13 @@ def test_fp16_keeps_the_gradients_of_unlikely_tokens():
 
 
 @pytest.mark.parametrize("target", [-1, 400])
-def test_a_target_outside_the_vocabulary_is_our_bug(target):
+def test_a_target_outside_the_vocabulary_is_an_error(target):
     x, weight = torch.randn(2, 8, requires_grad=True), torch.randn(10, 8)
     with pytest.raises(RuntimeError, match="out of bounds"):
         LinearCrossEntropy.apply(x, weight, torch.tensor([3, target]), False)
 
 
-def test_nothing_learned_is_a_loss_of_zero():
+def test_ignored_targets_have_a_loss_of_zero():
     x, weight = torch.randn(4, 8, requires_grad=True), torch.randn(10, 8, requires_grad=True)
     for rows in (4, 0):
         total = LinearCrossEntropy.apply(x[:rows], weight, torch.full((rows,), -100), False)
@@ -105,7 +105,7 @@ def test_the_logits_of_all_rows_never_exist_at_once():
 
 @pytest.mark.parametrize("rows", [9, 2 * TRAINED_ROWS])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_the_tied_weight_gets_one_gradient_without_a_second_of_its_size(rows, autocast):
+def test_the_tied_weight_gets_its_gradient_without_a_second_tensor_of_its_size(rows, autocast):
     torch.manual_seed(0)
     ids, targets, gradients = torch.randint(300, (rows,)), torch.randint(300, (rows,)), []
     for make in (Embedding, torch.nn.Embedding):
@@ -125,7 +125,7 @@ def test_the_tied_weight_gets_one_gradient_without_a_second_of_its_size(rows, au
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_an_embedding_without_a_head_has_torchs_gradient(tied):
-    """Beside a loss that does not pass through the head, and after one that did."""
+    """For a loss that does not pass through the head, even after one that did."""
     embedding, ids = Embedding(20, 4), torch.tensor([3, 3, 19])
     with torch.no_grad():
         embedding.weight.normal_()
@@ -138,7 +138,7 @@ def test_an_embedding_without_a_head_has_torchs_gradient(tied):
 
 
 def test_short_attention_equals_pytorchs():
-    """Forward and backward in bf16, as near to fp32 as PyTorch's own."""
+    """Forward and backward in bf16, as close to fp32 as PyTorch's own."""
     generator = torch.Generator().manual_seed(0)
     q, k, v, gradient = (torch.randn(2, 3, 20, 16, generator=generator) for _ in range(4))
     results = []

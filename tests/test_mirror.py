@@ -1,4 +1,4 @@
-"""What a tracker is shown of a run, and that nothing a tracker does reaches the run."""
+"""A tracker shows the numbers of a run, and nothing that a tracker does affects the run."""
 
 import html
 import json
@@ -33,7 +33,7 @@ CASES = [
     {"input": "A: hello", "response": "B: hi", "model_response": "B: ho"},
     {"input": ODD, "response": "", "model_response": "| | |\n|---|"},
 ]
-# Stands in for wandb: it notes its calls as JSON lines, and misbehaves as it is told.
+# A fake wandb that logs its calls as JSON lines, and misbehaves on request.
 FAKE_WANDB = """
 import json, os, sys, time
 
@@ -73,16 +73,16 @@ def watched(step: int) -> dict[str, Any]:
     return {"step": step, "epoch": step / 4, "watched": f"B: {step}" + (ODD if step == 2 else "")}
 
 
-# Stopped in step 4's evaluation; gone on with from step 2, as a resumed run does.
+# Stopped during the evaluation of step 4, and resumed.
 STOPPED = [evaluation(0), watched(0), *training(1, 2), evaluation(2), watched(2), *training(3, 4)]
 KEPT_BEST = {"step": 6, "epoch": 1.5, "kept_step": 4, "kept_val_loss": 4.8}
 WHOLE = [*STOPPED, evaluation(4), watched(4), *training(5, 6), evaluation(6), watched(6), KEPT_BEST]
-KEPT = 6  # lines
+KEPT = 6  # lines that remain after a truncation
 WATCHED = [[step, watched(step)["watched"].replace("\ud800", "?")] for step in (0, 2, 4, 6)]
 
 
 def rows_of(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What Weights & Biases is to have of `lines`: in a row with a reply, a table of all replies until then."""
+    """The rows that Weights & Biases should have for `lines`: a row with a reply has a table of all replies so far."""
     tables = {
         step: {"columns": ["step", "watched"], "data": WATCHED[: number + 1]}
         for number, (step, _) in enumerate(WATCHED)
@@ -124,7 +124,7 @@ def mirror_here(kind: str, run_folder: Path) -> None:
 
 @pytest.fixture
 def fake_wandb(tmp_path, monkeypatch):
-    """Put a fake `wandb` in the place of the real one, in the processes that are started; what it was called with."""
+    """Replace `wandb` by the fake in new processes; return a function that lists the fake's calls by name."""
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages" / "wandb.py").write_text(FAKE_WANDB)
     calls = tmp_path / "calls.jsonl"
@@ -143,9 +143,9 @@ def wait_for(condition) -> None:
 
 
 class TestWhatIsShown:
-    def test_while_the_run_goes_on_and_at_its_end(self, run_folder, fake_wandb, monkeypatch):
+    def test_metrics_are_shown_during_the_run_and_cases_at_its_end(self, run_folder, fake_wandb, monkeypatch):
         monkeypatch.chdir(run_folder.parent)
-        running = start_mirror("wandb", Path("tiny-1"))  # as a user names it: in the current folder
+        running = start_mirror("wandb", Path("tiny-1"))  # relative to the current folder, as users write it
         write_lines(run_folder, WHOLE[:3])
         wait_for(lambda: len(fake_wandb("log")) == 3)
         write_lines(run_folder, WHOLE[3:], "a")
@@ -159,12 +159,12 @@ class TestWhatIsShown:
         assert [{k: v for k, v in values.items() if k != "perplexity"} for _, _, values in rows] == rows_of(WHOLE)
         assert rows[0][2]["perplexity"] == pytest.approx(148.4131591)
         numbers = [number for _, number, _ in fake_wandb("log")]
-        assert numbers == sorted(set(numbers))  # wandb drops a row that does not come after the one before
+        assert numbers == sorted(set(numbers))  # wandb drops rows that are out of order
         assert last["generated_conversations"]["columns"] == ["input", "response", "model_response"]
         assert last["generated_conversations"]["data"][1][0] == ODD.replace("\ud800", "?")
         assert fake_wandb("finish") == [["finish", 0]]
 
-    def test_resumed(self, run_folder, fake_wandb):
+    def test_a_resumed_run_is_shown_without_duplicates(self, run_folder, fake_wandb):
         mirror_stopped_and_resumed(run_folder, lambda: mirror_in_a_process("wandb", run_folder))
         mirror_in_a_process("wandb", run_folder)  # nothing is new: nothing is shown twice
         assert len({call["id"] for _, call in fake_wandb("init")}) == 1
@@ -175,8 +175,8 @@ class TestWhatIsShown:
         ]
         assert [code for _, code in fake_wandb("finish")] == [1, 0, 0]  # the first was stopped
 
-    def test_cut_while_it_is_read(self, run_folder, fake_wandb):
-        """The replies are read again, and stand in the table once."""
+    def test_a_file_that_is_truncated_meanwhile_is_read_again(self, run_folder, fake_wandb):
+        """The table has each reply once."""
         running = start_mirror("wandb", run_folder)
         write_lines(run_folder, STOPPED)
         wait_for(lambda: len(fake_wandb("log")) == len(STOPPED))
@@ -186,15 +186,15 @@ class TestWhatIsShown:
         assert len(rows) == len(WHOLE)
         assert rows[-2] == rows_of(WHOLE)[-2]
 
-    def test_cases_from_before_the_run_was_gone_on_with(self, run_folder, fake_wandb):
+    def test_cases_from_before_the_run_was_resumed_are_not_shown(self, run_folder, fake_wandb):
         write_json(run_folder / "generated_conversations.json", CASES)
         write_lines(run_folder, STOPPED)
         os.utime(run_folder / "generated_conversations.json", (1, 1))
         mirror_in_a_process("wandb", run_folder)
         assert len(fake_wandb("log")) == len(STOPPED)
 
-    def test_a_run_that_is_killed(self, run_folder, fake_wandb):
-        """The mirror shows what was written, and ends by itself."""
+    def test_a_killed_run_is_shown_as_far_as_it_came(self, run_folder, fake_wandb):
+        """The mirror then ends by itself."""
         script = (
             "import sys, time, pathlib; from training.mirror import start_mirror\n"
             "print(start_mirror('wandb', pathlib.Path(sys.argv[1])), flush=True); time.sleep(60)"
@@ -220,12 +220,12 @@ class TestTheRunIsUnaffected:
         [
             ("init", "raise OSError('no key; wandb login')", "failed with exit code 1 (OSError: no key; wandb login;"),
             ("log", "raise KeyError('x')", "failed with exit code 1 (KeyError: 'x';"),
-            ("log", "os._exit(7)", "failed with exit code 7 (it said nothing;"),
+            ("log", "os._exit(7)", "failed with exit code 7 (no output;"),
             ("log", "print('still \\x1b[2J trying', flush=True); time.sleep(60)", "(still \\x1b[2J trying;"),
-            ("finish", "time.sleep(60)", "was not done after 1 s and was stopped (it said nothing;"),
+            ("finish", "time.sleep(60)", "did not finish within 1 s and was stopped (no output;"),
         ],
     )
-    def test_a_tracker_that_fails(self, run_folder, fake_wandb, monkeypatch, at, does, said):
+    def test_a_tracker_that_fails_is_reported_in_one_line(self, run_folder, fake_wandb, monkeypatch, at, does, said):
         monkeypatch.setenv("FAKE_WANDB_AT", at)
         monkeypatch.setenv("FAKE_WANDB_DOES", does)
         write_lines(run_folder, STOPPED)
@@ -238,14 +238,14 @@ class TestTheRunIsUnaffected:
         assert line.startswith("wandb: the mirror ")
         assert "\n" not in line
 
-    def test_a_mirror_that_is_killed(self, run_folder, fake_wandb):
+    def test_a_killed_mirror_is_reported(self, run_folder, fake_wandb):
         running = start_mirror("wandb", run_folder)
         running.process.kill()
         running.process.wait()
         running.log.unlink()
-        assert "(it said nothing;" in str(running.finish())
+        assert "(no output;" in str(running.finish())
 
-    def test_importing_it_loads_no_tracker(self):
+    def test_importing_the_mirror_loads_no_tracker(self):
         script = "import sys, training.mirror; sys.exit(bool({'torch', 'wandb', 'tensorboard'} & set(sys.modules)))"
         assert subprocess.run([sys.executable, "-c", script], cwd=PROJECT, check=False).returncode == 0
 
@@ -257,9 +257,9 @@ class TestAPackageThatIsNotInstalled:
         for _ in range(2):
             with pytest.raises(UserError, match='^--track nosuchtracker: .* pip install "nosuchtracker>=1,<2"$'):
                 check_tracker("nosuchtracker")
-            (tmp_path / "nosuchtracker").mkdir(exist_ok=True)  # as wandb leaves a folder `wandb`: no package either
+            (tmp_path / "nosuchtracker").mkdir(exist_ok=True)  # a folder, as wandb leaves one, is no package
 
-    def test_an_installed_one(self, tmp_path, monkeypatch):
+    def test_an_installed_package_is_accepted(self, tmp_path, monkeypatch):
         monkeypatch.setitem(REQUIREMENTS, "sometracker", "sometracker>=1,<2")
         (tmp_path / "sometracker.py").touch()
         monkeypatch.syspath_prepend(tmp_path)
@@ -267,7 +267,7 @@ class TestAPackageThatIsNotInstalled:
 
 
 class TestMetricsFile:
-    def test_half_a_line_is_left_for_later(self, tmp_path):
+    def test_an_incomplete_line_is_left_for_later(self, tmp_path):
         path = tmp_path / "metrics.jsonl"
         file = MetricsFile(path)
         assert file.read() == ([], False)
@@ -278,8 +278,8 @@ class TestMetricsFile:
         assert file.read() == ([{"step": 2}], False)
 
     @pytest.mark.parametrize("now", [[1], [1, 7], [1, 7, 8, 9, 10], [], [7, 8, 9]])
-    def test_a_file_that_was_cut(self, tmp_path, now):
-        """And written on, perhaps beyond the place that was reached."""
+    def test_a_truncated_file_is_read_from_its_start(self, tmp_path, now):
+        """Even if it has grown again, beyond the last position."""
         write_lines(tmp_path, [{"step": step} for step in (1, 2, 3)])
         file = MetricsFile(tmp_path / "metrics.jsonl")
         assert len(file.read()[0]) == 3
@@ -295,7 +295,7 @@ class TestTensorBoard:
 
     @staticmethod
     def shown(run_folder: Path) -> dict[str, list[tuple[int, Any]]]:
-        """The points of every tag, as TensorBoard itself gathers them from all the files."""
+        """The points of every tag, as TensorBoard gathers them from all files."""
         reading = pytest.importorskip("tensorboard.backend.event_processing.plugin_event_accumulator")
         numbers = pytest.importorskip("tensorboard.util.tensor_util")
         events = reading.EventAccumulator(str(run_folder / "tensorboard"), size_guidance={"tensors": 0}).Reload()
@@ -323,11 +323,11 @@ class TestTensorBoard:
         ((_, settings),) = shown["settings"]
         assert b'"learning_rate": 0.0001' in settings
 
-    def test_resumed(self, run_folder):
+    def test_a_resumed_run_is_shown_without_duplicates(self, run_folder):
         mirror_stopped_and_resumed(run_folder, lambda: mirror_here("tensorboard", run_folder))
         self.check(run_folder)
 
-    def test_cut_while_it_is_read(self, run_folder):
+    def test_a_file_that_is_truncated_meanwhile_is_read_again(self, run_folder):
         write_lines(run_folder, STOPPED)
         ended = threading.Event()
         reader = threading.Thread(target=mirror, args=("tensorboard", run_folder, ended), daemon=True)
@@ -341,13 +341,13 @@ class TestTensorBoard:
         reader.join()
         self.check(run_folder)
 
-    def test_in_a_process(self, run_folder):
+    def test_a_mirror_process_shows_everything(self, run_folder):
         write_lines(run_folder, WHOLE)
         write_json(run_folder / "generated_conversations.json", CASES)
         mirror_in_a_process("tensorboard", run_folder)
         self.check(run_folder)
 
-    def test_odd_texts_are_shown_as_they_are(self):
+    def test_odd_texts_are_shown_verbatim(self):
         shown_by = pytest.importorskip("tensorboard.plugin_util")
         page = shown_by.markdown_to_safe_html(markdown_table(CASES).encode("utf-8", "replace"))
         rows = [re.findall(r"<t[dh]>(.*?)</t[dh]>", row, re.DOTALL) for row in page.split("<tr>")[1:]]
@@ -357,7 +357,7 @@ class TestTensorBoard:
 
 
 class TestWandb:
-    def test_offline_and_resumed(self, run_folder, monkeypatch):
+    def test_a_resumed_run_is_logged_offline_without_duplicates(self, run_folder, monkeypatch):
         pytest.importorskip("wandb")
         for name in [name for name in os.environ if name.startswith("WANDB_")]:
             monkeypatch.delenv(name)
@@ -390,7 +390,7 @@ class TestWandb:
 
 
 def read_records(path: Path):
-    """The records of a `.wandb` file: LevelDB's log format, blocks of 32 KiB, behind a header of 7 bytes."""
+    """The records of a `.wandb` file: LevelDB's log format, blocks of 32 KiB after a header of 7 bytes."""
     messages = pytest.importorskip("wandb.proto.wandb_internal_pb2")
     content, place, record = path.read_bytes(), 7, b""
     while place + 7 <= len(content):

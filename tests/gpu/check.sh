@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All checks that need a GPU: the tests, then the benchmark. About 8 minutes on an H100.
-# PYTHON chooses the interpreter; results of the benchmark go into the folder $1 (benchmarks/ by default).
+# Run all checks that need a GPU: the tests, then the benchmark. They take about 8 minutes on an H100.
+# PYTHON sets the interpreter, $1 the folder for the benchmark's results (benchmarks/ by default).
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}

@@ -1,4 +1,4 @@
-"""Whole runs on a GPU: the same command writes the same bytes, stopped or not, with each way to train."""
+"""Whole runs on a GPU: the same command writes the same bytes, stopped or not, for each way to train."""
 
 import json
 import os
@@ -21,7 +21,7 @@ TINY = PROJECT / "models" / "tiny"
 
 
 def finetune(folder: Path, *options: str, kill_after: int = 0) -> str:
-    """Run the command in `folder`, and return what it printed; killed once that many steps are logged."""
+    """Run the command in `folder` and return its output, or kill it after `kill_after` logged steps."""
     folder.mkdir(exist_ok=True)
     words = [sys.executable, str(PROJECT / "finetune.py"), "--device", "cuda", *options]
     if not kill_after:
@@ -30,7 +30,7 @@ def finetune(folder: Path, *options: str, kill_after: int = 0) -> str:
     metrics = folder / "runs" / "tiny-1" / "metrics.jsonl"
     while process.poll() is None and steps_in(metrics) < kill_after:
         time.sleep(0.01)
-    assert process.poll() is None, "it ended before it was killed"
+    assert process.poll() is None, "the run ended before it was killed"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     return ""
@@ -71,7 +71,7 @@ def test_a_command_writes_the_same_bytes_twice(gpu, way, tmp_path):
 
 
 @pytest.mark.parametrize("way", ["defaults", "accumulation", "LoRA"])
-def test_a_killed_run_ends_with_the_bytes_of_one_that_never_stopped(gpu, way, tmp_path):
+def test_a_killed_and_resumed_run_writes_the_bytes_of_an_unbroken_one(gpu, way, tmp_path):
     options = (*WAYS[way], "--epochs", "20", "--checkpoint-minutes", "0")
     finetune(tmp_path / "whole", *options)
     finetune(tmp_path / "killed", *options, kill_after=17)

@@ -1,4 +1,4 @@
-"""Training steps on a GPU: captured as graphs, they equal eager ones, and the same steps give the same bits."""
+"""Training steps on a GPU: captured steps equal eager ones, and repeated steps are bit-identical."""
 
 import hashlib
 from dataclasses import replace
@@ -36,7 +36,7 @@ def make_learner(gpu, settings: TrainingSettings = SETTINGS, new_tokens: int = 0
 
 
 def make_batches(gpu, step: int, rows: int, lengths: list[int]) -> list[Batch]:
-    """Random batches of these lengths; a third of the targets is ignored."""
+    """Random batches of these lengths; a third of the targets are ignored."""
     generator, batches = torch.Generator().manual_seed(step), []
     for place, T in enumerate(lengths):
         inputs, targets = torch.randint(50_000, (2, rows, T), generator=generator).unbind()
@@ -47,10 +47,10 @@ def make_batches(gpu, step: int, rows: int, lengths: list[int]) -> list[Batch]:
 
 
 def run(take, learner: Learner, gpu, rows: int, lengths: list[int], batches: int = 1) -> list[tuple[float, float]]:
-    """Loss and gradient norm of `STEPS` steps, whose lengths take turns."""
+    """Take `STEPS` steps of alternating lengths, and return their losses and gradient norms."""
     results = []
     for step in range(STEPS):
-        set_learning_rate(learner.optimizer, 2.0 ** -(10 + step % 3))  # exact in fp32, in which a graph reads it
+        set_learning_rate(learner.optimizer, 2.0 ** -(10 + step % 3))  # exact in fp32, as graphs read it
         chosen = [lengths[(step + place) % len(lengths)] for place in range(batches)]
         loss, _, norm = take(make_batches(gpu, step, rows, chosen))
         results.append((loss, norm or 0.0))
@@ -96,8 +96,8 @@ def test_captured_steps_equal_eager_ones(gpu, case, rows, lengths):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("captured", [True, False])
-def test_the_same_steps_give_the_same_bits(gpu, case, captured):
-    """With rows long enough for FlashAttention's backward pass to add from several blocks."""
+def test_repeated_steps_are_bit_identical(gpu, case, captured):
+    """The rows are long enough for FlashAttention's backward pass to add from several blocks."""
     precision, settings, new_tokens, batches = CASES[case]
     gpu, digests = gpu._replace(precision=precision), []
     for _ in range(2):
@@ -108,7 +108,7 @@ def test_the_same_steps_give_the_same_bits(gpu, case, captured):
     assert digests[0] == digests[1]
 
 
-def test_a_captured_step_that_is_not_finite_changes_nothing(gpu):
+def test_a_captured_step_with_an_infinite_loss_changes_nothing(gpu):
     learner = make_learner(gpu)
     steps = CapturedSteps(learner, gpu, 4, [48], accumulates=False)
     run(steps, learner, gpu, 4, [48])
