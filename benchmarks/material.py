@@ -19,7 +19,9 @@ BUNDLED_DATA = PROJECT / "llm_train_text.json"
 INSTRUCTION = "The following is a conversation between two people."
 END_OF_TEXT = "<|endoftext|>"
 VOCABULARY = 50257  # tokens in the published vocabulary
-WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[a-zA-Z]+| ?[0-9]+| ?[^\sa-zA-Z0-9]+|\s+(?!\S)|\s+")  # GPT-2's, in ASCII
+WORDS = re.compile(
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?[a-zA-Z]+| ?[0-9]+| ?[^\sa-zA-Z0-9]+|\s+(?!\S)|\s+"
+)  # GPT-2's, for ASCII
 LONGEST_DIALOGUE = 12  # bundled dialogues joined into one, at most
 SIDES = 2  # parts of a file of dialogues: half for training, half for validation
 

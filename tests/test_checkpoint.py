@@ -181,7 +181,7 @@ def test_a_checkpoint_of_another_model_run_or_version_is_refused(model, tmp_path
         run(model, tmp_path)
 
 
-def test_a_full_disk_costs_the_checkpoint_and_not_the_run(model, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_loses_the_checkpoint_but_not_the_run(model, tmp_path, monkeypatch, capsys):
     real, saved = checkpoint.save_file, 0
 
     def full(*arguments):
@@ -317,7 +317,7 @@ class TestBestWeights:
         assert "no training step lowered the validation loss of the base model" in capsys.readouterr().out
         assert not logged(tmp_path, "kept_step")
 
-    def test_a_full_disk_costs_the_best_weights_but_not_the_run(self, model, tmp_path, monkeypatch, capsys):
+    def test_a_full_disk_loses_the_best_weights_but_not_the_run(self, model, tmp_path, monkeypatch, capsys):
         def refuse(*_):
             raise UserError("cannot write best-3.bin: No space left on device")
 
@@ -445,7 +445,7 @@ def test_a_signal_after_the_last_step_waits_until_the_model_is_saved(model, tmp_
 
 def test_a_damaged_pace_file_is_refused(model, tmp_path):
     (tmp_path / "pace.json").write_text('{"measured": 5, "steps": "x"}')
-    with pytest.raises(UserError, match="pace.json is damaged; delete it, and the number of steps is set again"):
+    with pytest.raises(UserError, match="pace.json is damaged; delete it to set the number of steps again"):
         run(model, tmp_path, replace(SETTINGS, max_minutes=1))
 
 

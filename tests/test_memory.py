@@ -92,7 +92,7 @@ def test_processes_on_one_machine_share_its_memory(monkeypatch):
         check_memory(MEDIUM, FULL, BF16._replace(processes=2))
 
 
-def test_the_limit_of_a_container_counts(monkeypatch, tmp_path):
+def test_the_memory_limit_of_a_container_is_respected(monkeypatch, tmp_path):
     free, _ = available_memory(torch.device("cpu"))
     assert 0 < free <= psutil.virtual_memory().total
     (tmp_path / "max").write_text("3000000000\n")

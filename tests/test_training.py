@@ -94,7 +94,7 @@ def test_training_lowers_the_loss_and_logs_every_step(model, tmp_path):
 
 
 def test_batch_lengths_are_rounded_up_but_not_beyond_the_positions(model):
-    dataset = make_dataset(5, 18, 60, 62)  # of at most 64 tokens
+    dataset = make_dataset(5, 18, 60, 62)  # max_length is 64
     for number, T in [(0, 16), (1, 32), (2, 64), (3, 64)]:
         inputs, targets, learned, _ = make_batch(dataset, [number], END, CPU)
         assert inputs.shape == targets.shape == (1, T)

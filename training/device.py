@@ -31,7 +31,7 @@ class Machine(NamedTuple):
     precision: str  # "fp32", "bf16" or "fp16"
     explanation: str
     processes: int = 1  # number of processes that train together
-    rank: int = 0  # of this process
+    rank: int = 0  # number of this process, from 0
 
     @property
     def primary(self) -> bool:
@@ -64,7 +64,7 @@ class Machine(NamedTuple):
         if self.device.type != "cuda":
             yield
             return
-        # This debugging aid costs time.
+        # Turn off a debugging aid that costs time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
         # "warn" would leave FlashAttention nondeterministic; `use_deterministic_algorithms` imports the compiler, which
         # takes seconds.

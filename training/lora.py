@@ -34,7 +34,7 @@ class LoRALinear(Linear):
         A = torch.empty(rank, base.in_features)
         nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
         self.lora_A = nn.Parameter(A)
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank))  # training starts from the base model
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank))  # 0: start from the base model
 
     def forward(self, input: Tensor) -> Tensor:
         low = self.scale * F.linear(input, self.lora_A)  # (..., R), the smallest tensor to scale

@@ -33,7 +33,7 @@ class Pace:
         self.started = time.perf_counter()
         self.evaluation_seconds = 0.0
         self.done = False
-        advice = "delete it, and the number of steps is set again"
+        advice = "delete it to set the number of steps again"
         self.recorded = read_json_object(self.path, advice) if self.limit and self.path.exists() else {}
         if self.recorded and {type(self.recorded.get(name)) for name in ("measured", "steps")} != {int}:
             raise UserError(f"{self.path} is damaged; {advice}")
