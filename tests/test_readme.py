@@ -1,6 +1,8 @@
-"""README and docs/data.md are promises: their options, files and commands exist, and their samples are read."""
+"""README.md, docs/ and benchmarks/README.md are promises.
 
-import ast
+Their options, files, links and commands exist, their samples are read, and no page is long.
+"""
+
 import re
 import shlex
 from dataclasses import fields, is_dataclass
@@ -8,7 +10,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
-import tyro
+import write_options
 
 import settings
 from conftest import PROJECT, dialogues_of
@@ -19,85 +21,145 @@ from settings import ChatSettings, EvaluateSettings, FinetuneSettings, ReadSetti
 from support.command_line import parse_command_line
 from support.errors import UserError
 
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
-DATA = (PROJECT / "docs" / "data.md").read_text(encoding="utf-8")
+GUIDES = [*sorted((PROJECT / "docs").glob("*.md")), PROJECT / "benchmarks" / "README.md"]
+PAGES = {
+    path.relative_to(PROJECT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *GUIDES)
+}
+README, DATA = PAGES["README.md"], PAGES["docs/data.md"]
 COMMANDS = {
     "finetune.py": FinetuneSettings,
     "evaluate.py": EvaluateSettings,
     "chat.py": ChatSettings,
     "dialogues": ReadSettings,
 }
+FOREIGN_FILES = {"convert_hf_to_gguf.py"}  # of llama.cpp
+FOREIGN_OPTIONS = {
+    *("--project", "--extra", "--group"),  # uv
+    *("--requirement", "--extra-index-url"),  # pip
+    *("--model_dir", "--output_dir", "--outfile", "--logdir", "--nproc-per-node", "--repo-type", "--local-dir"),
+    *("--parts", "--quick", "--leave-out"),  # benchmarks/run.py
+    "--help",
+}
 
 
-def field_docstrings() -> dict[tuple[str, str], str]:
-    """(class, field) → the text under the field in settings.py."""
-    found = {}
-    for node in ast.parse((PROJECT / "settings.py").read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef):
-            for statement, after in zip(node.body, node.body[1:], strict=False):
-                if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr):
-                    text = ast.literal_eval(after.value)
-                    found[node.name, ast.unparse(statement.target)] = " ".join(text.split())
-            for base in node.bases:
-                inherited = {field: text for (name, field), text in found.items() if name == ast.unparse(base)}
-                found = {(node.name, field): text for field, text in inherited.items()} | found
-    return found
+def test_the_page_of_options_is_generated():
+    page = write_options.options_page()
+    assert len(page.splitlines()) > 60
+    assert PAGES["docs/options.md"] == page, "run: python tests/write_options.py"
 
 
-def option_table(group: type, docstrings: dict[tuple[str, str], str]) -> list[str]:
-    """A Markdown row for each option of `group`, in order."""
-    rows = []
-    for field in fields(group):
-        if field.default_factory is not None and is_dataclass(field.default_factory):
-            rows += option_table(field.default_factory, docstrings)  # pyright: ignore[reportArgumentType]
-            continue
-        metadata = getattr(field.type, "__metadata__", ())
-        if tyro.conf.Suppress in metadata:  # recorded, and no option
-            continue
-        name = next((marker.name for marker in metadata if getattr(marker, "name", None)), field.name)
-        value = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-        default = {None: "", "": "", False: "off"}.get(value, f"`{value}`")
-        positional = next((marker.metavar for marker in metadata if getattr(marker, "metavar", None)), None)
-        option = positional or f"--{name.replace('_', '-')}"
-        rows.append(f"| `{option}` | {default} | {docstrings[group.__name__, field.name]} |")
-    return rows
+def test_every_option_has_its_help():
+    names = {name for name in vars(settings) if name.endswith("Settings") and is_dataclass(vars(settings)[name])}
+    docstrings = write_options.field_docstrings()
+    for name in names - {"ReadSettings"}:
+        for field in fields(vars(settings)[name]):
+            assert write_options.is_group(field) or docstrings.get((name, field.name)), f"{name}.{field.name}"
 
 
-def test_the_option_table_is_the_dataclass():
-    rows = option_table(FinetuneSettings, field_docstrings())
-    assert len(rows) > 20
-    table = "\n".join(["| option | default | meaning |", "|---|---|---|", *rows])
-    assert table in README, f"the table in README.md should be:\n{table}"
+def test_the_options_that_matter_have_their_defaults():
+    generated = {tuple(row.split(" | ")[:2]) for row in write_options.option_rows(FinetuneSettings)}
+    table = re.search(r"\| option \| default \|.*\n.*\n((?:\|.*\n)+)", README)
+    assert table
+    rows = [tuple(row.split(" | ")[:2]) for row in table[1].splitlines()]
+    assert len(rows) == 10
+    assert [row for row in rows if row not in generated] == []
 
 
-@pytest.mark.parametrize("command", [EvaluateSettings, ChatSettings])
-def test_the_options_of_another_command_are_its_dataclass(command):
-    table = "\n".join(["| option | default | meaning |", "|---|---|---|", *own_rows(command)])
-    assert table in README, f"the table in README.md should be:\n{table}"
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_short(page):
+    assert len(PAGES[page].splitlines()) <= (220 if page == "README.md" else 200)
 
 
-def own_rows(command: type) -> list[str]:
-    """The options of a command that finetune.py does not have."""
-    known = set(option_table(FinetuneSettings, field_docstrings()))
-    return [row for row in option_table(command, field_docstrings()) if row not in known]
+@pytest.mark.parametrize("page", [path.relative_to(PROJECT).as_posix() for path in GUIDES])
+def test_a_page_begins_with_its_use(page):
+    title, _, use = PAGES[page].splitlines()[:3]
+    assert title.startswith("# ")
+    assert use.startswith("After this page you ")
 
 
-def documented_commands() -> list[str]:
-    """Every line of a shell block that starts one of our commands, without what follows it in the shell."""
-    blocks = re.findall(r"```(?:sh|powershell)\n(.*?)```", README + DATA, re.DOTALL)
-    lines = [re.split(r"  #| > ", line)[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if re.search(r"\bpython\S* (?:\S+\.py|-m dialogues)\b", line)]
+def shell_lines() -> list[str]:
+    """Every line of a shell block, without its comment and what follows it in the shell."""
+    blocks = re.findall(r"```(?:sh|powershell)\n(.*?)```", "\n".join(PAGES.values()), re.DOTALL)
+    lines = [re.split(r"  +#| > ", line)[0].split(" | ")[-1].strip() for block in blocks for line in block.splitlines()]
+    return sorted(set(filter(None, lines)))
 
 
-@pytest.mark.parametrize("line", documented_commands())
+def own_commands() -> list[str]:
+    """The lines that start a command of this project; those of `python -m pytest` and others are left out."""
+    return [line for line in shell_lines() if re.search(r"(?:^| )(?:[\w/]+\.py|-m dialogues)\b", line)]
+
+
+@pytest.mark.parametrize("line", own_commands())
 def test_a_documented_command_is_understood(line):
     words = shlex.split(line)
-    script = next(number for number, word in enumerate(words) if word.endswith(".py") or word == "dialogues")
-    if words[script] == "benchmarks/run.py":
-        assert parse_options(words[script + 1 :])  # or it exits
+    place = next(number for number, word in enumerate(words) if word.endswith(".py") or word == "dialogues")
+    script, options = words[place], words[place + 1 :]
+    if Path(script).name in FOREIGN_FILES:
         return
-    command = COMMANDS[words[script]]
-    assert isinstance(parse_command_line(command, words[script + 1 :]), command)
+    if script == "benchmarks/run.py":
+        assert parse_options(options)  # or it exits
+    elif script.startswith("tests/"):
+        assert (PROJECT / script).exists()
+        assert not options
+    elif "--help" not in options:
+        assert isinstance(parse_command_line(COMMANDS[script], options), COMMANDS[script])
+
+
+def test_targets_of_make_exist():
+    makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
+    targets = {line.split()[1] for line in shell_lines() if line.startswith("make ")}
+    targets |= set(re.findall(r"`make (\w+)", "\n".join(PAGES.values())))
+    assert targets
+    assert [target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []
+
+
+def test_extras_of_uv_exist():
+    project = (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = set(re.findall(r"--extra (\w+)", "\n".join(PAGES.values())))
+    assert extras
+    assert [extra for extra in extras if not re.search(rf"^{extra} = \[", project, re.MULTILINE)] == []
+
+
+def test_options_named_in_the_documents_exist():
+    rows = write_options.option_rows(FinetuneSettings)
+    rows += write_options.own_rows(EvaluateSettings) + write_options.own_rows(ChatSettings)
+    known = {row.split("`")[1] for row in rows}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", "\n".join(PAGES.values())))
+    assert named - known - FOREIGN_OPTIONS == set()
+
+
+def anchors(text: str) -> set[str]:
+    """The ids that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)
+    for link in [*re.findall(r"\]\(([^)]+)\)", text), *re.findall(r'src="([^"]+)"', text)]:
+        if re.match(r"https?://", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (PROJECT / page).parent / path if path else PROJECT / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_of_code_named_in_a_page_exist(page):
+    known = [path.relative_to(PROJECT).as_posix() for path in PROJECT.rglob("*.py") if ".venv" not in path.parts]
+    for name in set(re.findall(r"`([\w/]+\.py)`", PAGES[page])) - FOREIGN_FILES:
+        assert any(path == name or path.endswith(f"/{name}") for path in known), name
+
+
+def test_the_code_tour_names_what_there_is():
+    tour = re.search(r"```text\n(finetune\.py .*?)```", README, re.DOTALL)
+    assert tour
+    names = [line.split()[0] for line in tour[1].splitlines()]
+    assert len(names) == 12
+    assert [name for name in names if not (PROJECT / name).exists()] == []
 
 
 def table_below(header: str) -> list[list[str]]:
@@ -135,36 +197,6 @@ def test_a_sample_of_a_format_is_read(name, tmp_path):
 def test_a_sample_of_a_layout_is_read(layout, tmp_path):
     text, format = LAYOUTS[layout]
     check_sample(text, format, tmp_path / "data")
-
-
-def test_options_named_in_the_documents_exist():
-    help_of_others = {"--logdir", "--nproc-per-node", "--index-url", "--version", "--requirement", "--outfile"}
-    help_of_others |= {"--repo-type", "--local-dir"}  # of hf download
-    help_of_others |= {"--parts", "--quick", "--leave-out"}  # of the benchmark
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README + DATA)) - help_of_others
-    rows = option_table(FinetuneSettings, field_docstrings()) + own_rows(EvaluateSettings) + own_rows(ChatSettings)
-    table = "\n".join(rows)
-    assert {option for option in named if f"`{option}`" not in table} == {"--help"}
-
-
-def test_files_named_in_the_tree_exist():
-    tree = re.search(r"```text\n(finetune\.py.*?)```", README, re.DOTALL)
-    assert tree
-    folder = ""
-    for line in tree[1].splitlines():
-        name = line.split()[0]
-        if not line.startswith(" "):
-            folder = name if name.endswith("/") else ""
-        assert (PROJECT / (folder if line.startswith(" ") else "") / name).exists(), line
-
-
-def test_every_option_has_its_help():
-    names = {name for name in vars(settings) if name.endswith("Settings") and is_dataclass(vars(settings)[name])}
-    docstrings = field_docstrings()
-    for name in names:
-        for field in fields(vars(settings)[name]):
-            is_group = field.default_factory is not None and is_dataclass(field.default_factory)
-            assert is_group or docstrings.get((name, field.name)), f"{name}.{field.name}"
 
 
 REFUSED = {

@@ -34,16 +34,16 @@ After this page you can look up what each option does, and its default. The tabl
 uv run finetune.py --help
 ```
 
-The bundled conversations and `tiny` are found wherever you start the program. All other paths are relative to the current
-folder. Where no default is shown, the text says what happens.
+The bundled conversations and `tiny` are found wherever you start the program. All other paths are relative to the
+current folder. Where no default is shown, the text says what happens.
 
 ## finetune.py
 """
 EVALUATE = """\
 ## evaluate.py
 
-It takes these options, and those of `finetune.py` for the model folder, the conversations (without splits and folds), the
-machine (`--device`, `--precision`, `--seed`) and the generated replies.
+It takes these options, and those of `finetune.py` for the model folder, the conversations (without splits and folds),
+the machine (`--device`, `--precision`, `--seed`) and the generated replies.
 """
 CHAT = """\
 ## chat.py
