@@ -1,30 +1,36 @@
-"""The plots of a report: as pictures on white, and as SVG that takes its colours from the page."""
+"""The plots of a report: laid out once as lines, dots and texts, which the page draws as SVG and Pillow as a PNG."""
 
-import contextlib
-import io
+import itertools
 import math
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from evaluation.run_files import Losses, Point
 from support.files import atomic_path
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-Draw = Callable[["Axes"], None]
-
-# What is drawn, and the variable of the page's style sheet that takes its place: no two may be the same.
-INK, MUTED, RULE, PAPER = "#211f1c", "#6f6a63", "#e6e2db", "#ffffff"
-MODEL, BASE, STEPS = "#0b6e69", "#a1601f", "#968f84"
-VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "page", MODEL: "model", BASE: "base", STEPS: "steps"}
+# Colours have the names of the variables in report.css; a PNG is always light.
+LIGHT = {
+    "ink": "#211f1c",
+    "muted": "#6f6a63",
+    "rule": "#e6e2db",
+    "page": "#ffffff",
+    "model": "#0b6e69",
+    "base": "#a1601f",
+    "steps": "#968f84",
+}
 WIDE, NARROW, HALF = (860, 330), (340, 270), (420, 280)  # pixels of the page
 DOTS_PER_PIXEL = 2  # of a PNG
+SMOOTH = 2  # draw a PNG this much larger and reduce it: Pillow's lines have hard edges
+FONT_SIZE, DIGIT = 12, 7  # height of a text and width of a digit, in pixels
+DASH, GAP = 6, 3  # pixels, as in the page's template
 MOST_POINTS = 600  # of a curve; beyond it neighbours are drawn as their mean
+MOST_DOTS = 60  # a curve with more points has no dots
 MOST_TICKS = 12
+
+PILLOW_ANCHORS = {"start": "ls", "middle": "ms", "end": "rs"}
+
+Places = list[tuple[float, float]]
 
 
 class Series(NamedTuple):
@@ -34,6 +40,80 @@ class Series(NamedTuple):
     colour: str
     values: list[float | None]
     intervals: list[tuple[float, float] | None]
+
+
+class Curve(NamedTuple):
+    """A line through points, with a dot at each of them and vertical `bars` (x, low, high)."""
+
+    name: str
+    colour: str
+    points: Places
+    width: float
+    dashed: bool = False
+    dots: bool = False
+    bars: Sequence[tuple[float, float, float]] = ()
+
+
+class Chart(NamedTuple):
+    """What a plot shows.
+
+    Attributes:
+        margins: empty space at each end of both axes, as a share of what is shown.
+        ticks: the places on the horizontal axis; None: whole numbers.
+        zero: whether a line at zero belongs to it.
+        top: where the vertical axis ends at the latest.
+        best: a point to mark, and where its text is anchored.
+    """
+
+    curves: list[Curve]
+    x_label: str
+    y_label: str
+    margins: tuple[float, float]
+    ticks: list[tuple[float, str]] | None = None
+    zero: bool = False
+    top: float = math.inf
+    best: tuple[Point, str] | None = None
+
+
+class Line(NamedTuple):
+    points: Places
+    colour: str
+    width: float = 1
+    dashed: bool = False
+
+    @property
+    def path(self) -> str:
+        """The `d` of an SVG path."""
+        return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in self.points)
+
+
+class Dot(NamedTuple):
+    x: float
+    y: float
+    radius: float
+    colour: str
+    ring: bool = False
+
+
+class Text(NamedTuple):
+    """A text on its baseline; `anchor` says which end of it is at x: start, middle or end."""
+
+    x: float
+    y: float
+    text: str
+    anchor: str = "middle"
+    colour: str = "muted"
+    turned: bool = False  # to be read from below
+
+
+class Picture(NamedTuple):
+    """A chart in pixels, drawn in this order."""
+
+    width: int
+    height: int
+    lines: list[Line]
+    dots: list[Dot]
+    texts: list[Text]
 
 
 def thin_out(points: Sequence[Point]) -> list[Point]:
@@ -51,194 +131,157 @@ def highest_shown(losses: Losses) -> float:
     return usual * 1.1 if steps and steps[-1] > 2 * usual > 0 else math.inf
 
 
-def loss_plot(losses: Losses) -> Draw:
-    """The loss of each step, and of both parts at each evaluation; the lowest validation loss is marked."""
-
-    def draw(axes: "Axes") -> None:
-        train = thin_out(losses.train)
-        curves = (
-            ("training steps", STEPS, 1.2, "", train),
-            ("training part", BASE, 1.6, "o", losses.train_set),
-            ("validation part", MODEL, 2.0, "o", thin_out(losses.val)),
-        )
-        for name, colour, width, marker, points in curves:
-            if points:
-                # A lone point has no line: it needs its marker.
-                shape = marker if len(points) <= 60 else ""
-                axes.plot(
-                    [point.step for point in points],
-                    [point.loss for point in points],
-                    color=colour,
-                    linewidth=width,
-                    marker=shape or ("o" if len(points) == 1 else ""),
-                    markersize=4,
-                    linestyle="--" if name == "training part" else "-",
-                    label=name,
-                )
-        mark_best(axes, losses)
-        axes.set_xlabel("step")
-        axes.set_ylabel("loss (nats a token)")
-        axes.margins(x=0.02, y=0.16)
-        axes.locator_params(axis="y", nbins=6)
-        axes.locator_params(axis="x", integer=True)
-        if math.isfinite(top := highest_shown(losses)):
-            axes.set_ylim(top=top)
-
-    return draw
+def loss_chart(losses: Losses) -> Chart | None:
+    """The loss of each step, and of both parts at each evaluation, if any; the lowest validation loss is marked."""
+    curves = []
+    for name, colour, width, points in (
+        ("training steps", "steps", 1.2, thin_out(losses.train)),
+        ("training part", "base", 1.6, losses.train_set),
+        ("validation part", "model", 2.0, thin_out(losses.val)),
+    ):
+        if points:
+            # A lone point has no line: it needs its dot.
+            dots = len(points) == 1 or (colour != "steps" and len(points) <= MOST_DOTS)
+            places = [(float(point.step), point.loss) for point in points]
+            curves.append(Curve(name, colour, places, width, colour == "base", dots))
+    if not curves:
+        return None
+    best = None
+    if losses.best and len(losses.val) > 1:
+        first, last = losses.val[0].step, losses.val[-1].step
+        share = (losses.best.step - first) / max(1, last - first)
+        best = losses.best, "start" if share < 0.15 else "end" if share > 0.85 else "middle"
+    return Chart(curves, "step", "loss (nats a token)", (0.02, 0.16), top=highest_shown(losses), best=best)
 
 
-def mark_best(axes: "Axes", losses: Losses) -> None:
-    """A ring around the lowest validation loss, with its value below."""
-    best = losses.best
-    if best is None or len(losses.val) < 2:
-        return
-    axes.plot([best.step], [best.loss], "o", markersize=10, markerfacecolor="none", markeredgecolor=INK)
-    place = (best.step - losses.val[0].step) / max(1, losses.val[-1].step - losses.val[0].step)
-    axes.annotate(
-        f"lowest: {best.loss:.3f}",
-        (best.step, best.loss),
-        xytext=(0, 11),
-        textcoords="offset points",
-        ha="left" if place < 0.15 else "right" if place > 0.85 else "center",
-        va="bottom",
-        color=INK,
-        bbox={"boxstyle": "round,pad=0.25", "facecolor": PAPER, "edgecolor": "none", "alpha": 0.85},
-    )
+def series_chart(
+    series: Sequence[Series], places: Sequence[str], x_label: str, y_label: str, zero: bool
+) -> Chart | None:
+    """Values at named places, a line and intervals for each series, if any; `zero` as of a `Chart`."""
+    if not series:
+        return None
+    curves = []
+    for number, (name, colour, values, intervals) in enumerate(series):
+        shift = 0.06 * (number - (len(series) - 1) / 2) if any(intervals) else 0  # side by side
+        known = [(place + shift, value) for place, value in enumerate(values) if value is not None]
+        bars = [(place + shift, *interval) for place, interval in enumerate(intervals) if interval]
+        curves.append(Curve(name, colour, known, 1.8, colour != "model", len(places) <= MOST_DOTS / 2, bars))
+    every = math.ceil(len(places) / MOST_TICKS)
+    ticks = [(float(place), places[place]) for place in range(0, len(places), every)]
+    return Chart(curves, x_label, y_label, (0.06, 0.12), ticks, zero)
 
 
-def series_plot(series: Sequence[Series], places: Sequence[str], x_label: str, y_label: str, zero: bool) -> Draw:
-    """Values at named places, a line and intervals for each series.
-
-    Args:
-        zero: whether a line at zero belongs to it.
-    """
-
-    def draw(axes: "Axes") -> None:
-        if zero:
-            axes.axhline(0, color=MUTED, linewidth=1)
-        for number, (name, colour, values, intervals) in enumerate(series):
-            shift = 0.06 * (number - (len(series) - 1) / 2) if any(intervals) else 0  # side by side
-            known = [(place + shift, value) for place, value in enumerate(values) if value is not None]
-            axes.plot(
-                [x for x, _ in known],
-                [y for _, y in known],
-                color=colour,
-                linewidth=1.8,
-                linestyle="-" if colour == MODEL else "--",
-                marker="o" if len(places) <= 30 else "",
-                markersize=4.5,
-                label=name,
-            )
-            for place, interval in enumerate(intervals):
-                if interval:
-                    axes.plot([place + shift] * 2, interval, color=colour, linewidth=1.2, solid_capstyle="butt")
-        every = math.ceil(len(places) / MOST_TICKS)
-        axes.set_xticks(range(0, len(places), every), places[::every])
-        axes.margins(x=0.06, y=0.12)
-        axes.locator_params(axis="y", nbins=6)
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
-
-    return draw
+def widened(values: Sequence[float], margin: float) -> tuple[float, float]:
+    """The range of `values`, with a margin at both ends."""
+    low, high = min(values), max(values)
+    span = max(high - low, 1e-6 * max(abs(low), abs(high)))
+    reach = margin * span if high - low > span / 2 else span or 0.5
+    return low - reach, high + reach
 
 
-def add_legend(axes: "Axes") -> None:
-    """A line of names above the plot; a page writes its own, which can wrap."""
-    axes.legend(
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=3,
-        frameon=False,
-        borderaxespad=0,
-        borderpad=0.2,
-        handlelength=1.3,
-        columnspacing=1.2,
-        labelcolor=MUTED,
-    )
+def round_numbers(low: float, high: float, most: float, whole: bool = False) -> list[tuple[float, str]]:
+    """About `most` round numbers between two others, each with its text; `whole` ones only if asked."""
+    rough = (high - low) / most
+    power = 10 ** math.floor(math.log10(rough))
+    factors = (1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10)
+    step = next(factor * power for factor in factors if factor * power >= rough * 0.999)
+    if whole:
+        step = max(1, round(step))
+    decimals = next(count for count in range(20) if math.isclose(round(step, count), step, rel_tol=1e-6))
+    numbers = [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return [(number, f"{number:.{decimals}f}".replace("-", "−")) for number in numbers]
 
 
-@contextlib.contextmanager
-def plain_style(salt: str) -> Iterator[None]:
-    """The same drawing on every machine, whatever the user's matplotlibrc says; undone at the end.
+def lay_out(chart: Chart, size: tuple[int, int], legend: bool = False) -> Picture:
+    """A chart as lines, dots and texts on `size` pixels.
 
     Args:
-        salt: the identifiers inside an SVG are hashes of it and of what they name.
+        legend: write the names above; a page has its own legend, which can wrap.
     """
-    import matplotlib
+    width, height = size
+    points = [point for curve in chart.curves for point in curve.points]
+    ends = [end for curve in chart.curves for _, *interval in curve.bars for end in interval]
+    first, last = widened([x for x, _ in points], chart.margins[0])
+    low, high = widened([y for _, y in points] + ends + [0.0] * chart.zero, chart.margins[1])
+    high = min(high, chart.top)
+    y_ticks = round_numbers(low, high, 6)
+    left, right = 26 + DIGIT * max(len(text) for _, text in y_ticks), width - 4
+    top, bottom = 26 if legend else 6, height - 42
+    x_ticks = chart.ticks or round_numbers(first, last, (right - left) / 60, whole=True)
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(
-            {
-                "font.size": 12,
-                "text.color": INK,
-                "axes.labelcolor": MUTED,
-                "axes.edgecolor": MUTED,
-                "axes.spines.left": False,
-                "axes.spines.right": False,
-                "axes.spines.top": False,
-                "axes.grid": True,
-                "axes.grid.axis": "y",
-                "axes.axisbelow": True,
-                "grid.color": RULE,
-                "grid.linewidth": 1,
-                "xtick.color": MUTED,
-                "ytick.color": MUTED,
-                "ytick.major.size": 0,
-                "legend.fontsize": 12,
-                "svg.fonttype": "none",  # text stays text, in the page's own font
-                "svg.hashsalt": salt,
-                "text.parse_math": False,
-            }
-        )
-        yield
+    def place(x: float, y: float) -> tuple[float, float]:
+        across, up = (x - first) / (last - first), (min(y, high) - low) / (high - low)
+        return left + across * (right - left), bottom - up * (bottom - top)
+
+    lines = [Line([(left, place(first, y)[1]), (right, place(first, y)[1])], "rule") for y, _ in y_ticks]
+    dots, texts = [], [Text(left - 5, place(first, y)[1] + 4, text, "end") for y, text in y_ticks]
+    if chart.zero:
+        lines.append(Line([place(first, 0), place(last, 0)], "muted"))
+    lines.append(Line([(left, bottom), (right, bottom)], "muted"))
+    for x, text in x_ticks:
+        lines.append(Line([(place(x, low)[0], bottom), (place(x, low)[0], bottom + 3)], "muted"))
+        texts.append(Text(place(x, low)[0], bottom + 16, text))
+    texts.append(Text((left + right) / 2, height - 6, chart.x_label))
+    texts.append(Text(12, (top + bottom) / 2, chart.y_label, turned=True))
+    for curve in chart.curves:
+        lines.append(Line([place(*point) for point in curve.points], curve.colour, curve.width, curve.dashed))
+        lines += [Line([place(x, start), place(x, end)], curve.colour, 1.2) for x, start, end in curve.bars]
+        dots += [Dot(*place(*point), 2.4, curve.colour) for point in curve.points if curve.dots]
+    if chart.best:
+        (step, _, loss), anchor = chart.best
+        x, y = place(step, loss)
+        dots.append(Dot(x, y, 5, "ink", ring=True))
+        texts.append(Text(x, y - 13, f"lowest: {loss:.3f}", anchor, "ink"))
+    x = float(left)
+    for curve in chart.curves if legend else ():
+        lines.append(Line([(x, 10), (x + 16, 10)], curve.colour, curve.width, curve.dashed))
+        texts.append(Text(x + 22, 14, curve.name, "start"))
+        x += 40 + (DIGIT - 1) * len(curve.name)
+    return Picture(width, height, lines, dots, texts)
 
 
-def make_figure(draw: Draw, size: tuple[int, int]) -> "Figure":
-    """A figure of `size` pixels, at 72 to the inch so that a point is a pixel."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72, layout="constrained")
-    draw(figure.add_subplot())
-    return figure
-
-
-def write_png(draw: Draw, path: Path) -> None:
-    """Write the plot as a picture on white, atomically; the same plot gives the same bytes.
+def write_png(chart: Chart, size: tuple[int, int], path: Path) -> None:
+    """Write a chart as a picture on white, atomically; the same chart gives the same bytes.
 
     Raises:
         UserError: the file can't be written.
     """
-    with plain_style(path.stem), atomic_path(path) as temporary:
-        figure = make_figure(draw, WIDE if path.stem == "loss" else HALF)
-        add_legend(figure.axes[0])
-        figure.savefig(temporary, format="png", dpi=72 * DOTS_PER_PIXEL, facecolor=PAPER, metadata={"Software": None})
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture, scale = lay_out(chart, size, legend=True), DOTS_PER_PIXEL * SMOOTH
+    image = Image.new("RGB", (picture.width * scale, picture.height * scale), LIGHT["page"])
+    draw = ImageDraw.Draw(image)
+    for line in picture.lines:
+        for points in dashes(line.points) if line.dashed else [line.points]:
+            places = [(x * scale, y * scale) for x, y in points]
+            draw.line(places, LIGHT[line.colour], round(line.width * scale), joint="curve")
+    for x, y, radius, colour, ring in picture.dots:
+        fill, outline = (None, LIGHT[colour]) if ring else (LIGHT[colour], None)
+        draw.circle((x * scale, y * scale), radius * scale, fill, outline, scale)
+    image = image.reduce(SMOOTH)
+    font = ImageFont.load_default(FONT_SIZE * DOTS_PER_PIXEL)
+    for x, y, text, anchor, colour, turned in picture.texts:
+        text, at = text.replace("−", "-"), (x * DOTS_PER_PIXEL, y * DOTS_PER_PIXEL)  # the font has no minus sign
+        if turned:
+            image = image.rotate(-90, expand=True)  # y from the top is x from the right then
+            at = image.width - at[1], at[0]
+        options = {"stroke_width": 3 * DOTS_PER_PIXEL, "stroke_fill": LIGHT["page"]} if colour == "ink" else {}
+        ImageDraw.Draw(image).text(at, text, LIGHT[colour], font, PILLOW_ANCHORS[anchor], **options)
+        if turned:
+            image = image.rotate(90, expand=True)
+    with atomic_path(path) as temporary:
+        image.save(temporary, "PNG")
 
 
-def make_svg(draw: Draw, size: tuple[int, int], name: str) -> str:
-    """The plot as an `<svg>` element to stand inside a page, its colours the page's variables.
-
-    Args:
-        name: of the plot on its page; keeps its identifiers apart from those of others.
-    """
-    with plain_style(name):
-        buffer = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        make_figure(draw, size).savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for pattern, replacement in (
-        (r"<defs>\s*<style.*?</style>\s*</defs>", ""),  # it would hold for the whole page
-        (r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" width="{size[0]}" aria-hidden="true">'),
-        (r'<g id="[^"]*"(/?)>', r"<g\1>"),
-        (r'\b(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-"),
-        (r"xlink:href", "href"),
-        (r"font-size: [\d.]+px; font-family: [^;\"]*; ", ""),  # the page's
-        (r' transform="rotate\(-0 [^"]*"', ""),
-        (r"<g/>", ""),
-        (r"\s*\n\s*", "\n"),
-    ):
-        svg = re.sub(pattern, replacement, svg, flags=re.DOTALL)
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var(--{variable})")
-    return svg.strip()
+def dashes(points: Places) -> Iterator[Places]:
+    """The dashes of a line through `points`."""
+    done = 0.0  # pixels since a dash began
+    for (x, y), (next_x, next_y) in itertools.pairwise(points):
+        length = math.dist((x, y), (next_x, next_y))
+        start = -done
+        while start < length:
+            ends = max(start, 0) / length, min(start + DASH, length) / length
+            if ends[0] < ends[1]:
+                yield [(x + share * (next_x - x), y + share * (next_y - y)) for share in ends]
+            start += DASH + GAP
+        done = length - (start - DASH - GAP)

@@ -19,19 +19,17 @@ from typing import Any, NamedTuple
 from evaluation.metric_table import Group, columns_of, interval_of, metric_groups, show
 from evaluation.metrics import FEWEST_TO_DRAW
 from evaluation.plots import (
-    BASE,
     HALF,
-    MODEL,
     NARROW,
-    STEPS,
-    VARIABLES,
     WIDE,
-    Draw,
+    Chart,
+    Curve,
+    Picture,
     Series,
     highest_shown,
-    loss_plot,
-    make_svg,
-    series_plot,
+    lay_out,
+    loss_chart,
+    series_chart,
     thin_out,
     write_png,
 )
@@ -61,9 +59,8 @@ class Plot(NamedTuple):
 
     label: str
     """what it shows, for those who can't see it"""
-    svgs: list[str]
-    legend: list[tuple[str, str]]
-    """name and the style sheet's variable for its colour"""
+    pictures: list[Picture]
+    curves: list[Curve]
     caption: str = ""
 
 
@@ -134,16 +131,16 @@ def write_report(folder: Path) -> Path:
     run = read_run(folder)
     losses = read_losses(run.metrics)
     metrics = mapping(run.evaluation.get("metrics"))
-    draw_losses = loss_plot(losses) if losses.train or losses.val or losses.train_set else None
-    context = turn_series(metrics, "context_use_by_turns")
-    draw_context = draw_series(context, "turns of the dialogue so far", "worth, nats a token", zero=True)
-    for draw, path in ((draw_losses, folder / LOSS_PLOT), (draw_context, folder / CONTEXT_PLOT)):
-        if draw:
-            write_png(draw, path)
+    loss = loss_chart(losses)
+    context, turns = turn_series(metrics, "context_use_by_turns"), turn_series(metrics, "loss_by_turn")
+    worth = series_chart(*context, "turns of the dialogue so far", "worth, nats a token", zero=True)
+    by_turn = series_chart(*turns, "turn", "loss, nats a token", zero=False)
+    for chart, size, path in ((loss, WIDE, folder / LOSS_PLOT), (worth, HALF, folder / CONTEXT_PLOT)):
+        if chart:
+            write_png(chart, size, path)
         else:
             with writing(path):
                 path.unlink(missing_ok=True)  # of an older evaluation
-    turns = turn_series(metrics, "loss_by_turn")
     cases = read_cases(run)
     page = Page(
         title=model_name(run),
@@ -155,13 +152,11 @@ def write_report(folder: Path) -> Path:
         notes=run.notes,
         missing=run.missing,
         evaluate=f"python evaluate.py {shlex.quote(str(folder))}",
-        loss=loss_section(losses, draw_losses),
+        loss=loss_section(losses, loss),
         overfitting=overfitting_text(mapping(run.evaluation.get("overfitting"))),
         metrics=metric_table(run, metrics),
-        context=series_section(context, draw_context, "context", "What the dialogue so far is worth, by its length"),
-        by_turn=series_section(
-            turns, draw_series(turns, "turn", "loss, nats a token", zero=False), "turns", "Loss by the turn's place"
-        ),
+        context=series_section(*context, worth, "What the dialogue so far is worth, by its length"),
+        by_turn=series_section(*turns, by_turn, "Loss by the turn's place"),
         by_speaker=speaker_losses(metrics),
         watched=watched_reply(run, cases),
         cases=cases,
@@ -193,7 +188,6 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["drawn"] = Markup  # the SVG of a plot, which is ours
     return environment.get_template("report.html.jinja").render(vars(page))
 
 
@@ -231,9 +225,9 @@ def facts(run: RunFiles, losses: Losses) -> list[str]:
     return found
 
 
-def loss_section(losses: Losses, draw: Draw | None) -> Plot | None:
+def loss_section(losses: Losses, chart: Chart | None) -> Plot | None:
     """The loss curves, with a sentence on what they show and on what of them is not drawn."""
-    if draw is None:
+    if chart is None:
         return None
     sentences = []
     if losses.val and (best := losses.best):
@@ -256,12 +250,8 @@ def loss_section(losses: Losses, draw: Draw | None) -> Plot | None:
     if losses.no_numbers:
         values = "1 value is" if losses.no_numbers == 1 else f"{losses.no_numbers:,} values are"
         sentences.append(f"{values} no number or beyond {LARGEST:,.0f}, and not drawn.")
-    curves = (("training steps", STEPS, losses.train), ("training part", BASE, losses.train_set))
-    legend = [(name, VARIABLES[colour]) for name, colour, points in curves if points]
-    legend += [("validation part", VARIABLES[MODEL])] if losses.val else []
     label = f"Loss by step. {sentences[0] if sentences else ''}"
-    svgs = [make_svg(draw, WIDE, "loss-wide"), make_svg(draw, NARROW, "loss-narrow")]
-    return Plot(label, svgs, legend, " ".join(sentences))
+    return Plot(label, [lay_out(chart, WIDE), lay_out(chart, NARROW)], chart.curves, " ".join(sentences))
 
 
 def overfitting_text(values: Json) -> str:
@@ -290,25 +280,19 @@ def turn_series(metrics: Json, key: str) -> tuple[list[Series], list[str]]:
         intervals = [interval_of(ends.get(place)) for place in places]
         intervals = [pair if pair and max(map(abs, pair)) <= LARGEST else None for pair in intervals]
         if any(value is not None for value in shown):
-            series.append(Series(columns_of(metrics)[column], MODEL if column == "model" else BASE, shown, intervals))
+            series.append(Series(columns_of(metrics)[column], column, shown, intervals))
     return series, places
 
 
-def draw_series(found: tuple[list[Series], list[str]], x_label: str, y_label: str, zero: bool) -> Draw | None:
-    series, places = found
-    return series_plot(series, places, x_label, y_label, zero) if series else None
-
-
-def series_section(found: tuple[list[Series], list[str]], draw: Draw | None, name: str, label: str) -> Plot | None:
-    if draw is None:
+def series_section(series: list[Series], places: list[str], chart: Chart | None, label: str) -> Plot | None:
+    if chart is None:
         return None
-    series, places = found
     spoken = "; ".join(
         f"{each.name}: "
         + ", ".join(f"{place}: {v:.3f}" for place, v in zip(places, each.values, strict=True) if v is not None)
         for each in series
     )
-    return Plot(f"{label}. {spoken}", [make_svg(draw, HALF, name)], [(s.name, VARIABLES[s.colour]) for s in series])
+    return Plot(f"{label}. {spoken}", [lay_out(chart, HALF)], chart.curves)
 
 
 def metric_table(run: RunFiles, metrics: Json) -> MetricTable:

@@ -10,7 +10,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -161,9 +160,8 @@ def page_of(folder: Path) -> Page:
 
 @pytest.fixture
 def no_plots(monkeypatch):
-    """A plot takes a tenth of a second; what is tested is the page around it."""
-    monkeypatch.setattr(report, "make_svg", lambda draw, size, name: "<svg></svg>")
-    monkeypatch.setattr(report, "write_png", lambda draw, path: None)
+    """A picture takes a tenth of a second; what is tested is the page around it."""
+    monkeypatch.setattr(report, "write_png", lambda chart, size, path: None)
 
 
 def test_a_report_shows_what_the_folder_holds(run, capsys):
@@ -224,10 +222,7 @@ def test_the_same_folder_gives_the_same_bytes(run, tmp_path):
     names = ("report.html", "loss.png", "context_use.png")
     write_report(run)
     first = [(run / name).read_bytes() for name in names]
-    with matplotlib.rc_context({"axes.linewidth": 9, "ytick.labelsize": 30, "figure.dpi": 10, "svg.fonttype": "path"}):
-        before = dict(matplotlib.rcParams)
-        write_report(run)
-        assert dict(matplotlib.rcParams) == before
+    write_report(run)
     assert [(run / name).read_bytes() for name in names] == first
     assert str(tmp_path).encode() not in first[0]
 
@@ -328,6 +323,60 @@ def test_neighbours_are_drawn_as_their_mean():
     assert thin[0] == Point(3, None, 2.0)
     assert plots.thin_out(points[:600]) == points[:600]
     assert plots.thin_out([]) == []
+
+
+def test_a_line_is_drawn_where_its_numbers_are():
+    """On the page and in the picture."""
+    losses = Losses(val=[Point(0, 0, 3.0), Point(4, 1, 2.0), Point(8, 2, 2.5)], train=[Point(1, 0, 2.5)])
+    chart = plots.loss_chart(losses)
+    assert chart
+    for size in (plots.WIDE, plots.NARROW):
+        picture = plots.lay_out(chart, size)
+        marks = {text.text: text for text in picture.texts}
+        assert {"0", "8", "step", "loss (nats a token)", "lowest: 2.000"} <= marks.keys()
+        line = next(line for line in picture.lines if line.colour == "model")
+        assert [x for x, _ in line.points] == pytest.approx([marks[step].x for step in "048"])
+        assert line.points[2][1] + 4 == pytest.approx(marks["2.50"].y)
+        assert line.path.startswith(f"M{line.points[0][0]:.1f} {line.points[0][1]:.1f}L")
+        everything = [*line.points, *((text.x, text.y) for text in picture.texts), *((d.x, d.y) for d in picture.dots)]
+        assert all(0 <= x <= size[0] and 0 <= y <= size[1] for x, y in everything)
+
+
+def test_a_picture_has_the_colours_of_the_page(run):
+    write_report(run)
+    css = (PROJECT / "evaluation" / "report.css").read_text(encoding="utf-8").partition("@media")[0]
+    with Image.open(run / "loss.png") as image:
+        pixels = image.tobytes()
+    found = {f"#{pixels[place : place + 3].hex()}" for place in range(0, len(pixels), 3)}
+    assert set(plots.LIGHT.values()) <= found
+    drawn = {name: colour for name, colour in plots.LIGHT.items() if name != "page"}
+    assert drawn.items() <= dict(re.findall(r"--(\w+): (#\w+);", css)).items()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "whole", "texts"),
+    [
+        (-0.3, 12.2, False, ["0.0", "2.5", "5.0", "7.5", "10.0"]),
+        (-0.12, 0.1, False, ["−0.10", "−0.05", "0.00", "0.05", "0.10"]),
+        (-0.1, 3.1, True, ["0", "1", "2", "3"]),
+        (-1, 41, True, ["0", "10", "20", "30", "40"]),
+        (1999.9999, 2000.0001, False, ["1999.99990", "1999.99995", "2000.00000", "2000.00005", "2000.00010"]),
+    ],
+)
+def test_an_axis_has_round_numbers(low, high, whole, texts):
+    assert [text for _, text in plots.round_numbers(low, high, 5, whole)] == texts
+
+
+@pytest.mark.parametrize("values", [[0.0], [5.0], [-1e6], [0.0, 1e-9], [1e6, 1e6 + 1e-3], [-1e6, 1e6]])
+def test_a_range_holds_its_values_and_has_a_length(values):
+    low, high = plots.widened(values, 0.1)
+    assert low < min(values) <= max(values) < high
+    assert plots.round_numbers(low, high, 5)
+
+
+def test_a_dashed_line_has_gaps():
+    parts = list(plots.dashes([(0, 0), (10, 0), (10, 20)]))
+    assert parts == [[(0, 0), (6, 0)], [(9, 0), (10, 0)], [(10, 0), (10, 5)], [(10, 8), (10, 14)], [(10, 17), (10, 20)]]
 
 
 def test_the_lowest_loss_is_that_of_the_evaluation():
@@ -499,7 +548,7 @@ def test_a_folder_without_a_run_is_the_users_mistake(tmp_path, monkeypatch):
 
 def test_the_page_is_made_again_by_a_command(run):
     code = (
-        "import sys, evaluation.report as report; heavy = {'torch', 'matplotlib', 'jinja2'} & set(sys.modules);"
+        "import sys, evaluation.report as report; heavy = {'torch', 'PIL', 'jinja2'} & set(sys.modules);"
         " assert not heavy, heavy; report.main(); assert 'torch' not in sys.modules"
     )
     done = subprocess.run(
