@@ -1,5 +1,6 @@
 """Load a model folder's vocabulary as a tiktoken Encoding, and write the vocabulary to new model folders."""
 
+import functools
 import json
 import os
 import re
@@ -29,20 +30,28 @@ def load_tokenizer(folder: Path) -> tiktoken.Encoding:
     Raises:
         UserError: vocabulary files are missing, damaged or don't match.
     """
-    # Turn off tiktoken's cache, which is keyed by path: these files are local and may change.
+    vocabulary, merges = read_vocabulary(folder)
+    added = read_added_tokens(folder, vocabulary)
+    check_ids([*vocabulary.values(), *added.values()], folder)
+    if END_OF_TEXT not in vocabulary:
+        raise UserError(f"{folder}: the vocabulary has no {END_OF_TEXT}, so it is not in GPT-2's form")
+    try:
+        ranks = read_ranks("\n".join(["#version: 0.2", *merges, ""]), json.dumps(vocabulary))
+    except (AssertionError, KeyError, ValueError):
+        raise UserError(f"{folder}: vocab.json and merges.txt are damaged or don't match; fetch both again") from None
+    specials = {END_OF_TEXT: vocabulary[END_OF_TEXT], **added}
+    return tiktoken.Encoding(folder.name, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=specials)
+
+
+@functools.lru_cache(maxsize=2)  # a model and its base
+def read_ranks(merges: str, vocabulary: str) -> dict[bytes, int]:
+    """Let tiktoken read a merges.txt and a vocab.json with this content; a run needs the result three times."""
+    # Turn off tiktoken's cache, which is keyed by path: these files exist only for a moment.
     os.environ["TIKTOKEN_CACHE_DIR"] = ""
     with TemporaryDirectory() as scratch:
-        vocabulary = copy_vocabulary(folder, Path(scratch))
-        if END_OF_TEXT not in vocabulary:
-            raise UserError(f"{folder}: the vocabulary has no {END_OF_TEXT}, so it is not in GPT-2's form")
-        try:
-            ranks = data_gym_to_mergeable_bpe_ranks(f"{scratch}/merges.txt", f"{scratch}/vocab.json")
-        except (AssertionError, KeyError, ValueError):
-            raise UserError(
-                f"{folder}: vocab.json and merges.txt are damaged or don't match; fetch both again"
-            ) from None
-    specials = {END_OF_TEXT: vocabulary[END_OF_TEXT], **read_added_tokens(folder, vocabulary)}
-    return tiktoken.Encoding(folder.name, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=specials)
+        for name, content in (("merges.txt", merges), ("vocab.json", vocabulary)):
+            Path(scratch, name).write_text(content, encoding="utf-8", newline="\n")
+        return data_gym_to_mergeable_bpe_ranks(f"{scratch}/merges.txt", f"{scratch}/vocab.json")
 
 
 def encode_text(tokenizer: tiktoken.Encoding, text: str) -> list[int]:
@@ -82,9 +91,7 @@ def copy_vocabulary(source: Path, target: Path, tokenizer: tiktoken.Encoding | N
     vocabulary, merges = read_vocabulary(source)
     added = dict(tokenizer._special_tokens) if tokenizer else read_added_tokens(source, vocabulary)
     added.pop(END_OF_TEXT, None)
-    ids = [*vocabulary.values(), *added.values()]
-    if not all(type(number) is int for number in ids) or sorted(ids) != list(range(len(ids))):
-        raise UserError(f"{source}: the ids of its vocabulary are not 0 to {len(ids) - 1}; fetch it again")
+    check_ids([*vocabulary.values(), *added.values()], source)
     with writing(target):
         target.mkdir(parents=True, exist_ok=True)
     write_text(target / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
@@ -92,6 +99,12 @@ def copy_vocabulary(source: Path, target: Path, tokenizer: tiktoken.Encoding | N
     if added:
         write_json(target / "added_tokens.json", added)
     return vocabulary
+
+
+def check_ids(ids: list[int], folder: Path) -> None:
+    """Raise `UserError` unless each number from 0 on is the id of one token."""
+    if not all(type(number) is int for number in ids) or sorted(ids) != list(range(len(ids))):
+        raise UserError(f"{folder}: the ids of its vocabulary are not 0 to {len(ids) - 1}; fetch it again")
 
 
 def read_added_tokens(folder: Path, vocabulary: dict[str, int]) -> dict[str, int]:

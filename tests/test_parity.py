@@ -8,6 +8,7 @@ import torch
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
 
 from conftest import LAYOUTS, bundled_dialogues, fit, tiny_reference, write_layout
+from dialogues import tokenizer as reading
 from dialogues.batches import IGNORED, DialogueDataset, epoch_batches
 from dialogues.conversations import Conversations
 from dialogues.template import Renderer
@@ -15,6 +16,7 @@ from dialogues.tokenizer import copy_vocabulary, load_tokenizer
 from load_gpt2_weights import TRANSPOSED, load_model, save_model
 from models.tiny.build import DIALOGUE
 from settings import GenerationSettings, TrainingSettings
+from support.errors import UserError
 from talking.decoder import Decoder
 from talking.generation import Bounds, generate
 
@@ -161,3 +163,21 @@ def test_tokenizer_equals_transformers_on_hard_text(vocabulary):
     for text in ["", " ", "a  b\t\n\n c", "naïve café — 東京 🏔️", "it's they'LL 12345 x_y", "\u200f\u00a0\u2028end"]:
         assert ours.encode_ordinary(text) == theirs(text)["input_ids"]
         assert ours.decode(ours.encode_ordinary(text)) == text
+
+
+def test_a_vocabulary_is_read_once_and_again_when_it_has_changed(vocabulary, tmp_path, monkeypatch):
+    read: list[str] = []
+    inner = reading.data_gym_to_mergeable_bpe_ranks
+    monkeypatch.setattr(
+        reading, "data_gym_to_mergeable_bpe_ranks", lambda *paths: read.append(paths[0]) or inner(*paths)
+    )
+    reading.read_ranks.cache_clear()
+    first, second = load_tokenizer(vocabulary), load_tokenizer(vocabulary)
+    assert first._mergeable_ranks == second._mergeable_ranks
+    assert len(read) == 1
+    copy_vocabulary(vocabulary, tmp_path)
+    merges = (tmp_path / "merges.txt").read_text(encoding="utf-8").split("\n")
+    (tmp_path / "merges.txt").write_text("\n".join([*merges[:-2], ""]), encoding="utf-8")
+    with pytest.raises(UserError, match=r"damaged or not a pair"):
+        load_tokenizer(tmp_path)
+    assert len(read) == 2
