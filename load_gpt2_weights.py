@@ -60,13 +60,14 @@ NAMED = 5  # tensors of each fault that an error names; a damaged file may have 
 LONGEST = 200  # characters of what an error takes from a file
 
 
+CPU = torch.device("cpu")
 SAFETENSORS_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def load_model(
-    folder: Path, dropout: float = 0.0, dtype: torch.dtype = torch.float32
+    folder: Path, dropout: float = 0.0, dtype: torch.dtype = torch.float32, device: torch.device = CPU
 ) -> tuple[GPTModel, tiktoken.Encoding]:
-    """Load a model folder: the model on the CPU, and its tokenizer.
+    """Load a model folder: the model, on `device`, and its tokenizer.
 
     Takes one copy of the weights in memory: the model is built without storage, and each tensor is read, converted and
     put in its place before the next one is touched. The matrices of the layers and the token embedding, nearly all of a
@@ -84,7 +85,7 @@ def load_model(
         )
     with torch.device("meta"):
         model = GPTModel(config, dropout)
-    parameters = dict(read_weights(folder, dtype))
+    parameters = dict(read_weights(folder, dtype, device))
     model.load_state_dict(parameters | {"lm_head.weight": parameters["wte.weight"]}, assign=True)
     model.tie_weights()
     return model, tokenizer
@@ -94,12 +95,14 @@ def load_for(
     tokenizer: tiktoken.Encoding, folder: Path, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> GPTModel:
     """The model of `folder` on a device, with room for the tokens of `tokenizer`; see `load_model` for the rest."""
-    model = load_model(folder, dtype=dtype)[0]
+    model = load_model(folder, dtype=dtype, device=device)[0]
     add_embeddings(model, tokenizer.n_vocab)
-    return model.to(device)
+    return model
 
 
-def read_weights(folder: Path, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor]]:
+def read_weights(
+    folder: Path, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> Iterator[tuple[str, Tensor]]:
     """The parameters of a model folder, each with its name, one at a time; see `load_model` for their types.
 
     Raises:
@@ -116,10 +119,11 @@ def read_weights(folder: Path, dtype: torch.dtype = torch.float32) -> Iterator[t
         if source.is_meta or not source.is_floating_point():
             form = "without its numbers" if source.is_meta else f"as {str(source.dtype)[6:]}"
             raise UserError(f"{path}: {stored} is stored {form}; save the model in float32, float16 or bfloat16")
-        tensor = own_copy(source, name.endswith(TRANSPOSED), wanted)
+        # A GPU transposes faster than the processor: the tensor goes there as it is stored.
+        tensor = own_copy(source.to(device), name.endswith(TRANSPOSED), wanted)
         if not is_finite(tensor):
             raise UserError(f"{path}: {stored} holds NaN or infinity in {str(wanted)[6:]}; fetch the model again")
-        if name == "wte.weight" and head is not None and not torch.equal(own_copy(read(head), False, wanted), tensor):
+        if name == "wte.weight" and head is not None and not torch.equal(read(head).to(tensor), tensor):
             raise UserError(f"{path}: lm_head.weight differs from wte.weight; an untied output head is not supported")
         yield name, tensor
 
@@ -189,8 +193,9 @@ def open_weights(path: Path) -> tuple[dict[str, torch.Size], Callable[[str], Ten
             if not all(isinstance(name, str) and tensor.layout == torch.strided for name, tensor in tensors.items()):
                 raise TypeError
             return {name: tensor.shape for name, tensor in tensors.items()}, tensors.pop
-        with safe_open(path, framework="pt") as file:
-            shapes = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        # Not mapped: mapped pages count as memory used, and are slower to read.
+        file = safe_open(path, framework="pt", backend="pread")
+        return {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}, file.get_tensor  # noqa: SIM118
     except SafetensorError as error:
         why = str(error)[:LONGEST]
         raise UserError(f"{path} is damaged or cut short ({why}); delete it and fetch it again") from None
@@ -204,13 +209,6 @@ def open_weights(path: Path) -> tuple[dict[str, torch.Size], Callable[[str], Ten
         ) from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
-
-    def read(name: str) -> Tensor:
-        # Opened anew for each tensor: mapped pages count as memory used until the last view of the file is gone.
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor(name)
-
-    return shapes, read
 
 
 def match_tensors(shapes: dict[str, torch.Size], expected: dict[str, torch.Size], path: Path) -> dict[str, str]:
@@ -248,9 +246,9 @@ def first_few(fault: str, texts: Sequence[str]) -> list[str]:
 
 
 def own_copy(tensor: Tensor, transposed: bool, dtype: torch.dtype) -> Tensor:
-    """A copy in memory of its own: a view would keep the whole file mapped, and the file may be replaced."""
+    """A copy in memory that PyTorch has allocated: aligned, and in huge pages where there are any."""
     source = tensor.t() if transposed else tensor
-    return torch.empty(source.shape, dtype=dtype).copy_(source)
+    return torch.empty(source.shape, dtype=dtype, device=source.device).copy_(source)
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -369,5 +367,6 @@ def write_tensors(
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for shape, tensor in zip(shapes.values(), tensors, strict=True):
             assert tensor.shape == shape
-            file.write(tensor.to("cpu", dtype).contiguous().view(-1).view(torch.uint8).numpy().data)  # no bf16 in numpy
+            stored = tensor.to(dtype).contiguous().cpu()  # transposed where it is: a GPU is faster at it
+            file.write(stored.view(-1).view(torch.uint8).numpy().data)  # no bf16 in numpy
         file.truncate()

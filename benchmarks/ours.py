@@ -39,7 +39,7 @@ def training(folder: str, data: str, steps: int, device: str, precision: str, **
     settings = complete(settings, parameters=1 << 30)
     read = read_data(open_data(DataSettings((Path(data),))), Path(folder), DataSettings(split="50/50"), settings.seed)
     tokenizer = read.conversations.renderer.tokenizer
-    model = make_model(Path(folder), settings, tokenizer, machine.precision).to(machine.device)
+    model = make_model(Path(folder), settings, tokenizer, machine)
     datasets = make_datasets(read, 0, model.config.n_positions)
     examples = Examples(datasets["train"], datasets["val"], tokenizer.eot_token)
     checkpoints = Checkpoints(Path("checkpoint").resolve(), {})

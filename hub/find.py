@@ -4,12 +4,11 @@ import difflib
 import hashlib
 import re
 import shlex
-import zlib
 from pathlib import Path
 
 from hub.download import WEIGHT_FILES, download_model, missing_files
 from support.errors import UserError
-from support.files import PROJECT, resolved
+from support.files import PROJECT, crc_of, resolved
 
 BUNDLED = PROJECT / "models" / "tiny"
 CHECKSUMS = "SHA256SUMS"  # of the bundled files, in the format of `sha256sum --check`
@@ -81,11 +80,8 @@ def check_bundled_files() -> None:
 
 def weights_checksum(folder: Path) -> str:
     """CRC-32 of the configuration and the file with the weights."""
-    value = zlib.crc32((folder / "config.json").read_bytes())
-    with open(next(folder / name for name in WEIGHT_FILES if (folder / name).exists()), "rb") as file:
-        while block := file.read(1 << 22):
-            value = zlib.crc32(block, value)
-    return f"{value:08x}"
+    weights = next(folder / name for name in WEIGHT_FILES if (folder / name).exists())
+    return f"{crc_of(weights, crc_of(folder / 'config.json')):08x}"
 
 
 def checksum(path: Path) -> str:

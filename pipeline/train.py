@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from support.screen import log_lost_screen
 from talking.decoder import Decoder
 from talking.generation import CompletionConfig, complete_dialogues
 from training.checkpoint import Checkpoints, TrainingState
-from training.device import return_freed_memory
+from training.device import Machine, return_freed_memory
 from training.loop import Examples, Trainer, TrainingSetup, train
 from training.lora import add_adapters, load_adapter, merge_adapters, save_adapter
 from training.memory import explain_lack_of_memory
@@ -72,12 +73,17 @@ def open_run(job: Job) -> Iterator[OpenRun]:
 def load_run(job: Job) -> OpenRun:
     """Load the model, then make the run folder or check the one that is resumed; see `open_run`."""
     training, tokenizer, folder = job.settings.training, job.data.conversations.renderer.tokenizer, job.run_folder
-    fingerprints = {"conversations": fingerprint(job.data), "model": weights_checksum(job.source)}
-    record = Record(job.facts, job.machine.record(), fingerprints)
-    trained = check_resumed(folder, job, record) if folder else None
-    # adapter/ holds no base weights, so load them from the source.
-    weights = folder / "model" if folder and trained and not training.lora_rank else job.source
-    model = make_model(weights, training, tokenizer, job.machine.precision).to(job.machine.device)
+    fingerprints = {"conversations": fingerprint(job.data)}
+    with ThreadPoolExecutor(1) as executor:
+        checksum = executor.submit(weights_checksum, job.source)  # while the model is loaded
+
+        def record() -> Record:
+            return Record(job.facts, job.machine.record(), {**fingerprints, "model": checksum.result()})
+
+        trained = check_resumed(folder, job, record()) if folder else None
+        # adapter/ holds no base weights, so load them from the source.
+        weights = folder / "model" if folder and trained and not training.lora_rank else job.source
+        model = make_model(weights, training, tokenizer, job.machine)
     if folder and trained and training.lora_rank:
         load_adapter(model, folder / "adapter")
     lock = job.lock
@@ -89,11 +95,11 @@ def load_run(job: Job) -> OpenRun:
             folder = create_run_folder(job.settings.run.run_dir, name, needed)
             lock = lock_run_folder(folder)
         display(f"run folder: {folder}")
-        write_settings(folder, job.settings, job.source, record)
+        write_settings(folder, job.settings, job.source, record())
         copy_vocabulary(job.source, folder / "model", tokenizer)  # now: by the end the source may have changed
         write_rendered(folder, job.data)
     folder = Path(job.machine.agree(str(folder)))
-    checkpoints = Checkpoints(folder / "checkpoint", fingerprints, job.machine.primary)
+    checkpoints = Checkpoints(folder / "checkpoint", record().fingerprints, job.machine.primary)
     return OpenRun(replace(job, run_folder=folder, lock=lock), model, checkpoints, trained)
 
 
@@ -117,18 +123,20 @@ def check_resumed(folder: Path, job: Job, record: Record) -> TrainingState | Non
     return trained
 
 
-def make_model(folder: Path, training: TrainingSettings, tokenizer: tiktoken.Encoding, precision: str) -> GPTModel:
-    """The model of `folder`, with room for new tokens, and with adapters where these are trained.
+def make_model(folder: Path, training: TrainingSettings, tokenizer: tiktoken.Encoding, machine: Machine) -> GPTModel:
+    """The model of `folder` on the machine, with room for new tokens, and with adapters where these are trained.
 
     Frozen weights are bf16 where the machine computes in it: half the memory, and nothing to cast.
     """
-    frozen_dtype = torch.bfloat16 if training.lora_rank and precision == "bf16" else torch.float32
-    model = load_model(folder, training.dropout, frozen_dtype)[0]
+    frozen_dtype = torch.bfloat16 if training.lora_rank and machine.precision == "bf16" else torch.float32
+    # Adapters are added on the CPU, which draws the same numbers everywhere.
+    device = torch.device("cpu") if training.lora_rank else machine.device
+    model = load_model(folder, training.dropout, frozen_dtype, device)[0]
     new_tokens = tokenizer.n_vocab - model.config.vocab_size
     add_embeddings(model, tokenizer.n_vocab)
     if training.lora_rank:
         add_adapters(model, training.lora_rank, training.seed, new_tokens)
-    return model
+    return model.to(machine.device)
 
 
 def train_model(run: OpenRun) -> TrainingState:

@@ -1,13 +1,15 @@
 """Files are written whole or not at all."""
 
 import math
+import os
 import stat
+import zlib
 
 import pytest
 
 from pipeline.run_folder import create_run_folder
 from support.errors import UserError, run_command
-from support.files import atomic_path, write_json, write_text
+from support.files import atomic_path, crc_of, write_json, write_text
 
 
 def test_a_failed_write_keeps_the_last_good_copy(tmp_path):
@@ -38,6 +40,14 @@ def test_nan_and_infinity_are_not_written_as_json(tmp_path, number):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"a": [number]})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [0, 5, 1 << 20, (1 << 20) + 1])
+def test_the_checksum_of_a_file_is_that_of_its_content(tmp_path, size):
+    content = os.urandom(size)
+    (tmp_path / "file").write_bytes(content)
+    assert crc_of(tmp_path / "file") == zlib.crc32(content)
+    assert crc_of(tmp_path / "file", zlib.crc32(b"before")) == zlib.crc32(b"before" + content)
 
 
 def test_run_folders_are_numbered(tmp_path, monkeypatch):

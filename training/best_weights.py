@@ -43,18 +43,10 @@ def load_best(path: Path, tensors: Iterable[Tensor]) -> None:
     """Copy what `save_best` wrote back into tensors of the same shapes, one at a time."""
     with open(path, "rb") as file, torch.no_grad():
         for tensor in tensors:
-            stored = torch.empty(tensor.shape, dtype=tensor.dtype)
+            stored = tensor.detach() if tensor.is_cpu else torch.empty(tensor.shape, dtype=tensor.dtype)
             file.readinto(as_bytes(stored))
-            tensor.copy_(stored)
-
-
-def checksum_of(path: Path) -> int:
-    """The CRC-32 of a file."""
-    crc = 0
-    with open(path, "rb") as file:
-        while content := file.read(1 << 22):
-            crc = zlib.crc32(content, crc)
-    return crc
+            if not tensor.is_cpu:
+                tensor.copy_(stored)
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
