@@ -79,12 +79,12 @@ class Visit:
             columns[answering is self.beside].append(as_message(True, said))
         return self, columns[0], columns[1]
 
-    def answers(self, settings: AnswerSettings) -> Iterator[Shown]:
-        """Yield what to show while the models answer, one after the other."""
+    def answers(self, settings: AnswerSettings, talks: Sequence[Conversation]) -> Iterator[Shown]:
+        """Yield what to show while the models of `talks` answer, one after the other."""
         import gradio
 
         self.stopped = False
-        for talk in self.talks():
+        for talk in talks:
             if self.stopped:
                 break
             said = ""
@@ -102,12 +102,21 @@ class Visit:
                 gradio.Info("; ".join(notes))
 
     def set_beside(self, wanted: bool) -> None:
-        """Add the base model, which starts with the conversation so far, or remove it."""
+        """Add the base model, or remove it."""
         if not wanted:
             self.beside = None
         elif self.beside is None and self.make_beside:
             self.beside = self.make_beside()
-            self.beside.turns[:] = self.model.turns
+
+    def catch_up(self, settings: AnswerSettings) -> Iterator[Shown]:
+        """Let the base model answer, from the first one on, the messages that the visitor has sent so far."""
+        if not self.beside or self.beside.turns:
+            return
+        for turn in [turn for turn in self.model.turns if turn.speaker == self.model.people.me]:
+            self.beside.say(turn.text)
+            yield from self.answers(settings, [self.beside])
+            if self.stopped:
+                break
 
 
 def as_messages(talk: Conversation) -> Messages:
@@ -161,7 +170,7 @@ class Desk:
                 text = visit.messages.popleft()
                 for talk in visit.talks():
                     talk.say(text)
-                yield from visit.answers(self.with_values(values))
+                yield from visit.answers(self.with_values(values), visit.talks())
             yield visit.shown()
 
     def again(self, visit: Visit | None, *values: float) -> Iterator[Shown]:
@@ -169,7 +178,7 @@ class Desk:
             for talk in visit.talks():
                 talk.take_back_answer()
             if visit.model.turns:
-                yield from visit.answers(self.with_values(values))
+                yield from visit.answers(self.with_values(values), visit.talks())
             yield visit.shown()
 
     def undo(self, visit: Visit | None) -> Shown:
@@ -186,8 +195,8 @@ class Desk:
                 talk.start_over()
             return visit.shown()
 
-    def set_beside(self, visit: Visit | None, wanted: bool) -> tuple[Any, ...]:
-        """Add or remove the base model; return also whether it is there, because its folder may be damaged."""
+    def set_beside(self, visit: Visit | None, wanted: bool, *values: float) -> Iterator[tuple[Any, ...]]:
+        """Add or remove the base model; yield also whether it is there, because its folder may be damaged."""
         import gradio
 
         with self.serving(visit) as visit:
@@ -196,8 +205,14 @@ class Desk:
             except UserError as error:
                 gradio.Warning(f"The base model can't be loaded: {error}")
             there = visit.beside is not None
-            visit, mine, beside = visit.shown()
-            return visit, mine, gradio.update(value=beside, visible=there), there
+
+            def with_box(shown: Shown) -> tuple[Any, ...]:
+                visit, mine, beside = shown
+                return visit, mine, gradio.update(value=beside, visible=there), there
+
+            yield with_box(visit.shown())
+            yield from map(with_box, visit.catch_up(self.with_values(values)))
+            yield with_box(visit.shown())
 
     def stop(self, visit: Visit | None) -> None:
         if visit:
@@ -310,7 +325,7 @@ def lay_out(desk: Desk, title: str) -> "gradio.Blocks":
         chat.undo(desk.undo, visit, shown, **turns)
         gradio.on([new.click, chat.clear, beside.clear], desk.start_over, visit, shown, **turns)
         stop.click(desk.stop, visit, queue=False)
-        wanted.input(desk.set_beside, [visit, wanted], [*shown, wanted], **turns)
+        wanted.input(desk.set_beside, [visit, wanted, *sliders], [*shown, wanted], **turns)
     for function in page.fns.values():  # for the page itself, not an API for programs
         function.api_visibility = "private"
     return page

@@ -13,6 +13,7 @@ import torch
 from test_conversation import PEOPLE, talk
 
 from conftest import PROJECT, launch_browser, needs_browser
+from dialogues.dialogue import Turn
 from dialogues.tokenizer import load_tokenizer
 from hub.find import BUNDLED
 from load_gpt2_weights import load_for
@@ -167,7 +168,8 @@ def test_the_base_model_answers_next_to_the_model(visitor):
     ann.say("Hi!")
     first = ann.wait_for_answer(1)
     ann.page.get_by_label("Compare with the base model").check()
-    ann.wait(lambda: ann.said(column=1) == [first])  # the conversation so far
+    ann.wait_for_answer(1, column=1)  # to the message that was sent before
+    assert ann.said() == [first]
     ann.say("What did you do yesterday?")
     ann.wait(lambda: len(ann.said(column=1)) == 2)
     ann.wait_for_answer(2, column=1)
@@ -193,9 +195,31 @@ def test_a_damaged_base_model_is_reported(tmp_path, monkeypatch):
         )
 
     desk = Desk(talk, start_beside, AnswerSettings())
-    visit, mine, beside, there = desk.set_beside(desk.arrive(), True)
+    *_, (visit, mine, beside, there) = desk.set_beside(desk.arrive(), True, *slider_values(desk))
     assert (visit.beside, mine, beside["visible"], there) == (None, [], False, False)
     assert "damaged or cut short" in warned[0]
+
+
+def slider_values(desk: Desk) -> list[float]:
+    return [getattr(desk.settings, name) for name in RANGES]
+
+
+def test_the_base_model_answers_the_messages_so_far_by_itself():
+    """It must not be shown with the answers of the fine-tuned model."""
+    desk = Desk(talk, talk, AnswerSettings(max_new_tokens=3))
+    visit = desk.arrive()
+    for text in ("Hi!", "How are you?"):
+        visit.model.say(text)
+        visit.model.turns.append(Turn(PEOPLE.you, "An answer that the base model does not give."))
+    *_, (_, mine, beside, there) = desk.set_beside(visit, True, *slider_values(desk))
+    assert there
+    assert [message["role"] for message in beside["value"]] == ["user", "assistant"] * 2
+    assert [message["content"] for message in beside["value"][::2]] == ["Hi!", "How are you?"]
+    assert not any("does not give" in message["content"] for message in beside["value"])
+    assert len(mine) == 4
+    *_, (_, _, beside, there) = desk.set_beside(visit, False, *slider_values(desk))
+    assert not there
+    assert beside["value"] == []
 
 
 def test_nan_logits_are_reported(monkeypatch):
