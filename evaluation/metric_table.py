@@ -1,4 +1,4 @@
-"""The metrics of an evaluation as a table: what each means, which way is better, and its value with its interval."""
+"""The table of an evaluation's metrics: their meaning, which direction is better, and their values with intervals."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ from evaluation.run_files import mapping, number
 from support.files import Json
 
 COLUMNS = {"base": "Base model", "model": "Fine-tuned", "true_replies": "True replies"}
-LOWER, HIGHER, NEAR = "lower is better", "higher is better", "best near the true replies"
+LOWER, HIGHER, NEAR = "lower is better", "higher is better", "should match true replies"
 
 
 class Metric(NamedTuple):
@@ -35,21 +35,27 @@ class Group(NamedTuple):
 
 
 GROUPS: dict[tuple[str, str], tuple[Metric, ...]] = {
-    ("Likelihood", "How well does it foresee what was really said?"): (
-        Metric("loss", "Loss", LOWER, "Nats a token: how much the real conversations surprise the model.", "{:.3f}"),
+    ("Likelihood", "How well does it predict the real conversations?"): (
+        Metric("loss", "Loss", LOWER, "Nats per token: how much the real conversations surprise the model.", "{:.3f}"),
         Metric(
             "train_part_loss",
             "Loss on the training part",
             "",
-            "The same where it has seen the answers. Far below the loss above: learned by heart.",
+            "The same on the training conversations. If it is far below the loss above, the model has memorised them.",
             "{:.3f}",
         ),
-        Metric("perplexity", "Perplexity", LOWER, "Among how many equally likely tokens it hesitates.", "{:,.1f}"),
+        Metric(
+            "perplexity",
+            "Perplexity",
+            LOWER,
+            "exp(loss): like choosing among this many equally likely tokens.",
+            "{:,.1f}",
+        ),
         Metric(
             "bits_per_byte",
             "Bits per byte",
             LOWER,
-            "The loss per byte of text, so that models with other vocabularies compare.",
+            "The loss per byte of text: comparable between models with different vocabularies.",
             "{:.3f}",
         ),
     ),
@@ -58,73 +64,78 @@ GROUPS: dict[tuple[str, str], tuple[Metric, ...]] = {
             "context_use",
             "Context use",
             HIGHER,
-            "How many nats a token the dialogue so far is worth when a reply is foreseen.",
+            "How much the dialogue so far lowers the loss of a reply, in nats per token.",
             "{:.3f}",
         ),
         Metric(
             "context_use_beyond_other",
-            "More than a wrong context",
+            "Gain over a wrong context",
             HIGHER,
-            "How much of that is lost with another dialogue's history in its place: what it takes from what was said.",
+            "How much higher the loss is with another dialogue's history: the gain from what was actually said.",
             "{:.3f}",
         ),
         Metric(
             "context_use_of_other_history",
             "Use of a wrong context",
-            "should be well below the use of its own",
-            "The same with another dialogue's history in its place: what mere talk before is worth.",
+            "should be well below context use",
+            "How much another dialogue's history lowers the loss of a reply: any history helps a little.",
             "{:.3f}",
         ),
     ),
-    ("Coherence", "Does it know which reply belongs?"): (
+    ("Coherence", "Can it tell the true reply from others?"): (
         Metric(
-            "hits_at_1", "Hits@1", HIGHER, "How often it finds the true reply likelier than turns of others.", "{:.0%}"
+            "hits_at_1",
+            "Hits@1",
+            HIGHER,
+            "How often it ranks the true reply above all others.",
+            "{:.0%}",
         ),
-        Metric("mrr", "Mean reciprocal rank", HIGHER, "1 if the true reply always comes first, ½ if second."),
+        Metric("mrr", "Mean reciprocal rank", HIGHER, "1 if the true reply always ranks first, ½ if always second."),
     ),
-    ("Diversity", "Does it say more than one thing?"): (
-        Metric("distinct_1", "Distinct-1", NEAR, "The share of words that are new, in all its replies together."),
-        Metric("distinct_2", "Distinct-2", NEAR, "The same of pairs of words."),
+    ("Diversity", "How varied are its replies?"): (
+        Metric("distinct_1", "Distinct-1", NEAR, "Different words as a share of all words in its replies."),
+        Metric("distinct_2", "Distinct-2", NEAR, "The same for pairs of words."),
         Metric(
             "expectation_adjusted_distinct",
             "Expectation-adjusted distinct",
             NEAR,
-            "Distinct words beside as many as chance would give: does not fall as texts grow long.",
+            "Different tokens, relative to the number expected by chance. Does not fall as replies get longer.",
         ),
-        Metric(
-            "self_bleu", "Self-BLEU", NEAR, "How much its replies resemble each other; high: always the same.", "{:.1f}"
-        ),
-        Metric("repetition", "Repetition", LOWER, "The share of a reply that it has said already.", "{:.1%}"),
-        Metric("words_per_reply", "Words per reply", NEAR, "How much it says at a time.", "{:.1f}"),
+        Metric("self_bleu", "Self-BLEU", NEAR, "How similar its replies are to each other, 0 to 100.", "{:.1f}"),
+        Metric("repetition", "Repetition", LOWER, "The share of a reply's 4-grams that occur earlier in it.", "{:.1%}"),
+        Metric("words_per_reply", "Words per reply", NEAR, "The mean length of a reply.", "{:.1f}"),
     ),
-    ("Likeness", "Is it what was really said?"): (
-        Metric("chrf", "chrF", HIGHER, "Shared runs of letters with the true reply, 0 to 100.", "{:.1f}"),
-        Metric("bleu", "BLEU", HIGHER, "Shared runs of words with the true reply, 0 to 100.", "{:.1f}"),
-        Metric("word_f1", "Word F1", HIGHER, "Shared words with the true reply, 0 to 1. A good reply may share none."),
+    ("Similarity", "How close are its replies to the true ones?"): (
+        Metric("chrf", "chrF", HIGHER, "Runs of characters shared with the true reply, 0 to 100.", "{:.1f}"),
+        Metric("bleu", "BLEU", HIGHER, "Runs of words shared with the true reply, 0 to 100.", "{:.1f}"),
+        Metric("word_f1", "Word F1", HIGHER, "Words shared with the true reply, 0 to 1. A good reply may share none."),
     ),
     ("Memorisation", "Does it repeat its training conversations?"): (
         Metric(
             "copied_5grams",
-            "Copied runs of 5 words",
+            "Copied 5-grams",
             NEAR,
-            "The share of its runs of five words that stand in the training conversations.",
+            "The share of its runs of five words that also occur in the training conversations.",
             "{:.1%}",
         ),
         Metric(
-            "longest_copied_span", "Longest copied span", NEAR, "The most words in a row from a training conversation."
+            "longest_copied_span",
+            "Longest copied span",
+            NEAR,
+            "The longest passage that also occurs in a training conversation.",
         ),
     ),
 }
 
 
 def columns_of(metrics: Json) -> dict[str, str]:
-    """The columns for which there are numbers, with their titles."""
+    """The columns that have numbers, with their titles."""
     found = {column: title for column, title in COLUMNS.items() if mapping(metrics.get(column))}
     return found if "base" in found else {**found, **({"model": "The model"} if "model" in found else {})}
 
 
 def metric_groups(metrics: Json) -> tuple[list[Group], list[str]]:
-    """The table, and the names of the metrics that the evaluation does not hold.
+    """The table, and the names of the metrics that the evaluation lacks.
 
     Args:
         metrics: `metrics` of evaluation.json.
@@ -144,7 +155,7 @@ def metric_groups(metrics: Json) -> tuple[list[Group], list[str]]:
 
 
 def with_part_losses(values: Json) -> Json:
-    """The metrics of one model, the loss of the training part among them."""
+    """The metrics of one model, including the loss on the training part."""
     part = mapping(mapping(values.get("loss_by_part")).get("train"))
     if "loss" not in part:
         return values
@@ -153,7 +164,7 @@ def with_part_losses(values: Json) -> Json:
 
 
 def make_cell(metric: Metric, values: Json) -> Cell:
-    """A metric's value in one column, with what stands in small type below it."""
+    """A metric's value in one column, with the small print below it."""
     too_small = mapping(values.get("too_small")).get(metric.key)
     if isinstance(too_small, str):
         return Cell("too few", [too_small])
@@ -170,7 +181,7 @@ def make_cell(metric: Metric, values: Json) -> Cell:
 
 
 def span_cell(values: Json) -> Cell:
-    """The longest copied span: how many words, which, and where they are from."""
+    """The longest copied span: its number of words, its text and its source."""
     span = mapping(values.get("longest_copied_span"))
     words = number(span.get("words"))
     if words is None:
@@ -181,7 +192,7 @@ def span_cell(values: Json) -> Cell:
 
 
 def interval_of(value: Any) -> tuple[float, float] | None:
-    """The two ends of an interval, if there are two."""
+    """The ends of an interval; None unless it has two."""
     ends = [number(end) for end in value] if isinstance(value, list) else []
     if len(ends) != 2 or ends[0] is None or ends[1] is None:
         return None
@@ -194,7 +205,7 @@ def interval_text(value: Any, form: str) -> list[str]:
 
 
 def show(value: float, form: str) -> str:
-    """A number as a reader wants it, with a real minus sign; huge ones in powers of ten."""
+    """Format a number for reading: with a real minus sign, and in powers of ten if it is huge."""
     text = form.format(value) if abs(value) < 1e9 else f"{value:.2e}"
-    text = text if any(digit in text for digit in "123456789") else text.removeprefix("-")  # no minus zero
+    text = text if any(digit in text for digit in "123456789") else text.removeprefix("-")  # no negative zero
     return text.replace("-", "−", 1) if text.startswith("-") else text

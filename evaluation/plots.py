@@ -1,4 +1,4 @@
-"""The plots of a report: laid out once as lines, dots and texts, which the page draws as SVG and Pillow as a PNG."""
+"""The plots of a report, laid out as lines, dots and texts. The page draws them as SVG, and Pillow as PNG."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from evaluation.run_files import Losses, Point
 from support.files import atomic_path
 
-# Colours have the names of the variables in report.css; a PNG is always light.
+# The colours of a PNG, which is always light, by the names of the variables in report.css.
 LIGHT = {
     "ink": "#211f1c",
     "muted": "#6f6a63",
@@ -19,13 +19,13 @@ LIGHT = {
     "base": "#a1601f",
     "steps": "#968f84",
 }
-WIDE, NARROW, HALF = (860, 330), (340, 270), (420, 280)  # pixels of the page
-DOTS_PER_PIXEL = 2  # of a PNG
-SMOOTH = 2  # draw a PNG this much larger and reduce it: Pillow's lines have hard edges
-FONT_SIZE, DIGIT = 12, 7  # height of a text and width of a digit, in pixels
-DASH, GAP = 6, 3  # pixels, as in the page's template
-MOST_POINTS = 600  # of a curve; beyond it neighbours are drawn as their mean
-MOST_DOTS = 60  # a curve with more points has no dots
+WIDE, NARROW, HALF = (860, 330), (340, 270), (420, 280)  # CSS pixels
+DOTS_PER_PIXEL = 2  # resolution of a PNG
+SMOOTH = 2  # draw a PNG this much larger and shrink it: Pillow's lines are not antialiased
+FONT_SIZE, DIGIT = 12, 7  # text height and digit width, in pixels
+DASH, GAP = 6, 3  # pixels, as in report.html.jinja
+MOST_POINTS = 600  # average the neighbours in a curve with more points
+MOST_DOTS = 60  # draw no dots on a curve with more points
 MOST_TICKS = 12
 
 PILLOW_ANCHORS = {"start": "ls", "middle": "ms", "end": "rs"}
@@ -34,7 +34,7 @@ Places = list[tuple[float, float]]
 
 
 class Series(NamedTuple):
-    """One model's values at the places of an axis, with the interval of each."""
+    """One model's values along an axis, with the interval of each."""
 
     name: str
     colour: str
@@ -55,14 +55,14 @@ class Curve(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """What a plot shows.
+    """The content of a plot.
 
     Attributes:
-        margins: empty space at each end of both axes, as a share of what is shown.
-        ticks: the places on the horizontal axis; None: whole numbers.
-        zero: whether a line at zero belongs to it.
-        top: where the vertical axis ends at the latest.
-        best: a point to mark, and where its text is anchored.
+        margins: space at both ends of the horizontal and the vertical axis, as a share of the range of the values.
+        ticks: labelled places on the horizontal axis; None: whole numbers.
+        zero: whether to draw a line at zero.
+        top: upper limit of the vertical axis.
+        best: a point to mark, and the anchor of its text.
     """
 
     curves: list[Curve]
@@ -96,14 +96,14 @@ class Dot(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A text on its baseline; `anchor` says which end of it is at x: start, middle or end."""
+    """A text on its baseline; `anchor` is the part of it that is at x: start, middle or end."""
 
     x: float
     y: float
     text: str
     anchor: str = "middle"
     colour: str = "muted"
-    turned: bool = False  # to be read from below
+    turned: bool = False  # by 90°, to read upwards
 
 
 class Picture(NamedTuple):
@@ -117,14 +117,14 @@ class Picture(NamedTuple):
 
 
 def thin_out(points: Sequence[Point]) -> list[Point]:
-    """The means of neighbours, `MOST_POINTS` at most."""
+    """Average neighbouring points, so that at most `MOST_POINTS` remain."""
     size = math.ceil(len(points) / MOST_POINTS) or 1
     groups = (points[start : start + size] for start in range(0, len(points), size))
     return [Point(group[-1].step, group[-1].epoch, sum(p.loss for p in group) / len(group)) for group in groups]
 
 
 def highest_shown(losses: Losses) -> float:
-    """Where the loss axis ends if a few spikes would otherwise press the curves flat; else infinity."""
+    """The upper end of the loss axis if a few spikes would flatten the curves, else infinity."""
     steps = sorted(point.loss for point in thin_out(losses.train))
     spikes = math.ceil(len(steps) * 0.02)
     usual = max([point.loss for point in losses.val + losses.train_set] + steps[: len(steps) - spikes], default=0)
@@ -132,7 +132,10 @@ def highest_shown(losses: Losses) -> float:
 
 
 def loss_chart(losses: Losses) -> Chart | None:
-    """The loss of each step, and of both parts at each evaluation, if any; the lowest validation loss is marked."""
+    """The loss of each step, and of both parts at each evaluation, with the lowest validation loss marked.
+
+    None without losses.
+    """
     curves = []
     for name, colour, width, points in (
         ("training steps", "steps", 1.2, thin_out(losses.train)),
@@ -140,7 +143,7 @@ def loss_chart(losses: Losses) -> Chart | None:
         ("validation part", "model", 2.0, thin_out(losses.val)),
     ):
         if points:
-            # A lone point has no line: it needs its dot.
+            # A lone point makes no line, so it needs a dot.
             dots = len(points) == 1 or (colour != "steps" and len(points) <= MOST_DOTS)
             places = [(float(point.step), point.loss) for point in points]
             curves.append(Curve(name, colour, places, width, colour == "base", dots))
@@ -151,18 +154,18 @@ def loss_chart(losses: Losses) -> Chart | None:
         first, last = losses.val[0].step, losses.val[-1].step
         share = (losses.best.step - first) / max(1, last - first)
         best = losses.best, "start" if share < 0.15 else "end" if share > 0.85 else "middle"
-    return Chart(curves, "step", "loss (nats a token)", (0.02, 0.16), top=highest_shown(losses), best=best)
+    return Chart(curves, "step", "loss (nats per token)", (0.02, 0.16), top=highest_shown(losses), best=best)
 
 
 def series_chart(
     series: Sequence[Series], places: Sequence[str], x_label: str, y_label: str, zero: bool
 ) -> Chart | None:
-    """Values at named places, a line and intervals for each series, if any; `zero` as of a `Chart`."""
+    """A line with intervals for each series, at named places; None without series. `zero` is as in `Chart`."""
     if not series:
         return None
     curves = []
     for number, (name, colour, values, intervals) in enumerate(series):
-        shift = 0.06 * (number - (len(series) - 1) / 2) if any(intervals) else 0  # side by side
+        shift = 0.06 * (number - (len(series) - 1) / 2) if any(intervals) else 0  # keep the intervals apart
         known = [(place + shift, value) for place, value in enumerate(values) if value is not None]
         bars = [(place + shift, *interval) for place, interval in enumerate(intervals) if interval]
         curves.append(Curve(name, colour, known, 1.8, colour != "model", len(places) <= MOST_DOTS / 2, bars))
@@ -180,7 +183,7 @@ def widened(values: Sequence[float], margin: float) -> tuple[float, float]:
 
 
 def round_numbers(low: float, high: float, most: float, whole: bool = False) -> list[tuple[float, str]]:
-    """About `most` round numbers between two others, each with its text; `whole` ones only if asked."""
+    """About `most` round numbers from `low` to `high`, each with its text; integers only if `whole`."""
     rough = (high - low) / most
     power = 10 ** math.floor(math.log10(rough))
     factors = (1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10)
@@ -193,10 +196,10 @@ def round_numbers(low: float, high: float, most: float, whole: bool = False) -> 
 
 
 def lay_out(chart: Chart, size: tuple[int, int], legend: bool = False) -> Picture:
-    """A chart as lines, dots and texts on `size` pixels.
+    """Lay out a chart as lines, dots and texts in `size` pixels.
 
     Args:
-        legend: write the names above; a page has its own legend, which can wrap.
+        legend: write the names of the curves above the plot; the page has its own legend, which can wrap.
     """
     width, height = size
     points = [point for curve in chart.curves for point in curve.points]
@@ -241,7 +244,7 @@ def lay_out(chart: Chart, size: tuple[int, int], legend: bool = False) -> Pictur
 
 
 def write_png(chart: Chart, size: tuple[int, int], path: Path) -> None:
-    """Write a chart as a picture on white, atomically; the same chart gives the same bytes.
+    """Write a chart as a PNG on white, atomically; the same chart gives the same bytes.
 
     Raises:
         UserError: the file can't be written.
@@ -263,7 +266,7 @@ def write_png(chart: Chart, size: tuple[int, int], path: Path) -> None:
     for x, y, text, anchor, colour, turned in picture.texts:
         text, at = text.replace("−", "-"), (x * DOTS_PER_PIXEL, y * DOTS_PER_PIXEL)  # the font has no minus sign
         if turned:
-            image = image.rotate(-90, expand=True)  # y from the top is x from the right then
+            image = image.rotate(-90, expand=True)  # y from the top becomes x from the right
             at = image.width - at[1], at[0]
         options = {"stroke_width": 3 * DOTS_PER_PIXEL, "stroke_fill": LIGHT["page"]} if colour == "ink" else {}
         ImageDraw.Draw(image).text(at, text, LIGHT[colour], font, PILLOW_ANCHORS[anchor], **options)
@@ -275,7 +278,7 @@ def write_png(chart: Chart, size: tuple[int, int], path: Path) -> None:
 
 def dashes(points: Places) -> Iterator[Places]:
     """The dashes of a line through `points`."""
-    done = 0.0  # pixels since a dash began
+    done = 0.0  # pixels since the last dash began
     for (x, y), (next_x, next_y) in itertools.pairwise(points):
         length = math.dist((x, y), (next_x, next_y))
         start = -done

@@ -1,10 +1,10 @@
-"""The report of a run: its folder as one HTML page that needs nothing else, and its plots as pictures.
+"""The report of a run: its folder as one self-contained HTML page, and its plots as PNGs.
 
-Made at the end of each run and each evaluation. To make it again, in the program's folder:
+It is written at the end of each run and each evaluation. To write it again, in the program's folder:
 
     python -m evaluation.report runs/tiny-1
 
-The page runs no script and loads nothing; what people said in the conversations is text there, whatever it holds.
+The page runs no script and loads nothing. Text from the conversations is shown as text, whatever it contains.
 """
 
 import json
@@ -51,14 +51,14 @@ from support.errors import UserError, display, printable, run_command
 from support.files import Json, write_text, writing
 
 REPORT, LOSS_PLOT, CONTEXT_PLOT = "report.html", "loss.png", "context_use.png"
-MOST_ROWS = 12  # speakers, or texts of the watched reply, that are shown
+MOST_ROWS = 12  # speakers, or texts of the watched reply, to show
 
 
 class Plot(NamedTuple):
-    """A plot on the page: once, or for wide and for narrow screens."""
+    """A plot on the page: one picture, or one each for wide and for narrow screens."""
 
     label: str
-    """what it shows, for those who can't see it"""
+    """alternative text for screen readers"""
     pictures: list[Picture]
     curves: list[Curve]
     caption: str = ""
@@ -66,7 +66,7 @@ class Plot(NamedTuple):
 
 @dataclass(frozen=True)
 class MetricTable:
-    """The table of metrics, a sentence on the data behind it, and the metrics that are `absent` from the evaluation."""
+    """The table of metrics, the sentences on how they were `measured`, and the metrics the evaluation lacks."""
 
     groups: list[Group]
     columns: list[tuple[str, str]]
@@ -79,8 +79,8 @@ class SpeakerLosses:
     """The loss of each speaker's turns.
 
     Attributes:
-        rows: name, and for each model its column, title, loss, and the length of the bar in percent of the longest.
-        more: speakers that are not shown.
+        rows: name, and for each model its column, title, loss, and the length of its bar in percent of the longest.
+        more: number of speakers that are not shown.
     """
 
     rows: list[tuple[str, list[tuple[str, str, str, str]]]]
@@ -89,7 +89,7 @@ class SpeakerLosses:
 
 @dataclass(frozen=True)
 class WatchedReply:
-    """How the reply to the first `case` changed in training: some of `all` its texts."""
+    """How the reply to the first `case` changed during training: the shown texts, and the number of `all` texts."""
 
     entries: list[Watched]
     all: int
@@ -120,27 +120,27 @@ class Page:
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` of a run folder, with `loss.png` and `context_use.png` where there is something to draw.
+    """Write `report.html` in a run folder, with `loss.png` and `context_use.png` if there is something to draw.
 
-    It reads the folder alone. What is missing there is named on the page; what is broken is printed too. The same
-    folder gives the same bytes.
+    It reads only this folder. The page names missing files; broken ones are also printed. The same folder gives the
+    same bytes.
 
     Raises:
-        UserError: no such folder, none of a run's files in it, or the report can't be written.
+        UserError: the folder does not exist or has none of a run's files, or the report can't be written.
     """
     run = read_run(folder)
     losses = read_losses(run.metrics)
     metrics = mapping(run.evaluation.get("metrics"))
     loss = loss_chart(losses)
     context, turns = turn_series(metrics, "context_use_by_turns"), turn_series(metrics, "loss_by_turn")
-    worth = series_chart(*context, "turns of the dialogue so far", "worth, nats a token", zero=True)
-    by_turn = series_chart(*turns, "turn", "loss, nats a token", zero=False)
+    worth = series_chart(*context, "preceding turns", "gain (nats per token)", zero=True)
+    by_turn = series_chart(*turns, "turn", "loss (nats per token)", zero=False)
     for chart, size, path in ((loss, WIDE, folder / LOSS_PLOT), (worth, HALF, folder / CONTEXT_PLOT)):
         if chart:
             write_png(chart, size, path)
         else:
             with writing(path):
-                path.unlink(missing_ok=True)  # of an older evaluation
+                path.unlink(missing_ok=True)  # from an older evaluation
     cases = read_cases(run)
     page = Page(
         title=model_name(run),
@@ -155,8 +155,8 @@ def write_report(folder: Path) -> Path:
         loss=loss_section(losses, loss),
         overfitting=overfitting_text(mapping(run.evaluation.get("overfitting"))),
         metrics=metric_table(run, metrics),
-        context=series_section(*context, worth, "What the dialogue so far is worth, by its length"),
-        by_turn=series_section(*turns, by_turn, "Loss by the turn's place"),
+        context=series_section(*context, worth, "Context use by number of preceding turns"),
+        by_turn=series_section(*turns, by_turn, "Loss by turn"),
         by_speaker=speaker_losses(metrics),
         watched=watched_reply(run, cases),
         cases=cases,
@@ -170,14 +170,14 @@ def write_report(folder: Path) -> Path:
 
 
 def render(page: Page) -> str:
-    """The page's HTML: every text is escaped, and what no page may hold is replaced."""
+    """Render the page as HTML: every text is escaped, and characters that HTML does not allow are replaced."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     def clean(value: Any) -> Any:
         if not isinstance(value, str) or isinstance(value, Markup):
             return value
-        return printable(value.encode("utf-8", "replace").decode("utf-8"))  # half surrogates become question marks
+        return printable(value.encode("utf-8", "replace").decode("utf-8"))  # lone surrogates become question marks
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -192,7 +192,7 @@ def render(page: Page) -> str:
 
 
 def model_name(run: RunFiles) -> str:
-    """The model's own name: the one it began as, or the folder that was evaluated."""
+    """The name of the base model if known, else of the model or folder that was evaluated."""
     if name := mapping(run.settings.get("model")).get("name"):
         return last_part(name)
     evaluated = run.evaluation.get("base_model") or run.evaluation.get("model")
@@ -220,13 +220,13 @@ def facts(run: RunFiles, losses: Losses) -> list[str]:
         last = max(points, key=lambda point: point.step)
         found.append(f"{last.step:,} steps" + (f" ({last.epoch:g} epochs)" if last.epoch else ""))
     seed = training.get("seed", evaluated.get("seed"))
-    if isinstance(seed, int):  # whole, up to 2**63
+    if isinstance(seed, int):  # up to 2**63, more than a float can hold
         found.append(f"seed {seed}")
     return found
 
 
 def loss_section(losses: Losses, chart: Chart | None) -> Plot | None:
-    """The loss curves, with a sentence on what they show and on what of them is not drawn."""
+    """The loss curves, with sentences on the losses and on values that are not drawn."""
     if chart is None:
         return None
     sentences = []
@@ -241,35 +241,35 @@ def loss_section(losses: Losses, chart: Chart | None) -> Plot | None:
         sentences.append(f"The weights of step {losses.kept_step:,} were kept.")
     drawn = thin_out(losses.train)
     if len(drawn) < len(losses.train):
-        sentences.append(f"Of {len(losses.train):,} steps, neighbours are drawn as their mean.")
+        sentences.append(f"The plot averages neighbouring steps ({len(losses.train):,} steps in total).")
     if any(point.loss > highest_shown(losses) for point in drawn):
         highest = max(losses.train, key=lambda point: point.loss)
         sentences.append(
-            f"Some training losses lie above the plot, up to {show(highest.loss, '{:,.1f}')} at step {highest.step:,}."
+            f"Some training losses are above the plot, up to {show(highest.loss, '{:,.1f}')} at step {highest.step:,}."
         )
     if losses.no_numbers:
         values = "1 value is" if losses.no_numbers == 1 else f"{losses.no_numbers:,} values are"
-        sentences.append(f"{values} no number or beyond {LARGEST:,.0f}, and not drawn.")
+        sentences.append(f"{values} not drawn: not a finite number, or beyond {LARGEST:,.0f}.")
     label = f"Loss by step. {sentences[0] if sentences else ''}"
     return Plot(label, [lay_out(chart, WIDE), lay_out(chart, NARROW)], chart.curves, " ".join(sentences))
 
 
 def overfitting_text(values: Json) -> str:
-    """What the evaluation says about the training part beside the held-out one."""
+    """A sentence that compares the loss on the training part with the validation loss, or an empty text."""
     train, gap = number(values.get("train_set_loss")), number(values.get("gap"))
     if train is None or gap is None:
         return ""
     return (
-        f"On the training part the loss is {show(train, '{:.3f}')}: {show(abs(gap), '{:.3f}')} nats"
-        f" {'below' if gap >= 0 else 'above'} the validation part."
+        f"The loss on the training part is {show(train, '{:.3f}')}, {show(abs(gap), '{:.3f}')} nats per token"
+        f" {'below' if gap >= 0 else 'above'} the validation loss."
     )
 
 
 def turn_series(metrics: Json, key: str) -> tuple[list[Series], list[str]]:
-    """The values by turns of the base and of the fine-tuned model, and the places that they are for, in order."""
+    """The base and the fine-tuned model's values by turn, and the labels of the turns, in order."""
     found = {column: mapping(mapping(metrics.get(column)).get(key)) for column in ("base", "model")}
     keys = {name for values in found.values() for name in values}
-    numbered = re.compile(r"[0-9]{1,6}\+?")  # the last one may stand for all that come later: 21+
+    numbered = re.compile(r"[0-9]{1,6}\+?")  # "21+" means all later turns
     places = sorted(filter(numbered.fullmatch, keys), key=lambda name: int(name.rstrip("+")))
     places += ["all"] if "all" in keys else []
     series = []
@@ -303,14 +303,14 @@ def metric_table(run: RunFiles, metrics: Json) -> MetricTable:
     replies, resamples = number(data.get("replies")), number(settings.get("resamples"))
     confidence = number(settings.get("confidence"))
     measured = f"Measured on {part or 'held-out conversations'}"
-    measured += f", {dialogues:,.0f} dialogues" if dialogues is not None else ""
+    measured += f": {dialogues:,.0f} dialogues" if dialogues is not None else ""
     measured += f", {replies:,.0f} replies." if replies is not None else "."
     if confidence is not None:
-        measured += f" Below each value its {confidence:.0%} interval, over dialogues"
+        measured += f" Below each value is its {confidence:.0%} interval over dialogues"
         if dialogues is not None and dialogues < FEWEST_TO_DRAW:
-            measured += " (Student's, but chrF's and BLEU's: too few to resample)."
+            measured += " (Student's t, or the range for chrF and BLEU: there are too few to bootstrap)."
         else:
-            measured += f" ({resamples:,.0f} resamples)." if resamples is not None else "."
+            measured += f" ({resamples:,.0f} bootstrap resamples)." if resamples is not None else "."
     return MetricTable(groups, list(columns_of(metrics).items()), absent, measured)
 
 
@@ -345,13 +345,13 @@ def watched_reply(run: RunFiles, cases: Cases) -> WatchedReply | None:
 
 
 def flat_settings(settings: Json, above: str = "") -> list[tuple[str, str]]:
-    """Every option with its value, those of a group under the group's name."""
+    """Every option with its value; the options in a group have its name in front."""
     found = []
     for name, value in settings.items():
         if isinstance(value, dict) and value:
             found += flat_settings(value, f"{above}{name} / ")
         else:
-            is_none = isinstance(value, float) and not math.isfinite(value)  # of a damaged file
+            is_none = isinstance(value, float) and not math.isfinite(value)  # from a damaged file
             text = value if isinstance(value, str) else "–" if is_none else json.dumps(value, ensure_ascii=False)
             found.append((f"{above}{name}", text))
     return found
@@ -359,7 +359,7 @@ def flat_settings(settings: Json, above: str = "") -> list[tuple[str, str]]:
 
 def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        raise UserError("name the folder of a run: python -m evaluation.report runs/tiny-1")
+        raise UserError("name a run folder: python -m evaluation.report runs/tiny-1")
     display(f"written: {write_report(Path(sys.argv[1]))}")
 
 

@@ -1,4 +1,4 @@
-"""What lies in a run folder, read so that a missing, broken or older file costs its own section and no more."""
+"""Read a run folder, so that a missing, broken or older file costs the report no more than that file's section."""
 
 import json
 import math
@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 from support.errors import UserError, reason
 from support.files import Json, read_json
 
-EVALUATION_VERSION = 1  # of evaluation.json
+EVALUATION_VERSION = 1  # format of evaluation.json
 READ = ("settings.json", "ledger.json", "metrics.jsonl", "evaluation.json", "generated_conversations.json")
 LEFT_OUT = "it is left out of the report"
-NAMED_LINES = 5  # broken lines that a note names
-LAST_STEP = 1e12  # no run has more
-LARGEST = 1e6  # a loss beyond it is no loss: a number that would break a plot
+NAMED_LINES = 5  # broken lines to name in a note
+LAST_STEP = 1e12  # ignore lines with a later step
+LARGEST = 1e6  # leave larger losses out of the plots
 
 
 class Point(NamedTuple):
@@ -27,19 +27,19 @@ class Point(NamedTuple):
 
 @dataclass
 class Losses:
-    """The curves of metrics.jsonl, in nats a token."""
+    """The curves of metrics.jsonl, in nats per token."""
 
     train: list[Point] = field(default_factory=list)
-    """of each optimizer step"""
+    """loss of each optimizer step"""
     train_set: list[Point] = field(default_factory=list)
-    """of the training part as a whole"""
+    """loss on the whole training part"""
     val: list[Point] = field(default_factory=list)
     no_numbers: int = 0
-    """values that were no numbers, or too large for any loss"""
+    """number of values that are not finite, or too large for a loss"""
     kept_step: int | None = None
-    """whose weights were kept, where they are not the last"""
+    """the step whose weights were kept, if not the last"""
     kept_train_set: float | None = None
-    """their loss on the training part"""
+    """the loss of these weights on the training part"""
 
     @property
     def best(self) -> Point | None:
@@ -49,13 +49,13 @@ class Losses:
 class Watched(NamedTuple):
     step: int
     last_step: int
-    """the reply stayed the same until then"""
+    """the reply stayed the same until this step"""
     text: str
 
 
 @dataclass
 class RunFiles:
-    """The content of a run folder; a file that is missing or broken is empty here, and `missing` says why."""
+    """The content of a run folder; a missing or broken file is empty here, and `missing` says why."""
 
     folder: Path
     settings: Json = field(default_factory=dict)
@@ -67,9 +67,9 @@ class RunFiles:
     metrics: list[Json] = field(default_factory=list)
     parameters: int | None = None
     missing: dict[str, str] = field(default_factory=dict)
-    """file name → a sentence"""
+    """file name → the reason, as a sentence"""
     notes: list[str] = field(default_factory=list)
-    """what was found broken or unknown, a sentence each"""
+    """a sentence on each broken or unknown piece of content"""
 
 
 def number(value: Any) -> float | None:
@@ -78,7 +78,7 @@ def number(value: Any) -> float | None:
         return None
     try:
         return float(value) if math.isfinite(value) else None
-    except OverflowError:  # an integer that no float can hold
+    except OverflowError:  # an integer too large for a float
         return None
 
 
@@ -98,21 +98,21 @@ def objects(value: Any) -> list[Json]:
 
 
 def last_part(path: Any) -> str:
-    """The name of a file or folder whose path was written on any system."""
+    """The name of a file or folder from its path, which may come from another operating system."""
     return re.split(r"[\\/]", str(path).rstrip("\\/"))[-1]
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Read what a report needs of a run folder.
+    """Read the files of a run folder that a report needs.
 
     Raises:
-        UserError: there is no such folder, or none of a run's files in it.
+        UserError: the folder does not exist, or has none of a run's files.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; name a folder of a run, such as runs/tiny-1")
+        raise UserError(f"{folder}: no such folder; name a run folder, such as runs/tiny-1")
     if not any((folder / name).is_file() for name in READ):
         raise UserError(
-            f"{folder} holds no run (none of {', '.join(READ)}); name a folder of a run, such as runs/tiny-1"
+            f"{folder} is not a run folder (it has none of {', '.join(READ)}); name a run folder, such as runs/tiny-1"
         )
     run = RunFiles(folder)
     run.settings = read_file(run, "settings.json", dict)
@@ -126,14 +126,14 @@ def read_run(folder: Path) -> RunFiles:
     version = run.evaluation.get("version", EVALUATION_VERSION)
     if version != EVALUATION_VERSION:
         run.notes.append(
-            f"evaluation.json has version {str(version)[:20]}, this program knows {EVALUATION_VERSION}: what it does"
-            " not know is not shown"
+            f"evaluation.json has version {str(version)[:20]}, but this program knows version {EVALUATION_VERSION}:"
+            " unknown content is not shown"
         )
     return run
 
 
 def read_file(run: RunFiles, name: str, kind: type, read: Callable[[Path], Any] | None = None) -> Any:
-    """The content of a file of the run, by `read` or as JSON of that `kind`; or an empty one, and a sentence on why."""
+    """Read a file of the run with `read`, or as JSON of a `kind`; if that fails, return an empty one and record why."""
     path = run.folder / name
     if not path.is_file():
         run.missing[name] = f"There is no {name} in this folder."
@@ -147,10 +147,10 @@ def read_file(run: RunFiles, name: str, kind: type, read: Callable[[Path], Any] 
 
 
 def read_lines(path: Path, notes: list[str]) -> list[Json]:
-    """The JSON objects of metrics.jsonl that have a step; of the other lines a note.
+    """The JSON objects of metrics.jsonl that have a step; add a note on the other lines.
 
     Raises:
-        UserError: unreadable.
+        UserError: the file can't be read.
     """
     try:
         content = path.read_text(encoding="utf-8", errors="replace")
@@ -172,13 +172,13 @@ def read_lines(path: Path, notes: list[str]) -> list[Json]:
     if broken:
         named = f"{', '.join(map(str, broken[:NAMED_LINES]))}{', …' if len(broken) > NAMED_LINES else ''}"
         one = len(broken) == 1
-        what = f"line {named} is" if one else f"{len(broken):,} lines ({named}) are"
-        notes.append(f"metrics.jsonl: {what} no JSON object with a step, and {'was' if one else 'were'} skipped")
+        what = f"line {named} is not a JSON object" if one else f"{len(broken):,} lines ({named}) are not JSON objects"
+        notes.append(f"metrics.jsonl: {what} with a step and {'was' if one else 'were'} skipped")
     return lines
 
 
 def count_parameters(path: Path) -> int | None:
-    """The number of weights in a safetensors file, from its header; None where there is no such file."""
+    """The number of weights in a safetensors file, from its header; None if the file is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -207,7 +207,7 @@ def read_losses(metrics: list[Json]) -> Losses:
 
 
 def read_watched(metrics: list[Json]) -> list[Watched]:
-    """How the watched reply changed: an entry for each text, not for each time that it was written."""
+    """How the watched reply changed: successive equal texts share an entry."""
     entries: list[Watched] = []
     for line in metrics:
         if isinstance(text := line.get("watched"), str):

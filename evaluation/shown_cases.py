@@ -1,4 +1,4 @@
-"""The cases of an evaluation as a page shows them: turns with their speakers' sides, copied spans apart."""
+"""The cases of an evaluation as the page shows them: as speech bubbles, with copied spans marked."""
 
 import re
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from evaluation.run_files import RunFiles, number, objects, sequence
 from support.files import Json
 
-MOST_CASES = 100  # on one page
+MOST_CASES = 100  # cases to show on a page
 
 
 class Piece(NamedTuple):
@@ -20,7 +20,7 @@ class Piece(NamedTuple):
 class Bubble(NamedTuple):
     speaker: str
     place: int
-    """the speaker's number in this case, from 0; -1: nobody is named"""
+    """the speaker's number in this case, from 0; -1 without a name"""
     pieces: list[Piece]
 
 
@@ -49,7 +49,7 @@ class Cases:
 
 
 def read_cases(run: RunFiles) -> Cases:
-    """The cases to show, of evaluation.json or, where it has none, of generated_conversations.json."""
+    """The cases to show, from evaluation.json or, if it has none, from generated_conversations.json."""
     cases = objects(run.evaluation.get("cases"))
     if not cases:
         speakers = [name for name in sequence(run.dialogue.get("speakers")) if isinstance(name, str)]
@@ -60,7 +60,7 @@ def read_cases(run: RunFiles) -> Cases:
 
 
 def split_turns(text: Any, speakers: list[str]) -> list[dict[str, str]]:
-    """The turns in `Alex: ... Bob: ...`, as generated_conversations.json has them; one without a name if none is."""
+    """Split `Alex: ... Bob: ...`, the form of generated_conversations.json; without names it is one nameless turn."""
     text = text if isinstance(text, str) else ""
     names = "|".join(map(re.escape, sorted(speakers, key=len, reverse=True)))
     parts = re.split(rf"(?:^|(?<= ))({names}): ", text) if names else [text]
@@ -70,7 +70,7 @@ def split_turns(text: Any, speakers: list[str]) -> list[dict[str, str]]:
 
 
 def make_case(count: int, case: Json) -> Case:
-    """A case with its speakers numbered in the order in which they speak."""
+    """A case with its speakers numbered in the order of their first turns."""
     names = ("input", "response", "model_response", "base_response")
     turns = [objects(case.get(name)) for name in names]
     speakers = dict.fromkeys(speaker_of(turn) for part in turns for turn in part if speaker_of(turn))
@@ -85,7 +85,7 @@ def speaker_of(turn: Json) -> str:
 
 
 def text_of(turn: Json, name: str) -> str:
-    """What stands under `name`, if that is text."""
+    """The value of `name` if it is a text, else an empty one."""
     value = turn.get(name)
     return value if isinstance(value, str) else ""
 
@@ -96,7 +96,7 @@ def make_bubble(turn: Json, places: dict[str, int]) -> Bubble:
 
 
 def split_copied(text: str, spans: Any) -> list[Piece]:
-    """`text` in pieces, cut where copied spans begin and end; spans that overlap or touch no text are mended."""
+    """`text` in pieces, cut where copied spans begin and end; overlapping spans are merged, invalid ones ignored."""
     marked = [False] * len(text)
     for span in sequence(spans):
         ends = [number(end) for end in sequence(span)]

@@ -1,4 +1,4 @@
-"""The report of a run: everything that its folder says, from whatever is left of the folder, and nothing that runs."""
+"""The report shows everything in a run folder, copes with missing and damaged files, and runs nothing."""
 
 import json
 import re
@@ -65,12 +65,12 @@ def metrics(loss: float) -> Json:
         bleu=3.1,
         word_f1=0.19,
         intervals={"loss": [2.355, 2.645], "context_use_by_turns": {"1": [0.08, 0.2], "all": [None, 0.3]}},
-        too_small={"hits_at_1": "needs 5 other turns to choose from, there are 2"},
+        too_small={"hits_at_1": "needs 5 other replies, but there are 2"},
     )
 
 
 def evaluation(text: str = "It goes well.") -> Json:
-    """An evaluation.json as the schema has it, with `text` wherever somebody's text stands."""
+    """A complete evaluation.json in which people say `text`."""
     turns = [{"speaker": "Bob", "text": text}, {"speaker": text[:40], "text": "Me too."}]
     return {
         "version": 1,
@@ -100,7 +100,7 @@ def evaluation(text: str = "It goes well.") -> Json:
 
 
 def write_run(folder: Path, text: str = "It goes well.") -> Path:
-    """A run folder with all that a report reads."""
+    """A run folder with every file that a report reads."""
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[Json] = [{"step": 0, "epoch": 0.0, "val_loss": 2.6171, "train_set_loss": 2.8023}]
     for step in range(1, 13):
@@ -160,38 +160,38 @@ def page_of(folder: Path) -> Page:
 
 @pytest.fixture
 def no_plots(monkeypatch):
-    """A picture takes a tenth of a second; what is tested is the page around it."""
+    """Skip the PNGs, each of which takes a tenth of a second, in tests of the page."""
     monkeypatch.setattr(report, "write_png", lambda chart, size, path: None)
 
 
-def test_a_report_shows_what_the_folder_holds(run, capsys):
+def test_a_report_shows_the_content_of_the_folder(run, capsys):
     assert write_report(run) == run / "report.html"
     page = page_of(run)
     for text in (
         "tiny chats.json, 10 dialogues, 30 turns template prompt 12 steps (3 epochs) seed 123",
         "Findings Validation loss was lowest after epoch 2.",
         "Validation loss went from 2.617 to 2.485; it was lowest, 2.471, at step 8 (epoch 2).",
-        "On the training part the loss is 1.515: 0.970 nats below the validation part.",
-        "Measured on the validation part, 3 dialogues, 6 replies. Below each value its 95% interval",
+        "The loss on the training part is 1.515, 0.970 nats per token below the validation loss.",
+        "Measured on the validation part: 3 dialogues, 6 replies. Below each value is its 95% interval over dialogues",
         "Metric Base model Fine-tuned True replies",
         "2.617 2.355 to 2.645 2.485 2.355 to 2.645 –",
-        "0.61 0.61 0.74 0.69 to 0.79",  # the interval of the true replies alone
-        "too few needs 5 other turns to choose from, there are 2 by",
+        "0.61 0.61 0.74 0.69 to 0.79",  # only the true replies have an interval
+        "too few needs 5 other replies, but there are 2 by",
         "−0.004",
         "7 words “I am excited to start my day”, dialogue 4",
         "Alex Base model 2.410 Fine-tuned 2.410 Bob",
         "step 4 Bob: It goes well. 0 step 8 to 12 Bob: It goes well. 1",
-        "Case 1 dialogue 8 of the file Alex How is the new job? As it was said Bob It goes well.",
-        "As the model writes it Bob It goes w ell.",
-        "The next turn as the base model writes it Bob It goes well.",
+        "Case 1 dialogue 8 of the file Alex How is the new job? True continuation Bob It goes well.",
+        "Generated continuation Bob It goes w ell.",
+        "The base model's next turn Bob It goes well.",
         "training / learning_rate 0.00012",
         "chrf nc:6",
     ):
         assert text.replace(" by", "") in page.text, text
-    for group in ("Likelihood", "Context", "Coherence", "Diversity", "Likeness", "Memorisation"):
+    for group in ("Likelihood", "Context", "Coherence", "Diversity", "Similarity", "Memorisation"):
         assert f"{group} " in page.text
-    assert page.tags["svg"] == 4  # the loss twice, for narrow screens too
-    assert page.tags["mark"] == 3  # in both turns, and where it is explained
+    assert page.tags["svg"] == 4  # two of the loss: for wide and narrow screens
+    assert page.tags["mark"] == 3  # one in each turn, and one in the explanation
     assert not capsys.readouterr().out
     for name, size in (("loss.png", (1720, 660)), ("context_use.png", (840, 560))):
         with Image.open(run / name) as image:
@@ -200,7 +200,7 @@ def test_a_report_shows_what_the_folder_holds(run, capsys):
     assert not list(run.glob(".*"))
 
 
-def test_the_page_needs_nothing_else_and_runs_nothing(run):
+def test_the_page_is_self_contained_and_runs_nothing(run):
     page = page_of(run)
     html = (run / "report.html").read_text(encoding="utf-8")
     assert "script" not in page.tags
@@ -236,14 +236,14 @@ MISSING = {
 
 
 @pytest.mark.parametrize("name", MISSING)
-def test_what_is_missing_is_named(name, run, no_plots, capsys):
+def test_the_page_names_a_missing_file(name, run, no_plots, capsys):
     (run / name).unlink()
     assert MISSING[name] in page_of(run).text
     assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", READ)
-def test_one_file_is_enough(name, run, no_plots):
+def test_one_file_is_enough_for_a_report(name, run, no_plots):
     for other in READ:
         if other != name:
             (run / other).unlink()
@@ -252,17 +252,17 @@ def test_one_file_is_enough(name, run, no_plots):
     assert page.tags["section"] >= 5
 
 
-def test_an_older_plot_does_not_stay(run):
+def test_an_outdated_plot_is_removed(run):
     write_report(run)
     (run / "evaluation.json").unlink()
     (run / "metrics.jsonl").write_text("")
-    assert "metrics.jsonl holds no losses." in page_of(run).text
+    assert "metrics.jsonl contains no losses." in page_of(run).text
     assert not list(run.glob("*.png"))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"3", b"\xff\xfe", b"[" * 100_000, b'{"a": ' * 5000])
 @pytest.mark.parametrize("name", sorted(set(READ) - {"metrics.jsonl"}))
-def test_a_broken_file_costs_its_section(name, content, run, no_plots, capsys):
+def test_a_broken_file_costs_only_its_section(name, content, run, no_plots, capsys):
     (run / name).write_bytes(content)
     page = page_of(run)
     assert "Validation loss went from 2.617" in page.text
@@ -272,51 +272,51 @@ def test_a_broken_file_costs_its_section(name, content, run, no_plots, capsys):
     assert name in warning
     assert f"{name} " in page.text
     if name == "evaluation.json":
-        assert "evaluation.json could not be read. Make it again: python evaluate.py" in page.text
-        assert "Alex: Old?" in page.text  # the cases of the run itself
+        assert "evaluation.json could not be read. Evaluate again: python evaluate.py" in page.text
+        assert "Alex: Old?" in page.text  # from generated_conversations.json
 
 
-def test_broken_lines_of_the_metrics_are_named(run, no_plots, capsys):
+def test_a_note_names_broken_lines_of_the_metrics(run, no_plots, capsys):
     with open(run / "metrics.jsonl", "a") as file:
         file.write('[1]\n\n{"train_loss": 1}\n{"step": null}\n{"step": 1e999}\n{"step": 13, "train_lo')
     place = (run / "metrics.jsonl").read_text().split("\n").index("[1]") + 1
     note = (
         f"metrics.jsonl: 5 lines ({place}, {place + 2}, {place + 3}, {place + 4}, {place + 5})"
-        " are no JSON object with a step, and were skipped"
+        " are not JSON objects with a step and were skipped"
     )
     assert note in page_of(run).text
     assert capsys.readouterr().out == f"warning: {note}\n"
 
 
-def test_one_broken_line_is_named(run, no_plots, capsys):
+def test_a_note_names_a_single_broken_line(run, no_plots, capsys):
     (run / "metrics.jsonl").write_text('{"step": 1, "epoch": 0.5, "train_loss": 1.5}\n{"step": 2, "tr')
     page_of(run)
     assert capsys.readouterr().out == (
-        "warning: metrics.jsonl: line 2 is no JSON object with a step, and was skipped\n"
+        "warning: metrics.jsonl: line 2 is not a JSON object with a step and was skipped\n"
     )
 
 
-def test_losses_that_are_no_numbers_break_no_plot(run):
+def test_nan_infinite_and_huge_losses_break_no_plot(run):
     with open(run / "metrics.jsonl", "a") as file:
         for step, value in enumerate(("NaN", "Infinity", "1e300", "1" + "0" * 400, "null", '"x"', "5000"), start=13):
             file.write(f'{{"step": {step}, "epoch": null, "train_loss": {value}}}\n')
     page = page_of(run)
     html = (run / "report.html").read_text(encoding="utf-8")
-    assert "6 values are no number or beyond 1,000,000, and not drawn." in page.text
-    assert "Some training losses lie above the plot, up to 5,000.0 at step 19." in page.text
+    assert "6 values are not drawn: not a finite number, or beyond 1,000,000." in page.text
+    assert "Some training losses are above the plot, up to 5,000.0 at step 19." in page.text
     labels = [float(text) for text in re.findall(r"<text[^>]*>([\d.]+)</text>", html)]
     assert labels
     assert max(labels) < 100  # the axis ends where the curves do
 
 
-def test_a_long_run_is_drawn_thin(run):
+def test_the_plot_of_a_long_run_averages_its_steps(run):
     lines = [json.dumps({"step": step, "train_loss": 2 + step % 7, "epoch": 1}) for step in range(1, 5_001)]
     (run / "metrics.jsonl").write_text("\n".join(lines))
-    assert "Of 5,000 steps, neighbours are drawn as their mean." in page_of(run).text
+    assert "The plot averages neighbouring steps (5,000 steps in total)." in page_of(run).text
     assert (run / "report.html").stat().st_size < 250_000
 
 
-def test_neighbours_are_drawn_as_their_mean():
+def test_thinning_averages_neighbouring_points():
     points = [Point(step, None, float(step)) for step in range(1, 1501)]
     thin = plots.thin_out(points)
     assert len(thin) == 500
@@ -325,15 +325,15 @@ def test_neighbours_are_drawn_as_their_mean():
     assert plots.thin_out([]) == []
 
 
-def test_a_line_is_drawn_where_its_numbers_are():
-    """On the page and in the picture."""
+def test_a_line_lies_where_the_axes_say():
+    """In the wide and in the narrow picture."""
     losses = Losses(val=[Point(0, 0, 3.0), Point(4, 1, 2.0), Point(8, 2, 2.5)], train=[Point(1, 0, 2.5)])
     chart = plots.loss_chart(losses)
     assert chart
     for size in (plots.WIDE, plots.NARROW):
         picture = plots.lay_out(chart, size)
         marks = {text.text: text for text in picture.texts}
-        assert {"0", "8", "step", "loss (nats a token)", "lowest: 2.000"} <= marks.keys()
+        assert {"0", "8", "step", "loss (nats per token)", "lowest: 2.000"} <= marks.keys()
         line = next(line for line in picture.lines if line.colour == "model")
         assert [x for x, _ in line.points] == pytest.approx([marks[step].x for step in "048"])
         assert line.points[2][1] + 4 == pytest.approx(marks["2.50"].y)
@@ -342,7 +342,7 @@ def test_a_line_is_drawn_where_its_numbers_are():
         assert all(0 <= x <= size[0] and 0 <= y <= size[1] for x, y in everything)
 
 
-def test_a_picture_has_the_colours_of_the_page(run):
+def test_a_png_has_the_colours_of_the_page(run):
     write_report(run)
     css = (PROJECT / "evaluation" / "report.css").read_text(encoding="utf-8").partition("@media")[0]
     with Image.open(run / "loss.png") as image:
@@ -368,7 +368,7 @@ def test_an_axis_has_round_numbers(low, high, whole, texts):
 
 
 @pytest.mark.parametrize("values", [[0.0], [5.0], [-1e6], [0.0, 1e-9], [1e6, 1e6 + 1e-3], [-1e6, 1e6]])
-def test_a_range_holds_its_values_and_has_a_length(values):
+def test_the_range_of_an_axis_extends_beyond_its_values(values):
     low, high = plots.widened(values, 0.1)
     assert low < min(values) <= max(values) < high
     assert plots.round_numbers(low, high, 5)
@@ -379,26 +379,26 @@ def test_a_dashed_line_has_gaps():
     assert parts == [[(0, 0), (6, 0)], [(9, 0), (10, 0)], [(10, 0), (10, 5)], [(10, 8), (10, 14)], [(10, 17), (10, 20)]]
 
 
-def test_the_lowest_loss_is_that_of_the_evaluation():
+def test_the_lowest_loss_is_a_validation_loss():
     losses = Losses(val=[Point(0, 0, 3.0), Point(4, 1, 2.0), Point(8, 2, 2.5)], train=[Point(1, 0, 0.1)])
     assert losses.best == Point(4, 1, 2.0)
     assert Losses().best is None
 
 
-def test_an_evaluation_of_another_version_is_shown_as_far_as_known(run, no_plots, capsys):
+def test_the_known_part_of_another_version_is_shown(run, no_plots, capsys):
     content = evaluation()
     content.update(version=7, extra={"x": 1})
     del content["metrics"]["base"], content["metrics"]["model"]["chrf"], content["data"], content["overfitting"]
     (run / "evaluation.json").write_text(json.dumps(content))
     page = page_of(run)
-    assert "version 7, this program knows 1" in capsys.readouterr().out
+    assert "version 7, but this program knows version 1" in capsys.readouterr().out
     assert "Not in this evaluation: chrF." in page.text
-    assert "There is no base model to compare with in this evaluation." in page.text
+    assert "This evaluation has no base model to compare with." in page.text
     assert "Metric The model True replies" in page.text
 
 
 def nodes(value: Any, path: tuple = ()) -> Iterator[tuple]:
-    """The places of everything inside a JSON value."""
+    """The path of every value inside a JSON value."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         yield (*path, key)
@@ -425,7 +425,7 @@ ODD = (
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(st.lists(st.tuples(st.sampled_from(list(nodes(evaluation()))), st.sampled_from(ODD)), min_size=1, max_size=4))
-def test_no_evaluation_is_too_odd(run, no_plots, changes):
+def test_no_odd_evaluation_breaks_the_report(run, no_plots, changes):
     content = evaluation()
     for path, value in changes:
         inside: Any = content
@@ -439,8 +439,8 @@ def test_no_evaluation_is_too_odd(run, no_plots, changes):
     assert "nan" not in page.text.lower().split()
 
 
-def test_nan_is_shown_nowhere(run, no_plots):
-    """NaN in each place of an evaluation, one after the other."""
+def test_the_page_never_shows_nan(run, no_plots):
+    """Put NaN in each place of an evaluation in turn."""
     shown = []
     for path in nodes(evaluation()):
         content = evaluation()
@@ -475,11 +475,11 @@ def test_odd_numbers_break_no_plot(run):
 
 
 @pytest.mark.parametrize("value", [None, True, "1", [], float("nan"), float("inf"), 10**400])
-def test_what_is_no_finite_number_is_none(value):
+def test_number_returns_none_for_anything_but_a_finite_number(value):
     assert number(value) is None
 
 
-def test_what_people_say_stays_text(tmp_path, no_plots):
+def test_hostile_text_stays_text(tmp_path, no_plots):
     plain, hostile = write_run(tmp_path / "plain"), write_run(tmp_path / "hostile", HOSTILE)
     one, other = page_of(plain), page_of(hostile)
     assert one.tags == other.tags
@@ -490,16 +490,16 @@ def test_what_people_say_stays_text(tmp_path, no_plots):
     assert not any(symbol in (hostile / "report.html").read_text(encoding="utf-8") for symbol in "\x00\x1b\x85")
 
 
-def test_cases_of_a_run_without_evaluation_are_bubbles_too(run, no_plots):
+def test_a_run_without_an_evaluation_shows_its_generated_conversations(run, no_plots):
     (run / "evaluation.json").unlink()
     (run / "model").mkdir()
     (run / "model" / "dialogue.json").write_text('{"speakers": ["Bob", "Alex"], "template": "labels"}')
     page = page_of(run)
-    assert "Case 1 Alex Old? As it was said Bob Yes. As the model writes it Bob No." in page.text
+    assert "Case 1 Alex Old? True continuation Bob Yes. Generated continuation Bob No." in page.text
     assert "template labels" in page.text
 
 
-def test_turns_are_found_by_their_speakers():
+def test_a_text_is_split_into_turns_at_the_speakers_names():
     assert split_turns("Al: Hi. Al B: Who: me? Al: No", ["Al", "Al B"]) == [
         {"speaker": "Al", "text": "Hi."},
         {"speaker": "Al B", "text": "Who: me?"},
@@ -510,7 +510,7 @@ def test_turns_are_found_by_their_speakers():
     assert split_turns(None, ["Al"]) == []
 
 
-def test_copied_spans_are_cut_out():
+def test_a_text_is_split_at_its_copied_spans():
     assert split_copied("one two three", [[4, 7]]) == [Piece("one ", False), Piece("two", True), Piece(" three", False)]
     assert split_copied("one two three", [[0, 5], [4, 7]]) == [Piece("one two", True), Piece(" three", False)]
     assert split_copied("one", [[-9, 99]]) == [Piece("one", True)]
@@ -519,34 +519,34 @@ def test_copied_spans_are_cut_out():
     assert split_copied("", [[0, 1]]) == []
 
 
-def test_many_cases_are_not_all_shown(run, no_plots):
+def test_a_page_shows_at_most_100_cases(run, no_plots):
     content = evaluation()
     content["cases"] *= 120
     (run / "evaluation.json").write_text(json.dumps(content))
     page = page_of(run)
     assert page.tags["article"] == 100
-    assert "The first 100 of 120 cases; all of them stand in the folder's JSON." in page.text
+    assert "The first 100 of 120 cases. All of them are in the folder's JSON files." in page.text
 
 
-def test_many_watched_answers_are_thinned(run, no_plots):
+def test_a_page_shows_12_of_many_watched_replies(run, no_plots):
     lines = [json.dumps({"step": step, "epoch": step, "watched": f"answer {step}"}) for step in range(50)]
     (run / "metrics.jsonl").write_text("\n".join(lines))
     page = page_of(run)
     assert "step 0 answer 0" in page.text
-    assert "step 49 answer 49 12 of 50 different answers; all of them stand in metrics.jsonl." in page.text
+    assert "step 49 answer 49 12 of 50 different replies. All of them are in metrics.jsonl." in page.text
 
 
-def test_a_folder_without_a_run_is_the_users_mistake(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="no such folder; name a folder of a run"):
+def test_a_folder_without_a_run_gives_a_user_error(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="no such folder; name a run folder"):
         write_report(tmp_path / "none")
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="is not a run folder"):
         write_report(tmp_path)
     monkeypatch.setattr(sys, "argv", ["report"])
     with pytest.raises(UserError, match="python -m evaluation.report runs/tiny-1"):
         report.main()
 
 
-def test_the_page_is_made_again_by_a_command(run):
+def test_a_command_writes_the_report_again_without_torch(run):
     code = (
         "import sys, evaluation.report as report; heavy = {'torch', 'PIL', 'jinja2'} & set(sys.modules);"
         " assert not heavy, heavy; report.main(); assert 'torch' not in sys.modules"
@@ -558,7 +558,7 @@ def test_the_page_is_made_again_by_a_command(run):
 
 
 @needs_browser
-def test_a_browser_shows_it_and_runs_nothing(tmp_path):
+def test_a_browser_shows_the_report_and_runs_nothing(tmp_path):
     from playwright.sync_api import sync_playwright
 
     page_file = write_report(write_run(tmp_path / "tiny-1", HOSTILE))
@@ -578,7 +578,7 @@ def test_a_browser_shows_it_and_runs_nothing(tmp_path):
         plot, turns = page.get_by_role("img", name="Loss by step."), page.locator("article .turn")
         assert (plot.bounding_box() or {})["height"] > 250
         asked_at, answered_at = (turns.nth(place).bounding_box() or {} for place in (0, 1))
-        assert asked_at["x"] < answered_at["x"]  # the first speaker left, the second right
+        assert asked_at["x"] < answered_at["x"]  # the first speaker is on the left, the second on the right
         true, written = (page.locator("article .columns > div").nth(place).bounding_box() or {} for place in (0, 1))
         assert true["y"] == written["y"]
 
