@@ -1,4 +1,4 @@
-"""A model, the one it began as, and the true replies, measured on held-out conversations."""
+"""Compare a model, its base model and the true replies on held-out conversations."""
 
 import math
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from support.files import Json
 from talking.decoder import Decoder
 from talking.generation import Case, CompletionConfig, complete_dialogues
 
-REPLY_TOKENS = 64  # of a reply that are measured, at most
+REPLY_TOKENS = 64  # measure at most this many tokens of a reply
 
 
 def measure_replies(replies: Sequence[str], subject: Subject, copies: Sequence[Copied] | None) -> Metrics:
-    """Diversity, repetition and memorisation of one reply for each dialogue.
+    """Diversity, repetition and memorisation of one reply per dialogue.
 
     Args:
-        copies: what of each stands in the training dialogues.
+        copies: the parts of each reply that also occur in the training dialogues; None: not searched for.
     """
     spoken, few = [metrics.words(reply) for reply in replies], "needs more words than the replies have"
     tokens, seed = [encode_text(subject.tokenizer, reply) for reply in replies], subject.seed
@@ -51,13 +51,13 @@ def or_too_few(found: Estimate | float | None, needed: str) -> Estimate | TooFew
 
 
 def share(counts: Sequence[tuple[int, int]], seed: int, most: float = 1) -> Estimate | None:
-    """Σ firsts / Σ seconds over dialogues; none where there is nothing to divide by."""
+    """Σ firsts / Σ seconds over dialogues; None if the second sum is 0."""
     above, below = np.array(counts, float).reshape(-1, 2).T
     return metrics.ratio(above[below > 0], below[below > 0], seed, (0, most)) if below.any() else None
 
 
 def first_texts(cases: Sequence[Case], subject: Subject, true: bool = False) -> list[str]:
-    """The first turn of each completion, as much of it as is measured."""
+    """The first turn of each completion, cut to the tokens that are measured."""
     texts = [(case.true if true else case.written)[0].text for case in cases]
     tokens = [encode_text(subject.tokenizer, text)[: subject.reply_tokens] for text in texts]
     return [subject.tokenizer.decode(each).rstrip("\ufffd") for each in tokens]
@@ -65,11 +65,11 @@ def first_texts(cases: Sequence[Case], subject: Subject, true: bool = False) -> 
 
 @dataclass(frozen=True)
 class Column:
-    """What was measured of one model.
+    """The measurements of one model.
 
     Attributes:
-        losses: (held-out dialogues, 2) the summed loss of each, in nats, and its tokens.
-        written: what it has written in the dialogues that are answered.
+        losses: (held-out dialogues, 2) the summed loss of each dialogue, in nats, and its number of tokens.
+        written: the model's completions of the answered dialogues.
     """
 
     metrics: Metrics
@@ -81,10 +81,10 @@ class Column:
 
     @classmethod
     def from_json(cls, value: Json) -> "Column":
-        """Read what `to_json` wrote.
+        """Read the output of `to_json`.
 
         Raises:
-            one of `DAMAGED`: `value` has another form.
+            one of `DAMAGED`: `value` has a different form.
         """
         written = [Case(*(tuple(Turn(*turn) for turn in turns) for turns in case)) for case in value["written"]]
         return cls(Metrics.from_json(value["metrics"]), np.array(value["losses"]), written)
@@ -96,11 +96,11 @@ def measure_column(
     """Measure a model.
 
     Args:
-        written: what it has written already; none: it writes now, and in the dialogues that are shown, if asked for the
-            `whole`, all of the rest.
+        written: existing completions; None: generate them.
+        whole: complete the shown dialogues to their end, not just by one turn.
 
     Raises:
-        UserError: the model gives NaN or infinity.
+        UserError: the model's output is NaN or infinite.
     """
     if written is None:
         conversations, shown = subject.conversations, subject.generation.cases if whole else 0
@@ -115,7 +115,7 @@ def measure_column(
 
 @dataclass(frozen=True)
 class Comparison:
-    """The metrics of each model and of the true replies, the shown cases, and the `signatures` of sacrebleu."""
+    """The metrics of each model and of the true replies, the shown cases, and sacrebleu's `signatures`."""
 
     metrics: dict[str, Metrics]
     cases: list[ShownCase]
@@ -123,7 +123,7 @@ class Comparison:
 
 
 def compare(columns: dict[str, Column], subject: Subject) -> Comparison:
-    """Measure what the models of `columns` ("model", and "base" for the one it began as) and people have written."""
+    """Compute the metrics of the true replies and of the models in `columns`: "model", and "base" if there is one."""
     cases = columns["model"].written
     said = {name: [case.written for case in column.written] for name, column in columns.items()}
     said["true_replies"] = [case.true for case in cases]
@@ -148,7 +148,7 @@ def compare(columns: dict[str, Column], subject: Subject) -> Comparison:
 
 
 def measure_likeness(texts: Sequence[str], true: Sequence[str], subject: Subject) -> tuple[Metrics, dict[str, str]]:
-    """chrF, BLEU and the words in common with the true replies; and the signatures of the first two."""
+    """chrF, BLEU and word F1 against the true replies; and the signatures of the first two."""
     estimates, signatures = metrics.likeness(texts, true, subject.seed)
     pairs = zip(map(metrics.words, texts), map(metrics.words, true), strict=True)
     f1 = np.array([metrics.word_f1(*pair) for pair in pairs])
@@ -159,7 +159,7 @@ def measure_likeness(texts: Sequence[str], true: Sequence[str], subject: Subject
 def find_copies(
     replies: dict[str, list[str]], said: dict[str, list[tuple[Turn, ...]]], subject: Subject
 ) -> tuple[dict[str, list[Copied]], dict[str, list[list[Copied]]]] | None:
-    """What the replies, and all turns that were said, have from the training dialogues, in one reading of these."""
+    """Find copies of the training dialogues in the replies and in all turns, reading the training dialogues once."""
     if subject.training is None:
         return None
     texts = [text for column in replies.values() for text in column]
@@ -186,7 +186,7 @@ def show_cases(
     copies: dict[str, list[list[Copied]]] | None,
     subject: Subject,
 ) -> list[ShownCase]:
-    """The first dialogues turn by turn, with the true continuation and that of each model, copies marked."""
+    """The first dialogues turn by turn, with the true continuation and each model's, copies marked."""
 
     def written(name: str, place: int) -> list[ShownTurn]:
         marks = [copied.marks for copied in copies[name][place]] if copies else [None] * len(said[name][place])

@@ -1,4 +1,4 @@
-"""How likely a model finds what was said: loss, context use and coherence, with their intervals."""
+"""Likelihood metrics of a model: loss, context use and coherence, with their intervals."""
 
 import contextlib
 import math
@@ -17,22 +17,22 @@ from evaluation.results import Metrics, TooFew
 from evaluation.scoring import HISTORIES, Reply, Scorer, TokenLosses, make_candidates, make_histories, score_tokens
 from settings import GenerationSettings
 
-FEWEST_OTHERS = 9  # turns that a reply is ranked among
+FEWEST_OTHERS = 9  # fewest other replies to rank a reply among
 MOST_SPEAKERS = 50
-MOST_TURNS = 20  # positions in a dialogue; what comes later is measured together
+MOST_TURNS = 20  # turns with a loss of their own; later ones share one
 
 
 class Subject(NamedTuple):
-    """What models are measured on.
+    """The data and options of a measurement.
 
     Attributes:
-        datasets: the dialogues of each part; the loss of each part is measured.
-        part: the one of `datasets` that the model has not seen: everything else is measured on it.
-        replies: turns that are scored under several histories and ranked among others.
-        answered: the dialogues of which a reply is generated; the first `generation.cases` are shown.
-        reply_tokens: as much of a reply is measured; a model that does not know how to stop would write on.
-        training: reads the turns of each training dialogue; none where these are not known.
-        autocast: what the models compute in.
+        datasets: the dialogues of each part; the loss is measured on every part.
+        part: the held-out part, a key of `datasets`; all other metrics are measured on it.
+        replies: turns that are scored after several histories and ranked among others.
+        answered: the dialogues that get a generated reply; the first `generation.cases` are shown.
+        reply_tokens: how much of a reply is measured: a model that has not learned to stop writes up to the limit.
+        training: reads the turns of each training dialogue; None if they are unknown.
+        autocast: the precision that the models compute in.
     """
 
     conversations: Conversations
@@ -48,7 +48,7 @@ class Subject(NamedTuple):
 
     @property
     def length(self) -> int:
-        """The most tokens that a model sees at a time."""
+        """The most tokens that a model sees at once."""
         return self.datasets[self.part].max_length
 
     @property
@@ -57,10 +57,10 @@ class Subject(NamedTuple):
 
 
 class Sums:
-    """Sums over the dialogues of a set, of which ratios and their intervals are made."""
+    """Sums per dialogue, and their ratios with intervals."""
 
     def __init__(self, dialogues: np.ndarray, seed: int) -> None:
-        """`dialogues` says of each thing that is summed to which dialogue it belongs."""
+        """`dialogues` is the dialogue of each item to sum."""
         self.seed = seed
         self.places = np.unique(dialogues, return_inverse=True)[1]
 
@@ -71,7 +71,7 @@ class Sums:
         where: np.ndarray | None = None,
         bounds: tuple[float, float] = (-math.inf, math.inf),
     ) -> Estimate:
-        """Σ numerators / Σ denominators of the things `where` it is true; those of a dialogue stay together."""
+        """Σ numerators / Σ denominators of the items selected by `where`; the interval resamples whole dialogues."""
         chosen = np.ones(len(self.places), bool) if where is None else where
         size = self.places.max() + 1
         above, below = (np.bincount(self.places[chosen], values[chosen], size) for values in (numerators, denominators))
@@ -80,9 +80,9 @@ class Sums:
 
 
 def measure_likelihood(scorer: Scorer, subject: Subject) -> tuple[Metrics, np.ndarray]:
-    """How likely the model finds what was said: loss, context use and coherence.
+    """Measure the loss, context use and coherence of a model.
 
-    Also (held-out dialogues, 2): the summed loss of each, in nats, and its tokens.
+    Also return (held-out dialogues, 2): the summed loss of each dialogue, in nats, and its number of tokens.
     """
     found, sums, parts = Metrics(), np.zeros((0, 2)), {}
     for name, dataset in subject.datasets.items():
@@ -97,7 +97,7 @@ def measure_likelihood(scorer: Scorer, subject: Subject) -> tuple[Metrics, np.nd
         found = found.joined(context_use(histories.sums(scorer.token_losses(histories.examples, "context")), subject))
         found = found.joined(coherence(scorer, subject))
     else:
-        needs = TooFew("needs a turn that answers something; of what is learned all opens its dialogue")
+        needs = TooFew("needs a turn that answers another, but every learned turn opens its dialogue")
         context = Metrics(context_use=needs, context_use_beyond_other=needs, context_use_of_other_history=needs)
         found = found.joined(context).joined(Metrics(hits_at_1=needs, mrr=needs, chance_hits_at_1=needs))
     return found, sums[sums[:, 1] > 0]
@@ -109,22 +109,22 @@ def dialogues_of(losses: TokenLosses, subject: Subject) -> np.ndarray:
 
 
 def loss_metrics(losses: TokenLosses, subject: Subject) -> Metrics:
-    """Loss in nats a token, perplexity exp(loss), and bits per byte, which does not depend on the vocabulary.
+    """Loss in nats per token, perplexity exp(loss), and bits per byte, which does not depend on the vocabulary.
 
-    Bytes are those of the learned text in UTF-8; special tokens have none, but their nats count.
+    Bytes are those of the learned text in UTF-8. Special tokens have no bytes, but their nats count.
     """
     sums = Sums(dialogues_of(losses, subject), subject.seed)
     loss = sums.ratio(losses.nats, np.ones(len(losses.nats)), bounds=(0, math.inf))
     sizes = byte_lengths(subject.tokenizer)[subject.conversations.tokens[losses.places]]
     return Metrics(
         loss=loss,
-        perplexity=loss.map(lambda nats: math.exp(min(nats, 700))),  # e ** 710 is no float
+        perplexity=loss.map(lambda nats: math.exp(min(nats, 700))),  # e ** 710 overflows
         bits_per_byte=sums.ratio(losses.nats / math.log(2), sizes, bounds=(0, math.inf)),
     )
 
 
 def byte_lengths(tokenizer: tiktoken.Encoding) -> np.ndarray:
-    """(n_vocab,) the bytes of text that each token stands for; special tokens stand for none."""
+    """(n_vocab,) the number of bytes in each token's text; 0 for special tokens."""
     sizes = np.zeros(tokenizer.n_vocab)
     for token, number in tokenizer._mergeable_ranks.items():
         sizes[number] = len(token)
@@ -133,11 +133,11 @@ def byte_lengths(tokenizer: tiktoken.Encoding) -> np.ndarray:
 
 
 def loss_by_turn(losses: TokenLosses, subject: Subject) -> Metrics:
-    """The loss of what each speaker says, and of the first, the second, ... turn: texts with their stops."""
+    """The loss of each speaker's texts, and of the first, second, ... turn's text; texts include their stops."""
     conversations = subject.conversations
     starts, ends = conversations.turn_spans()
     turns = np.searchsorted(starts, losses.places, side="right") - 1
-    said = (turns >= 0) & (losses.places < ends[turns])  # and no label or instruction
+    said = (turns >= 0) & (losses.places < ends[turns])  # not a label or an instruction
     dialogues = np.searchsorted(conversations.turn_starts, turns, side="right") - 1
     sums, ones = Sums(dialogues, subject.seed), np.ones(len(turns))
     speakers = conversations.texts[turns, 2]
@@ -158,21 +158,20 @@ def loss_by_turn(losses: TokenLosses, subject: Subject) -> Metrics:
 
 
 def context_use(sums: dict[str, np.ndarray], subject: Subject) -> Metrics:
-    """Nats a token that a history is worth to a reply: its loss without any, minus its loss with that history.
+    """How much a history lowers the loss of a reply, in nats per token: its loss without minus its loss with history.
 
-    Fernandes et al. 2021, "Measuring and Increasing Context Usage in Context-Aware Machine Translation", for
-    dialogues and by sums over tokens. `context_use` is that of the own history. Another dialogue's is worth something
-    too, since a reply is unlike an opening whatever was said: only what the own is worth beyond that comes from what
-    was said.
+    Fernandes et al. 2021, "Measuring and Increasing Context Usage in Context-Aware Machine Translation", applied to
+    dialogues, with sums over tokens. `context_use` is the gain from the reply's own history. Another dialogue's history
+    helps too: it shows that the reply does not open the dialogue. Only the gain beyond that comes from what was said.
 
     Args:
-        sums: (replies,) the summed loss of each under each history, and its `tokens`.
+        sums: (replies,) the summed loss of each reply after each history, and the number of `tokens` of each reply.
     """
     dialogues = Sums(np.array([dialogue for dialogue, _ in subject.replies]), subject.seed)
     worth = {name: dialogues.ratio(sums["none"] - sums[name], sums["tokens"]) for name in (*HISTORIES, "other")}
     beyond, other = dialogues.ratio(sums["other"] - sums["all"], sums["tokens"]), worth["other"]
     if len({dialogue for dialogue, _ in subject.replies}) == 1:
-        beyond = other = TooFew("needs two dialogues, there is one")
+        beyond = other = TooFew("needs two dialogues, but there is one")
     return Metrics(
         context_use=worth["all"],
         context_use_by_turns={name: worth[name] for name in HISTORIES if name != "none"},
@@ -182,16 +181,16 @@ def context_use(sums: dict[str, np.ndarray], subject: Subject) -> Metrics:
 
 
 def coherence(scorer: Scorer, subject: Subject) -> Metrics:
-    """Hits@1 and MRR of the true reply among up to 19 others, by the mean loss of a token of its text.
+    """Hits@1 and MRR of the true reply among up to 19 others, ranked by the mean loss of their texts' tokens.
 
-    The task of Dinan et al. 2019, "The Second Conversational Intelligence Challenge (ConvAI2)", where a
-    language model's likelihood does the ranking.
+    The task of Dinan et al. 2019, "The Second Conversational Intelligence Challenge (ConvAI2)", with a language
+    model's likelihood as the ranking.
     """
     dialogues = np.array([dialogue for dialogue, _ in subject.replies])
     contexts, candidates = make_candidates(subject.conversations, subject.replies, subject.length, subject.seed)
     others = min(map(len, candidates)) - 1
     if others < FEWEST_OTHERS:
-        few = TooFew(f"needs {FEWEST_OTHERS} other replies to choose from, there are {others}")
+        few = TooFew(f"needs {FEWEST_OTHERS} other replies, but there are {others}")
         return Metrics(hits_at_1=few, mrr=few, chance_hits_at_1=few)
     losses = [
         np.array([part.mean() for part in parts])

@@ -1,7 +1,7 @@
-"""What numbers and replies say about a model: each metric with its source; no model is needed here.
+"""Metrics computed from losses and replies, each with its source. None of them needs the model.
 
-A word is a run of letters and digits, with their accents and vowel signs, in lower case; in writing without spaces each
-character is one.
+A word is a run of letters and digits with their accents and vowel signs, in lower case. In scripts without spaces, each
+character is a word.
 """
 
 import math
@@ -17,29 +17,29 @@ import numpy as np
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
-SHARE = (0.0, 1.0)  # the bounds of one
-DRAWN_TOGETHER = 1_000_000  # dialogues, of many draws
+SHARE = (0.0, 1.0)  # bounds of a share
+DRAWN_TOGETHER = 1_000_000  # dialogues to draw in one batch of resamples
 FEWEST_FOR_INTERVAL = 3  # dialogues
-FEWEST_TO_DRAW = 8  # from; three give ten different draws
+FEWEST_TO_DRAW = 8  # fewest dialogues to resample; three have only ten different resamples
 COPIED_WORDS = 5
 REPEATED_WORDS = 4
 SELF_BLEU_REPLIES = 100
 WITHOUT_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # Thai to Han
-# Signs that belong to the letter before them and are none for `\w`: accents that stand alone, Hebrew and Arabic vowels,
-# all of the Indic blocks but their full stops, joiners.
+# Signs that belong to the letter before them, but do not match `\w`: combining accents, Hebrew and Arabic vowels, the
+# Indic blocks except for their full stops, and joiners.
 MARKS = "\u0300-\u036f\u0591-\u05bd\u05bf-\u05c7\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff\u200c\u200d"
 LETTERS = rf"[^\W_{WITHOUT_SPACES}](?:[^\W_{WITHOUT_SPACES}]|[{MARKS}])*"
 WORD = re.compile(rf"[{WITHOUT_SPACES}]|{LETTERS}(?:['’]{LETTERS})*")
 
 
 class Estimate(NamedTuple):
-    """A number and its interval; none where there are too few dialogues."""
+    """A number and its interval, which is None if there are too few dialogues."""
 
     value: float
     interval: list[float] | None = None
 
     def map(self, function: Callable[[float], float]) -> "Estimate":
-        """The same after a rising `function`."""
+        """Apply an increasing `function` to the value and the interval."""
         return Estimate(function(self.value), self.interval and list(map(function, self.interval)))
 
 
@@ -52,13 +52,13 @@ def ratio(
 ) -> Estimate:
     """Σ numerators / Σ denominators over dialogues, with its 95% interval.
 
-    Dialogues are drawn for it, not tokens or replies: those of one dialogue are not independent (Efron and Tibshirani
-    1993, "An Introduction to the Bootstrap", chapter 13). Draws whose denominators are all 0 have no ratio and don't
-    count. Of fewer than eight dialogues there are too few different draws: theirs is Student's.
+    Whole dialogues are resampled, because the tokens or replies of one dialogue are not independent (Efron and
+    Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13). Resamples whose denominators are all 0 have no
+    ratio and are ignored. Fewer than eight dialogues have too few different resamples: they get Student's t interval.
 
     Args:
-        numerators, denominators: (dialogues,) each, as the summed loss of a dialogue's tokens and their number.
-        bounds: between which the ratio lies whatever the dialogues, as that of a share between 0 and 1.
+        numerators, denominators: (dialogues,) each, such as a dialogue's summed loss and its number of tokens.
+        bounds: limits of the ratio for any dialogues, such as 0 and 1 for a share.
     """
     value = float(numerators.sum() / denominators.sum())
     if FEWEST_FOR_INTERVAL <= len(numerators) < FEWEST_TO_DRAW:
@@ -78,9 +78,9 @@ def student_interval(numerators: np.ndarray, denominators: np.ndarray) -> list[f
 
 
 def resample(size: int, seed: int, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
-    """Draws of `size` dialogues of as many, with replacement, as rows of (draws, size), some at a time.
+    """Yield resamples of `size` dialogues, with replacement, as rows of (resamples, size), in batches.
 
-    None where there are too few to say anything by it.
+    Yield nothing if there are too few dialogues for an interval.
     """
     random, left = np.random.default_rng(seed), resamples if size >= FEWEST_FOR_INTERVAL else 0
     while left:
@@ -90,11 +90,11 @@ def resample(size: int, seed: int, resamples: int = RESAMPLES) -> Iterator[np.nd
 
 
 def middle(values: Sequence[float], size: int) -> list[float] | None:
-    """An interval from what resamples of `size` dialogues gave; None without values.
+    """The interval from the values of resamples of `size` dialogues; None without values.
 
-    The ends of the middle 95% are too narrow for few dialogues. So it takes as much of the middle as makes up for that
-    when a mean is estimated: 98% for ten (the expanded percentile interval; Hesterberg
-    2015, "What Teachers Should Know About the Bootstrap").
+    The middle 95% of the values is too narrow for few dialogues. Widen it by as much as the interval of a mean needs,
+    to 98% for ten dialogues (the expanded percentile interval; Hesterberg 2015, "What Teachers Should Know About the
+    Bootstrap").
     """
     if not len(values):
         return None
@@ -104,13 +104,13 @@ def middle(values: Sequence[float], size: int) -> list[float] | None:
 
 @cache
 def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
-    """The t within ± which lies `confidence` of Student's distribution of so many degrees of freedom.
+    """The t for which the share `confidence` of Student's distribution with `freedom` degrees of freedom is within ±t.
 
-    Its share within ±t is a finite sum in the angle arctan(t / √freedom) (Abramowitz and Stegun 1964, 26.7.3 and
-    26.7.4), and grows with it: bisection finds it.
+    This share is a finite sum in the angle arctan(t / √freedom) (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4). It
+    grows with the angle, so bisection finds it.
     """
     low, high = 0.0, math.pi / 2
-    for _ in range(60):  # halvings: beyond the precision of a float
+    for _ in range(60):  # enough halvings for the precision of a float
         angle = (low + high) / 2
         sine, cosine, odd = math.sin(angle), math.cos(angle), freedom % 2
         total, term = 0.0, cosine if odd else 1.0
@@ -128,7 +128,7 @@ def ranks(losses: Iterable[np.ndarray]) -> np.ndarray:
     Ties and NaN count against the true reply.
 
     Args:
-        losses: of each reply the mean loss of a token, and behind it those of the others.
+        losses: for each reply, its mean loss per token, followed by those of the other candidates.
     """
     return np.array([1 + np.count_nonzero(~(others[1:] > others[0])) for others in losses])
 
@@ -138,7 +138,7 @@ def words(text: str) -> list[str]:
 
 
 def spell(match: re.Match[str]) -> str:
-    """A word in the one form in which it is compared, however its accents and its apostrophe were typed."""
+    """A word in normal form, the same however its accents and its apostrophe were typed."""
     return unicodedata.normalize("NFC", match[0].lower()).replace("’", "'")
 
 
@@ -149,19 +149,21 @@ def ngrams(tokens: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
 def distinct(replies: Sequence[Sequence[str]], n: int) -> float | None:
     """Distinct-n (Li et al. 2016, "A Diversity-Promoting Objective Function for Neural Conversation Models").
 
-    Different n-grams among all n-grams of all replies: 1 if none comes twice. (The paper divides by words; like most
-    who report it, this divides by n-grams.) None without an n-gram.
+    The number of different n-grams divided by the number of all n-grams, over all replies: 1 if none repeats. (The
+    paper divides by words; this divides by n-grams, like most later work.) None without n-grams.
     """
     found = [ngram for reply in replies for ngram in ngrams(reply, n)]
     return len(set(found)) / len(found) if found else None
 
 
 def expectation_adjusted_distinct(replies: Sequence[Sequence[int]], n_vocab: int) -> float | None:
-    """EAD (Liu et al. 2022, "Rethinking and Refining the Distinct Metric"): different tokens among as many
-    as C draws from a vocabulary of V would give, V (1 - ((V - 1) / V) ** C). Longer replies don't lower it.
+    """EAD (Liu et al. 2022, "Rethinking and Refining the Distinct Metric").
+
+    The number of different tokens divided by the number expected from C draws out of a vocabulary of V,
+    V (1 - ((V - 1) / V) ** C). Longer replies don't lower it. None without tokens.
 
     Args:
-        replies: token ids of the model's vocabulary, which has `n_vocab`.
+        replies: token ids in a vocabulary of `n_vocab` tokens.
     """
     tokens = [token for reply in replies for token in reply]
     if not tokens:
@@ -170,8 +172,10 @@ def expectation_adjusted_distinct(replies: Sequence[Sequence[int]], n_vocab: int
 
 
 def self_bleu(replies: Sequence[str]) -> float | None:
-    """Self-BLEU (Zhu et al. 2018, "Texygen"): the BLEU of a reply with all others as its references, mean
-    over at most 100 replies, from 0 to 100. High where all replies sound the same. None for fewer than two."""
+    """Self-BLEU (Zhu et al. 2018, "Texygen"), from 0 to 100; None for fewer than two replies.
+
+    The BLEU of a reply with all others as its references, averaged over at most 100 replies. High if they sound alike.
+    """
     from sacrebleu.metrics.bleu import BLEU
 
     replies = [reply for reply in replies if words(reply)]
@@ -185,15 +189,17 @@ def self_bleu(replies: Sequence[str]) -> float | None:
 
 
 def repetition(reply: Sequence[str]) -> tuple[int, int]:
-    """How many of a reply's 4-grams stood in it before, and how many it has; divided they are seq-rep-4 (Welleck et al.
-    2020, "Neural Text Generation with Unlikelihood Training"). Over replies both are summed first, so that
-    short ones don't weigh as much as long ones; theirs are all equally long."""
+    """The number of a reply's 4-grams that occur earlier in it, and the number of all its 4-grams.
+
+    Their ratio is seq-rep-4 (Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training"). Sum both over
+    replies before dividing, so that long replies weigh more than short ones. (In the paper all have the same length.)
+    """
     found = list(ngrams(reply, REPEATED_WORDS))
     return len(found) - len(set(found)), len(found)
 
 
 def word_f1(reply: Sequence[str], true: Sequence[str]) -> float:
-    """F1 of the words in common (Rajpurkar et al. 2016, "SQuAD"; articles are kept here)."""
+    """F1 of the shared words (Rajpurkar et al. 2016, "SQuAD", but with articles)."""
     common = sum((Counter(reply) & Counter(true)).values())
     if not common:
         return float(not reply and not true)
@@ -202,9 +208,9 @@ def word_f1(reply: Sequence[str], true: Sequence[str]) -> float:
 
 
 def likeness(replies: Sequence[str], true: Sequence[str], seed: int) -> tuple[dict[str, Estimate], dict[str, str]]:
-    """chrF and BLEU of all replies beside the true ones (sacrebleu; Post 2018), and sacrebleu's signature of each.
+    """chrF and BLEU of all replies against the true ones (sacrebleu; Post 2018), and sacrebleu's signature of each.
 
-    Of a resample the statistics are summed before a score is made of them, as sacrebleu does it for a corpus.
+    The statistics of a resample are summed before they are scored, as sacrebleu does for a corpus.
     """
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
@@ -212,7 +218,7 @@ def likeness(replies: Sequence[str], true: Sequence[str], seed: int) -> tuple[di
     estimates, signatures = {}, {}
     for name, metric in (("chrf", CHRF()), ("bleu", BLEU())):
         score = float(metric.corpus_score(replies, [list(true)]).score)
-        # Its own bootstrap fails where some scores are 0 (version 2.6: float and float32 can't be added up).
+        # sacrebleu's own bootstrap fails if some scores are 0 (version 2.6 can't add float and float32).
         statistics = np.array(metric._extract_corpus_statistics(replies, [list(true)]))
         scores = [
             metric._compute_score_from_stats(statistics[drawn].sum(axis=0).tolist()).score
@@ -225,7 +231,7 @@ def likeness(replies: Sequence[str], true: Sequence[str], seed: int) -> tuple[di
 
 
 class Span(NamedTuple):
-    """Words of a text that stand in a training dialogue in the same order: their characters, and where they stand."""
+    """A run of words that also occurs in a training dialogue: its characters, its number of words, and the dialogue."""
 
     start: int
     end: int
@@ -234,19 +240,19 @@ class Span(NamedTuple):
 
 
 class Copied(NamedTuple):
-    """What of a text stands in the training dialogues word for word."""
+    """The parts of a text that occur word for word in the training dialogues."""
 
-    ngrams: int  # of five words
-    copied: int  # of these
-    marks: list[tuple[int, int]]  # characters of the text that are copied
+    ngrams: int  # number of 5-grams
+    copied: int  # number of copied 5-grams
+    marks: list[tuple[int, int]]  # copied ranges of characters
     longest: Span | None
 
 
 def find_copies(texts: Sequence[str], training: Iterable[Sequence[str]]) -> list[Copied]:
-    """What each of `texts` has from the turns of the training dialogues, in runs of at least five words.
+    """Find the runs of at least five words that each text shares with a turn of the training dialogues.
 
-    Carlini et al. 2023, "Quantifying Memorization Across Neural Language Models", count exact repetition too, of
-    tokens; words are what a reader sees.
+    Carlini et al. 2023, "Quantifying Memorization Across Neural Language Models", also count exact repetition, but of
+    tokens. Readers see words.
 
     Args:
         training: the turns of each dialogue.
@@ -279,15 +285,15 @@ def find_copies(texts: Sequence[str], training: Iterable[Sequence[str]]) -> list
 
 
 def common_prefix(first: Sequence[str], second: Sequence[str]) -> int:
-    """How many words two texts begin with alike."""
+    """The number of words at the start of two texts that are the same."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def marks(found: Sequence[tuple[str, int, int]], places: Iterable[int]) -> list[tuple[int, int]]:
-    """The characters of copied 5-grams that begin at `places`, those that overlap as one."""
+    """The ranges of characters of the copied 5-grams that begin at `places`, merged where they overlap."""
     merged: list[tuple[int, int]] = []
-    last = -1  # the last word that is marked
+    last = -1  # place of the last marked word
     for place in sorted(places):
         end = found[place + COPIED_WORDS - 1][2]
         if place <= last and merged:

@@ -9,7 +9,7 @@ from evaluation.run_files import EVALUATION_VERSION, number
 from settings import GenerationSettings
 from support.files import Json, without_none
 
-DAMAGED = (AttributeError, KeyError, TypeError, ValueError)  # `from_json` raises these on JSON of another form
+DAMAGED = (AttributeError, KeyError, TypeError, ValueError)  # raised by `from_json` if the JSON has a different form
 
 
 class TooFew(NamedTuple):
@@ -100,10 +100,10 @@ class Metrics:
 
     @classmethod
     def from_json(cls, values: Json) -> "Metrics":
-        """Read what `to_json` wrote; unknown metrics are ignored.
+        """Read the output of `to_json`; unknown metrics are ignored.
 
         Raises:
-            one of `DAMAGED`: `values` has another form.
+            one of `DAMAGED`: `values` has a different form.
         """
         intervals, too_small, found = values["intervals"], values["too_small"], {}
         for name in {field.name for field in fields(cls)} & values.keys():
@@ -122,7 +122,7 @@ class Metrics:
 
 
 def numbers(values: Sequence[float]) -> list[float | None]:
-    """The finite ones of `values`, and None for the others."""
+    """Replace NaN and infinity by None."""
     return list(map(number, values))
 
 
@@ -156,7 +156,7 @@ class ShownCase:
 
 @dataclass(frozen=True)
 class Overfitting:
-    """The best evaluation of a run, and the gap between training and validation part at its end."""
+    """The best evaluation of a run, and the gap between training and validation loss at its end."""
 
     best_step: int
     best_epoch: float | None
@@ -201,7 +201,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Options:
-    """The options that the metrics depend on, and the `signatures` of sacrebleu."""
+    """The options that the metrics depend on, and sacrebleu's `signatures`."""
 
     seed: int
     template: str

@@ -1,4 +1,4 @@
-"""The evaluation at the end of a run, and evaluate.py: what they write, agree on, and refuse."""
+"""The evaluation at the end of a run and evaluate.py: their output, their agreement, and their errors."""
 
 import json
 import math
@@ -57,7 +57,7 @@ def evaluation(folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def finished(vocabulary, tmp_path_factory) -> Path:
-    """A folder with a model, a finished run of it, and other conversations."""
+    """A folder with a model, a finished run that started from it, and other conversations."""
     folder = tmp_path_factory.mktemp("finished")
     base = write_layout(tiny_reference(), vocabulary, folder / "base", "bare")
     done = run_in(folder, "finetune.py", "--model", base, *QUICK, "--run-dir", "runs/first")
@@ -68,13 +68,13 @@ def finished(vocabulary, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def work_in(finished, work) -> Path:
-    """The finished run and its surroundings, copied to where commands are run."""
+    """A copy of the `finished` folder in which commands run."""
     shutil.copytree(finished, work, dirs_exist_ok=True)
     return work
 
 
 class TestTheEndOfARun:
-    def test_everything_is_measured_before_and_after(self, finished):
+    def test_a_run_measures_every_metric_before_and_after_training(self, finished):
         run = finished / "runs" / "first"
         found = evaluation(run)
         base, model, true = (found["metrics"][name] for name in ("base", "model", "true_replies"))
@@ -90,7 +90,7 @@ class TestTheEndOfARun:
         for name in ("loss.png", "context_use.png", "report.html"):
             assert (run / name).stat().st_size > 1000
 
-    def test_the_losses_are_those_of_the_training(self, finished):
+    def test_the_losses_equal_those_of_the_training(self, finished):
         run = finished / "runs" / "first"
         found, losses = evaluation(run)["metrics"], logged(run, "val_loss")
         assert found["base"]["loss"] == pytest.approx(losses[0], rel=1e-6)
@@ -101,7 +101,7 @@ class TestTheEndOfARun:
         assert low < found["model"]["loss"] < high
         assert evaluation(run)["overfitting"]["last_val_loss"] == losses[-1]
 
-    def test_the_cases_are_those_of_the_output(self, finished):
+    def test_the_cases_equal_those_of_the_output(self, finished):
         run = finished / "runs" / "first"
         output = json.loads((run / "generated_conversations.json").read_text(encoding="utf-8"))
         for case, texts in zip(evaluation(run)["cases"], output, strict=True):
@@ -110,17 +110,17 @@ class TestTheEndOfARun:
             assert case["model_response"][0]["text"] in texts["model_response"]
             assert all("copied" in turn for turn in case["model_response"] + case["base_response"])
 
-    def test_what_is_printed_ends_with_the_main_numbers_and_the_findings(self, command, work, model_folder):
+    def test_a_run_prints_the_main_metrics_and_the_findings(self, command, work, model_folder):
         done = command("finetune.py", "--model", model_folder, *QUICK, "--run-dir", "run")
         assert done.returncode == 0, done.stderr
         found = evaluation(work / "run")
         table = done.stdout[done.stdout.index("base model") :]
         assert f"{found['metrics']['model']['loss']:.3f}" in table
         assert all(finding in table for finding in found["findings"])
-        assert "3 dialogues are few" in found["findings"][-1]
+        assert "only 3 dialogues were measured" in found["findings"][-1]
 
     @pytest.mark.slow
-    def test_gone_on_with_a_damaged_base_is_measured_anew(self, command, work, model_folder):
+    def test_a_resumed_run_measures_a_damaged_base_again(self, command, work, model_folder):
         options = ("--model", model_folder, *QUICK, "--keep-checkpoint", "--run-dir", "run")
         assert command("finetune.py", *options).returncode == 0
         base = evaluation(work / "run")["metrics"]["base"]
@@ -132,7 +132,7 @@ class TestTheEndOfARun:
         assert found["model"]["loss"] == pytest.approx(logged(work / "run", "val_loss")[-1], rel=1e-6)
 
     @pytest.mark.slow
-    def test_adapters_speaker_tokens_and_a_test_part(self, command, work, model_folder):
+    def test_a_run_with_adapters_speaker_tokens_and_a_test_part_is_measured(self, command, work, model_folder):
         options = ("--lora-rank", 2, "--template", "tokens", "--split", "50/20/30", "--learn", "Bob")
         done = command("finetune.py", "--model", model_folder, *QUICK, *options, "--run-dir", "run")
         assert done.returncode == 0, done.stderr
@@ -144,7 +144,7 @@ class TestTheEndOfARun:
             logged(work / "run", "val_loss")[0], rel=1e-6
         )
         assert all(len(case["model_response"]) == 1 for case in found["cases"])
-        # The merged model, and the base without a row for the new tokens, give the same once more.
+        # The merged model, and the base without rows for the new tokens, give the same numbers.
         done = command("evaluate.py", "run", "--report-dir", "again")
         assert done.returncode == 0, done.stderr
         for name in ("base", "model"):
@@ -154,7 +154,7 @@ class TestTheEndOfARun:
 
 
 class TestEvaluate:
-    def test_a_run_measured_once_more(self, command, work_in):
+    def test_evaluating_a_run_again_gives_the_same_numbers(self, command, work_in):
         run = work_in / "runs" / "first"
         before, page = evaluation(run), (run / "report.html").read_bytes()
         (run / "evaluation.json").unlink()
@@ -165,14 +165,14 @@ class TestEvaluate:
         after = evaluation(run)
         for name, column in before["metrics"].items():
             for key, value in column.items():
-                if isinstance(value, float) and not key.startswith("context_use"):  # of more replies
+                if isinstance(value, float) and not key.startswith("context_use"):  # measured on more replies
                     assert after["metrics"][name][key] == pytest.approx(value, rel=1e-5, abs=1e-9), (name, key)
         assert (before["data"]["replies"], after["data"]["replies"]) == (3, 6)
         assert after["cases"] == before["cases"]
         assert after["overfitting"] == before["overfitting"]
         assert len(page) == pytest.approx(len((run / "report.html").read_bytes()), rel=0.05)
 
-    def test_other_conversations(self, command, work_in):
+    def test_a_run_is_measured_on_other_conversations(self, command, work_in):
         done = command("evaluate.py", "runs/first", "--data", "others.json", "--base", "base", "--cases", 1)
         assert done.returncode == 0, done.stderr
         assert (
@@ -189,7 +189,7 @@ class TestEvaluate:
         assert (work_in / "runs" / "first-evaluation-1" / "report.html").exists()
         assert sorted(path.name for path in (work_in / "runs").iterdir()) == ["first", "first-evaluation-1"]
 
-    def test_a_model_folder(self, command, work_in):
+    def test_a_model_folder_is_measured_without_a_base(self, command, work_in):
         done = command("evaluate.py", "base", "--data", "others.json", "--report-dir", "deep/er", "--dialogues", 5)
         assert done.returncode == 0, done.stderr
         found = evaluation(work_in / "deep" / "er")
@@ -238,14 +238,14 @@ class TestEvaluate:
             (["runs/first", "--max-length", "5000"], "--max-length 5000: the model has 128 positions"),
         ],
     )
-    def test_mistakes(self, command, work_in, arguments, message):
+    def test_a_mistake_is_one_error_and_writes_nothing(self, command, work_in, arguments, message):
         before = written(work_in)
         assert message in refused(command("evaluate.py", *arguments))
         assert written(work_in) == before
 
     @pytest.mark.slow
-    def test_conversations_that_it_was_trained_on_are_left_out(self, command, work_in):
-        """A copy of the run's own file, and its model's folder by name."""
+    def test_training_conversations_are_left_out(self, command, work_in):
+        """Measure the run's model folder on a copy of the run's data file."""
         shutil.copy(PROJECT / "llm_train_text.json", work_in / "copy.json")
         done = command("evaluate.py", "runs/first/model", "--data", "copy.json", "--base", "none")
         assert done.returncode == 0, done.stderr
@@ -262,7 +262,7 @@ class TestEvaluate:
         assert "start it without torchrun" in refused(command("evaluate.py", WORLD_SIZE="2"))
 
     @pytest.mark.parametrize(("value", "where"), [(np.nan, "huge/model.safetensors: wte.weight"), (1e38, "huge: ")])
-    def test_a_model_of_no_numbers_is_named_and_not_measured(self, command, work, vocabulary, value, where):
+    def test_a_model_with_nan_or_huge_weights_is_refused(self, command, work, vocabulary, value, where):
         reference = tiny_reference()
         torch.nn.init.constant_(reference.transformer.wte.weight, value)
         write_layout(reference, vocabulary, work / "huge", "bare")
@@ -271,7 +271,7 @@ class TestEvaluate:
         assert where in refused(command("evaluate.py", "huge", "--data", "others.json"))
         assert written(work) == before
 
-    def test_a_damaged_folder_is_named(self, command, work_in):
+    def test_an_error_names_the_damaged_file(self, command, work_in):
         run = work_in / "runs" / "first"
         dialogue = json.loads((run / "model" / "dialogue.json").read_text())
         for change in (
@@ -295,7 +295,7 @@ class TestEvaluate:
             (run / "settings.json").write_text(json.dumps(changed))
             assert f"({name} is {value!r})" in refused(command("evaluate.py"))
 
-    def test_runs_that_are_none_or_not_finished_or_of_other_data(self, command, work_in):
+    def test_a_changed_or_unfinished_run_is_refused(self, command, work_in):
         run = work_in / "runs" / "first"
         settings = json.loads((run / "settings.json").read_text())
         shutil.copy(settings["data"]["paths"][0], work_in / "data.json")
@@ -322,7 +322,7 @@ def make_subject(dialogues: list[Dialogue], template: str = "prompt"):
     return model, choose_subject(data, None, CPU, Scope(512, 100, 100, 3, generation, 1))
 
 
-def test_empty_replies_are_counted_and_break_nothing(tmp_path, capsys):
+def test_an_evaluation_counts_empty_replies(tmp_path, capsys):
     model, subject = make_subject(bundled_dialogues()[:4])
     column = measure_column(Decoder(model), subject, whole=True)
     silent = [case._replace(written=(Turn("Bob", ""),)) for case in column.written]
@@ -331,22 +331,22 @@ def test_empty_replies_are_counted_and_break_nothing(tmp_path, capsys):
     assert found["empty_replies"] == len(silent)
     assert (found["distinct_1"], found["self_bleu"], found["repetition"], found["word_f1"]) == (None, None, None, 0)
     assert set(found["too_small"]) >= {"distinct_1", "distinct_2", "self_bleu", "repetition"}
-    assert f"{len(silent)} of its replies are empty" in capsys.readouterr().out
+    assert f"empty replies: {len(silent)}" in capsys.readouterr().out
     assert (tmp_path / "report.html").exists()
 
 
-def test_one_dialogue_says_what_is_too_few(tmp_path):
+def test_an_evaluation_of_one_dialogue_says_why_metrics_are_missing(tmp_path):
     model, subject = make_subject(bundled_dialogues()[:1])
     write_evaluation({"model": measure_column(Decoder(model), subject)}, ORIGIN, subject, tmp_path, None)
     found = evaluation(tmp_path)["metrics"]["model"]
     assert found["context_use_of_other_history"] is None
     assert found["hits_at_1"] is None
-    assert "needs 9 other replies to choose from, there are 0" in found["too_small"]["hits_at_1"]
+    assert "needs 9 other replies, but there are 0" in found["too_small"]["hits_at_1"]
     assert "loss" not in found["intervals"]
     assert found["loss"] > 0
 
 
-def test_a_column_is_the_same_from_its_file():
+def test_a_column_survives_its_file_unchanged():
     model, subject = make_subject(bundled_dialogues()[:3])
     column = measure_column(Decoder(model), subject)
     again = Column.from_json(json.loads(json.dumps(column.to_json())))
@@ -354,7 +354,7 @@ def test_a_column_is_the_same_from_its_file():
     assert compare({"model": again}, subject) == compare({"model": column}, subject)
 
 
-def test_a_metric_that_is_no_number_is_null_in_its_file():
+def test_a_nan_metric_is_null_in_its_file():
     nan = Estimate(math.nan, [math.nan, 1.0])
     values = Metrics(loss=Estimate(2.0), bits_per_byte=nan, loss_by_turn={"1": nan}, mrr=TooFew("more")).to_json()
     again = json.loads(json.dumps(values, allow_nan=False))
@@ -364,7 +364,7 @@ def test_a_metric_that_is_no_number_is_null_in_its_file():
     assert Metrics.from_json(again).too_small() == {"mrr": "more"}
 
 
-def test_a_model_whose_losses_are_no_numbers_is_not_measured():
+def test_a_model_with_infinite_logits_is_not_measured():
     model, subject = make_subject(bundled_dialogues()[:3])
     written = measure_column(Decoder(model), subject).written
     torch.nn.init.constant_(model.wte.weight, 1e38)
@@ -424,32 +424,31 @@ class TestFindings:
             overfitting=measure_overfitting(losses),
         )
 
-    def test_what_numbers_support(self):
+    def test_findings_state_the_conclusions_that_numbers_support(self):
         losses = self.losses(2.5, 2.2, 1.9, 1.95, 2.0)
         assert find_out(self.evaluation(losses), losses) == [
-            "validation loss was lowest after epoch 2 (1.900), and higher at all 2 evaluations since: --keep"
-            " best keeps better weights",
-            "the gap between training and validation loss grew from -0.500 to 1.000: some of what it learned holds for"
-            " the training conversations alone",
-            "fine-tuning lowered the loss on these conversations from 2.500 to 2.000: by 0.500 [0.400, 0.600]",
-            "what was said before is worth 0.500 nats a token to a reply [0.400, 0.600], 80% of it by the last turn"
-            " alone; 0.300 [0.200, 0.400] more than another dialogue's history",
-            "it finds the true reply among others in 40% of the cases [30%, 50%], chance 5%",
-            "31% of the generated 5-grams stand in the training data (of the true replies' 2%); the longest copy has 12"
-            " words, from training dialogue 4",
+            "validation loss was lowest after epoch 2 (1.900) and higher in the 2 evaluations since: --keep"
+            " best would keep better weights",
+            "the gap between training and validation loss grew from -0.500 to 1.000: the model is starting to overfit",
+            "fine-tuning lowered the loss on these conversations from 2.500 to 2.000, by 0.500 [0.400, 0.600]",
+            "the dialogue so far lowers the loss of a reply by 0.500 nats per token [0.400, 0.600], 80% of it with the"
+            " last turn alone; that is 0.300 [0.200, 0.400] more than another dialogue's history does",
+            "the model picks the true reply among others 40% of the time [30%, 50%]; chance is 5%",
+            "31% of the generated 5-grams occur in the training data (true replies: 2%); the longest copy has 12 words,"
+            " from training dialogue 4",
         ]
 
-    def test_what_they_leave_open(self):
+    def test_findings_state_the_questions_that_numbers_leave_open(self):
         losses = self.losses(2.5, 2.4, train=(2.5, 2.4))
         intervals = {"context_use": [-0.1, 0.6], "hits_at_1": [0.0, 0.5], "loss_change": [-0.6, 0.1]}
         found = find_out(self.evaluation(losses, intervals=intervals, empty_replies=1.0, repetition=0.3), losses)
         assert "which may be chance: -0.500 [-0.600, 0.100]" in found[0]
-        assert found[1].startswith("whether it uses what was said before can't be told")
-        assert found[2].endswith("which may be chance")
-        assert found[3] == "1 of its replies are empty"
-        assert found[4].startswith("it repeats itself: 30%")
+        assert found[1].startswith("it is unclear whether the model uses the dialogue so far")
+        assert found[2].endswith("so it may be guessing")
+        assert found[3] == "empty replies: 1"
+        assert found[4].startswith("the model repeats itself: 30%")
 
-    def test_the_evaluation_that_was_kept_is_the_last(self):
+    def test_the_kept_evaluation_counts_as_the_last(self):
         losses = self.losses(2.5, 1.9, 2.0, 2.1)
         losses.kept_step, losses.kept_train_set = 10, 1.5
         found = measure_overfitting(losses)
@@ -457,19 +456,19 @@ class TestFindings:
         assert (found.best_step, found.last_val_loss) == (10, 1.9)
         assert found.gap == pytest.approx(0.4)
         assert find_out(self.evaluation(losses), losses)[0] == (
-            "validation loss was lowest after epoch 1 (1.900); these weights are kept, which flatters this loss a"
-            " little (--split 80/10/10 measures on a test part)"
+            "validation loss was lowest after epoch 1 (1.900); these weights are kept, so this loss is slightly"
+            " optimistic (--split 80/10/10 measures on a separate test part)"
         )
 
-    def test_without_a_training_there_is_nothing_to_say_about_it(self):
+    def test_findings_say_nothing_about_training_without_one(self):
         losses = read_losses([])
         assert measure_overfitting(losses) is None
         assert find_out(self.evaluation(losses), losses)[0].startswith("fine-tuning")
 
-    def test_the_short_table(self):
+    def test_the_short_table_has_only_measured_metrics(self):
         table = short_table({"model": Metrics(loss=Estimate(2.0, [1.5, 2.5]))})
         assert table[0] == ""
         assert table[1].split() == ["the", "model"]
         assert table[2].startswith("Loss ")
         assert "2.000 (1.500 to 2.500)" in table[2]
-        assert len(table) == 3  # of the others there is nothing to show
+        assert len(table) == 3  # no rows for metrics that were not measured

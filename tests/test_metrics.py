@@ -1,4 +1,4 @@
-"""Each metric by hand, in a slow and plain way, or by who wrote it first; and those of the bundled model."""
+"""Each metric against a manual calculation, a slow and simple one, or its original implementation."""
 
 import itertools
 import math
@@ -39,19 +39,19 @@ def interval_of(estimate: metrics.Estimate | None) -> list[float]:
 
 
 def tail(dialogues: int) -> float:
-    """What is left out at each end: less than 2.5% of few (Hesterberg 2015); t as in the tables."""
+    """The share outside each end of the interval: under 2.5% for few dialogues (Hesterberg 2015); t is from tables."""
     t = {3: 4.3027, 4: 3.1824, 5: 2.7764, 10: 2.2622}[dialogues]
     return NormalDist().cdf(-math.sqrt(dialogues / (dialogues - 1)) * t)
 
 
 class TestRatio:
-    def test_the_value_is_the_sums_divided(self):
-        """Not the mean of the dialogues' means, 1.5."""
+    def test_the_value_is_a_ratio_of_sums(self):
+        """It is not the mean of the dialogues' means, 1.5."""
         assert metrics.ratio(np.array([1.0, 20.0]), np.array([1.0, 10.0]), seed=0).value == 21 / 11
 
     @pytest.mark.parametrize("dialogues", [3, 4, 7])
-    def test_of_few_dialogues_it_is_students(self, dialogues):
-        """Where all are equally long it is that of a mean, with the t of the tables."""
+    def test_few_dialogues_get_students_interval(self, dialogues):
+        """If all are equally long, it is the interval of a mean, with t from tables."""
         t = {3: 4.3027, 4: 3.1824, 7: 2.4469}[dialogues]
         losses = np.random.default_rng(dialogues).uniform(10, 90, dialogues)
         value, interval = metrics.ratio(losses, np.full(dialogues, 10.0), seed=1)
@@ -59,21 +59,21 @@ class TestRatio:
         assert value == pytest.approx(mean)
         assert interval == pytest.approx([mean - t * error, mean + t * error], rel=1e-3)
 
-    def test_a_share_stays_one(self):
+    def test_the_interval_of_a_share_stays_between_0_and_1(self):
         assert interval_of(
             metrics.ratio(np.array([0, 0, 3.0]), np.array([3.0, 3, 3]), seed=0, bounds=metrics.SHARE)
         ) == [0, 1]
 
     @pytest.mark.parametrize(("size", "least"), [(3, 0.92), (5, 0.92), (10, 0.92), (30, 0.92)])
-    def test_an_interval_holds_the_truth_about_as_often_as_it_says(self, size, least):
-        """Of 400 samples of a normal distribution; the ends of the middle 95% alone of ten would hold it in 89%."""
+    def test_an_interval_contains_the_truth_about_as_often_as_it_says(self, size, least):
+        """For 400 samples of a normal distribution. For ten dialogues, the plain middle 95% would contain it in 89%."""
         random = np.random.default_rng(size)
         samples = random.normal(1, 1, (400, size))
         intervals = [interval_of(metrics.ratio(sample, np.ones(size), seed=7, resamples=300)) for sample in samples]
         assert np.mean([low <= 1 <= high for low, high in intervals]) >= least
 
-    def test_of_many_dialogues_it_is_the_normal_one(self):
-        """500 dialogues; the variance of a ratio of means (Cochran 1977, "Sampling Techniques", section 2.11)."""
+    def test_the_interval_of_many_dialogues_equals_the_normal_one(self):
+        """For 500 dialogues, with the variance of a ratio of means (Cochran 1977, "Sampling Techniques", 2.11)."""
         random = np.random.default_rng(2)
         tokens = random.integers(5, 80, 500).astype(float)
         losses = tokens * random.normal(3, 0.5, 500)
@@ -81,29 +81,29 @@ class TestRatio:
         error = np.sqrt(((losses - value * tokens) ** 2).sum()) / tokens.sum()
         assert interval == pytest.approx([value - 1.96 * error, value + 1.96 * error], abs=0.15 * error)
 
-    def test_fewer_than_three_dialogues_have_none(self):
+    def test_fewer_than_three_dialogues_have_no_interval(self):
         for size, has in ((1, False), (2, False), (3, True)):
             assert (metrics.ratio(np.ones(size), np.ones(size), seed=0).interval is not None) == has
 
-    def test_the_seed_decides(self):
+    def test_the_seed_determines_the_interval(self):
         numbers = np.random.default_rng(4).uniform(1, 5, 20)
         found = [metrics.ratio(numbers, np.ones(20), seed).interval for seed in (5, 5, 6)]
         assert found[0] == found[1] != found[2]
 
-    def test_draws_without_a_denominator_do_not_count(self):
-        """One draw in three has only the dialogues of which nothing is counted: 0/0 is not 0, nor is it large."""
+    def test_resamples_with_a_zero_denominator_do_not_count(self):
+        """One resample in three has only dialogues with a denominator of 0: 0/0 is neither 0 nor large."""
         found = metrics.ratio(np.array([0, 0, 0, 4.0]), np.array([0, 0, 0, 2.0]), seed=0)
         assert found == (2, [2, 2])
         above, below = np.array([1, 0, 0, 0, 0, 0, 0, 4.0]), np.array([0, 0, 0, 0, 0, 0, 0, 2.0])
         low, high = interval_of(metrics.ratio(above, below, seed=0))
-        assert 2 <= low < high <= 6  # at most four of the first beside one of the last, 3 + 4 of 2: 3.5; or less
+        assert 2 <= low < high <= 6  # k draws of the first and m of the last: 2 + k / (2 * m)
 
     def test_the_tokens_of_a_dialogue_stay_together(self):
-        """20 dialogues of 50 tokens, whose losses are all but equal within each: 20 things were seen, not 1000."""
+        """20 dialogues of 50 tokens with almost equal losses are 20 independent samples, not 1000."""
         random = np.random.default_rng(7)
         dialogues = np.repeat(np.arange(20), 50)
         losses = random.normal(3, 1, 20)[dialogues] + random.normal(0, 0.01, 1000)
-        order = random.permutation(1000)  # whose token is whose does not depend on where it stands
+        order = random.permutation(1000)  # the order of the tokens does not matter
         together = Sums(dialogues[order] + 300, 0).ratio(losses[order], np.ones(1000))
         apart = metrics.ratio(losses, np.ones(1000), 0)
         assert together.value == pytest.approx(apart.value)
@@ -111,13 +111,13 @@ class TestRatio:
         whole = metrics.ratio(np.bincount(dialogues, losses), np.full(20, 50.0), 0)
         assert interval_of(together) == pytest.approx(interval_of(whole))
 
-    def test_sums_where(self):
-        """Only some of the things: a dialogue that has none of them is not drawn, one that counts for 0 is."""
+    def test_a_selection_drops_only_dialogues_without_selected_items(self):
+        """A dialogue without selected items is not resampled; one whose denominator is 0 is."""
         sums = Sums(np.array([0, 0, 1, 2]), 0)
         found = sums.ratio(np.array([1.0, 2, 3, 4]), np.array([1.0, 1, 0, 1]), np.array([True, False, True, False]))
         assert found == (4, None)  # (1 + 3) / (1 + 0)
 
-    def test_map(self):
+    def test_map_changes_the_value_and_the_interval(self):
         estimate = metrics.Estimate(0.0, [-1.0, 1.0]).map(math.exp)
         assert estimate == (1, [math.exp(-1), math.e])
         assert metrics.Estimate(1.0, None).map(math.exp) == (math.e, None)
@@ -143,51 +143,51 @@ class TestRatio:
         ("", []),
     ],
 )
-def test_words(text, expected):
+def test_a_text_is_split_into_words_in_any_script(text, expected):
     same = [unicodedata.normalize("NFC", word) for word in expected]
     assert metrics.words(text) == same
 
 
-def test_ranks():
-    """1 for the likeliest, 3 behind two likelier ones, last where all are alike; alone first."""
+def test_a_rank_counts_the_candidates_that_are_at_least_as_likely():
+    """Rank 1 if likeliest, 3 after two likelier ones, last if all are equal, 1 without others."""
     losses = [[1.0, 2, 3], [3.0, 1, 2, 4], [2.0, 2, 2, 2], [2.0, 2, 1], [5.0]]
     assert metrics.ranks(map(np.array, losses)).tolist() == [1, 3, 4, 3, 1]
 
 
-def test_a_loss_that_is_no_number_wins_no_comparison():
+def test_a_nan_loss_wins_no_comparison():
     losses = [[math.nan, 1, 2], [math.nan] * 3, [1.0, math.nan, 2]]
     assert metrics.ranks(map(np.array, losses)).tolist() == [3, 3, 2]
     assert not excludes(0, metrics.Estimate(math.nan, [math.nan, math.nan]))
 
 
 class TestDiversity:
-    def test_distinct(self):
+    def test_distinct_divides_different_ngrams_by_all_ngrams(self):
         replies = [["a", "b", "a"], ["b"], []]
         assert metrics.distinct(replies, 1) == 2 / 4
-        assert metrics.distinct(replies, 2) == 2 / 2  # (a b) and (b a); none goes from one reply into the next
+        assert metrics.distinct(replies, 2) == 2 / 2  # (a b) and (b a); no 2-gram spans two replies
         assert metrics.distinct([["a", "b"], ["a", "b"]], 2) == 1 / 2
         assert metrics.distinct([["a"], ["b"]], 2) is None
         assert metrics.distinct([], 1) is None
 
     @pytest.mark.parametrize(("vocabulary", "tokens"), [(50, 20), (50, 400), (1000, 300)])
-    def test_expectation_adjusted_distinct_is_1_for_what_is_drawn_at_random(self, vocabulary, tokens):
+    def test_expectation_adjusted_distinct_is_1_for_random_tokens(self, vocabulary, tokens):
         random = np.random.default_rng(8)
         draws = random.integers(vocabulary, size=(400, tokens))
         found = [metrics.expectation_adjusted_distinct(np.array_split(draw, 3), vocabulary) for draw in draws.tolist()]
         assert np.mean(np.array(found)) == pytest.approx(1, abs=0.01)
 
-    def test_expectation_adjusted_distinct_by_hand(self):
-        """4 different of 5; of 10 tokens five draws are expected to give 10 (1 - 0.9⁵) = 4.0951."""
+    def test_expectation_adjusted_distinct_equals_a_manual_calculation(self):
+        """4 of 5 tokens are different; 5 draws out of 10 are expected to give 10 (1 - 0.9⁵) = 4.0951."""
         assert metrics.expectation_adjusted_distinct([[1, 2, 3], [3, 4]], 10) == pytest.approx(4 / 4.0951)
         assert metrics.expectation_adjusted_distinct([[], []], 10) is None
 
-    def test_repetition(self):
+    def test_repetition_counts_4_grams_that_occurred_before(self):
         assert metrics.repetition(["a", "b", "c", "d"]) == (0, 1)
         assert metrics.repetition(["a", "b", "c", "d", "a", "b", "c", "d"]) == (1, 5)
         assert metrics.repetition(["no", "no", "no", "no", "no", "no"]) == (2, 3)
         assert metrics.repetition(["a", "b", "c"]) == (0, 0)
 
-    def test_self_bleu(self):
+    def test_self_bleu_is_the_mean_bleu_against_the_other_replies(self):
         replies = ["I am fine, thank you.", "Yes.", "I am fine, and you?", "You are late!", "We go to the zoo. "]
         scores = [
             sacrebleu.sentence_bleu(reply, [other for other in replies if other != reply], use_effective_order=True)
@@ -200,21 +200,21 @@ class TestDiversity:
         assert metrics.self_bleu(["", "…", "One is not enough.", "🙂"]) is None
         assert metrics.self_bleu(["...", *replies, ""]) == metrics.self_bleu(replies)
 
-    def test_self_bleu_of_many_takes_a_hundred_of_all_places(self):
+    def test_self_bleu_of_many_replies_takes_at_most_100_evenly_spaced(self):
         replies = [f"{'same old' if number % 3 else 'new'} text {number}" for number in range(300)]
         assert metrics.self_bleu(replies) == metrics.self_bleu(replies[::3])
         assert metrics.self_bleu(replies[:101]) == metrics.self_bleu(replies[:101:2])
 
 
 class TestLikeness:
-    def test_word_f1(self):
-        """The words in common, each as often as both have it."""
+    def test_word_f1_counts_shared_words(self):
+        """Each word counts as often as both texts have it."""
         assert metrics.word_f1(["a", "a", "b"], ["a", "b", "b", "c"]) == pytest.approx(2 * (2 / 3) * (2 / 4) / (7 / 6))
         assert metrics.word_f1(["a"], ["a"]) == 1
         assert metrics.word_f1(["a"], ["b"]) == metrics.word_f1([], ["b"]) == metrics.word_f1(["a"], []) == 0
         assert metrics.word_f1([], []) == 1
 
-    def test_bleu_and_chrf_are_sacrebleus(self):
+    def test_bleu_and_chrf_equal_sacrebleus(self):
         random = np.random.default_rng(9)
         true = [" ".join(random.choice(list("abcdefgh"), 12)) for _ in range(30)]
         replies = [" ".join(word if random.random() < 0.7 else "x" for word in text.split()) for text in true]
@@ -223,7 +223,7 @@ class TestLikeness:
             value, (low, high) = estimates[name].value, interval_of(estimates[name])
             assert value == score(replies, [true]).score
             assert low < value < high
-            # Its own bootstrap, of replies with their references, a draw at a time.
+            # A plain bootstrap of replies with their references, one resample at a time.
             draws = [random.integers(30, size=30) for _ in range(300)]
             scores = [score([replies[n] for n in draw], [[true[n] for n in draw]]).score for draw in draws]
             assert high - low == pytest.approx(np.ptp(np.quantile(scores, [0.025, 0.975])), rel=0.25)
@@ -236,7 +236,7 @@ class TestLikeness:
         assert all(estimate.interval is None for estimate in estimates.values())
 
 
-# Pieces of one alphabet behind each other: texts that have runs of many lengths in common, side by side too.
+# Concatenated pieces of one alphabet: such texts share runs of many lengths, some of them adjacent.
 piece = st.tuples(st.integers(0, 6), st.integers(4, 9)).map(
     lambda piece: list("abcdefghijklmno"[piece[0] :][: piece[1]])
 )
@@ -252,7 +252,7 @@ def write(text: tuple[list[str], list[str]]) -> str:
 class TestCopies:
     @settings(max_examples=200, deadline=None)
     @given(texts=st.lists(punctuated, max_size=3), training=st.lists(st.lists(said, max_size=3), max_size=3))
-    def test_equals_a_search_for_every_run(self, texts, training):
+    def test_copies_equal_those_of_an_exhaustive_search(self, texts, training):
         found = metrics.find_copies(list(map(write, texts)), [[" ".join(turn) for turn in each] for each in training])
         for (words, _), copied, text in zip(texts, found, map(write, texts), strict=True):
             turns = [(number, turn) for number, turns in enumerate(training, 1) for turn in turns]
@@ -269,12 +269,12 @@ class TestCopies:
             ]
             fives = [start for start, end in runs if end - start == COPIED_WORDS]
             covered = {place for start in fives for place in range(start, start + COPIED_WORDS)}
-            places = [place for place, letter in enumerate(text) if letter.isalpha()]  # a word is a letter here
+            places = [place for place, letter in enumerate(text) if letter.isalpha()]  # each word is a letter
             marked = [place for place, at in enumerate(places) if any(a <= at < b for a, b in copied.marks)]
             assert copied.ngrams == max(0, len(words) - COPIED_WORDS + 1)
             assert copied.copied == len(fives)
             assert set(marked) == covered
-            # Runs that only touch are two: nobody said them in one.
+            # Adjacent runs that don't overlap stay two marks.
             assert len(copied.marks) == sum(not {start - n for n in range(1, 5)} & set(fives) for start in fives)
             assert all(text[a].isalpha() and text[b - 1].isalpha() for a, b in copied.marks)
             longest = max((end - start for start, end in runs), default=0)
@@ -287,7 +287,7 @@ class TestCopies:
                 assert dialogue in holders(run)
                 assert dialogue == min(itertools.chain(*same))
 
-    def test_not_across_the_end_of_a_turn(self):
+    def test_a_copy_does_not_span_two_turns(self):
         text = ["one two three four five"]
         assert metrics.find_copies(text, [["one two three", "four five"], ["four five one two three"]])[0].copied == 0
         assert metrics.find_copies(text, [["zero one two three four five six"]])[0] == Copied(
@@ -301,13 +301,13 @@ class TestCopies:
         assert [text[a:b] for a, b in found.marks] == ["I DON’T know, what to say"]
         assert found.longest == (7, 32, 6, 2)
 
-    def test_two_runs_with_a_word_between_are_two_marks(self):
+    def test_two_runs_with_a_word_between_them_are_two_marks(self):
         text = "a b c d e X f g h i j"
         (found,) = metrics.find_copies([text], [["f g h i j"], ["a b c d e"]])
         assert [text[a:b] for a, b in found.marks] == ["a b c d e", "f g h i j"]
-        assert found.longest == (12, 21, 5, 1)  # the first of two that are as long
+        assert found.longest == (12, 21, 5, 1)  # the first in the training dialogues, if several are equally long
 
-    def test_chinese(self):
+    def test_copies_are_found_in_chinese(self):
         (found,) = metrics.find_copies(["他说我们明天走。"], [["我们明天走吧"]])
         assert (found.ngrams, found.copied, found.marks) == (3, 1, [(2, 7)])
 
@@ -349,7 +349,7 @@ def bootstrap(above: list[float], below: list[float]) -> list[float]:
 
 
 class TestLikelihood:
-    def test_the_loss_is_that_of_the_training_loop(self, bundled):
+    def test_the_loss_equals_that_of_the_training_loop(self, bundled):
         model, conversations = bundled
         subject = make_subject(conversations, [7, 8, 9])
         found = measure(model, subject)
@@ -360,12 +360,12 @@ class TestLikelihood:
         assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
         assert found["intervals"]["perplexity"] == pytest.approx(np.exp(found["intervals"]["loss"]).tolist())
         assert found["hits_at_1"] is found["mrr"] is found["chance_hits_at_1"] is None
-        assert found["too_small"]["mrr"] == "needs 9 other replies to choose from, there are 4"
+        assert found["too_small"]["mrr"] == "needs 9 other replies, but there are 4"
         assert set(found["loss_by_part"]["val"]["intervals"]) == {"loss", "perplexity", "bits_per_byte"}
 
     @pytest.mark.parametrize("learn", ["all", "Bob"])
-    def test_bits_per_byte_from_the_bytes_of_the_text(self, learn, bundled):
-        """By transformers; of a dialogue's first token there is no loss, nor its bytes. Bob's texts end in a mark."""
+    def test_bits_per_byte_equal_those_of_transformers(self, learn, bundled):
+        """A dialogue's first token has no loss, so its bytes do not count. Bob's texts include their stop."""
         model, _ = bundled
         reference, dialogues = GPT2LMHeadModel.from_pretrained(BUNDLED, dtype=torch.float32), bundled_dialogues()
         dialogues[0] = Dialogue((Turn("Alex", "Größe?"), Turn("Bob", "Übergröße 🙂, 大")))  # bytes are not letters
@@ -389,7 +389,7 @@ class TestLikelihood:
         assert found["bits_per_byte"] == pytest.approx(sum(bits) / sum(sizes), rel=1e-5)
         assert found["intervals"]["bits_per_byte"] == pytest.approx(bootstrap(bits, sizes), rel=0.02)
 
-    def test_speakers_and_turns_weighted_by_their_tokens_give_all(self, bundled):
+    def test_the_losses_by_speaker_and_by_turn_add_up_to_the_loss(self, bundled):
         model, _ = bundled
         renderer, dialogues = bundled[1].renderer, bundled_dialogues()
         long = Dialogue(tuple(turn for dialogue in dialogues for turn in dialogue.turns))
@@ -404,7 +404,7 @@ class TestLikelihood:
                 size = len(encode(text)) + ending
                 tokens[speaker] += size
                 by_turn[str(place + 1) if place < 20 else "21+"] += size
-        # The same tokens as those learned by a model of the same weights, if only texts are learned.
+        # Learn only the texts, so that the training loop counts the same tokens.
         conversations.learned = np.zeros(len(conversations.tokens), bool)
         for start, end in zip(*conversations.turn_spans(), strict=True):
             conversations.learned[start:end] = True
@@ -415,8 +415,8 @@ class TestLikelihood:
             assert total / sum(sizes.values()) == pytest.approx(expected, rel=1e-5)
         assert found["loss_by_speaker"]["Alex"] != pytest.approx(found["loss_by_speaker"]["Bob"], rel=1e-3)
 
-    def test_context_use_by_hand(self, bundled):
-        """Of one dialogue: the losses of its two replies without and with what was said before, by transformers."""
+    def test_context_use_equals_a_calculation_with_transformers(self, bundled):
+        """For one dialogue: the losses of its two replies with and without history."""
         model, conversations = bundled
         found = measure(model, make_subject(conversations, [3]))
         reference = GPT2LMHeadModel.from_pretrained(BUNDLED, dtype=torch.float32)
@@ -437,11 +437,11 @@ class TestLikelihood:
         assert worth["1"] == pytest.approx((sums["none"] - sums["1"]) / count, abs=1e-4)
         assert worth["2"] == worth["4"] == worth["all"] == found["context_use"]
         assert found["context_use_of_other_history"] is None
-        assert found["too_small"]["context_use_of_other_history"] == "needs two dialogues, there is one"
-        assert not found["intervals"].get("context_use"), "one dialogue says nothing about others"
+        assert found["too_small"]["context_use_of_other_history"] == "needs two dialogues, but there is one"
+        assert not found["intervals"].get("context_use"), "one dialogue has no interval"
 
-    def test_nothing_that_answers(self, bundled):
-        """Learned is only what opens the dialogues."""
+    def test_context_metrics_need_a_learned_turn_that_answers(self, bundled):
+        """Only the opening turns are learned."""
         model, _ = bundled
         pairs = [Dialogue(dialogue.turns[:2]) for dialogue in bundled_dialogues()]
         conversations = Conversations.of(bundled[1].renderer, pairs, learn="Alex")
@@ -449,18 +449,20 @@ class TestLikelihood:
         assert found["loss"] > 0
         for name in ("context_use", "context_use_of_other_history", "hits_at_1", "mrr"):
             assert found[name] is None
-            assert "needs a turn that answers something" in found["too_small"][name]
+            assert "needs a turn that answers another" in found["too_small"][name]
 
     @pytest.mark.slow
-    def test_what_was_learned_from_conversations_shows(self, bundled):
-        """The bundled model gains by what was said before, most by what was said in the very dialogue; random weights
-        gain nothing. (Of 95% intervals some miss: two of three must do.)"""
+    def test_a_trained_model_uses_context_and_random_weights_do_not(self, bundled):
+        """The bundled model gains from a history, and most from the reply's own; random weights gain nothing.
+
+        Some 95% intervals miss, so two of three must contain 0.
+        """
         model, conversations = bundled
         subject = make_subject(conversations, range(10))
         trained = measure(model, subject)
         assert trained["intervals"]["context_use"][0] > 0
         assert trained["context_use"] > trained["context_use_of_other_history"]
-        by_chance = sum(1 / rank for rank in range(1, 20)) / 19  # 18 other turns, of other dialogues
+        by_chance = sum(1 / rank for rank in range(1, 20)) / 19  # among 18 turns of other dialogues
         assert trained["chance_hits_at_1"] == pytest.approx(1 / 19)
         assert trained["mrr"] > 1.3 * by_chance
         histories, intervals = make_histories(conversations, subject.replies, 512, 0), []
