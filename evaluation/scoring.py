@@ -1,7 +1,6 @@
-"""How likely a model finds what was said: each token, each reply under other histories, and other replies in its place.
+"""Token losses of a model: for whole dialogues, for replies after other histories, and for other candidate replies.
 
-Everything here is a negative log-likelihood in nats, computed as in training: the same tokens, under the same
-autocast.
+All losses are negative log-likelihoods in nats, computed as in training: on the same tokens, under the same autocast.
 """
 
 import contextlib
@@ -18,13 +17,13 @@ from dialogues.conversations import Conversations
 from gpt_model import GPTModel, KVCache
 from talking.generation import check_finite, pad_left
 
-HISTORIES = {"none": 0, "1": 1, "2": 2, "4": 4, "all": None}  # how many turns before a reply the model sees
-OTHERS = 19  # turns that a reply is ranked among
-COPYING = 8  # tokens of a context to be copied take the room of one to be computed
+HISTORIES = {"none": 0, "1": 1, "2": 2, "4": 4, "all": None}  # turns that the model sees before a reply
+OTHERS = 19  # other replies to rank a reply among
+COPYING = 8  # copying this many context tokens takes as much memory as computing one
 
 
 class Scorer(NamedTuple):
-    """A model, and what it computes in."""
+    """A model and its autocast."""
 
     model: GPTModel
     autocast: Callable[[], contextlib.AbstractContextManager[object]]
@@ -32,7 +31,7 @@ class Scorer(NamedTuple):
 
     @torch.inference_mode()
     def token_losses(self, examples: Sequence[Example], what: str) -> list[np.ndarray]:
-        """The loss of each learned token of each example. `what` is computed stands beside the progress bar."""
+        """The loss of each learned token of each example; `what` is the label of the progress bar."""
         self.model.eval()
         losses = [np.zeros(0)] * len(examples)
         with progress(what, len(examples)) as bar:
@@ -49,9 +48,9 @@ class Scorer(NamedTuple):
     def continuation_losses(
         self, contexts: Sequence[list[int]], continuations: Sequence[Sequence[list[int]]], what: str
     ) -> list[list[np.ndarray]]:
-        """The losses of the tokens of each of the continuations of each context, which is computed once for all.
+        """The token losses of each continuation of each context; a context is computed once for all its continuations.
 
-        A context has at least one token; with a continuation it may be one longer than there are positions.
+        A context has at least one token. With a continuation it may have one token more than the model has positions.
         """
         self.model.eval()
         for context, branches in zip(contexts, continuations, strict=True):
@@ -63,7 +62,7 @@ class Scorer(NamedTuple):
                 with self.autocast():
                     cache = KVCache(self.model.config, padding, ids.size(1))
                     self.model(ids, cache=cache)
-                # What goes on from any of these contexts, in batches of similar length.
+                # Batch the continuations of all these contexts by length.
                 places = [
                     (row, place) for row, number in enumerate(numbers) for place in range(len(continuations[number]))
                 ]
@@ -79,7 +78,7 @@ class Scorer(NamedTuple):
         return losses
 
     def branch_losses(self, cache: KVCache, rows: Sequence[int], branches: Sequence[list[int]]) -> list[np.ndarray]:
-        """The losses of the tokens of each branch after its first, where `branches[b]` goes on from row `rows[b]`."""
+        """The losses of each branch's tokens after the first, where `branches[b]` continues the context `rows[b]`."""
         examples = [Example(np.array(branch), np.arange(len(branch)) > 0) for branch in branches]
         inputs, targets = self.collate(examples)
         with self.autocast():
@@ -91,19 +90,19 @@ class Scorer(NamedTuple):
         return self.model.wpe.weight.device
 
     def collate(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
-        """(B, T) inputs and targets on the model's device, T rounded up as far as the model's positions go."""
+        """(B, T) inputs and targets on the model's device, with T rounded up, at most to the model's positions."""
         positions = self.model.config.n_positions
         inputs, targets = collate(examples, self.padding_id, lambda longest: min(round_up(longest), positions))
         return inputs.to(self.device), targets.to(self.device)
 
 
 class BranchedCache(KVCache):
-    """Keys and values of contexts, each of which goes on in several ways, for one pass over these.
+    """KV cache of contexts with several continuations each, for one forward pass over the continuations.
 
     Args:
-        cache: of the contexts, aligned at their ends.
-        rows: (B,) which of them each row goes on from.
-        n_positions: of the model. Padding behind a row may lie past them; any position does for it.
+        cache: the cache of the contexts, padded on the left.
+        rows: (B,) the context that each row continues.
+        n_positions: positions of the model. Padding on the right may lie beyond them; its positions don't matter.
     """
 
     def __init__(self, cache: KVCache, rows: Sequence[int], n_positions: int) -> None:
@@ -116,7 +115,7 @@ class BranchedCache(KVCache):
         return super().positions(T).clamp(max=self.n_positions - 1)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, H, T, D) keys and values behind those of their contexts, (B, H, S, D). Copied for one layer at a time."""
+        """Append (B, H, T, D) keys and values to those of their contexts, (B, H, S, D), copied one layer at a time."""
         keys, values = self.keys[layer, self.rows], self.values[layer, self.rows]
         return torch.cat([keys, k.to(keys.dtype)], dim=2), torch.cat([values, v.to(values.dtype)], dim=2)
 
@@ -134,19 +133,19 @@ def split_rows(flat: Tensor, targets: Tensor) -> list[np.ndarray]:
 
 
 def progress(what: str, total: int) -> tqdm:
-    """A bar for what takes longer than a moment."""
+    """A progress bar, which appears after two seconds."""
     return tqdm(desc=what, total=total, delay=2, leave=False, disable=None)
 
 
 class TokenLosses(NamedTuple):
-    """The learned tokens of some dialogues: their places in the tokens of all conversations, and the loss of each."""
+    """The learned tokens of some dialogues: their places among the tokens of all conversations, and their losses."""
 
     places: np.ndarray  # (tokens,)
     nats: np.ndarray  # (tokens,)
 
 
 def score_tokens(scorer: Scorer, dataset: DialogueDataset, what: str) -> TokenLosses:
-    """The loss of everything in `dataset` that a training on it would learn."""
+    """The loss of every token in `dataset` that counts in the training loss."""
     examples = [dataset[number] for number in range(len(dataset))]
     starts = dataset.spans[:, 0].tolist()
     places = [start + np.flatnonzero(learned) for start, (_, learned) in zip(starts, examples, strict=True)]
@@ -154,16 +153,17 @@ def score_tokens(scorer: Scorer, dataset: DialogueDataset, what: str) -> TokenLo
 
 
 class Reply(NamedTuple):
-    """A turn that answers something: the place of its dialogue among all conversations, and its own in the dialogue."""
+    """A turn that answers another: the place of its dialogue among all conversations, and its place in the dialogue."""
 
     dialogue: int
     turn: int
 
 
 def choose_replies(conversations: Conversations, dialogues: np.ndarray, most: int, seed: int) -> list[Reply]:
-    """At most about `most` replies, as many of each dialogue: of few dialogues all, of many one each, drawn by `seed`.
+    """Choose about `most` replies at random, by `seed`: all replies of a few dialogues, or one reply each of many.
 
-    They are of the kind that the model learns: with `--learn Bob` Bob's, of instruction data the response.
+    Each dialogue gives equally many, if it has them. Only replies that the model learns are chosen: Bob's with
+    `--learn Bob`, and the response in instruction data.
     """
     random = np.random.default_rng(seed)
     if len(dialogues) > most:
@@ -171,7 +171,7 @@ def choose_replies(conversations: Conversations, dialogues: np.ndarray, most: in
     each, replies = max(1, most // len(dialogues)), []
     for dialogue in dialogues.tolist():
         texts = conversations.texts_of(dialogue)
-        said = conversations[dialogue].turns  # decoded: a text's space has a token even where there is no text
+        said = conversations[dialogue].turns  # decoded, because the space before an empty text is a token too
         turns = np.array([turn for turn, (_, text) in enumerate(said) if turn and text], int)
         if conversations.renderer.name == "alpaca":
             turns = turns[turns == len(texts) - 1]
@@ -183,7 +183,7 @@ def choose_replies(conversations: Conversations, dialogues: np.ndarray, most: in
 
 
 class Pieces:
-    """A dialogue's tokens in the pieces of which other histories are made."""
+    """A dialogue's tokens in pieces, from which other histories are assembled."""
 
     def __init__(self, conversations: Conversations, dialogue: int) -> None:
         renderer, tokens = conversations.renderer, conversations.tokens_of(dialogue).tolist()
@@ -194,17 +194,17 @@ class Pieces:
         self.beginning = tokens[: texts[0][0] - len(self.labels[0])]  # the instruction
 
     def history(self, turn: int, recent: int | None = None) -> list[list[int]]:
-        """The `recent` turns before `turn` (none: all), each with its label."""
+        """The `recent` turns before `turn` (None: all), each with its label."""
         first = 0 if recent is None else max(0, turn - recent)
         return [self.labels[place] + self.texts[place] for place in range(first, turn)]
 
     def history_of(self, other: "Pieces", turn: int) -> list[list[int]]:
-        """What was said in another dialogue before its turn of that number, as if the speakers of this one said it."""
+        """The turns of another dialogue before its turn of the same number, with the labels of this dialogue."""
         turn = min(turn, len(other.texts) - 1)
         return [label + text for label, text in zip(self.labels[:turn], other.texts[:turn], strict=True)]
 
     def context(self, turn: int, history: Sequence[list[int]], room: int) -> list[int]:
-        """What a model sees before it says `turn`, as much as fits into `room`: older turns go first."""
+        """The tokens before the text of `turn`, cut to `room` tokens: the oldest turns are dropped first."""
         label, history = self.labels[turn], list(history)
         while history and len(self.beginning) + sum(map(len, history)) + len(label) > room:
             del history[0]
@@ -212,28 +212,28 @@ class Pieces:
 
 
 class Histories(NamedTuple):
-    """Replies under several histories.
+    """Replies after several histories.
 
     Attributes:
-        examples: each reply behind each of its histories, of which only the reply is learned.
-        places: name of a history → the example of each reply. Short dialogues have the same by several names.
+        examples: each reply after each of its histories; only the reply is learned.
+        places: name of a history → index of each reply's example. In short dialogues, several names share an example.
     """
 
     examples: list[Example]
     places: dict[str, list[int]]
 
     def sums(self, losses: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """(replies,) of each history the summed loss of each reply, from those of the examples; `tokens` their tokens.
+        """(replies,) the summed loss of each reply for each history, given the examples' losses; and their `tokens`.
 
-        By the names of `HISTORIES`; and `other`: the beginning of another dialogue, of as many turns as its own (or
-        all but the last, where that one is shorter).
+        The keys are those of `HISTORIES`, and `other`: the beginning of another dialogue, with as many turns as the
+        reply's own history (or all but the last turn of a shorter dialogue).
         """
         totals, sizes = np.array([part.sum() for part in losses]), np.array([len(part) for part in losses])
         return {name: totals[found] for name, found in self.places.items()} | {"tokens": sizes[self.places["all"]]}
 
 
 def make_histories(conversations: Conversations, replies: Sequence[Reply], positions: int, seed: int) -> Histories:
-    """Each reply under several histories, for a model of so many `positions`; by `seed` that of another dialogue."""
+    """Each reply after several histories, for a model with `positions`; `seed` decides on the other dialogue."""
     pieces = {dialogue: Pieces(conversations, dialogue) for dialogue, _ in replies}
     others = exchange(list(pieces), seed)
     known: dict[tuple[int, ...], int] = {}
@@ -257,7 +257,7 @@ def make_histories(conversations: Conversations, replies: Sequence[Reply], posit
 
 
 def exchange(dialogues: Sequence[int], seed: int) -> dict[int, int]:
-    """For each dialogue another one (itself only where it is alone)."""
+    """Assign another dialogue to each dialogue (itself if there is only one)."""
     order = np.random.default_rng(seed).permutation(np.array(dialogues)).tolist()
     return dict(zip(order, [*order[1:], order[0]], strict=True))
 
@@ -265,10 +265,10 @@ def exchange(dialogues: Sequence[int], seed: int) -> dict[int, int]:
 def make_candidates(
     conversations: Conversations, replies: Sequence[Reply], positions: int, seed: int
 ) -> tuple[list[list[int]], list[list[list[int]]]]:
-    """For each reply what comes before it; and its text, and behind it up to 19 other texts that could stand there.
+    """For each reply, its context; and its text followed by up to 19 other candidates.
 
-    These are drawn by `seed` from the replies of other dialogues; none says the same as another. Both are cut so that
-    they fit into so many `positions` of a model.
+    The candidates are drawn by `seed` from the replies of other dialogues, and all are different. Contexts and texts
+    are cut to fit a model with `positions`.
     """
     random, room = np.random.default_rng(seed), positions // 2
     pieces = {dialogue: Pieces(conversations, dialogue) for dialogue, _ in replies}

@@ -1,4 +1,4 @@
-"""Losses of tokens, of replies under other histories and of other replies: transformers' and those of renderings."""
+"""Losses of tokens, of replies after other histories and of candidate replies equal those of transformers."""
 
 import itertools
 from types import SimpleNamespace
@@ -36,14 +36,14 @@ COLOURS = ["red", "blue", "green", "black", "white", "pink", "grey", "brown", "g
 
 
 def score_candidates(scorer, conversations, replies, seed) -> list[np.ndarray]:
-    """For each reply the mean loss of a token of its text, and behind it those of the others in its place."""
+    """For each reply, the mean loss of its text's tokens, followed by those of the other candidates."""
     contexts, candidates = make_candidates(conversations, replies, scorer.model.config.n_positions, seed)
     return [np.array([part.mean() for part in parts]) for parts in scorer.continuation_losses(contexts, candidates, "")]
 
 
 @pytest.fixture(scope="module")
 def pair(vocabulary, tmp_path_factory) -> tuple[Scorer, GPT2LMHeadModel]:
-    """The same random weights here and in transformers, with 128 positions."""
+    """A model with random weights and 128 positions, and the same model in transformers."""
     reference = tiny_reference(std=0.2)
     model = load_model(write_layout(reference, vocabulary, tmp_path_factory.mktemp("model"), "bare"))[0]
     return Scorer(model, CPU.autocast, 399), reference
@@ -55,7 +55,7 @@ def tokenizer(vocabulary):
 
 
 def reference_losses(reference: GPT2LMHeadModel, tokens, learned) -> np.ndarray:
-    """The loss of each learned token of one row, by transformers, in fp32 and without padding."""
+    """The loss of each learned token of one row in transformers, in fp32 and without padding."""
     ids = torch.as_tensor(tokens).long()
     with torch.inference_mode():
         log_probabilities = reference(ids[None, :-1]).logits[0].log_softmax(dim=-1)
@@ -63,7 +63,7 @@ def reference_losses(reference: GPT2LMHeadModel, tokens, learned) -> np.ndarray:
 
 
 def small_dialogue(number: int, turns: int, instruction: str = INSTRUCTION) -> Dialogue:
-    """Three people in turn, who never say what is said elsewhere; in the third dialogue Carla begins."""
+    """Three people in turn, with texts that no other dialogue has; Carla opens the third dialogue."""
     said = [
         f"{ANIMALS[turn]} {COLOURS[number]}" + " and so on" * ((turn * 7 + number) % 4) + "." for turn in range(turns)
     ]
@@ -78,8 +78,8 @@ def small_conversations(tokenizer, template: str = "prompt", instruction: str = 
 
 
 class TestTokenLosses:
-    def test_each_is_that_of_transformers(self, pair):
-        """Rows of 2 to 129 tokens in several batches, some learned in part, one not at all."""
+    def test_each_loss_equals_that_of_transformers(self, pair):
+        """Rows of 2 to 129 tokens in several batches, learned in part, entirely or not at all."""
         scorer, reference = pair
         random = np.random.default_rng(1)
         lengths = [2, 129, 17, 18, 16, 128, 3, *random.integers(2, 130, 40).tolist()]
@@ -89,7 +89,7 @@ class TestTokenLosses:
         found = scorer.token_losses(rows, "test")
         for row, losses in zip(rows, found, strict=True):
             np.testing.assert_allclose(losses, reference_losses(reference, *row), atol=1e-4)
-        assert len(found[5]) == 127  # all but the first token, before which nothing stands
+        assert len(found[5]) == 127  # all but the first token, which has no context
         assert len(found[8]) == 0
 
     @pytest.mark.parametrize("learn", ["all", "replies", "Bob"])
@@ -112,7 +112,7 @@ class TestTokenLosses:
 
 @pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("learned", [0, 1, 15, 16, 17, EVALUATED_ROWS, EVALUATED_ROWS + 1, 3 * EVALUATED_ROWS - 5])
-def test_losses_one_by_one_sum_up_to_the_loss(learned, gradients, pair):
+def test_unreduced_losses_sum_up_to_the_loss(learned, gradients, pair):
     model, reference = pair[0].model, pair[1]
     generator = torch.Generator().manual_seed(learned)
     ids = torch.randint(400, (4, 101), generator=generator)
@@ -141,8 +141,8 @@ class TestContinuations:
                 learned = np.arange(len(context) + len(branch)) >= len(context)
                 np.testing.assert_allclose(part, reference_losses(reference, context + branch, learned), atol=1e-4)
 
-    def test_each_is_what_it_is_alone(self, pair):
-        """Contexts of 1 to 100 tokens, each with its own number of continuations, of 1 to 29 tokens."""
+    def test_each_continuation_has_the_loss_it_has_alone(self, pair):
+        """Contexts of 1 to 100 tokens, each with 1 to 20 continuations of 1 to 29 tokens."""
         random = np.random.default_rng(2)
         draw = lambda size: random.integers(400, size=size).tolist()  # noqa: E731
         contexts = [draw(size) for size in (1, 2, 17, 100, 60, 61, 33, *random.integers(1, 100, 30))]
@@ -150,8 +150,8 @@ class TestContinuations:
         continuations = [[draw(size) for size in random.integers(1, 30, count)] for count in counts]
         self.check(pair, contexts, continuations)
 
-    def test_up_to_the_last_position(self, pair):
-        """One token more than there are positions: the last is only foreseen. Short ones stand beside long ones."""
+    def test_continuations_reach_the_last_position(self, pair):
+        """They may exceed the positions by one token, which is only predicted. Long and short ones share a batch."""
         random = np.random.default_rng(3)
         contexts = [random.integers(400, size=size).tolist() for size in (1, 5, 64, 65, 100, 120, 128)]
         continuations = [
@@ -159,16 +159,16 @@ class TestContinuations:
         ]
         self.check(pair, contexts, continuations)
 
-    def test_contexts_of_one_token(self, pair):
+    def test_a_context_may_have_one_token(self, pair):
         self.check(pair, [[7], [8]], [[[1, 2, 3], [4]], [[5]]])
 
-    def test_more_than_the_positions_hold_is_refused(self, pair):
+    def test_a_continuation_beyond_the_positions_is_refused(self, pair):
         with pytest.raises(AssertionError):
             pair[0].continuation_losses([[1] * 100], [[[2] * 30]], "test")
 
 
 def shortened(renderer: Renderer, turns, turn: int, first: int, instruction: str) -> tuple[list[int], int]:
-    """The tokens of a dialogue without its turns before `first`, up to where `turn` ends; and where its text starts."""
+    """The tokens of a dialogue from its turn `first` to the end of `turn`, and the place where `turn`'s text starts."""
     tokens, texts = renderer.encode(Dialogue(tuple(turns[first : turn + 2]), instruction))
     start = texts[turn - first][0]
     if turn + 1 < len(turns):
@@ -179,7 +179,7 @@ def shortened(renderer: Renderer, turns, turn: int, first: int, instruction: str
 @pytest.mark.parametrize("instruction", [INSTRUCTION, ""])
 @pytest.mark.parametrize("template", TEMPLATES)
 class TestHistories:
-    def test_each_is_the_rendering_of_a_shorter_dialogue(self, template, instruction, tokenizer):
+    def test_a_reply_and_its_history_are_rendered_as_a_shorter_dialogue(self, template, instruction, tokenizer):
         dialogues, conversations = small_conversations(tokenizer, template, instruction)
         replies = [Reply(number, turn) for number in range(3) for turn in range(1, len(dialogues[number].turns))]
         examples, places = make_histories(conversations, replies, 10_000, seed=4)
@@ -192,9 +192,9 @@ class TestHistories:
                 example = examples[place]
                 assert example.tokens.tolist() == tokens
                 assert np.flatnonzero(example.learned).tolist() == list(range(start, len(tokens)))
-        assert len({tuple(tokens.tolist()) for tokens, _ in examples}) == len(examples), "each is computed once"
+        assert len({tuple(tokens.tolist()) for tokens, _ in examples}) == len(examples), "no example is computed twice"
 
-    def test_another_dialogues_history_has_the_own_labels(self, template, instruction, tokenizer):
+    def test_another_dialogues_history_has_the_labels_of_the_reply(self, template, instruction, tokenizer):
         dialogues, conversations = small_conversations(tokenizer, template, instruction)
         replies = [Reply(number, turn) for number in range(3) for turn in range(1, len(dialogues[number].turns))]
         examples, places = make_histories(conversations, replies, 10_000, seed=4)
@@ -202,18 +202,20 @@ class TestHistories:
         for (number, turn), place in zip(replies, places["other"], strict=True):
             own = dialogues[number].turns
             for other in range(3):
-                texts = [text for _, text in dialogues[other].turns[:-1]][:turn]  # what ends a dialogue begins none
+                texts = [text for _, text in dialogues[other].turns[:-1]][
+                    :turn
+                ]  # a dialogue's last turn is no beginning
                 said = [Turn(speaker, text) for (speaker, _), text in zip(own, texts, strict=False)]
                 turns = [*said, *own[turn:]]
                 tokens, start = shortened(conversations.renderer, turns, len(said), 0, instruction)
                 if examples[place].tokens.tolist() == tokens:
                     assert np.flatnonzero(examples[place].learned).tolist() == list(range(start, len(tokens)))
                     others[number].add(other)
-        assert all(len(found) == 1 for found in others.values()), "one other dialogue, the same for all replies"
+        assert all(len(found) == 1 for found in others.values()), "all replies of a dialogue share one other dialogue"
         assert all(number not in found for number, found in others.items())
-        assert len(set.union(*others.values())) == 3, "each serves once"
+        assert len(set.union(*others.values())) == 3, "each dialogue is used once"
 
-    def test_with_all_of_it_a_reply_is_what_it_is_in_training(self, template, instruction, tokenizer):
+    def test_a_reply_after_its_whole_history_is_the_same_as_in_training(self, template, instruction, tokenizer):
         _, conversations = small_conversations(tokenizer, template, instruction)
         trained = small_conversations(tokenizer, template, instruction, learn="Bob")[1]
         replies = [Reply(0, 1), Reply(0, 4), Reply(1, 1), Reply(2, 2)]  # all that Bob says
@@ -225,7 +227,7 @@ class TestHistories:
             learned += (trained.starts[number] + np.flatnonzero(chosen)).tolist()
         assert learned == np.flatnonzero(trained.learned).tolist()
 
-    def test_what_does_not_fit_loses_its_oldest_turns(self, template, instruction, tokenizer):
+    def test_a_history_that_does_not_fit_loses_its_oldest_turns(self, template, instruction, tokenizer):
         dialogues, conversations = small_conversations(tokenizer, template, instruction)
         turns = dialogues[0].turns
         full = len(shortened(conversations.renderer, turns, 6, 0, instruction)[0])
@@ -233,7 +235,7 @@ class TestHistories:
         for positions in range(full + 5, len(shortened(conversations.renderer, turns, 6, 6, instruction)[0]), -1):
             examples, places = make_histories(conversations, [Reply(0, 6)], positions, seed=4)
             text = len(examples[places["all"][0]].tokens[examples[places["all"][0]].learned])
-            if text >= positions // 2:  # then the reply itself is shortened, below
+            if text >= positions // 2:  # the reply itself is cut: see the next test
                 continue
             rows = (shortened(conversations.renderer, turns, 6, first, instruction)[0] for first in range(7))
             first, expected = next((n, row) for n, row in enumerate(rows) if len(row) <= positions + 1)
@@ -243,7 +245,7 @@ class TestHistories:
         assert 0 in kept
 
 
-def test_a_reply_longer_than_half_of_the_positions_loses_its_end(tokenizer):
+def test_a_reply_longer_than_half_the_positions_loses_its_end(tokenizer):
     dialogue = Dialogue((Turn("Alex", "Hm?"), Turn("Bob", "no " * 100)))
     conversations = Conversations.of(Renderer(tokenizer), [dialogue])
     examples, places = make_histories(conversations, [Reply(0, 1)], 64, seed=0)
@@ -254,7 +256,7 @@ def test_a_reply_longer_than_half_of_the_positions_loses_its_end(tokenizer):
         assert tokens[learned].tolist() == conversations.tokens_of(0)[start : start + 32].tolist()
 
 
-def test_the_sums_are_those_of_transformers(pair, tokenizer):
+def test_the_summed_losses_equal_those_of_transformers(pair, tokenizer):
     scorer, reference = pair
     dialogues, conversations = small_conversations(tokenizer)
     replies = [Reply(0, 3), Reply(0, 2)]
@@ -268,13 +270,15 @@ def test_the_sums_are_those_of_transformers(pair, tokenizer):
             expected = reference_losses(reference, tokens, np.arange(len(tokens)) >= start)
             assert sums[name][place] == pytest.approx(expected.sum(), abs=1e-3)
             assert sums["tokens"][place] == len(tokens) - start
-    assert len({round(float(sums[name][0]), 3) for name in ("none", "1", "2", "all")}) == 4  # they do differ
+    assert (
+        len({round(float(sums[name][0]), 3) for name in ("none", "1", "2", "all")}) == 4
+    )  # the histories do make a difference
     assert sums["4"].tolist() == sums["all"].tolist()
-    assert sums["other"].tolist() == sums["all"].tolist()  # a dialogue that is alone has no other
+    assert sums["other"].tolist() == sums["all"].tolist()  # a single dialogue is its own partner
 
 
 class Recorder:
-    """A scorer that only notes what it is asked."""
+    """A scorer that only records its arguments."""
 
     def __init__(self, positions: int) -> None:
         self.model = SimpleNamespace(config=SimpleNamespace(n_positions=positions))
@@ -287,7 +291,7 @@ class Recorder:
 class TestCandidates:
     @pytest.fixture
     def conversations(self, tokenizer) -> Conversations:
-        """30 dialogues, in which "Yes." and "No." are said again and again."""
+        """30 dialogues that often repeat "Yes." and "No."."""
         random = np.random.default_rng(5)
         said = ["Yes.", "No.", *(f"The {animal} is {colour}." for animal in ANIMALS[:8] for colour in COLOURS[:4])]
         texts = random.choice(said, (30, 4), p=[0.3, 0.3] + [0.4 / 32] * 32)
@@ -301,7 +305,7 @@ class TestCandidates:
         return [tuple(conversations.renderer.tokenizer.encode_ordinary(turn.text)) for turn in dialogues]
 
     @pytest.mark.parametrize("dialogues", [4, 30])
-    def test_the_true_one_comes_first_among_different_texts_of_other_dialogues(self, dialogues, conversations):
+    def test_the_true_reply_comes_before_different_texts_of_other_dialogues(self, dialogues, conversations):
         replies = [Reply(dialogue, turn) for dialogue in range(dialogues) for turn in (1, 2, 3)]
         texts, recorder = self.texts(conversations, replies), Recorder(1024)
         losses = score_candidates(recorder, conversations, replies, 6)
@@ -316,10 +320,10 @@ class TestCandidates:
             assert len(found) - 1 == min(OTHERS, len(elsewhere - {true}))
             assert context == conversations.renderer.encode_prompt(conversations[dialogue], turn)
             expected = [place + (len(text) - 1) / 2 for place, text in enumerate(found)]
-            assert means.tolist() == pytest.approx(expected)  # means over the tokens of each
+            assert means.tolist() == pytest.approx(expected)  # the mean over each text's tokens
         assert (max(map(len, losses)) == 1 + OTHERS) == (dialogues == 30)
 
-    def test_the_seed_chooses(self, conversations):
+    def test_the_seed_determines_the_candidates(self, conversations):
         replies, chosen = [Reply(dialogue, turn) for dialogue in range(30) for turn in (1, 2)], []
         for seed in (6, 6, 7):
             recorder = Recorder(1024)
@@ -327,8 +331,8 @@ class TestCandidates:
             chosen.append(recorder.continuations)
         assert chosen[0] == chosen[1] != chosen[2]
 
-    def test_where_positions_are_few_both_halves_are_cut(self, pair, tokenizer):
-        """Odd numbers of positions too: nothing asks for one that is not there."""
+    def test_contexts_and_texts_are_cut_to_fit_few_positions(self, pair, tokenizer):
+        """This holds for an odd number of positions too."""
         random = np.random.default_rng(8)
         dialogues = [
             Dialogue(
@@ -339,7 +343,7 @@ class TestCandidates:
             )
             for _ in range(6)
         ]
-        for template in TEMPLATES:  # where one token is a label, it may be all of a context
+        for template in TEMPLATES:  # if a label is one token, it may be the whole context
             conversations = Conversations.of(Renderer(tokenizer, template), dialogues)
             torch.manual_seed(0)
             model = GPTModel(GPTConfig(n_layer=1, n_head=1, n_embd=8, vocab_size=410, n_positions=41))
@@ -348,8 +352,8 @@ class TestCandidates:
             assert [len(each) for each in losses] == [11] * 12
             assert np.isfinite(losses).all()
 
-    def test_a_model_without_knowledge_is_at_chance(self, conversations, tokenizer):
-        """What is said here has nothing to do with what was said before: every rank is as likely."""
+    def test_an_untrained_model_ranks_at_chance(self, conversations, tokenizer):
+        """The replies are unrelated to their context, so every rank is equally likely."""
         random = np.random.default_rng(9)
         dialogues = [
             Dialogue(tuple(Turn(name, " ".join(random.choice(ANIMALS, 4))) for name in ("Alex", "Bob")))
@@ -363,11 +367,11 @@ class TestCandidates:
         ranks = metrics.ranks(losses)
         assert {len(each) for each in losses} == {20}
         assert (ranks == 1).mean() < 0.05 + 5 * (0.05 * 0.95 / 150) ** 0.5
-        assert ranks.mean() == pytest.approx(10.5, abs=5 * 5.77 / 150**0.5)  # 20 ranks deviate by 5.77
+        assert ranks.mean() == pytest.approx(10.5, abs=5 * 5.77 / 150**0.5)  # 5.77: standard deviation of 20 ranks
 
 
 class TestChooseReplies:
-    def test_of_few_dialogues_all_of_many_one_each(self, tokenizer):
+    def test_few_dialogues_give_all_replies_and_many_give_one_each(self, tokenizer):
         _, conversations = small_conversations(tokenizer)
         everything = [(0, turn) for turn in range(1, 7)] + [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2)]
         assert choose_replies(conversations, np.arange(3), 100, 0) == everything
@@ -380,7 +384,7 @@ class TestChooseReplies:
         found = choose_replies(conversations, np.array([0, 2]), 100, 0)
         assert {dialogue for dialogue, _ in found} == {0, 2}
 
-    def test_of_more_dialogues_than_asked_for_some(self, tokenizer):
+    def test_more_dialogues_than_replies_are_sampled_by_seed(self, tokenizer):
         conversations = Conversations.of(Renderer(tokenizer), [small_dialogue(n % 10, 5) for n in range(40)])
         chosen = [choose_replies(conversations, np.arange(40), 12, seed) for seed in (0, 0, 1)]
         assert chosen[0] == chosen[1] != chosen[2]
@@ -389,15 +393,15 @@ class TestChooseReplies:
             len({turn for seed in range(4) for _, turn in choose_replies(conversations, np.arange(40), 12, seed)}) == 4
         )
 
-    def test_only_what_is_learned(self, tokenizer):
+    def test_only_learned_replies_are_chosen(self, tokenizer):
         _, conversations = small_conversations(tokenizer, learn="Bob")
         assert choose_replies(conversations, np.arange(3), 100, 0) == [(0, 1), (0, 4), (1, 1), (2, 2)]
-        _, conversations = small_conversations(tokenizer, learn="Alex")  # who begins: what opens answers nothing
+        _, conversations = small_conversations(tokenizer, learn="Alex")  # Alex's opening turns answer nothing
         assert choose_replies(conversations, np.arange(3), 100, 0) == [(0, 3), (0, 6), (1, 3), (2, 1)]
         _, conversations = small_conversations(tokenizer, learn="replies")
         assert len(choose_replies(conversations, np.arange(3), 100, 0)) == 11
 
-    def test_of_instruction_data_the_response(self, tokenizer):
+    def test_the_reply_in_instruction_data_is_the_response(self, tokenizer):
         asked, given, response = ALPACA_SPEAKERS
         dialogues = [
             Dialogue((Turn(asked, "Spell it."), Turn(given, "freind"), Turn(response, "friend"))),
@@ -407,7 +411,7 @@ class TestChooseReplies:
         assert choose_replies(conversations, np.arange(2), 100, 0) == [(0, 2), (1, 1)]
 
     @pytest.mark.parametrize("template", TEMPLATES)
-    def test_nothing_said_is_no_reply(self, template, tokenizer):
+    def test_an_empty_turn_is_not_a_reply(self, template, tokenizer):
         silent = Dialogue((Turn("Alex", "Well?"), Turn("Bob", "")))
         dialogues = [silent, Dialogue((*silent.turns, Turn("Alex", "Hm.")))]
         conversations = Conversations.of(Renderer(tokenizer, template), dialogues)
