@@ -10,9 +10,9 @@ import time
 from typing import TYPE_CHECKING
 
 from pipeline.job import Job, RunFacts
-from pipeline.run_settings import parse_finetune_settings, read_facts
-from settings import FinetuneSettings
-from support.errors import display
+from pipeline.run_settings import as_arguments, parse_finetune_settings, read_facts
+from settings import FinetuneSettings, ModelSettings, TrainingSettings
+from support.errors import command_for, display
 from support.files import write_json
 from support.screen import lasting_screen
 
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from talking.generation import Case
 
 NEXT_STEP = """
-This was the small bundled model, for practice. GPT-2 with 355M parameters (a 1.5 GB download) writes far better:
-python finetune.py --model gpt2-medium"""
+This was the small bundled model, for practice. GPT-2 with 355M parameters (a 1.5 GB download) writes far better:"""
 
 
 def main() -> None:
@@ -77,7 +76,8 @@ def finetune(settings: FinetuneSettings, facts: RunFacts) -> None:
     seconds = time.perf_counter() - started
     display(f"\n{written}; model: {run.folder / 'model'}; report: {report}; {seconds:.0f} s in total")
     if job.source.resolve() == BUNDLED and not facts.fold:
-        display(NEXT_STEP)
+        larger = FinetuneSettings(ModelSettings("gpt2-medium"), settings.data, TrainingSettings(lora_rank=8))
+        display(NEXT_STEP, f"{command_for()} {as_arguments(larger)}")
 
 
 def complete_cases(run: "OpenRun", decoder: "Decoder") -> "list[Case]":

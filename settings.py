@@ -283,7 +283,7 @@ class FinetuneSettings:
         """Return one message per conflict between option groups."""
         output, folder = resolved(self.output), resolved(self.run.run_dir or RUNS)
         numbered = not self.run.run_dir and output.parent == folder and re.fullmatch(r".+-\d+", output.name)
-        many = "--folds" * bool(self.data.folds) or "--try" * (self.data.try_ != "nothing")
+        many = "--try" if self.data.try_ != "nothing" else "--folds" * bool(self.data.folds)
         found = [f"--preview shows a single run; leave out {many}"] * bool(self.preview and many)
         if not output.exists() and (output in (folder, *folder.parents) or numbered):
             found.append(f"--output {self.output}: the run creates a folder of that name; name a file")

@@ -5,14 +5,15 @@ import io
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import tyro
 
-from support.errors import UserError
+from support.errors import UserError, command_for
 
 Settings = TypeVar("Settings")
+UNEXPECTED = "unexpected argument: "
 ADDING = ("--data", "--rename")  # multi-value options whose repetitions add up
 
 
@@ -38,14 +39,35 @@ def parse_command_line(
     except SystemExit as stop:
         if stop.code == 0:
             raise
-        lines = [line.strip("│| ") for line in complaint.getvalue().splitlines() if line[:1] not in "╭╰+"]
-        inside = re.split(r"Argument helptext:|For full helptext", " ".join(lines))[0]
-        words = re.sub(r"\s*(─{2,}|-{3,})", ";", inside).strip(" ;")
-        raise UserError(f"{words} (python {Path(sys.argv[0]).name} --help shows all options)") from None
+        words = explain(complaint.getvalue())
+        if words.startswith(UNEXPECTED) and any(field.name == "data" for field in fields(command)):
+            words += "; name files of conversations with --data"
+        raise UserError(f"{words} ({command_for()} --help lists all options)") from None
     groups = [settings, *vars(settings).values()]
     if problems := [problem for group in groups if hasattr(group, "problems") for problem in group.problems()]:
         raise UserError("; ".join(problems))
     return settings
+
+
+def explain(complaint: str) -> str:
+    """Say in a few words what tyro's box of text complains about."""
+    lines = [line.strip("│| ") for line in complaint.splitlines() if line[:1] not in "╭╰+"]
+    inside = re.split(r"Argument helptext:|For full helptext", " ".join(lines))[0]
+    words = re.sub(r"\s*(─{2,}|-{3,})", ";", inside).strip(" ;")
+    if unknown := re.match(r"Unrecognized options: (.*?)(?:;|$)", words):
+        option = next((word for word in unknown[1].split(", ") if word.startswith("-")), None)
+        if option is None:
+            return UNEXPECTED + unknown[1]
+        nearest = re.search(r"Perhaps you meant: (--[\w-]+)", words)
+        return f"there is no option {option}" + (f"; did you mean {nearest[1]}?" if nearest else "")
+    if wrong := re.match(r"Error parsing (--[\w-]+): .*?(?:from \[|: )'(.*?)'", words):
+        kind = "a whole number" if "int()" in words else "a number"
+        return f"{wrong[1]} {wrong[2]}: must be {kind}"
+    if choice := re.match(r"invalid choice '(.*?)' for argument '(.*?)'. Expected one of \((.*?)\)", words):
+        return f"{choice[2]} {choice[1]}: must be one of {choice[3]}".replace("'", "").rstrip(",")
+    if missing := re.match(r"Missing value for argument '(.*?)'", words):
+        return f"{missing[1]} needs a value"
+    return words
 
 
 def join_repeated(arguments: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import shutil
 import signal
 import sys
 import time
@@ -49,6 +50,15 @@ def run_command(command: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # treat SIGTERM like Ctrl-C
     try:
         command()
+    except ModuleNotFoundError as error:
+        if not is_missing_package(error):
+            raise
+        display(
+            f"error: the package {error.name} is not installed for this Python; start with uv run {Path(sys.argv[0]).name},"
+            " or see docs/first-run.md for other ways",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except UserError as error:
         if is_first_process():
             display(*error.account)
@@ -68,6 +78,15 @@ def run_command(command: Callable[[], None]) -> None:
         if is_first_process():
             display(f"\nstopped{stop}", file=sys.stderr)
         sys.exit(130)
+
+
+def is_missing_package(error: ModuleNotFoundError) -> bool:
+    """Whether a library is missing, rather than a module of ours or of the standard library."""
+    name = (error.name or "").partition(".")[0]
+    ours = Path(__file__).resolve().parent.parent / name
+    return (
+        bool(name) and name not in sys.stdlib_module_names and not (ours.exists() or ours.with_suffix(".py").exists())
+    )
 
 
 def open_streams() -> None:
@@ -136,10 +155,30 @@ def check_extra(package: str, option: str, requirement: str) -> None:
 
 def install_line(requirement: str) -> str:
     """The command that installs `requirement` for the running Python, whichever environment is active."""
-    python = Path(sys.executable)
-    if python.is_relative_to(Path.cwd()):
-        python = python.relative_to(Path.cwd())
-    name = f'"{python}"' if " " in str(python) else python
+    name = from_here(Path(sys.executable))
     if importlib.util.find_spec("pip"):
         return f'{name} -m pip install "{requirement}"'
     return f'uv pip install --python {name} "{requirement}"'  # environments made by uv have no pip
+
+
+def command_for(script: str = "") -> str:
+    """How to start a script of the project as this process was started, for messages that name a command.
+
+    Args:
+        script: a file in the project's folder; by default the running one.
+    """
+    path = Path(sys.argv[0]).with_name(script) if script else Path(sys.argv[0])
+    if "UV_RUN_RECURSION_DEPTH" in os.environ:  # set by `uv run`
+        project = " --project cpu" if Path(sys.prefix).parent.name == "cpu" else ""
+        return f"uv run{project} {from_here(path)}"
+    found = shutil.which("python")
+    active = found and Path(found).parent == Path(sys.executable).parent
+    return f"{'python' if active else from_here(Path(sys.executable))} {from_here(path)}"
+
+
+def from_here(path: Path) -> str:
+    """`path`, quoted for a shell: relative if it lies below the current folder."""
+    path = Path.cwd() / path
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    return f'"{path}"' if " " in str(path) else str(path)

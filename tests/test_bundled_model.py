@@ -92,7 +92,7 @@ def test_the_default_run_works_without_options_or_network(command, tmp_path):
     """The first command that a new user types."""
     done = command("finetune.py", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
-    assert "python finetune.py --model gpt2-medium" in done.stdout
+    assert "finetune.py --model gpt2-medium --lora-rank 8" in done.stdout
     assert "(the default for a small model)" in done.stdout
     run = tmp_path / "work" / "runs" / "tiny-1"
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -208,8 +208,12 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--bathc-size", 2], "--batch-size"),
-            (["--batch-size", "two"], "Error parsing --batch-size: invalid literal for int() with base 10: 'two'"),
+            (["--bathc-size", 2], "there is no option --bathc-size; did you mean --batch-size? ("),
+            (["chat.zip"], "unexpected argument: chat.zip; name files of conversations with --data ("),
+            (["--temperature", "hot"], "--temperature hot: must be a number ("),
+            (["--schedule", "steps"], "--schedule steps: must be one of constant, linear, cosine ("),
+            (["--epochs"], "--epochs needs a value ("),
+            (["--batch-size", "two"], "--batch-size two: must be a whole number"),
             (["--device", "tpu"], "--device"),
             (["--split", "90/20"], "--split 90/20: the parts sum to 110, not 100"),
             (["--split", "100/0"], "--split 100/0: expected two or three whole percentages"),
@@ -228,7 +232,7 @@ class TestSettings:
     @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
     def test_errors_are_printed_on_a_console_of_any_encoding(self, command, encoding):
         done = command("finetune.py", "--batch-size", "x", PYTHONUTF8="0", PYTHONIOENCODING=encoding)
-        assert "Error parsing --batch-size: invalid literal for int() with base 10: 'x'" in refused(done)
+        assert "--batch-size x: must be a whole number" in refused(done)
 
     def test_all_problems_are_reported_together(self, command):
         line = refused(command("finetune.py", "--batch-size", 0, "--epochs", -1, "--split", "5/5", "--top-p", 2))
