@@ -1,4 +1,4 @@
-"""A model to be measured or talked to: the run or folder that is named, and the model that it began as."""
+"""Find a finished model to evaluate or chat with, and its base model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,42 +15,42 @@ from support.files import read_json_object
 
 
 class FinishedModel(NamedTuple):
-    """A model's folder, what its `dialogue.json` says, and the run that it comes from, if any."""
+    """A model's folder, the content of its `dialogue.json`, and the run that made it, if any."""
 
     folder: Path
     dialogue: dict[str, Any]
     run: Path | None
-    recorded: FinetuneSettings | None  # of the run
+    recorded: FinetuneSettings | None  # the run's settings
 
 
 def find_finished_model(name: str | None, model_path: Path) -> FinishedModel:
-    """Find the model that the command line names, or if it names none, that of the newest finished run.
+    """Find the model that the command line names, or by default the model of the newest finished run.
 
     Raises:
-        UserError: there is no such model, or its run has not finished.
+        UserError: there is no such model, its run has not finished, or its `dialogue.json` is damaged.
     """
     run = find_run(name)
     folder = find_model_folder(str(run or name), model_path)
     described = folder / "dialogue.json"
-    dialogue = read_json_object(described, "put it back, or remove it") if described.exists() else {}
+    dialogue = read_json_object(described, "restore or delete it") if described.exists() else {}
     names = dialogue.get("speakers", [])
     texts = [dialogue.get(key, "") for key in ("template", "learn", "instruction")]
     if not isinstance(names, list) or not all(isinstance(text, str) for text in [*names, *texts]):
-        raise UserError(f"{described} is damaged; put it back, or remove it")
+        raise UserError(f"{described} is damaged; restore or delete it")
     if dialogue.get("template", "prompt") not in TEMPLATES:
-        raise UserError(f"{described}: the template {dialogue['template']} is not known; put it back, or remove it")
+        raise UserError(f"{described} names an unknown template, {dialogue['template']}; restore or delete it")
     return FinishedModel(folder, dialogue, run, read_settings(run) if run else None)
 
 
 def find_base(model: FinishedModel, asked: str | None, model_path: Path, say: Callable[[str], None]) -> Path | None:
-    """The folder of the model to compare with, if there is one.
+    """Return the folder of the model to compare with, or None.
 
     Args:
-        asked: as `--base`: a model, "none", or None for the one that the run began as.
-        say: prints why there is none where one was expected.
+        asked: the value of `--base`: a model, "none", or None for the model that the run started from.
+        say: prints why an expected base model is left out.
 
     Raises:
-        UserError: the one that was asked for can't be found, or has another vocabulary.
+        UserError: the requested model can't be found, or has a different vocabulary.
     """
     if asked == "none" or not (asked or model.run):
         return None
@@ -60,7 +60,7 @@ def find_base(model: FinishedModel, asked: str | None, model_path: Path, say: Ca
         specials = theirs._special_tokens.items() <= ours._special_tokens.items()
         if not specials or theirs._mergeable_ranks != ours._mergeable_ranks:
             raise UserError(
-                f"--base {asked}: its vocabulary is another than that of {model.folder}; measure it by itself, and"
+                f"--base {asked}: its vocabulary differs from that of {model.folder}; evaluate it separately, and"
                 " compare bits per byte"
             )
         return base
@@ -69,9 +69,9 @@ def find_base(model: FinishedModel, asked: str | None, model_path: Path, say: Ca
     try:
         base = find_model_folder(model.recorded.model.name, model.recorded.model.model_path)
     except UserError as error:
-        say(f"base model: left out ({error}); --base names another")
+        say(f"base model: left out ({error}); choose one with --base")
         return None
     changed = weights_checksum(base) != read_fingerprints(model.run).get("model")
     if changed:
-        say(f"base model: left out ({base} has changed since); --base names another")
+        say(f"base model: left out ({base} has changed since); choose one with --base")
     return None if changed else base

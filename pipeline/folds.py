@@ -1,4 +1,4 @@
-"""K-fold cross-validation: a run for each fold of the conversations, and what all of them say together."""
+"""K-fold cross-validation: one run per fold of the conversations, and a summary of all runs."""
 
 import gc
 import math
@@ -29,15 +29,15 @@ Finetune = Callable[[FinetuneSettings, RunFacts], None]
 
 
 def cross_validate(settings: FinetuneSettings, finetune: Finetune) -> "FoldsSummary":
-    """Train and measure once for each fold, or resume where that stopped; write, print and return the means.
+    """Train and evaluate once per fold, or resume a stopped cross-validation; write, print and return the means.
 
-    Each fold is an ordinary run, in `fold-<n>/` of the job's folder; its `--output` lies there too.
+    Each fold is an ordinary run in `fold-<n>/` of the job's folder. Its `--output` is written there too.
 
     Args:
-        finetune: the job of one run.
+        finetune: trains and evaluates a single run.
 
     Raises:
-        UserError: something that the user can mend.
+        UserError: a problem that the user can fix.
     """
     check_one_process("--folds")
     begun = find_job(settings)
@@ -48,9 +48,9 @@ def cross_validate(settings: FinetuneSettings, finetune: Finetune) -> "FoldsSumm
             for fold, run in enumerate(runs, 1):
                 display(f"\nfold {fold} of {len(runs)}")
                 run_fold(settings, fold, run, finetune)
-                gc.collect()  # a model must be gone before the next one is loaded
+                gc.collect()  # free the model before the next one is loaded
     except UserError:
-        # An option that the first run refuses leaves nothing behind.
+        # If the first run refuses an option, leave nothing behind.
         if not begun and not (runs[0] / SETTINGS).exists():
             del lock
             shutil.rmtree(folder, ignore_errors=True)
@@ -62,10 +62,10 @@ def cross_validate(settings: FinetuneSettings, finetune: Finetune) -> "FoldsSumm
 
 
 def find_job(settings: FinetuneSettings) -> Path | None:
-    """The folder of the cross-validation to resume: of `--resume`, or a `--run-dir` in which it has begun.
+    """Return the folder of the cross-validation to resume: `--resume`, or a `--run-dir` in which one was started.
 
     Raises:
-        UserError: it was begun with other options.
+        UserError: it was started with other options, or is a single fold.
     """
     folder = settings.run.resume or settings.run.run_dir
     if folder is None or not (folder / SETTINGS).exists():
@@ -73,21 +73,22 @@ def find_job(settings: FinetuneSettings) -> Path | None:
     if read_facts(folder).fold:
         raise UserError(f"{folder} is one fold of a cross-validation; resume it with --resume, or name a new folder")
     if problems := changed_options(read_settings(folder), settings):
-        raise UserError(f"{folder} can't go on like this: {'; '.join(problems)}; or name a new folder")
+        raise UserError(f"{folder} can't be resumed with {'; '.join(problems)}; change this, or name a new folder")
     return folder
 
 
 def open_job(
     settings: FinetuneSettings, begun: Path | None, kind: str = "folds", times: int = 1
 ) -> tuple[Path, FileLock | None, Data]:
-    """Make the folder of a cross-validation and record in it what it depends on, or compare that of one `begun`.
+    """Create the folder of a cross-validation and record what it depends on, or compare the record of `begun`.
 
     Args:
-        kind: what the folder holds, in its name.
-        times: how many cross-validations it holds.
+        begun: the folder of a cross-validation to resume, if there is one.
+        kind: the part of a new folder's name that says what it holds.
+        times: the number of cross-validations that it holds.
 
     Raises:
-        UserError: as of a run: what can be wrong with files and folders is found before the training.
+        UserError: as for a single run; all errors in files and folders are found before training.
     """
     lock = lock_run_folder(begun) if begun else None
     opened = open_data(settings.data)
@@ -118,14 +119,14 @@ def open_job(
 def run_fold(
     settings: FinetuneSettings, fold: int, folder: Path, finetune: Callable[[FinetuneSettings, RunFacts], None]
 ) -> None:
-    """Make the run of one fold in `folder`, or resume it; a finished one stays as it is."""
+    """Run one fold in `folder`, or resume it; leave a finished fold as it is."""
     if (folder / OUTPUT).exists():
-        display(f"finished before: {folder}")
+        display(f"already finished: {folder}")
         return
     begun = (folder / SETTINGS).exists()
     if not begun:
         with writing(folder):
-            if folder.exists():  # killed before there was a run
+            if folder.exists():  # killed before its settings were written
                 shutil.rmtree(folder)
             folder.mkdir()
     run = replace(settings.run, run_dir=None if begun else folder, resume=folder if begun else None)
@@ -135,7 +136,7 @@ def run_fold(
 
 @dataclass(frozen=True)
 class FoldEstimate:
-    """A metric's values in the folds, their mean and standard deviation, and the interval of the mean."""
+    """A metric's value in each fold, with their mean, their standard deviation, and the 95% interval of the mean."""
 
     values: list[float]
     mean: float
@@ -145,14 +146,14 @@ class FoldEstimate:
 
 @dataclass(frozen=True)
 class FoldsSummary:
-    """The metrics of all folds together.
+    """A summary of the metrics over all folds.
 
     Attributes:
-        metrics: "base" or "model" → each metric that every run could measure.
-        too_small: "base" or "model" → the metrics for which some run had too little data.
+        metrics: "base" or "model" → the metrics that every run could compute.
+        too_small: "base" or "model" → the metrics for which at least one run had too little data.
         best_epochs: the epoch of the lowest validation loss in each run.
         last_epoch: the last epoch of the longest run.
-        chosen: how many runs kept the weights of an earlier evaluation than the last.
+        chosen: the number of runs that kept the weights of an evaluation before the last.
     """
 
     folds: int
@@ -184,7 +185,7 @@ def summarise(runs: Sequence[Path]) -> FoldsSummary:
     """Summarise the finished `runs`.
 
     Raises:
-        UserError: an evaluation.json is damaged.
+        UserError: an `evaluation.json` is damaged.
     """
     evaluations = [read_metrics(run / "evaluation.json") for run in runs]
     metrics, too_small = {}, {}
@@ -206,12 +207,12 @@ def summarise(runs: Sequence[Path]) -> FoldsSummary:
 
 
 def read_metrics(path: Path) -> dict[str, Metrics]:
-    """The metrics in an evaluation.json, by column.
+    """Read the metrics of an `evaluation.json`, by column.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the file is damaged.
     """
-    advice = "make it again: evaluate.py"
+    advice = "recreate it with evaluate.py"
     evaluation = read_json_object(path, advice)
     try:
         return {name: Metrics.from_json(values) for name, values in evaluation["metrics"].items()}
@@ -229,9 +230,9 @@ def finite_numbers(metrics: Metrics) -> dict[str, float]:
 def estimate(values: Sequence[float]) -> FoldEstimate:
     """The mean of a metric over folds, its standard deviation, and a 95% interval by Student's t.
 
-    Folds train on much the same conversations, so their values are not independent, and no estimate of the variance of
-    their mean is unbiased (Bengio and Grandvalet 2004, No Unbiased Estimator of the Variance of K-Fold
-    Cross-Validation): the interval is approximate, and rather too narrow.
+    The training parts of the folds overlap, so their values are not independent, and the variance of the mean has no
+    unbiased estimate (Bengio and Grandvalet 2004, No Unbiased Estimator of the Variance of K-Fold Cross-Validation).
+    The interval is therefore approximate and somewhat too narrow.
     """
     mean, deviation = statistics.fmean(values), statistics.stdev(values)
     reach = t_quantile(len(values) - 1) * deviation / math.sqrt(len(values))
@@ -239,7 +240,7 @@ def estimate(values: Sequence[float]) -> FoldEstimate:
 
 
 def show_summary(summary: FoldsSummary) -> list[str]:
-    """The main metrics with their intervals, and what they say about the number of epochs."""
+    """Format the main metrics with their intervals, and advice on the number of epochs."""
     columns = {name: mean_metrics(summary, name) for name, estimates in summary.metrics.items() if estimates}
     lines = [f"\nmeans of {summary.folds} folds, with approximate 95% intervals", *short_table(columns), ""]
     if "base" in columns:
@@ -250,16 +251,16 @@ def show_summary(summary: FoldsSummary) -> list[str]:
     elif median >= summary.last_epoch:
         advice = "more --epochs may lower it further"
     else:
-        advice = f"--epochs {max(1, round(median))} for a run on all of it"
+        advice = f"--epochs {max(1, round(median))} for a run on all data"
     if summary.chosen:
-        lines.append(f"{summary.chosen} folds kept an earlier epoch, the best by this loss, which flatters it a little")
+        lines.append(f"{summary.chosen} folds kept an earlier epoch, chosen by this loss, so it is slightly optimistic")
     numbers = ", ".join(f"{epoch:g}" for epoch in summary.best_epochs)
-    return [*lines, f"validation loss was lowest after epoch {numbers}, in the median {median:g}: {advice}"]
+    return [*lines, f"validation loss was lowest after epoch {numbers} (median {median:g}): {advice}"]
 
 
 def mean_metrics(summary: FoldsSummary, column: str) -> Metrics:
-    """The means over the folds, in the form of one run's metrics."""
+    """Return the means over the folds in the form of a single run's metrics."""
     means = {name: Estimate(each.mean, each.interval) for name, each in summary.metrics[column].items()}
     means.pop("train_part_loss", None)  # no field of its own: it is in `loss_by_part`
-    few = dict.fromkeys(summary.too_small[column], TooFew("needs more in each fold"))
+    few = dict.fromkeys(summary.too_small[column], TooFew("needs more data in each fold"))
     return replace(Metrics(), **means, **few)

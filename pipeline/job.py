@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dialogues.reading import name_sources
 from settings import FinetuneSettings
 
-if TYPE_CHECKING:  # `--help` waits for none of these
+if TYPE_CHECKING:  # `--help` imports none of these
     import numpy as np
     from filelock import FileLock
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:  # `--help` waits for none of these
 
 
 class Data(NamedTuple):
-    """Conversations, and the numbers of those in each part: train, val and perhaps test.
+    """Conversations, and the numbers of the conversations in each part: train, val and optionally test.
 
-    `notes` are sentences on what was not read and how the conversations were divided.
+    `notes` say what was not read and how the conversations were split.
     """
 
     sources: "Sequence[Source]"
@@ -33,31 +33,31 @@ class Data(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The names of the files, the first few."""
+        """The names of the first few files."""
         return name_sources(self.sources)
 
     @property
     def held_out_part(self) -> str:
-        """The part that the model completes: test, or else validation; all of a file that is not split."""
+        """The part to evaluate on: test if there is one, else val, or all of the data if it is not split."""
         return next(name for name in ("test", "val", "all") if name in self.parts)
 
     @property
     def held_out(self) -> "np.ndarray":
-        """The numbers of the conversations in that part."""
+        """The numbers of the conversations in the held-out part."""
         return self.parts[self.held_out_part]
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a run was started with besides its options; `settings.json` records it."""
+    """How a run was started, apart from its options; recorded in `settings.json`."""
 
-    fold: int = 0  # the held-out part of a cross-validation, from 1; 0: no fold
-    processes: int = 1  # under torchrun; each computes a share of the batches of a step
+    fold: int = 0  # number of the held-out fold in a cross-validation, from 1; 0: none
+    processes: int = 1  # number of processes under torchrun; each computes a share of a step's batches
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training, from its options to the folder it writes."""
+    """Everything that a run works with, from its options to its folder."""
 
     settings: FinetuneSettings
     facts: RunFacts
@@ -65,15 +65,15 @@ class Job:
     data: Data
     datasets: "dict[str, DialogueDataset]"
     ledger: "Ledger"  # the account of the data
-    config: "GPTConfig"  # of the model that is trained, new tokens included
-    source: Path  # the model folder that the training starts from
-    lock: "FileLock | None" = None  # on the run folder
-    run_folder: Path | None = None  # none until a new run makes it
+    config: "GPTConfig"  # of the trained model, new tokens included
+    source: Path  # the model folder that training starts from
+    lock: "FileLock | None" = None  # lock of the run folder
+    run_folder: Path | None = None  # None until a new run creates it
 
     @property
     def folder(self) -> Path:
         """The run folder."""
-        assert self.run_folder, "open_run makes it"
+        assert self.run_folder, "open_run creates it"
         return self.run_folder
 
     @property
@@ -82,5 +82,5 @@ class Job:
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """The number of optimizer steps in the whole run."""
         return self.settings.training.steps(len(self.datasets["train"]), self.facts.processes)[1]

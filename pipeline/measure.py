@@ -1,4 +1,4 @@
-"""Models measured on held-out conversations: the end of every training, and all of evaluate.py."""
+"""Evaluate models on held-out conversations, at the end of every run and for evaluate.py."""
 
 import contextlib
 import json
@@ -18,14 +18,14 @@ from support.files import read_json_object, write_json
 from talking.decoder import Decoder
 from talking.generation import Case
 
-BASE = "base_evaluation.json"  # what was measured before the training
+BASE = "base_evaluation.json"  # measurements of the base model, made before training
 
 
 def measure_base(run: OpenRun, subject: Subject) -> Column | None:
-    """Measure the model that a run starts from, or read what was measured before the run was stopped.
+    """Measure the base model of a run, or read the measurements made before the run was stopped.
 
-    Now, while it is in memory; of several processes one is enough. None for a run that was trained without this: the
-    base model is not in memory any more.
+    Call this while the base model is in memory. Only the first process measures; the others return None. Also returns
+    None for a run that was trained without these measurements: its base model is no longer in memory.
     """
     machine = run.job.machine
     if not machine.primary:
@@ -39,7 +39,7 @@ def measure_base(run: OpenRun, subject: Subject) -> Column | None:
         if known["subject"] == key:
             return Column.from_json(known)
     if run.trained:
-        why = f"{path} {'is of other options' if path.exists() else 'is not there'}"
+        why = f"{path} {'was made with other options' if path.exists() else 'is missing'}"
         display(f"base model: left out ({why}); python evaluate.py {run.folder} measures both")
         return None
     column = measure_column(Decoder(run.model, machine.inference_dtype), subject)
@@ -50,17 +50,17 @@ def measure_base(run: OpenRun, subject: Subject) -> Column | None:
 def write_evaluation(
     columns: dict[str, Column], origin: Origin, subject: Subject, folder: Path, trained: Path | None
 ) -> Path:
-    """Write `evaluation.json` and the report into `folder`, print the main numbers and the findings.
+    """Write `evaluation.json` and the report into `folder`; print the main metrics and the findings.
 
     Args:
         columns: the measurements of each model: "model", and "base" for its base model.
-        trained: the folder of the run to whose validation part this belongs, if there is one.
+        trained: the folder of the run whose held-out part was measured, if any; its losses go into the report.
 
     Returns:
         The path of the report.
 
     Raises:
-        UserError: nothing can be written there.
+        UserError: `folder` can't be written.
     """
     found = compare(columns, subject)
     logs = trained and trained / "metrics.jsonl"
@@ -86,14 +86,14 @@ def write_evaluation(
     findings = find_out(evaluation, losses)
     write_json(folder / "evaluation.json", replace(evaluation, findings=findings).to_json())
     if subject.training is None and trained:
-        display(f"memorisation: not measured (there is no {rendered_path(trained, 'train')})")
+        display(f"memorisation: not measured ({rendered_path(trained, 'train')} is missing)")
     display("", describe_size(evaluation.size))
     display(*short_table(evaluation.metrics), "", *findings)
     return write_report(folder)
 
 
 def measure_run(run: OpenRun, subject: Subject, base: Column | None, decoder: Decoder, cases: list[Case]) -> Path:
-    """Measure the trained model of a run, whose `cases` are written, beside its base; see `write_evaluation`."""
+    """Compare the trained model of a run, which generated `cases`, with its base; see `write_evaluation`."""
     columns = {"model": measure_column(decoder, subject, cases)} | ({"base": base} if base else {})
     job = run.job
     origin = Origin(

@@ -1,4 +1,4 @@
-"""From the options to what a model is trained on: conversations, split, examples, and an account of them."""
+"""Turn the options into training data: read and split the conversations, make examples, and account for them."""
 
 import hashlib
 import sys
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     from training.memory import Size
 
 
-LEARNED_EXAMPLES = 100  # in learned.txt, at most
+LEARNED_EXAMPLES = 100  # maximum number of examples in learned.txt
 
 
 def prepare_job(settings: FinetuneSettings, facts: RunFacts) -> Job:
     """Read and split the conversations, find the model and choose the machine; print what the model will see.
 
-    Everything that can be wrong with files and folders is found here, before the training. With `--preview` some of
-    the examples are shown and written, too.
+    All errors in files and folders are found here, before training. With `--preview`, some examples are also shown
+    and written.
 
     Raises:
-        UserError: something that the user can mend.
+        UserError: a problem that the user can fix.
     """
     lock = lock_run_folder(settings.run.resume) if settings.run.resume else None
     check_tracker(settings.run.track)
@@ -50,7 +50,7 @@ def prepare_job(settings: FinetuneSettings, facts: RunFacts) -> Job:
     folder = find_model_folder(settings.model.name, settings.model.model_path, weights=False)
     data = read_data(opened, folder, settings.data, settings.training.seed, facts.fold)
 
-    # PyTorch takes a second to import: `--help`, a mistyped option and an unreadable file don't wait for it.
+    # Importing PyTorch takes a second; `--help`, a mistyped option and an unreadable file should not wait for it.
     from dialogues.ledger import make_ledger
     from gpt_model import count_parameters
     from load_gpt2_weights import read_config
@@ -77,15 +77,15 @@ def prepare_job(settings: FinetuneSettings, facts: RunFacts) -> Job:
     source = find_model_folder(settings.model.name, settings.model.model_path)
     check_output_path(settings.output, list(source.iterdir()))
     job = replace(job, source=source)
-    check_machine(job, f"options: those of {settings.run.resume}" if settings.run.resume else chosen)
+    check_machine(job, f"options: as in {settings.run.resume}" if settings.run.resume else chosen)
     return job
 
 
 def check_machine(job: Job, chosen: str) -> None:
-    """Check that this machine can do the training; print the model, the options `chosen`, and the memory they take.
+    """Check that this machine can train the model; print the model, the `chosen` options, and the memory they need.
 
     Raises:
-        UserError: there is too little memory, or PyTorch can't compile.
+        UserError: out of memory, or PyTorch can't compile.
     """
     from training.device import check_compiler
     from training.memory import check_memory
@@ -99,7 +99,7 @@ def check_machine(job: Job, chosen: str) -> None:
 
 
 class OpenedData(NamedTuple):
-    """Recognised files of conversations, the template for them, and sentences on what was not read."""
+    """Recognised conversation files, their template, and notes on what was not read."""
 
     sources: list[Source]
     template: str
@@ -107,24 +107,24 @@ class OpenedData(NamedTuple):
 
 
 def open_data(settings: ConversationSettings) -> OpenedData:
-    """The files of `--data`, recognised, and the template for them.
+    """Recognise the files of `--data`, and choose their template.
 
     Raises:
-        UserError: one can't be read as asked.
+        UserError: a file can't be read with these options.
     """
     sources, notes = open_paths(settings.locate(), settings)
     template = choose_template(sources, settings.template)
     notes += [f"{source.input}: {line}" for source in sources for line in source.account[1:]]
     if any(map(is_pipe, settings.paths)):
-        notes.append("read from a pipe: to resume or evaluate this run, name the conversations once more with --data")
+        notes.append("read from a pipe: to resume or evaluate this run, name the conversations again with --data")
     return OpenedData([source.for_template(template) for source in sources], template, tuple(notes))
 
 
 def read_data(opened: OpenedData, vocabulary: Path, settings: DataSettings, seed: int, fold: int = 0) -> Data:
-    """Read the whole file, with the vocabulary of a model folder, and split it, or hold out one `fold` of it.
+    """Read all files with the vocabulary of a model folder, and split them, or hold out one `fold`.
 
     Raises:
-        UserError: as `read_conversations`, or too few dialogues.
+        UserError: see `read_conversations`; or there are too few dialogues.
     """
     data = read_conversations(opened, vocabulary, settings)
     order = data.parts["all"]
@@ -152,15 +152,15 @@ def read_data(opened: OpenedData, vocabulary: Path, settings: DataSettings, seed
 
 
 def read_conversations(opened: OpenedData, vocabulary: Path, settings: ConversationSettings) -> Data:
-    """Read the whole file, with the vocabulary of a model folder, as one part.
+    """Read all files with the vocabulary of a model folder, as one part.
 
     Raises:
-        UserError: a broken record, or one in which nothing is to be learned. (Of an exported chat, which the program
-            has cut and not its user, such dialogues are left out.)
+        UserError: a broken record, or a dialogue with nothing to learn. (In exported chats, which the program itself
+            cuts into dialogues, such dialogues are left out.)
     """
     sources, template, notes = opened
     if template == "alpaca" and settings.rename:
-        raise UserError("--rename: the speakers of the alpaca template are the published ones; leave it out")
+        raise UserError("--rename: the speakers of the alpaca template are fixed; leave it out")
     changes = Changes(settings.new_names, settings.mask)
     conversations = encode_source(sources, vocabulary, template, settings.learn, changes)
     skipped = {why: count for why, (count, _) in conversations.skipped.items()}
@@ -181,7 +181,7 @@ def read_conversations(opened: OpenedData, vocabulary: Path, settings: Conversat
 
 
 def fingerprint(data: Data) -> str:
-    """64 bits that are the same for the same tokens, learned and divided in the same way."""
+    """Return a 64-bit hash of the tokens, the learned mask and the split."""
     conversations = data.conversations
     digest = hashlib.blake2b(digest_size=8)
     for values in (conversations.tokens, conversations.learned, conversations.starts, *data.parts.values()):
@@ -190,10 +190,10 @@ def fingerprint(data: Data) -> str:
 
 
 def make_datasets(data: Data, max_length: int, n_positions: int) -> "dict[str, DialogueDataset]":
-    """Each part as examples of at most `max_length` tokens (0: as many as the model has positions).
+    """Make the examples of each part, of at most `max_length` tokens (0: as many as the model has positions).
 
     Raises:
-        UserError: more than the model has positions.
+        UserError: `max_length` exceeds the model's positions, or a part has nothing to learn.
     """
     from dialogues.batches import DialogueDataset
 
@@ -201,15 +201,15 @@ def make_datasets(data: Data, max_length: int, n_positions: int) -> "dict[str, D
     datasets = {name: DialogueDataset(data.conversations, numbers, length) for name, numbers in data.parts.items()}
     for name, dataset in datasets.items():
         if not len(dataset):
-            raise UserError(f"nothing to learn is left of {name} in examples of {length} tokens; raise --max-length")
+            raise UserError(f"{name} has nothing to learn in examples of {length} tokens; raise --max-length")
     return datasets
 
 
 def choose_length(max_length: int, n_positions: int) -> int:
-    """The longest example: `--max-length`, or for 0 as many tokens as the model has positions.
+    """Return the maximum length of an example: `--max-length`, or for 0 the number of the model's positions.
 
     Raises:
-        UserError: more than the model has positions.
+        UserError: `max_length` exceeds the model's positions.
     """
     if max_length > n_positions:
         raise UserError(f"--max-length {max_length}: the model has {n_positions} positions")
@@ -230,16 +230,16 @@ def show_data(job: Job) -> None:
 
 
 def preview(job: Job) -> None:
-    """Show two examples and a batch as the model sees them, print the memory they take, and write all dialogues.
+    """Show two examples and a batch as the model sees them, print the expected memory, and write all dialogues.
 
     Raises:
-        UserError: a file that can't be written, or would overwrite the data.
+        UserError: a file can't be written, or would overwrite the data.
     """
     from dialogues.preview import EXAMPLES, show_batch, show_examples
     from training.memory import expected_memory
 
     training, train_set = job.settings.training, job.datasets["train"]
-    # Not by `display`: its texts are printable already, and the colour is not.
+    # Not `display`: the texts are printable already, and it would escape the colours.
     print(*show_examples(train_set, EXAMPLES, colour=sys.stdout.isatty()), sep="\n")
     batch = show_batch(train_set, training.batch_size, training.gradient_accumulation, training.seed)
     display(*batch, "")
@@ -255,7 +255,7 @@ def preview(job: Job) -> None:
 
 
 def model_size(job: Job) -> "Size":
-    """What decides how much memory the training takes; the model is not made."""
+    """Return the sizes that decide how much memory training needs, without creating the model."""
     from gpt_model import count_parameters
     from training.memory import Size
 
@@ -281,7 +281,7 @@ def write_rendered(folder: Path, data: Data) -> None:
 
 
 def write_learned(job: Job) -> None:
-    """Write the first training examples of a run, with the learned spans marked as `--preview` marks them."""
+    """Write the first training examples of a run, with the learned spans marked as in `--preview`."""
     from dialogues.preview import show_examples
 
     examples = show_examples(job.datasets["train"], LEARNED_EXAMPLES)
@@ -289,7 +289,7 @@ def write_learned(job: Job) -> None:
 
 
 def read_rendered(path: Path) -> Iterator[str]:
-    """Each dialogue of a file that `write_rendered` has written, as the model saw it."""
+    """Yield each dialogue of a file written by `write_rendered`, as the model saw it."""
     lines: list[str] = []
     with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
         for line in file:
@@ -300,6 +300,6 @@ def read_rendered(path: Path) -> Iterator[str]:
 
 
 def read_turns(path: Path, renderer: Renderer, speakers: Sequence[str]) -> Iterator[list[str]]:
-    """The texts of each dialogue of such a file; the first has the instruction with it."""
+    """Yield the turns of each dialogue in a file written by `write_rendered`; the first includes the instruction."""
     for text in read_rendered(path):
         yield [turn.text for turn in renderer.parse_turns(text.removesuffix(END_OF_TEXT), "", speakers)]

@@ -18,15 +18,15 @@ FOLDS = 5
 
 
 def try_rates(settings: FinetuneSettings, finetune: Finetune) -> None:
-    """Cross-validate several learning rates, or resume where that stopped; write `rates.json` and print a table.
+    """Cross-validate several learning rates, or resume a stopped job; write `rates.json` and print a table.
 
-    Each rate has a folder of its own in the job's folder, and in it a run for each fold.
+    Each rate has its own folder in the job's folder, with one run per fold.
 
     Args:
-        finetune: the job of one run.
+        finetune: trains and evaluates a single run.
 
     Raises:
-        UserError: something that the user can mend.
+        UserError: a problem that the user can fix.
     """
     check_one_process("--try")
     settings = replace(settings, data=replace(settings.data, folds=settings.data.folds or FOLDS))
@@ -43,7 +43,7 @@ def try_rates(settings: FinetuneSettings, finetune: Finetune) -> None:
                 folds = replace(settings.data, try_="nothing")
                 found[rate] = cross_validate(replace(settings, data=folds, training=training, run=run), finetune)
     except UserError:
-        if not begun and not any(folder.glob("rate-*/")):  # an option that the first run refuses
+        if not begun and not any(folder.glob("rate-*/")):  # the first run refused an option
             del lock
             shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -53,7 +53,7 @@ def try_rates(settings: FinetuneSettings, finetune: Finetune) -> None:
 
 
 def choose_rates(settings: FinetuneSettings, data: Data) -> tuple[FinetuneSettings, list[float]]:
-    """The settings with the batch size and the schedule of a run on `data`, and the multiples of its learning rate."""
+    """Return the settings with the batch size and schedule of a run on `data`, and the learning rates to try."""
     from gpt_model import count_parameters
     from load_gpt2_weights import read_config
     from training.defaults import complete
@@ -68,12 +68,12 @@ def choose_rates(settings: FinetuneSettings, data: Data) -> tuple[FinetuneSettin
 
 
 def show_rates(losses: dict[float, FoldEstimate], settings: FinetuneSettings) -> list[str]:
-    """The held-out loss of each learning rate, its difference from the best, and the command for the best."""
+    """Format the held-out loss of each rate, its difference from the best, and the command to train with the best."""
     best = min(losses, key=lambda rate: losses[rate].mean)
     folds, width = len(losses[best].values), 2 + max(len(with_interval(found)) for found in losses.values())
     lines = [
         f"\nheld-out loss over {folds} folds, with approximate 95% intervals",
-        f"{'learning rate':15}{'loss':{width}}more than the best, fold by fold",
+        f"{'learning rate':15}{'loss':{width}}difference from the best, paired by fold",
     ]
     alike = []
     for rate, found in losses.items():
@@ -85,10 +85,10 @@ def show_rates(losses: dict[float, FoldEstimate], settings: FinetuneSettings) ->
     if alike:
         lines.append(f"no clear difference between {best:g} and {', '.join(alike)}")
     if best in (min(losses), max(losses)):
-        lines.append(f"{best:g} is at the end of these: try further with --learning-rate {best:g} --try learning-rate")
+        lines.append(f"{best:g} is at the end of the range; try --learning-rate {best:g} --try learning-rate")
     data, training = replace(settings.data, folds=0, try_="nothing"), replace(settings.training, learning_rate=best)
     command = replace(settings, data=data, training=training, run=replace(settings.run, run_dir=None, resume=None))
-    return [*lines, f"one run with the best: python finetune.py {as_arguments(command)}"]
+    return [*lines, f"train with the best: python finetune.py {as_arguments(command)}"]
 
 
 def with_interval(found: FoldEstimate) -> str:

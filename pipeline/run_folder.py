@@ -1,4 +1,4 @@
-"""The folder of a run: made, found, and locked against a second process."""
+"""Create and find run folders, and lock them against a second process."""
 
 import contextlib
 import shlex
@@ -19,13 +19,13 @@ RATES = "rates.json"  # the last file of --try, whose folder holds a cross-valid
 
 
 def create_run_folder(run_dir: Path | None, model_name: str, needed: int) -> Path:
-    """Make the folder of this run: `run_dir`, or the next free `runs/<model_name>-<n>`. Nothing is ever overwritten.
+    """Create the folder of this run: `run_dir`, or the next free `runs/<model_name>-<n>`. Nothing is overwritten.
 
     Args:
-        needed: bytes that the run will write there, at least.
+        needed: minimum number of bytes that the run will write there.
 
     Raises:
-        UserError: `run_dir` already holds something, no folder can be made there, or the disk is too full.
+        UserError: `run_dir` is not empty, the folder can't be created, or the disk is too full.
     """
     try:
         if run_dir is None:
@@ -34,7 +34,7 @@ def create_run_folder(run_dir: Path | None, model_name: str, needed: int) -> Pat
             folder = run_dir
             folder.mkdir(parents=True, exist_ok=True)
             if any(folder.iterdir()):
-                raise UserError(f"--run-dir {folder} is not empty; name a new folder, or go on in it with --resume")
+                raise UserError(f"--run-dir {folder} is not empty; name a new folder, or resume its run with --resume")
             temporary_path(folder / SETTINGS).touch()
             temporary_path(folder / SETTINGS).unlink()
         try:
@@ -43,12 +43,12 @@ def create_run_folder(run_dir: Path | None, model_name: str, needed: int) -> Pat
             folder.rmdir()
             raise
     except OSError as error:
-        raise UserError(f"cannot make the run folder {run_dir or 'runs'}: {reason(error)}") from error
+        raise UserError(f"cannot create the run folder {run_dir or 'runs'}: {reason(error)}") from error
     return folder
 
 
 def make_numbered_folder(parent: Path, name: str) -> Path:
-    """Make the first `<parent>/<name>-<n>` that does not exist; of two runs that start at once, each gets its own."""
+    """Create the first `<parent>/<name>-<n>` that does not exist; runs that start at once get different folders."""
     parent.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
@@ -61,10 +61,10 @@ def make_numbered_folder(parent: Path, name: str) -> Path:
 
 
 def find_run(name: str | None) -> Path | None:
-    """The finished run of that name, or for none the newest one in `runs/`; None for what is no run.
+    """Return the finished run of this name, or by default the newest in `runs/`; None if the name is not a run.
 
     Raises:
-        UserError: it has not finished, or there is no run at all.
+        UserError: the run has not finished, or there is no finished run.
     """
     if name is None:
         finished = [path.parent for path in RUNS.glob(f"*/{OUTPUT}") if (path.parent / SETTINGS).exists()]
@@ -80,15 +80,15 @@ def find_run(name: str | None) -> Path | None:
         run = min(folder.rglob("fold-1"))
         raise UserError(f"{folder} holds the runs of a cross-validation; name one of them, such as {run}")
     if not (folder / OUTPUT).exists():
-        raise UserError(f"{folder} has not finished; go on with it: python finetune.py --resume {shlex.quote(name)}")
+        raise UserError(f"{folder} has not finished; resume with: python finetune.py --resume {shlex.quote(name)}")
     return folder
 
 
 def check_report_folder(folder: Path, model: Path) -> None:
-    """Find out before the work whether what is measured of a `model` or run can be written into `folder`; make nothing.
+    """Check early that the evaluation of `model`, a model or a run, can be written into `folder`; create nothing.
 
     Raises:
-        UserError: nothing can be written there, or it is the folder of another run.
+        UserError: the folder can't be written, or belongs to another run.
     """
     with writing(folder):
         if (folder / SETTINGS).exists() and resolved(folder) != resolved(model):
@@ -99,10 +99,10 @@ def check_report_folder(folder: Path, model: Path) -> None:
 
 
 def make_report_folder(folder: Path | None, model: Path) -> Path:
-    """Make `folder`, or for none the next free `runs/<model>-evaluation-<n>`, for what is measured of a `model` or run.
+    """Create a folder for the evaluation of `model`: `folder`, or the next free `runs/<model>-evaluation-<n>`.
 
     Raises:
-        UserError: it can't be made.
+        UserError: it can't be created.
     """
     with writing(folder or RUNS):
         if folder is None:
@@ -113,13 +113,12 @@ def make_report_folder(folder: Path | None, model: Path) -> Path:
 
 
 def lock_run_folder(folder: Path) -> FileLock | None:
-    """Keep other runs from working in `folder`, as long as this one lives and the returned lock is referred to.
+    """Keep other processes out of `folder` while this one lives and references the returned lock.
 
-    Of several processes that train together the first one holds the lock. Half-written files of a run that was killed
-    are removed.
+    If several processes train together, the first holds the lock. Half-written files of a killed run are removed.
 
     Raises:
-        UserError: another process works there, or nothing can be written there.
+        UserError: another process works there, or the folder can't be written.
     """
     if not is_first_process():
         return None
@@ -129,7 +128,7 @@ def lock_run_folder(folder: Path) -> FileLock | None:
             lock.acquire(timeout=0)
         except Timeout:
             raise UserError(f"{folder}: another run is working in this folder; wait for it, or stop it") from None
-        for leftover in folder.rglob(".*tmp*"):  # ours end in .tmp, those of safetensors begin with it
+        for leftover in folder.rglob(".*tmp*"):  # ours end in .tmp, those of safetensors begin with .tmp
             if leftover.is_file():
                 leftover.unlink()
     return lock
@@ -137,10 +136,10 @@ def lock_run_folder(folder: Path) -> FileLock | None:
 
 @contextlib.contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Let a Ctrl-C name the command that resumes the run in `folder`, or the job that it is a part of."""
+    """Add to a Ctrl-C the command that resumes the run in `folder`, or the job that the run is part of."""
     try:
         yield
     except KeyboardInterrupt as stop:
         command = f"python {Path(sys.argv[0]).name} --resume {shlex.quote(str(folder))}"
-        where = str(stop).partition("; go on with: ")[0]
-        raise KeyboardInterrupt(f"{where}; go on with: {command}") from None
+        where = str(stop).partition("; resume with: ")[0]
+        raise KeyboardInterrupt(f"{where}; resume with: {command}") from None

@@ -1,4 +1,4 @@
-"""`settings.json` of a run: what it depends on, written, read, and compared when it is resumed."""
+"""A run's `settings.json`: write what the run depends on, read it, and compare it on `--resume`."""
 
 import json
 import math
@@ -23,25 +23,25 @@ RETIRED: dict[str, dict[str, object]] = {
     "training": {"padding_free": False, "shard": False},
     "run": {"resume_inexactly": False},
 }
-FACTS = {"data": "fold", "training": "processes"}  # groups in which older versions recorded them
-OPTIONS = {"name": "model", "paths": "data", "try_": "try"}  # fields that have other names on the command line
-ADVICE = "put it back, or start a new run"
-# Options that may change on --resume, besides --model-path, saving, and everything after the training.
-FREE = ("paths", "device", "precision")  # the machine that they lead to is compared
-EXTENDED = ("epochs", "max_steps")  # may grow
+FACTS = {"data": "fold", "training": "processes"}  # groups in which older versions recorded these facts
+OPTIONS = {"name": "model", "paths": "data", "try_": "try"}  # fields whose options have other names
+ADVICE = "restore it, or start a new run"
+# Options that may change on --resume, in addition to --model-path, saving, and everything after training.
+FREE = ("paths", "device", "precision")  # the resulting machine is compared instead
+EXTENDED = ("epochs", "max_steps")  # options that may increase
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a run worked with, in `settings.json` beside its options."""
+    """What a run depends on apart from its options; recorded in `settings.json`."""
 
     facts: RunFacts
-    machine: dict[str, str | int]  # what the bits of a result depend on
-    fingerprints: dict[str, str]  # of the conversations and the model
+    machine: dict[str, str | int]  # everything that can change the last bits of a result
+    fingerprints: dict[str, str]  # hashes of the conversations and the base model
 
 
 def write_settings(folder: Path, settings: FinetuneSettings, source: Path, record: Record) -> None:
-    """Write what a run depends on: every option, its paths absolute, and its `record`.
+    """Write what a run depends on: every option, with absolute paths, and its `record`.
 
     Args:
         source: the model folder that was found for `--model`.
@@ -49,7 +49,7 @@ def write_settings(folder: Path, settings: FinetuneSettings, source: Path, recor
     paths = tuple(PIPE if is_pipe(path) else path.absolute() for path in settings.data.locate())
     data = replace(settings.data, paths=paths)
     model = replace(settings.model, model_path=settings.model.model_path.absolute())
-    if Path(model.name).resolve() in (source.resolve(), source.resolve().parent):  # a folder, and no known name
+    if Path(model.name).resolve() in (source.resolve(), source.resolve().parent):  # a folder, not a known name
         model = replace(model, name=str(Path(model.name).absolute()))
     run = replace(settings.run, run_dir=None, resume=None)
     absolute = replace(settings, data=data, model=model, run=run, output=settings.output.absolute())
@@ -57,10 +57,10 @@ def write_settings(folder: Path, settings: FinetuneSettings, source: Path, recor
 
 
 def parse_finetune_settings(arguments: list[str] | None = None) -> FinetuneSettings:
-    """The settings of the command line; with `--resume` those of that run, with what may be changed in it.
+    """Parse the command line; with `--resume`, return the settings of that run with the permitted changes.
 
     Raises:
-        UserError: an option that can't be, a folder that holds no run, or an option that would change its result.
+        UserError: an invalid option, a folder without a run, or an option that would change the run's result.
     """
     typed = parse_command_line(FinetuneSettings, arguments)
     if typed.run.resume is None:
@@ -68,10 +68,10 @@ def parse_finetune_settings(arguments: list[str] | None = None) -> FinetuneSetti
     recorded = read_settings(typed.run.resume)
     if PIPE in recorded.data.paths and typed.data.paths == DataSettings.paths:
         raise UserError(
-            f"--resume {typed.run.resume}: its conversations came from a pipe, and no copy was kept; name them once"
-            " more with --data"
+            f"--resume {typed.run.resume}: its conversations came from a pipe, and no copy was kept; name them"
+            " again with --data"
         )
-    # A switch is on when the run has it on, or the command line.
+    # A switch is on if it is on in the run or on the command line.
     try:
         settings = parse_command_line(FinetuneSettings, arguments, default=map_switches(lambda *_: False, recorded))
         settings = map_switches(operator.or_, settings, recorded)
@@ -80,12 +80,12 @@ def parse_finetune_settings(arguments: list[str] | None = None) -> FinetuneSetti
     if settings.preview:
         raise UserError("--preview shows a new run: leave out --resume")
     if problems := [*settings.problems(), *changed_options(recorded, settings)]:
-        raise UserError(f"{typed.run.resume} can't go on like this: {'; '.join(problems)}; or start a new run")
+        raise UserError(f"{typed.run.resume} can't be resumed with {'; '.join(problems)}; change it or start a new run")
     return settings
 
 
 def map_switches(function: Callable[..., bool], *settings: Any) -> Any:
-    """The first of `settings` with each field that is true or false replaced by `function` of the values in all."""
+    """Return the first of `settings` with each boolean field replaced by `function` of its values in all of them."""
     changes = {}
     for field in fields(settings[0]):
         values = [getattr(each, field.name) for each in settings]
@@ -97,15 +97,15 @@ def map_switches(function: Callable[..., bool], *settings: Any) -> Any:
 
 
 def read_settings(folder: Path) -> FinetuneSettings:
-    """The settings of the run in `folder`; options that are younger than it have their defaults.
+    """Read the settings of the run in `folder`; options newer than the run get their defaults.
 
     Raises:
-        UserError: no run, or settings that this version does not know.
+        UserError: there is no run, or this version does not know its settings.
     """
     if not (folder / SETTINGS).is_file():
         raise UserError(f"--resume {folder}: no {SETTINGS} there; name a folder of a run, such as runs/tiny-1")
     recorded = read_json_object(folder / SETTINGS, ADVICE)
-    if isinstance(data := recorded.get("data"), dict) and "path" in data:  # of an older version, which read one file
+    if isinstance(data := recorded.get("data"), dict) and "path" in data:  # older versions read a single file
         data["paths"] = [data.pop("path")]
     if retired := drop_retired(recorded):
         display(f"{folder / SETTINGS}: options that no longer exist are ignored: {', '.join(retired)}", file=sys.stderr)
@@ -117,7 +117,7 @@ def read_settings(folder: Path) -> FinetuneSettings:
 
 
 def as_arguments(settings: Any) -> str:
-    """The options of a command line that make these settings: those that are not the defaults."""
+    """Return the command-line options that give these settings, without those at their defaults."""
     found = []
     for field in fields(settings):
         value, name = getattr(settings, field.name), OPTIONS.get(field.name, field.name.replace("_", "-"))
@@ -130,7 +130,7 @@ def as_arguments(settings: Any) -> str:
 
 
 def drop_retired(recorded: Json) -> list[str]:
-    """Remove the options that no longer exist from a `settings.json`, in place; return those that were in use."""
+    """Remove the options that no longer exist from a `settings.json`, in place; return those not at their defaults."""
     used = []
     for group, name in FACTS.items():
         if isinstance(values := recorded.get(group), dict):
@@ -143,18 +143,18 @@ def drop_retired(recorded: Json) -> list[str]:
 
 
 def read_fingerprints(folder: Path) -> dict[str, str]:
-    """What the run in `folder` noted of its conversations and of the model that it began with."""
+    """Read the fingerprints of the conversations and the base model of the run in `folder`."""
     recorded = read_json_object(folder / SETTINGS, ADVICE).get("fingerprints")
     return recorded if isinstance(recorded, dict) else {}
 
 
 def read_facts(folder: Path | None) -> RunFacts:
-    """What the run in `folder` was started with; for none the facts of a new run."""
+    """Return how the run in `folder` was started; for None, the facts of a new run."""
     if folder is None:
         return RunFacts()
     recorded = read_json_object(folder / SETTINGS, ADVICE)
     found = recorded.get("facts")
-    if found is None:  # of an older version
+    if found is None:  # written by an older version
         groups = {group: values for group in FACTS if isinstance(values := recorded.get(group), dict)}
         found = {name: groups[group][name] for group, name in FACTS.items() if name in groups.get(group, {})}
     try:
@@ -168,10 +168,10 @@ def unknown_settings(folder: Path, error: Exception) -> UserError:
 
 
 def from_json(kind: Any, values: Json) -> Any:
-    """A dataclass of settings from what `asdict` and JSON made of it.
+    """Rebuild a settings dataclass from its `asdict` form, after a round trip through JSON.
 
     Raises:
-        TypeError, AttributeError, ValueError: `values` are not of that form.
+        TypeError, AttributeError, ValueError: `values` do not have this form.
     """
     types = get_type_hints(kind)
     if unknown := values.keys() - types.keys():
@@ -197,7 +197,7 @@ def from_json(kind: Any, values: Json) -> Any:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value from JSON can be that of a setting of this type."""
+    """Whether a value from JSON is valid for a setting of this type."""
     choices = get_args(kind)
     if is_dataclass(kind):
         return isinstance(value, dict)
@@ -205,16 +205,16 @@ def fits(value: Any, kind: Any) -> bool:
         return value in choices
     if get_origin(kind) is tuple:
         return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
-    if choices:  # of a union
+    if choices:  # a union
         return any(fits(value, choice) for choice in choices)
     allowed = {float: (int, float), Path: (str,)}.get(kind, (kind,))
     return isinstance(value, allowed) and not (isinstance(value, bool) and kind is not bool)
 
 
 def changed_options(recorded: FinetuneSettings, settings: FinetuneSettings) -> list[str]:
-    """What in `settings` would make another run of the one `recorded`, a sentence each."""
+    """Describe each option in `settings` that would change the result of the `recorded` run."""
     found, groups = [], [(recorded.data, settings.data), (recorded.training, settings.training)]
-    if recorded.data.folds:  # all folds are trained and measured alike
+    if recorded.data.folds:  # all folds must be measured alike
         groups.append((recorded.generation, settings.generation))
     for before, now in groups:
         for field in fields(before):
@@ -230,15 +230,15 @@ def changed_options(recorded: FinetuneSettings, settings: FinetuneSettings) -> l
 
 
 def check_record(folder: Path, now: Record) -> None:
-    """Compare what the run in `folder` worked with and what it would be resumed with; print how machines differ.
+    """Compare the record of the run in `folder` with the present one; print how the machines differ.
 
     Raises:
-        UserError: other conversations, or another model.
+        UserError: the conversations or the model have changed, or the record is damaged.
     """
     recorded = read_json_object(folder / SETTINGS, ADVICE)
     before, machine = recorded.get("fingerprints"), recorded.get("machine")
     if not isinstance(before, dict) or not isinstance(machine, dict):
-        raise UserError(f"{folder / SETTINGS} does not say what the run worked with; {ADVICE}")
+        raise UserError(f"{folder / SETTINGS} lacks the record of the run's data, model and machine; {ADVICE}")
     found = [
         f"the {name} {'has' if name == 'model' else 'have'} changed"
         for name, value in now.fingerprints.items()
@@ -246,13 +246,13 @@ def check_record(folder: Path, now: Record) -> None:
     ]
     if found:
         raise UserError(
-            f"{folder} can't go on: since it began, {' and '.join(found)}; restore what it was, or start a new run"
+            f"{folder} can't be resumed: since it began, {' and '.join(found)}; restore them, or start a new run"
         )
     names = [name for name, value in now.machine.items() if value != machine.get(name)]
     if "processes" in names:  # torchrun gives each process fewer threads
         names = [name for name in names if name not in ("processes", "threads")]
         processes = f"{machine.get('processes')} processes, resuming with {now.machine['processes']}"
-        display(f"made with {processes}: equal up to rounding")
+        display(f"started with {processes}: results will be equal up to rounding")
     if names:
         changes = (f"{name} {json.dumps(machine.get(name))} → {json.dumps(now.machine[name])}" for name in names)
         display(f"resuming on another machine ({', '.join(changes)}): results will not be bit-identical")

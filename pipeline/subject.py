@@ -1,4 +1,4 @@
-"""Choose what models are measured on: how much of which conversations."""
+"""Choose the conversations and replies that models are measured on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,25 +19,25 @@ from talking.generation import choose_turn
 from training.device import Machine
 from training.loop import TRAIN_SAMPLE
 
-MOST_DIALOGUES = 1000  # of a part, at the end of a training
+MOST_DIALOGUES = 1000  # maximum number of dialogues measured per part at the end of a run
 FEWEST_REPLIES = 5
-REPLIES = 100  # that evaluate.py scores of few dialogues; of many it scores one each
-TRAINED_FOR_EACH_REPLY = 30  # examples; so scoring stays a small part of a training's time
+REPLIES = 100  # number of replies that evaluate.py scores; with more held-out dialogues, one per dialogue
+TRAINED_FOR_EACH_REPLY = 30  # training examples per scored reply, so that scoring stays a small part of a run's time
 
 
 def replies_after(training_examples: int) -> int:
-    """How many replies are scored after a training of so many examples, each as often as it was seen."""
+    """Return the number of replies to score after training on this many examples, summed over the epochs."""
     return min(MOST_DIALOGUES, max(FEWEST_REPLIES, training_examples // TRAINED_FOR_EACH_REPLY))
 
 
 @dataclass(frozen=True)
 class Scope:
-    """How much is measured, and how."""
+    """How much to measure, and how."""
 
-    length: int  # the most tokens that a model sees at a time
-    dialogues: int  # at most, of each part, whose loss is measured
-    replies: int  # at most, that are scored
-    answers: int  # dialogues in which a reply is generated, besides those that are shown
+    length: int  # maximum number of tokens that a model sees at a time
+    dialogues: int  # maximum number of dialogues per part whose loss is measured
+    replies: int  # maximum number of replies to score
+    answers: int  # number of dialogues with a generated reply, including the shown cases
     generation: GenerationSettings
     seed: int
 
@@ -46,7 +46,7 @@ def choose_subject(data: Data, run: Path | None, machine: Machine, scope: Scope)
     """Choose what is measured of `data`: the loss on a sample of each part, everything else on the held-out part.
 
     Args:
-        run: the folder of the run in which the model was trained, if there is one.
+        run: the folder of the run that trained the model, if there is one.
     """
     random = np.random.default_rng(scope.seed)
 
@@ -57,7 +57,7 @@ def choose_subject(data: Data, run: Path | None, machine: Machine, scope: Scope)
     if "train" in parts:
         parts["train"] = data.parts["train"][:TRAIN_SAMPLE]
     datasets = {name: DialogueDataset(data.conversations, numbers, scope.length) for name, numbers in parts.items()}
-    if "train" in parts:  # the same examples by which training measures itself
+    if "train" in parts:  # the examples that the training loop evaluates
         datasets["train"].spans = datasets["train"].spans[:TRAIN_SAMPLE]
     cases = scope.generation.cases
     shown, others = data.held_out[:cases], data.held_out[cases:]
@@ -82,7 +82,7 @@ def leave_out_trained(data: Data, run: Path) -> Data:
     """`data` without the dialogues that the model of `run` was trained on.
 
     Raises:
-        UserError: none is left.
+        UserError: no dialogues are left.
     """
     rendered = rendered_path(run, "train")
     if not rendered.exists():
@@ -99,7 +99,7 @@ def leave_out_trained(data: Data, run: Path) -> Data:
 
 
 def longest_reply(data: Data, dialogues: Sequence[int]) -> int:
-    """The tokens of the longest true reply in these dialogues."""
+    """Return the number of tokens in the longest true reply of these dialogues."""
     conversations = data.conversations
     turns = [choose_turn(conversations.renderer, conversations[number], conversations.learn) for number in dialogues]
     texts = [conversations.texts_of(number)[turn].tolist() for number, turn in zip(dialogues, turns, strict=True)]
@@ -107,7 +107,7 @@ def longest_reply(data: Data, dialogues: Sequence[int]) -> int:
 
 
 def subject_of_run(run: OpenRun) -> Subject:
-    """Choose what the model of a run is measured on, before and after its training."""
+    """Choose what the model of a run is measured on, before and after training."""
     job, settings = run.job, run.job.settings
     replies = replies_after((settings.training.epochs or 1) * len(job.data.parts["train"]))
     length = choose_length(settings.data.max_length, job.config.n_positions)

@@ -1,4 +1,4 @@
-"""A run from its model folder to the fine-tuned model: opened or resumed, trained, saved."""
+"""Open or resume a run, train its model, and save it."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ class OpenRun:
     job: Job
     model: GPTModel
     checkpoints: Checkpoints
-    trained: TrainingState | None  # of a run that was stopped after its training
+    trained: TrainingState | None  # final state, if the run was stopped after training
 
     @property
     def folder(self) -> Path:
@@ -49,13 +49,14 @@ class OpenRun:
 
 @contextlib.contextmanager
 def open_run(job: Job) -> Iterator[OpenRun]:
-    """Load the model and make the run folder, or check the one that is resumed; keep both open while inside.
+    """Load the model, and create the run folder or check the one to resume.
 
-    Inside, a lack of memory becomes advice, a Ctrl-C says how to resume, and `--track` mirrors the run. If
-    the output is closed, `log.txt` says so. A finished run loses its checkpoint unless it is to be kept.
+    Inside this context, running out of memory raises an error with advice, Ctrl-C prints how to resume, and `--track`
+    mirrors the run. If the output is closed, `log.txt` says so. At the end, the checkpoint is deleted unless
+    `--keep-checkpoint` is given.
 
     Raises:
-        UserError: the model is damaged, no folder can be made, or the run in it can't be resumed.
+        UserError: the model is damaged, the folder can't be created, or its run can't be resumed.
     """
     with explain_lack_of_memory(model_size(job), job.settings.training, job.machine):
         run = load_run(job)
@@ -71,7 +72,7 @@ def open_run(job: Job) -> Iterator[OpenRun]:
 
 
 def load_run(job: Job) -> OpenRun:
-    """Load the model, then make the run folder or check the one that is resumed; see `open_run`."""
+    """Load the model, then create the run folder or check the one to resume; see `open_run`."""
     training, tokenizer, folder = job.settings.training, job.data.conversations.renderer.tokenizer, job.run_folder
     fingerprints = {"conversations": fingerprint(job.data)}
     with ThreadPoolExecutor(1) as executor:
@@ -96,7 +97,7 @@ def load_run(job: Job) -> OpenRun:
             lock = lock_run_folder(folder)
         display(f"run folder: {folder}")
         write_settings(folder, job.settings, job.source, record())
-        copy_vocabulary(job.source, folder / "model", tokenizer)  # now: by the end the source may have changed
+        copy_vocabulary(job.source, folder / "model", tokenizer)  # now, because the source may change during training
         write_rendered(folder, job.data)
     folder = Path(job.machine.agree(str(folder)))
     checkpoints = Checkpoints(folder / "checkpoint", record().fingerprints, job.machine.primary)
@@ -104,10 +105,10 @@ def load_run(job: Job) -> OpenRun:
 
 
 def check_resumed(folder: Path, job: Job, record: Record) -> TrainingState | None:
-    """Check that the run in `folder` can be resumed; return its state if its training is over.
+    """Check that the run in `folder` can be resumed; return its state if training is over.
 
     Raises:
-        UserError: it is finished, or its conversations or its model have changed.
+        UserError: the run is finished, or its conversations or its model have changed.
     """
     check_record(folder, record)
     checkpoints = Checkpoints(folder / "checkpoint", record.fingerprints)
@@ -117,19 +118,19 @@ def check_resumed(folder: Path, job: Job, record: Record) -> TrainingState | Non
         longer = (
             "its length was set by --max-minutes"
             if trained and trained.measured
-            else "more --epochs go on in it if its checkpoint was kept (--keep-checkpoint)"
+            else "more --epochs extend it if its checkpoint was kept (--keep-checkpoint)"
         )
         raise UserError(f"{folder} is finished; {longer}, and --model {folder} starts a new run from its model")
     return trained
 
 
 def make_model(folder: Path, training: TrainingSettings, tokenizer: tiktoken.Encoding, machine: Machine) -> GPTModel:
-    """The model of `folder` on the machine, with room for new tokens, and with adapters where these are trained.
+    """Load the model of `folder` onto the machine, with embeddings for new tokens, and for LoRA with adapters.
 
-    Frozen weights are bf16 where the machine computes in it: half the memory, and nothing to cast.
+    Frozen weights are bf16 if the machine computes in bf16: they take half the memory and need no casts.
     """
     frozen_dtype = torch.bfloat16 if training.lora_rank and machine.precision == "bf16" else torch.float32
-    # Adapters are added on the CPU, which draws the same numbers everywhere.
+    # Add adapters on the CPU, whose random numbers are the same on every machine.
     device = torch.device("cpu") if training.lora_rank else machine.device
     model = load_model(folder, training.dropout, frozen_dtype, device)[0]
     new_tokens = tokenizer.n_vocab - model.config.vocab_size
@@ -146,10 +147,10 @@ def train_model(run: OpenRun) -> TrainingState:
         UserError: a loss is NaN or infinite, or the disk is full.
     """
     if run.trained:
-        display(f"the training was over after {run.trained.step} steps")
+        display(f"training already finished after {run.trained.step} steps")
         run.job.machine.leave()
         return run.trained
-    return_freed_memory()  # of measuring the base model: packed weights leave holes in what training takes
+    return_freed_memory()  # else packed weights of the measured base model fragment the memory of training
     job, tokenizer = run.job, run.job.data.conversations.renderer.tokenizer
 
     def after_epoch(number: int) -> None:
@@ -166,7 +167,7 @@ def train_model(run: OpenRun) -> TrainingState:
         machine=job.machine,
         checkpoints=run.checkpoints,
         processes=job.facts.processes,
-        # The model is the same in each process, so one is enough to ask.
+        # The model is the same in all processes, so one generates the reply.
         watch=make_watch(run) if job.settings.run.watch and job.machine.primary else None,
     )
     with StopSignals(job.machine) as signals:
@@ -174,19 +175,19 @@ def train_model(run: OpenRun) -> TrainingState:
         state = train(trainer, signals, after_epoch)
         if job.machine.primary:
             if job.settings.training.lora_rank:
-                save_adapter(run.model, run.folder / "adapter", base_name(job))  # before the merging
+                save_adapter(run.model, run.folder / "adapter", base_name(job))  # before adapters are merged
             save(run, run.folder / "model", run.checkpoints.spare(state))
             run.checkpoints.mark_trained(state)
-        del trainer  # now: a signal that meets the end of its progress bar would be lost
+        del trainer  # now: a signal that interrupts the progress bar's destructor would be lost
     job.machine.leave()
     return state
 
 
 def save(run: OpenRun, target: Path, spare: Path | None = None) -> None:
-    """Write the model of a run, adapters merged, into the model folder `target`, which has its vocabulary.
+    """Write the model of a run, adapters merged, into the model folder `target`, which already has its vocabulary.
 
     Args:
-        spare: a file to write over; see `atomic_path`.
+        spare: a file to overwrite; see `atomic_path`.
     """
     description = run.job.data.conversations.describe(run.job.data.parts["train"])
     lora = run.job.settings.training.lora_rank
@@ -196,7 +197,7 @@ def save(run: OpenRun, target: Path, spare: Path | None = None) -> None:
 
 
 def make_watch(run: OpenRun) -> Callable[[], dict[str, str]]:
-    """A function that asks the model, as it is by then, for its next turn in the first case, beside the true one."""
+    """Return a function that generates the current model's reply in the first case, along with the true reply."""
     job, renderer = run.job, run.job.data.conversations.renderer
     first = job.data.conversations[job.data.held_out[0]]
     learn, generation = job.settings.data.learn, job.settings.generation
@@ -210,11 +211,11 @@ def make_watch(run: OpenRun) -> Callable[[], dict[str, str]]:
 
 
 def base_name(job: Job) -> str:
-    """How other programs find the model that adapters were trained on."""
+    """The name by which other programs find the base model of the adapters."""
     return HUB_IDS.get(job.settings.model.name, str(job.source.absolute()))
 
 
 def finished_decoder(run: OpenRun) -> Decoder:
-    """The trained model of a run, ready to generate."""
-    return_freed_memory()  # of gradients and moments: the bf16 copy comes on top of what is kept
+    """Return a decoder for the trained model of a run."""
+    return_freed_memory()  # of gradients and moments, because the bf16 copy needs memory too
     return Decoder(run.model, run.job.machine.inference_dtype)

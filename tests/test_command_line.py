@@ -192,7 +192,7 @@ def test_a_stopped_run_prints_one_line_and_no_traceback(work, model_folder, numb
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert re.fullmatch(
-        r"stopped after step \d+ of 400000; go on with: python finetune.py --resume run", stderr.strip()
+        r"stopped after step \d+ of 400000; resume with: python finetune.py --resume run", stderr.strip()
     )
     assert not (work / "run" / "model" / "model.safetensors").exists()
 
@@ -437,7 +437,7 @@ class TestPlacesThatCannotBeWritten:
             ),
             (["--output", "runs"], "--output runs: the run creates a folder of that name; name a file"),
             (["--output", "runs/tiny-random-1"], "--output runs/tiny-random-1: the run creates a folder of that name"),
-            (["--run-dir", "data.json/run"], "cannot make the run folder data.json"),
+            (["--run-dir", "data.json/run"], "cannot create the run folder data.json"),
             (["--run-dir", "full"], "--run-dir full is not empty; name a new folder"),
         ],
     )
@@ -460,7 +460,7 @@ class TestPlacesThatCannotBeWritten:
     def test_links_are_followed_and_a_dangling_one_is_an_error(self, command, work, model_folder):
         """A dangling `runs` is an error, not an endless search. An output that is a link writes its target."""
         (work / "runs").symlink_to(work / "nowhere" / "else")
-        assert "cannot make the run folder runs" in refused(command("finetune.py", "--model", model_folder, *QUICK))
+        assert "cannot create the run folder runs" in refused(command("finetune.py", "--model", model_folder, *QUICK))
         (work / "link.json").symlink_to(work / "target.json")
         options = (*QUICK, "--run-dir", "run", "--output", "link.json")
         assert command("finetune.py", "--model", model_folder, *options).returncode == 0

@@ -128,7 +128,7 @@ def test_quantiles_equal_those_of_students_distribution(freedom, expected):
 
 @pytest.mark.parametrize(
     ("best", "advice"),
-    [([2.0, 3.0, 2.0], "median 2: --epochs 2 for"), ([0.0, 0.0, 1.0], "a lower"), ([4.0, 3.0, 4.0], "more --epochs")],
+    [([2.0, 3.0, 2.0], "(median 2): --epochs 2 for"), ([0.0, 0.0, 1.0], "a lower"), ([4.0, 3.0, 4.0], "more --epochs")],
 )
 def test_the_summary_gives_advice_on_epochs(best, advice):
     columns = {name: {"loss": estimate([1.0, 2.0]), "loss_change": estimate([1.0, 2.0])} for name in ("base", "model")}
@@ -151,7 +151,7 @@ def test_a_job_that_is_killed_in_its_second_fold_resumes(job, model, here, capsy
     finished = (folder / "fold-1" / "report.html").stat().st_mtime_ns
     cross_validate(parse_finetune_settings(options), finetune)  # the same command
     shown = capsys.readouterr().out
-    assert f"finished before: {folder / 'fold-1'}" in shown
+    assert f"already finished: {folder / 'fold-1'}" in shown
     assert "resuming after step" in shown
     assert (folder / "fold-1" / "report.html").stat().st_mtime_ns == finished
     assert (folder / "folds.json").read_bytes() == (job / "folds.json").read_bytes()
@@ -168,7 +168,7 @@ def test_a_finished_job_only_writes_its_summary_again(job, capsys):
     (job / "folds.json").unlink()
     cross_validate(parse_finetune_settings(["--resume", str(job)]), never)
     assert (job / "folds.json").read_bytes() == before
-    assert capsys.readouterr().out.count("finished before: ") == 3
+    assert capsys.readouterr().out.count("already finished: ") == 3
     with pytest.raises(UserError, match="name one of them, such as .*fold-1"):
         find_run(str(job))
 
@@ -198,7 +198,7 @@ def test_a_stopped_job_prints_how_to_resume_all_of_it(here, model):
     settings = parse(model, "--folds", 2)
     with pytest.raises(KeyboardInterrupt) as stop:
         cross_validate(settings, record_and_stop)
-    assert str(stop.value).startswith(" after step 1 of 9; go on with: python ")
+    assert str(stop.value).startswith(" after step 1 of 9; resume with: python ")
     assert str(stop.value).endswith(f" --resume {Path('runs/small-folds-1')}")
 
 
@@ -268,7 +268,7 @@ class TestTryingLearningRates:
             folds = json.loads((here / "job" / f"rate-{rate}" / "folds.json").read_text())
             assert folds["metrics"]["model"]["loss"]["values"] == losses
         best = min(rates, key=lambda rate: sum(rates[rate]))
-        command = done.stdout.partition("one run with the best: python finetune.py ")[2].splitlines()[0]
+        command = done.stdout.partition("train with the best: python finetune.py ")[2].splitlines()[0]
         settings = parse_finetune_settings(shlex.split(command))
         assert settings.training.learning_rate == float(best)
         assert (settings.training.max_steps, settings.data.folds, settings.data.try_) == (2, 0, "nothing")
@@ -301,8 +301,8 @@ class TestTryingLearningRates:
         assert [line.split()[0] for line in lines[2:5]] == ["0.1", "0.2", "0.4"]
         assert lines[2].endswith("the best")
         assert lines[3].endswith("0.100 (0.100 to 0.100)")
-        assert lines[5].startswith("0.1 is at the end of these")
-        assert lines[6] == "one run with the best: python finetune.py --learning-rate 0.1"
+        assert lines[5].startswith("0.1 is at the end of the range")
+        assert lines[6] == "train with the best: python finetune.py --learning-rate 0.1"
 
     def test_rates_above_one_are_left_out(self, here, model):
         settings = parse(model, "--learning-rate", 0.6)

@@ -157,7 +157,7 @@ class TestLedger:
         talk = [{"A" + "x" * 60: f"a{number}", "B" + "y" * 60: "b"} for number in range(10)]
         (work / "data.json").write_text(json.dumps(talk))
         line = refused(command("finetune.py", "--data", "data.json", "--max-length", 16, "--learn", "replies"))
-        assert "nothing to learn is left of train in examples of 16 tokens; raise --max-length" in line
+        assert "train has nothing to learn in examples of 16 tokens; raise --max-length" in line
 
     def test_the_error_for_one_long_chat_advises_shorter_pauses(self, command, work):
         (work / "chat.txt").write_text("[01.03.24, 10:00] A: hi\n[01.03.24, 10:01] B: ho")
@@ -317,7 +317,7 @@ class TestTemplates:
         assert "skipped: 2 turns of records without an answer (line 2)" in done.stdout
         assert (work / "val_data.txt").read_text().startswith("Below is an instruction that describes a task. Write a")
         line = refused(command("finetune.py", *options, "--rename", "Response=Answer"))
-        assert "--rename: the speakers of the alpaca template are the published ones" in line
+        assert "--rename: the speakers of the alpaca template are fixed" in line
 
 
 def test_a_days_chat_is_learned_whole(command, work):

@@ -307,7 +307,7 @@ class TestEvaluate:
         (run / "settings.json").write_text(json.dumps({**settings, "newer": {"option": 1}}))
         assert "not the settings of this version of the program (unknown: newer)" in refused(command("evaluate.py"))
         (run / "generated_conversations.json").unlink()
-        assert "has not finished; go on with it: python finetune.py --resume runs/first" in refused(
+        assert "has not finished; resume with: python finetune.py --resume runs/first" in refused(
             command("evaluate.py", "runs/first")
         )
         assert "there is no finished run in runs/" in refused(command("evaluate.py"))

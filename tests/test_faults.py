@@ -164,7 +164,7 @@ def test_a_run_stopped_politely_saves_and_says_how_to_resume(work, command, base
     output = stop(work, base, signal.SIGTERM, lambda run: lines(run / "metrics.jsonl") > 6)
     assert "Traceback" not in output
     assert "checkpoint: step " in output
-    assert "of 32; go on with: python finetune.py --resume run" in output
+    assert "of 32; resume with: python finetune.py --resume run" in output
     done = command("finetune.py", "--resume", "run")
     assert done.returncode == 0, done.stderr
     assert "resuming after step " in done.stdout
@@ -177,9 +177,9 @@ def test_a_run_stopped_during_generation_repeats_only_the_generation(work, comma
     """The training is over, so its model is kept."""
     output = stop(work, base, signal.SIGTERM, lambda run: (run / "checkpoint" / "trained.json").exists())
     assert "Traceback" not in output
-    assert "stopped; go on with: python finetune.py --resume run" in output
+    assert "stopped; resume with: python finetune.py --resume run" in output
     done = command("finetune.py", "--resume", "run")
-    assert "the training was over after 32 steps" in done.stdout
+    assert "training already finished after 32 steps" in done.stdout
     assert same_results(unbroken, work / "run")
 
 
@@ -201,7 +201,7 @@ def test_adapters_are_resumed_too(work, command, base):
     process.kill()
     process.communicate()
     done = command("finetune.py", "--resume", "run")
-    assert "the training was over after 32 steps" in done.stdout, done.stderr
+    assert "training already finished after 32 steps" in done.stdout, done.stderr
     assert same_results(work / "unbroken", work / "run")
     adapters = [(work / run / "adapter" / "adapter_model.safetensors").read_bytes() for run in ("unbroken", "run")]
     assert adapters[0] == adapters[1]
@@ -373,13 +373,13 @@ def test_the_record_of_the_machine_is_compared_on_resume(tmp_path, capsys):
     whole = asdict(record)
     for damaged in ({**whole, "machine": [1]}, {**whole, "fingerprints": None}, {}):
         write_json(tmp_path / "settings.json", damaged)
-        with pytest.raises(UserError, match="does not say what the run worked with"):
+        with pytest.raises(UserError, match="lacks the record of the run's data, model and machine"):
             check_record(tmp_path, record)
     write_json(tmp_path / "settings.json", whole)
     check_record(tmp_path, record)
     assert capsys.readouterr().out == ""
     two = replace(record, machine={**machine, "processes": 2, "threads": 1})
-    note = "made with 1 processes, resuming with 2: equal up to rounding\n"
+    note = "started with 1 processes, resuming with 2: results will be equal up to rounding\n"
     check_record(tmp_path, two)
     assert capsys.readouterr().out == note
     check_record(tmp_path, replace(two, machine={**two.machine, "torch": "2.11"}))
@@ -412,7 +412,7 @@ def test_an_output_that_could_not_be_written_is_written_on_resume(stopped, work,
     assert "error: cannot write output/x.json" in process.communicate()[0].replace(os.sep, "/")
     (work / "output").mkdir()
     done = command("finetune.py", "--resume", stopped)
-    assert "the training was over after 36 steps" in done.stdout, done.stderr
+    assert "training already finished after 36 steps" in done.stdout, done.stderr
     assert (work / "output" / "x.json").exists()
 
 
