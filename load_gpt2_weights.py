@@ -1,7 +1,7 @@
-"""From a model folder to a model, and back into a folder.
+"""Load a model from a model folder, and write a model to a folder.
 
 A model folder has the published Hugging Face layout: `config.json`, `model.safetensors` (or `pytorch_model.bin`),
-`vocab.json`, `merges.txt`. Folders written here load in transformers, and the other way round.
+`vocab.json`, `merges.txt`. transformers can load the folders written here, and its folders load here.
 """
 
 import json
@@ -26,13 +26,13 @@ from hub.download import WEIGHT_FILES
 from support.errors import UserError, reason
 from support.files import atomic_path, read_json_object, write_json
 
-# The published files store these input-first, (in, out), where nn.Linear has (out, in). `attn.c_proj` is square, so
-# that a forgotten transpose would load without an error and talk nonsense.
+# The published files store these as (in, out); nn.Linear has (out, in). `attn.c_proj` is square, so a forgotten
+# transpose would load without an error, and the model would generate nonsense.
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-# Older files also hold each layer's causal mask. (`.attn.bias` with its dot: `attn.c_attn.bias` is a parameter.)
+# Older files also hold each layer's causal mask. (The dot of `.attn.bias` excludes `attn.c_attn.bias`, a parameter.)
 MASK_BUFFERS = (".attn.bias", ".attn.masked_bias")
 
-# What torch.load is seen to raise on a file that is no pickle, or half of one.
+# Errors that torch.load raises on a file that is not a pickle, or is cut short.
 DAMAGED_PICKLE = (
     RuntimeError,
     EOFError,
@@ -44,7 +44,7 @@ DAMAGED_PICKLE = (
     struct.error,
 )
 
-# What transformers can switch on in a GPT-2 and this model does not compute.
+# Supported values of options that transformers has for GPT-2; this model does not compute the others.
 FIXED_CONFIG = {
     "model_type": ("gpt2",),
     "activation_function": ("gelu_new", "gelu_pytorch_tanh", None),
@@ -53,11 +53,11 @@ FIXED_CONFIG = {
     "add_cross_attention": (False, None),
     "tie_word_embeddings": (True, None),
 }
-# Of any number in a configuration, and of its layers, each of which is built: a damaged file must not ask for more
-# memory or time than there is. GPT-2 XL has 48 layers.
+# Maximum of any number in a configuration, and of its layers, so that a damaged file can't use up memory or time.
+# GPT-2 XL has 48 layers.
 LARGEST, MOST_LAYERS = 1 << 20, 1000
-NAMED = 5  # tensors of each fault that an error names; a damaged file may have a million
-LONGEST = 200  # characters of what an error takes from a file
+NAMED = 5  # maximum number of tensors that an error names per fault; a damaged file may have a million
+LONGEST = 200  # maximum number of characters that an error quotes from a file
 
 
 CPU = torch.device("cpu")
@@ -67,14 +67,14 @@ SAFETENSORS_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16:
 def load_model(
     folder: Path, dropout: float = 0.0, dtype: torch.dtype = torch.float32, device: torch.device = CPU
 ) -> tuple[GPTModel, tiktoken.Encoding]:
-    """Load a model folder: the model, on `device`, and its tokenizer.
+    """Load a model folder; return the model, on `device`, and its tokenizer.
 
-    Takes one copy of the weights in memory: the model is built without storage, and each tensor is read, converted and
-    put in its place before the next one is touched. The matrices of the layers and the token embedding, nearly all of a
-    model, get `dtype`; positions, biases and norms are fp32, so that what the layers add up stays fp32.
+    Memory holds one copy of the weights: the model is created without storage, and each tensor is read, converted and
+    put in place before the next is read. The matrices of the layers and the token embedding, nearly all of the weights,
+    get `dtype`; positions, biases and norms are fp32, so that the residual stream stays fp32.
 
     Raises:
-        UserError: damaged files, or tensors or a vocabulary that don't fit `config.json`; everything wrong is listed.
+        UserError: damaged files, or tensors or a vocabulary that don't fit `config.json`; the message lists the faults.
     """
     config = read_config(folder / "config.json")
     tokenizer = load_tokenizer(folder)
@@ -94,7 +94,7 @@ def load_model(
 def load_for(
     tokenizer: tiktoken.Encoding, folder: Path, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> GPTModel:
-    """The model of `folder` on a device, with room for the tokens of `tokenizer`; see `load_model` for the rest."""
+    """Load the model of `folder` onto a device, with embeddings for all tokens of `tokenizer`; see `load_model`."""
     model = load_model(folder, dtype=dtype, device=device)[0]
     add_embeddings(model, tokenizer.n_vocab)
     return model
@@ -103,10 +103,10 @@ def load_for(
 def read_weights(
     folder: Path, dtype: torch.dtype = torch.float32, device: torch.device = CPU
 ) -> Iterator[tuple[str, Tensor]]:
-    """The parameters of a model folder, each with its name, one at a time; see `load_model` for their types.
+    """Yield the name and value of each parameter in a model folder, one at a time; see `load_model` for their dtypes.
 
     Raises:
-        UserError: a damaged file, tensors that don't fit `config.json`, or numbers that are NaN or infinite.
+        UserError: a damaged file, tensors that don't fit `config.json`, or NaN or infinite weights.
     """
     config = read_config(folder / "config.json")
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), folder / WEIGHT_FILES[0])
@@ -117,33 +117,33 @@ def read_weights(
         wanted = dtype if name.endswith((*TRANSPOSED, "wte.weight")) else torch.float32
         source = read(stored)
         if source.is_meta or not source.is_floating_point():
-            form = "without its numbers" if source.is_meta else f"as {str(source.dtype)[6:]}"
+            form = "without values" if source.is_meta else f"as {str(source.dtype)[6:]}"
             raise UserError(f"{path}: {stored} is stored {form}; save the model in float32, float16 or bfloat16")
-        # A GPU transposes faster than the processor: the tensor goes there as it is stored.
+        # Move the tensor as it is stored: a GPU transposes faster than the CPU.
         tensor = own_copy(source.to(device), name.endswith(TRANSPOSED), wanted)
         if not is_finite(tensor):
-            raise UserError(f"{path}: {stored} holds NaN or infinity in {str(wanted)[6:]}; fetch the model again")
+            raise UserError(f"{path}: {stored} holds NaN or infinity in {str(wanted)[6:]}; download the model again")
         if name == "wte.weight" and head is not None and not torch.equal(read(head).to(tensor), tensor):
             raise UserError(f"{path}: lm_head.weight differs from wte.weight; an untied output head is not supported")
         yield name, tensor
 
 
 def parameter_shapes(config: GPTConfig) -> dict[str, torch.Size]:
-    """The shape of each parameter, by name, as they are stored in a file."""
+    """Return the shape of each parameter, by name, as it is stored in a file."""
     with torch.device("meta"):
         parameters = GPTModel(config).named_parameters()
     return {name: as_stored(name, parameter).shape for name, parameter in parameters}
 
 
 def as_stored(name: str, parameter: Tensor) -> Tensor:
-    """A view of a parameter as the published files have it."""
+    """Return a view of a parameter in the layout of the published files."""
     return parameter.detach().t() if name.endswith(TRANSPOSED) else parameter.detach()
 
 
 def add_embeddings(model: GPTModel, vocab_size: int) -> None:
-    """Make room in `model` for new tokens, up to `vocab_size`; each starts as the mean of the old ones (Hewitt 2021).
+    """Add embeddings for new tokens up to `vocab_size`, each the mean of the old embeddings (Hewitt 2021).
 
-    The mean keeps the predictions for everything else nearly as they were, where a random vector could outweigh them.
+    The mean hardly changes the probabilities of the old tokens; a random vector could get the largest logit.
     """
     old = model.wte.weight.detach()
     if vocab_size == len(old):
@@ -156,10 +156,10 @@ def add_embeddings(model: GPTModel, vocab_size: int) -> None:
 
 
 def read_config(path: Path) -> GPTConfig:
-    """The model's shape from `config.json`.
+    """Read the configuration of a model from `config.json`.
 
     Raises:
-        UserError: not a GPT-2, not whole, or with options that this model does not compute.
+        UserError: not a GPT-2, not complete, or with options that this model does not compute.
     """
     raw = read_json_object(path)
     problems = [
@@ -185,39 +185,39 @@ def read_config(path: Path) -> GPTConfig:
 
 
 def open_weights(path: Path) -> tuple[dict[str, torch.Size], Callable[[str], Tensor]]:
-    """The shape of each tensor in a weight file, and a function that reads one, once."""
+    """Return the shape of each tensor in a weight file, and a function that reads a tensor; read each only once."""
     try:
         if path.suffix == ".bin":
-            # A pickle can run code when read: only plain tensors are let through.
+            # Reading a pickle can run code: allow only plain tensors.
             tensors = torch.load(path, map_location="cpu", weights_only=True)
             if not all(isinstance(name, str) and tensor.layout == torch.strided for name, tensor in tensors.items()):
                 raise TypeError
             return {name: tensor.shape for name, tensor in tensors.items()}, tensors.pop
-        # Not mapped: mapped pages count as memory used, and are slower to read.
+        # Not memory-mapped: mapped pages count as used memory, and are slower to read.
         file = safe_open(path, framework="pt", backend="pread")
         return {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}, file.get_tensor  # noqa: SIM118
     except SafetensorError as error:
         why = str(error)[:LONGEST]
-        raise UserError(f"{path} is damaged or cut short ({why}); delete it and fetch it again") from None
+        raise UserError(f"{path} is damaged or cut short ({why}); delete it and download it again") from None
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} is refused: it is cut short, or holds more than tensors and could run code; use model.safetensors"
         ) from None
     except DAMAGED_PICKLE:
         raise UserError(
-            f"{path} is damaged or no PyTorch file of tensors by name; delete it and fetch it again"
+            f"{path} is damaged, or not a PyTorch file of named tensors; delete it and download it again"
         ) from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
 
 
 def match_tensors(shapes: dict[str, torch.Size], expected: dict[str, torch.Size], path: Path) -> dict[str, str]:
-    """Which stored tensor is which of the `expected` parameters, as parameter name → stored name, in their order.
+    """Return the name of the stored tensor for each of the `expected` parameters, in their order.
 
-    An `lm_head.weight` instead of `wte.weight` takes its place; one beside it is in the result too.
+    If the file has `lm_head.weight` but no `wte.weight`, the one replaces the other; if it has both, so has the result.
 
     Raises:
-        UserError: with the first of the missing, unexpected and misshapen tensors, and how many more there are.
+        UserError: tensors are missing, stored twice, unexpected or misshapen; the message names the first few.
     """
     stored = {name.removeprefix("transformer."): name for name in shapes if not name.endswith(MASK_BUFFERS)}
     if "wte.weight" not in stored and "lm_head.weight" in stored:
@@ -240,21 +240,21 @@ def match_tensors(shapes: dict[str, torch.Size], expected: dict[str, torch.Size]
 
 
 def first_few(fault: str, texts: Sequence[str]) -> list[str]:
-    """The first of the `texts`, one for each tensor that has a fault, and how many more there are."""
+    """Return the first of `texts`, which describe one tensor each, and how many more there are."""
     more = [f"{len(texts) - NAMED:,} more {fault}"] if len(texts) > NAMED else []
     return [text[:LONGEST] for text in texts[:NAMED]] + more
 
 
 def own_copy(tensor: Tensor, transposed: bool, dtype: torch.dtype) -> Tensor:
-    """A copy in memory that PyTorch has allocated: aligned, and in huge pages where there are any."""
+    """Return a copy in memory allocated by PyTorch: aligned, and in huge pages if available."""
     source = tensor.t() if transposed else tensor
     return torch.empty(source.shape, dtype=dtype, device=source.device).copy_(source)
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor is free of NaN and infinity.
+    """Whether a tensor has no NaN and no infinity.
 
-    Either shows in the sum, which costs little; huge numbers may overflow it, and only then is each one looked at.
+    The sum shows either of them and is cheap. Huge numbers can overflow the sum; only then is each number checked.
     """
     return bool(tensor.sum().isfinite() or tensor.isfinite().all())
 
@@ -266,7 +266,7 @@ def save_model(
     dtype: torch.dtype = torch.float32,
     parameters: Iterable[tuple[str, Tensor]] | None = None,
 ) -> None:
-    """Write `model` into `folder`, which has its vocabulary already, as a model folder that transformers loads.
+    """Write `model` into `folder`, which already has its vocabulary, as a model folder that transformers can load.
 
     See `save_description` and `save_weights`.
     """
@@ -277,13 +277,13 @@ def save_model(
 def save_description(
     model: GPTModel, folder: Path, dialogue: dict[str, Any], dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write all files of a model folder but its vocabulary and its weights.
+    """Write all files of a model folder except its vocabulary and its weights.
 
-    Programs that serve a model stop it at single tokens: a turn ends for them at the last token of the stop between two
-    turns, or at the end of text.
+    Programs that serve a model can only stop at single tokens. For them, a turn ends at the last token of the stop
+    sequence between two turns, or at the end-of-text token.
 
     Args:
-        dialogue: goes into `dialogue.json`: how this model was taught to see a conversation.
+        dialogue: the content of `dialogue.json`: how conversations were rendered for this model.
 
     Raises:
         UserError: the folder can't be written.
@@ -302,7 +302,7 @@ def save_description(
         "embd_pdrop": model.dropout,
         "resid_pdrop": model.dropout,
         "bos_token_id": end_of_text,
-        "eos_token_id": end_of_turn,  # llama.cpp takes one; it knows <|endoftext|> by its text
+        "eos_token_id": end_of_turn,  # llama.cpp takes one; it recognises <|endoftext|> by its text
         "dtype": str(dtype).removeprefix("torch."),
     }
     tokenizer_config = {
@@ -330,11 +330,11 @@ def save_weights(
     parameters: Iterable[tuple[str, Tensor]] | None = None,
     spare: Path | None = None,
 ) -> None:
-    """Write the weights of `model` into `folder`, after everything else: a folder with weights is a whole one.
+    """Write the weights of `model` into `folder`. Call this last, so that a folder with weights is complete.
 
     Args:
-        parameters: each with its name, in the model's order, taken one at a time; none: those of `model`.
-        spare: a file to write over; see `atomic_path`.
+        parameters: (name, parameter) pairs in the model's order, read one at a time; by default those of `model`.
+        spare: a file to overwrite; see `atomic_path`.
 
     Raises:
         UserError: the file can't be written.
@@ -346,12 +346,12 @@ def save_weights(
 def write_tensors(
     path: Path, shapes: dict[str, torch.Size], tensors: Iterable[Tensor], dtype: torch.dtype, spare: Path | None = None
 ) -> None:
-    """Write a safetensors file of `tensors`, named and shaped as in `shapes`, converted and written one after another.
+    """Write a safetensors file of `tensors`, named and shaped as in `shapes`, one at a time.
 
-    The library's own function wants all of them in memory at once.
+    The library's own function needs all tensors in memory at once.
 
     Args:
-        spare: a file to write over; see `atomic_path`.
+        spare: a file to overwrite; see `atomic_path`.
 
     Raises:
         UserError: the file can't be written.
@@ -367,6 +367,6 @@ def write_tensors(
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for shape, tensor in zip(shapes.values(), tensors, strict=True):
             assert tensor.shape == shape
-            stored = tensor.to(dtype).contiguous().cpu()  # transposed where it is: a GPU is faster at it
-            file.write(stored.view(-1).view(torch.uint8).numpy().data)  # no bf16 in numpy
+            stored = tensor.to(dtype).contiguous().cpu()  # transposed on its device: a GPU is faster
+            file.write(stored.view(-1).view(torch.uint8).numpy().data)  # as bytes: numpy has no bf16
         file.truncate()

@@ -18,9 +18,9 @@ from support.files import read_json_object, write_json, write_text, writing
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TURN = "<|endofturn|>"
-# White space in GPT-2's pattern; Python's `\\s` has four more characters. RUN leaves out the last one of a run.
+# White space in GPT-2's pattern; Python's `\\s` has four more characters. RUN matches a long run without its last one.
 SPACES = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-LONG_RUN = 1000  # cut longer runs of white space: tiktoken fails at some hundred thousand characters
+LONG_RUN = 1000  # cut longer runs of white space: tiktoken fails at several hundred thousand characters
 RUN = re.compile(rf"(?<![{SPACES}])[{SPACES}]{{{LONG_RUN},}}(?=[{SPACES}][^{SPACES}])")
 
 
@@ -38,14 +38,14 @@ def load_tokenizer(folder: Path) -> tiktoken.Encoding:
     try:
         ranks = read_ranks("\n".join(["#version: 0.2", *merges, ""]), json.dumps(vocabulary))
     except (AssertionError, KeyError, ValueError):
-        raise UserError(f"{folder}: vocab.json and merges.txt are damaged or don't match; fetch both again") from None
+        raise UserError(f"{folder}: vocab.json and merges.txt are damaged or don't match; download both") from None
     specials = {END_OF_TEXT: vocabulary[END_OF_TEXT], **added}
     return tiktoken.Encoding(folder.name, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=specials)
 
 
-@functools.lru_cache(maxsize=2)  # a model and its base
+@functools.lru_cache(maxsize=2)  # for a model and its base
 def read_ranks(merges: str, vocabulary: str) -> dict[bytes, int]:
-    """Let tiktoken read a merges.txt and a vocab.json with this content; a run needs the result three times."""
+    """Read a merges.txt and a vocab.json of this content with tiktoken; cached, since a run reads them three times."""
     # Turn off tiktoken's cache, which is keyed by path: these files exist only for a moment.
     os.environ["TIKTOKEN_CACHE_DIR"] = ""
     with TemporaryDirectory() as scratch:
@@ -67,7 +67,7 @@ def encode_text(tokenizer: tiktoken.Encoding, text: str) -> list[int]:
 
 
 def add_tokens(tokenizer: tiktoken.Encoding, tokens: Iterable[str]) -> tiktoken.Encoding:
-    """Return `tokenizer` with the missing ones of `tokens` as special tokens, numbered after all others."""
+    """Return `tokenizer` with those of `tokens` that it lacks as special tokens, numbered after all others."""
     specials = dict(tokenizer._special_tokens)
     for token in tokens:
         specials.setdefault(token, tokenizer.n_vocab + len(specials) - len(tokenizer._special_tokens))
@@ -102,9 +102,9 @@ def copy_vocabulary(source: Path, target: Path, tokenizer: tiktoken.Encoding | N
 
 
 def check_ids(ids: list[int], folder: Path) -> None:
-    """Raise `UserError` unless each number from 0 on is the id of one token."""
+    """Raise `UserError` unless the ids are 0, 1, 2, ..., each used once."""
     if not all(type(number) is int for number in ids) or sorted(ids) != list(range(len(ids))):
-        raise UserError(f"{folder}: the ids of its vocabulary are not 0 to {len(ids) - 1}; fetch it again")
+        raise UserError(f"{folder}: the ids of its vocabulary are not 0 to {len(ids) - 1}; download it again")
 
 
 def read_added_tokens(folder: Path, vocabulary: dict[str, int]) -> dict[str, int]:
@@ -123,7 +123,7 @@ def read_added_tokens(folder: Path, vocabulary: dict[str, int]) -> dict[str, int
         tokens = content if apart else {token["content"]: token["id"] for token in content.get("added_tokens", [])}
         "".join(tokens).encode()  # half a surrogate pair is not text
     except (LookupError, TypeError, AttributeError, UnicodeEncodeError):
-        raise UserError(f"{path}: its added tokens are damaged; fetch it again") from None
+        raise UserError(f"{path}: its added tokens are damaged; download it again") from None
     return tokens if apart else {token: number for token, number in tokens.items() if token not in vocabulary}
 
 
@@ -145,7 +145,7 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[str]]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; delete it and fetch it again") from None
+        raise UserError(f"{path} is not UTF-8 text; delete it and download it again") from None
     return read_json_object(folder / "vocab.json"), [
         line for line in merges if line and not line.startswith("#version:")
     ]

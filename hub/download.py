@@ -12,7 +12,7 @@ from support.errors import UserError, display, reason
 from support.files import check_free_space
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-SHA256_LENGTH = 64  # hex digits; an ETag of this length is the content's sha256 (the hub has it for large files)
+SHA256_LENGTH = 64  # hex digits; an ETag of this length is the content's sha256, which the hub has for large files
 RETRY_SECONDS = (1, 2, 4, 8)  # waits between five tries
 
 
@@ -30,7 +30,7 @@ def missing_files(folder: Path, weights: bool = True) -> list[str]:
 def download_model(hub_id: str, folder: Path, weights: bool = True) -> Path:
     """Download the files that `folder` lacks from `hub_id`, weights last, and return `folder`.
 
-    A complete folder costs no request. Without `weights`, download only the configuration and the tokenizer's files.
+    A complete folder needs no request. Without `weights`, download only the configuration and the tokenizer's files.
 
     `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` are honoured.
 
@@ -44,7 +44,7 @@ def download_model(hub_id: str, folder: Path, weights: bool = True) -> Path:
     by_hand = f"or put {', '.join(missing)} into {folder} yourself"
     try:
         with lock_for(folder):
-            if missing := missing_files(folder, weights):  # another process may have fetched it meanwhile
+            if missing := missing_files(folder, weights):  # another process may have downloaded them meanwhile
                 fetch_missing(hub_id, missing, folder)
     except UserError as error:
         raise UserError(f"{error}; {by_hand}") from error
@@ -105,7 +105,7 @@ def fetch_missing(hub_id: str, missing: list[str], folder: Path) -> None:
 
 
 def fetch_with_retries(hub_id: str, name: str, folder: Path) -> None:
-    """`fetch`, with retries while the server is busy or broken (5xx)."""
+    """Call `fetch`, and retry while the server is busy or broken (5xx)."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for seconds in RETRY_SECONDS:

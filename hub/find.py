@@ -79,7 +79,7 @@ def check_bundled_files() -> None:
 
 
 def weights_checksum(folder: Path) -> str:
-    """CRC-32 of the configuration and the file with the weights."""
+    """Return the CRC-32 (hex) of the configuration and the weight file."""
     weights = next(folder / name for name in WEIGHT_FILES if (folder / name).exists())
     return f"{crc_of(weights, crc_of(folder / 'config.json')):08x}"
 

@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_removed(model, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert same(unbroken, run(model, tmp_path / "run"))
     out = capsys.readouterr().out
-    assert f"damaged, and removed: {newest}" in out
+    assert f"removed a damaged checkpoint: {newest}" in out
     assert "resuming after step 5: " in out
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes().startswith(metrics)
 
@@ -157,7 +157,7 @@ def test_a_run_without_an_intact_checkpoint_starts_again(model, tmp_path, monkey
     for path in (tmp_path / "run" / "checkpoint").iterdir():
         path.write_bytes(b"")
     assert same(unbroken, run(model, tmp_path / "run"))
-    assert capsys.readouterr().out.count("damaged, and removed") == 2
+    assert capsys.readouterr().out.count("removed a damaged checkpoint") == 2
     assert logged(tmp_path / "run", "train_loss") == logged(tmp_path / "unbroken", "train_loss")
 
 
@@ -382,7 +382,7 @@ class TestBestWeights:
         best = next((tmp_path / "run" / "checkpoint").glob("best-*"))
         cut_short(best, random.Random(0))
         assert same(unbroken, run(model, tmp_path / "run", self.SETTINGS))
-        assert "damaged, and removed" in capsys.readouterr().out
+        assert "removed a damaged checkpoint" in capsys.readouterr().out
 
 
 def test_trained_weights_are_not_trained_again(tmp_path):
@@ -461,7 +461,7 @@ def test_a_damaged_trained_json_is_refused(tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path, {})
     for content in ("{}", "[]", '{"before": 3}', '{"before'):
         (tmp_path / "trained.json").write_text(content)
-        with pytest.raises(UserError, match="delete it, and the run goes on from its checkpoint"):
+        with pytest.raises(UserError, match="delete it to resume the run from its checkpoint"):
             checkpoints.trained(3)
 
 

@@ -1,4 +1,4 @@
-"""What loading and saving cost, and damaged folders in one line."""
+"""Loading and saving need little memory, and damaged folders give an error of one line."""
 
 import codecs
 import json
@@ -31,7 +31,7 @@ def peak():
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
-def load_and_save(folder, target):  # how much the peak grows by loading, and then by saving
+def load_and_save(folder, target):  # growth of the peak while loading, then while saving
     before = peak()
     model, _ = load_model(folder, dtype=dtype)
     loaded = peak()
@@ -44,7 +44,7 @@ def load_and_save(folder, target):  # how much the peak grows by loading, and th
     return [(later - earlier) / 202e6 for earlier, later in ((before, loaded), (loaded, peak()))]
 
 
-load_and_save(small, saved / "small")  # whatever is imported and set up once
+load_and_save(small, saved / "small")  # imports and sets up everything once
 print(*load_and_save(large, saved / "large"))
 """
 
@@ -54,14 +54,14 @@ print(*load_and_save(large, saved / "large"))
     ("layout", "dtype", "copies"), [("bare", "float32", 1), ("old bin", "float32", 1), ("bare", "bfloat16", 0.5)]
 )
 def test_loading_takes_one_copy_of_the_weights_and_saving_none(layout, dtype, copies, vocabulary, tmp_path):
-    """202 MB of weights: the memory that loading adds is theirs, and not that of the file beside them."""
+    """Loading 202 MB of weights adds the memory of the weights, not that of the file as well."""
     small = write_layout(tiny_reference(), vocabulary, tmp_path / "small", layout)
     large = write_layout(tiny_reference(n_layer=4, n_embd=1024), vocabulary, tmp_path / "large", layout)
     command = [sys.executable, "-c", MEASURE, str(PROJECT), str(small), str(large), str(tmp_path / "saved"), dtype]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     loading, saving = map(float, done.stdout.split())
     assert 0.8 * copies < loading < 1.4 * copies
-    assert saving < 0.9  # of a whole copy: single tensors are copied and cast
+    assert saving < 0.9  # less than a copy: tensors are copied and cast one at a time
 
 
 @pytest.mark.parametrize("layout", ["prefixed", "bin"])
@@ -76,7 +76,7 @@ def test_weights_that_are_nan_or_infinite_are_refused_by_name(layout, dtype, val
         load_model(folder, dtype=dtype)
 
 
-def test_weights_whose_sum_is_infinite_are_numbers_all_the_same(vocabulary, tmp_path):
+def test_finite_weights_with_an_infinite_sum_are_loaded(vocabulary, tmp_path):
     reference = tiny_reference()
     with torch.no_grad():
         reference.transformer.wte.weight.fill_(3e38)
@@ -88,7 +88,7 @@ def test_weights_whose_sum_is_infinite_are_numbers_all_the_same(vocabulary, tmp_
     ("change", "form"),
     [
         (lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8), "as qint8"),
-        (lambda weight: weight.to("meta"), "without its numbers"),
+        (lambda weight: weight.to("meta"), "without values"),
         (lambda weight: weight.to(torch.int8), "as int8"),
     ],
 )
@@ -103,7 +103,7 @@ def test_tensors_without_floating_point_numbers_are_refused_by_name(change, form
 
 @pytest.mark.parametrize("name", ["added_tokens.json", "tokenizer.json"])
 @pytest.mark.parametrize("token", ["\ud800", 5])
-def test_added_tokens_that_are_no_text_are_refused(name, token, model_folder):
+def test_added_tokens_that_are_not_text_are_refused(name, token, model_folder):
     if name == "added_tokens.json":
         content = {str(token): 400}
     else:
@@ -125,7 +125,7 @@ def test_a_byte_order_mark_changes_nothing(model_folder):
 
 
 def test_errors_about_damaged_folders_are_short(model_folder):
-    """However many layers, tensors and digits a file has."""
+    """This holds for any number of layers, tensors and digits in a file."""
     config = json.loads((model_folder / "config.json").read_text())
     for changes in ({"n_layer": 1 << 20}, {"n_head": 10**4000}, {"activation_function": "x" * 10**6}):
         (model_folder / "config.json").write_text(json.dumps({**config, **changes}))

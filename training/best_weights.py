@@ -1,4 +1,4 @@
-"""The weights with the lowest validation loss so far, on disk: memory holds one copy of the model and no second one."""
+"""Keep the weights with the lowest validation loss on disk, so that memory holds only one copy of the model."""
 
 import zlib
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ def save_best(path: Path, tensors: Iterable[Tensor], spares: Sequence[Path]) -> 
     """Write tensors to `path`, one after another without a header, and return the CRC-32 of the file.
 
     One of the `spares`, files of the same size that nothing refers to, is overwritten and renamed; the others are
-    removed. Overwriting is several times faster than writing a new file, for which the system has to find free pages.
+    removed. Overwriting is several times faster than writing a new file, which needs free pages.
 
     Raises:
         UserError: the file can't be written (a full disk).

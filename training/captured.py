@@ -39,7 +39,7 @@ def why_eager(machine: Machine, settings: TrainingSettings, optimizer: Optimizer
 
 
 def graph_length(length: int) -> int:
-    """`length` rounded up, to need few graphs: 16 lengths up to `SHORT`, then 8 per doubling (at most 1/8 padding)."""
+    """Round `length` up, so that few graphs are needed: 16 up to `SHORT`, then 8 per doubling (at most 1/8 padding)."""
     if length <= SHORT:
         return length
     unit = 1 << (length - 1).bit_length() - 4
@@ -146,7 +146,7 @@ class CapturedSteps:
         if self.accumulates:
             works[UPDATE] = self.update
         pool = torch.cuda.graph_pool_handle()
-        self.learned.zero_()  # makes the loss infinite or NaN, so that the warm-up's updates are skipped
+        self.learned.zero_()  # makes the loss infinite or NaN, so that the updates of the warm-up are skipped
         with self.machine.deterministic():
             # Shortest first: AdamW's moments are allocated here, and would fragment the memory of a longer batch.
             for work in works.values():

@@ -1,7 +1,7 @@
-"""A training run on disk: whole or not at all, checked when it is read, and enough to go on as if never stopped.
+"""Checkpoints: written atomically, verified when read, and enough to resume as if the run had never been stopped.
 
-Batches and dropout are functions of the seed and the step, and the learning rate is one of the step, so that no
-generator has a state of its own: weights, the optimizer's moments and a few numbers are all there is to keep.
+Batches and dropout depend only on the seed and the step, and the learning rate only on the step. So no random generator
+has a state to save: the weights, the optimizer's moments and a few numbers are enough.
 
 A run that is stopped by Ctrl-C or SIGTERM writes a checkpoint and loses nothing. A killed run repeats the work since
 its last checkpoint (at most `--checkpoint-minutes`, 5 by default), with the same result to the last bit.
@@ -40,31 +40,31 @@ class Losses(NamedTuple):
 
 @dataclass
 class TrainingState:
-    """Where a run is, besides weights and moments."""
+    """The progress of a run, without weights and moments."""
 
-    step: int = 0  # optimizer steps that are done
-    steps: int = 0  # after which the run ends
-    measured: int = 0  # --max-minutes: the step after which `steps` was set by the clock; 0: not
-    loss_sum: float = 0.0  # of all tokens learned since the last evaluation
-    tokens: int = 0
-    evaluations: list[tuple[int, float]] = field(default_factory=list)  # step, validation loss
-    before: Losses | None = None  # at the first evaluation
-    after: Losses | None = None  # at the last, of the weights that are kept
-    kept: int = -1  # the step whose weights are in a file of their own, the best so far; -1: none
-    kept_crc: int = 0  # of that file
-    scaler: dict[str, float] = field(default_factory=dict)  # of fp16
-    sizes: dict[str, int] = field(default_factory=dict)  # of the logs, in bytes
+    step: int = 0  # finished optimizer steps
+    steps: int = 0  # total optimizer steps of the run
+    measured: int = 0  # step at which --max-minutes set `steps` by the clock; 0: not set
+    loss_sum: float = 0.0  # sum over the tokens learned since the last evaluation
+    tokens: int = 0  # number of these tokens
+    evaluations: list[tuple[int, float]] = field(default_factory=list)  # (step, validation loss)
+    before: Losses | None = None  # losses at the first evaluation
+    after: Losses | None = None  # losses of the kept weights, at the last evaluation
+    kept: int = -1  # step of the best weights so far, which have their own file; -1: none
+    kept_crc: int = 0  # CRC-32 of that file
+    scaler: dict[str, float] = field(default_factory=dict)  # state of the fp16 gradient scaler
+    sizes: dict[str, int] = field(default_factory=dict)  # sizes of the logs in bytes
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TrainingState":
-        """What `asdict` and JSON made of a state; JSON has lists for tuples."""
+        """Rebuild a state from its `asdict` form in JSON, which has lists instead of tuples."""
         losses = {name: Losses(*values[name]) if values[name] else None for name in ("before", "after")}
         evaluations = [(step, loss) for step, loss in values["evaluations"]]
         return cls(**{**values, **losses, "evaluations": evaluations})
 
     @property
     def best_place(self) -> int:
-        """The place in `evaluations` of the lowest validation loss, the first of equals."""
+        """The index in `evaluations` of the lowest validation loss; of equal losses, the first."""
         return min(range(len(self.evaluations)), key=lambda place: self.evaluations[place][1])
 
     @property
@@ -74,16 +74,16 @@ class TrainingState:
 
 
 class Damaged(Exception):  # noqa: N818
-    """A file that does not hold what was written."""
+    """A file does not hold what was written to it."""
 
 
 class Checkpoints:
     """The `checkpoint/` folder of a run.
 
     Args:
-        folder: where it is, made when first needed.
-        fingerprints: what tells this run from others: its data and its model.
-        primary: whether this process writes.
+        folder: its path; created when first needed.
+        fingerprints: hashes of the data and the model, which identify the run.
+        primary: whether this process writes checkpoints.
     """
 
     def __init__(self, folder: Path, fingerprints: Mapping[str, str], primary: bool = True) -> None:
@@ -91,10 +91,10 @@ class Checkpoints:
         self.fingerprints = dict(fingerprints)
 
     def save(self, model: nn.Module, optimizer: Optimizer, state: TrainingState) -> str:
-        """Write a checkpoint, let go of all but the newest two, and return a line on its cost.
+        """Write a checkpoint, delete all but the newest two, and return a line with its size and time.
 
         Raises:
-            UserError: it can't be written (a full disk); the one before is still there.
+            UserError: it can't be written (a full disk); the previous checkpoint still exists.
         """
         if not self.primary:
             return ""
@@ -103,7 +103,7 @@ class Checkpoints:
         for name, values in optimizer_state(model, optimizer).items():
             tensors |= {f"optimizer.{name}.{key}": value for key, value in values.items()}
         for old in self.paths()[KEPT - 1 :]:
-            old.unlink()  # before the new one takes its space
+            old.unlink()  # first, to make room for the new one
         if state.kept >= 0:
             with writing(self.folder):
                 flush(self.best_path(state.kept))
@@ -118,12 +118,12 @@ class Checkpoints:
         """
         needed = set(map(kept_by, self.paths()))
         spares = [path for path in self.folder.glob("best-*") if path.suffix == ".tmp" or step_of(path) not in needed]
-        state.kept = -1  # until the new file is whole: the one before may be overwritten
+        state.kept = -1  # until the new file is complete, because the previous one may be overwritten
         state.kept_crc = save_best(self.best_path(state.step), trainable(model).values(), spares)
         state.kept = state.step
 
     def check_best(self, state: TrainingState) -> None:
-        """Raise `Damaged` if the best weights that `state` refers to are not what `save_best` wrote."""
+        """Raise `Damaged` if the file of the best weights is not what `save_best` wrote."""
         path = self.best_path(state.kept)
         try:
             whole = crc_of(path) == state.kept_crc
@@ -133,24 +133,24 @@ class Checkpoints:
             raise Damaged(f"{path.name} has changed")
 
     def load_best(self, model: nn.Module, state: TrainingState) -> None:
-        """Put the weights of `save_best` back in place.
+        """Copy the weights of `save_best` back into the model.
 
         Raises:
-            Damaged: they are not what was written.
+            Damaged: the file does not hold what was written.
         """
         self.check_best(state)
         load_best(self.best_path(state.kept), trainable(model).values())
 
     def spare(self, state: TrainingState) -> Path | None:
-        """The file of the best weights, once they are back in place, unless a checkpoint refers to it."""
+        """Return the file of the best weights, if no checkpoint needs it: once loaded, it may be overwritten."""
         path = self.best_path(state.kept)
         return path if path.exists() and state.kept not in map(kept_by, self.paths()) else None
 
     def load(self, model: nn.Module, optimizer: Optimizer) -> TrainingState | None:
-        """Put the newest whole checkpoint in place; none without one. Those that are damaged are named and removed.
+        """Load the newest intact checkpoint and return its state, or None. Damaged ones are reported and removed.
 
         Raises:
-            UserError: a checkpoint of another run, another model, or another version of the program.
+            UserError: a checkpoint belongs to another run, another model, or another version of the program.
         """
         for path in self.paths():
             try:
@@ -158,8 +158,8 @@ class Checkpoints:
                 if state.kept >= 0:
                     self.check_best(state)
             except Damaged as error:
-                display(f"damaged, and removed: {path} ({error})")
-                # Or the next to be saved would count it as the one to fall back to. Each process comes here.
+                display(f"removed a damaged checkpoint: {path} ({error})")
+                # Otherwise the next save would keep it as the fallback. All processes get here.
                 path.unlink(missing_ok=True)
                 continue
             restore(model, optimizer, path)
@@ -168,17 +168,17 @@ class Checkpoints:
         return None
 
     def mark_trained(self, state: TrainingState) -> None:
-        """Note that the training is over and the model is saved, so that what comes after it can be done again."""
+        """Record that training is over and the model is saved, so that a resumed run repeats only the later stages."""
         self.folder.mkdir(exist_ok=True)
         write_json(self.folder / TRAINED, asdict(state))
 
     def trained(self, steps: int) -> TrainingState | None:
-        """What `mark_trained` noted, unless the run was to end earlier then; none when the training is not over.
+        """Return the state that `mark_trained` recorded; None if training is not over or now has more steps.
 
         Raises:
-            UserError: the note is damaged.
+            UserError: the record is damaged.
         """
-        path, advice = self.folder / TRAINED, "delete it, and the run goes on from its checkpoint"
+        path, advice = self.folder / TRAINED, "delete it to resume the run from its checkpoint"
         try:
             state = TrainingState.from_json(read_json_object(path, advice)) if path.exists() else TrainingState()
         except (LookupError, TypeError, ValueError) as error:
@@ -186,7 +186,7 @@ class Checkpoints:
         return state if state.measured or state.steps >= steps else None
 
     def remove(self) -> None:
-        """Remove what a finished run needs no more."""
+        """Delete the folder, which a finished run no longer needs."""
         with writing(self.folder):
             shutil.rmtree(self.folder, ignore_errors=not self.folder.exists())
 
@@ -198,7 +198,7 @@ class Checkpoints:
         return self.folder / f"best-{step}.bin"
 
     def write(self, path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> int:
-        """Write tensors and numbers with a checksum over both; return the size in bytes."""
+        """Write tensors and a state, with a checksum over both; return the size in bytes."""
         tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
         header = json.dumps({"version": VERSION, "fingerprints": self.fingerprints, "state": state})
         metadata = {"header": header, "crc32": checksum(header, sorted(tensors.items()))}
@@ -212,11 +212,11 @@ class Checkpoints:
         return path.stat().st_size
 
     def read(self, path: Path) -> dict[str, Any]:
-        """The numbers in a file of `write`, after a look at each of its bytes.
+        """Return the state from a file of `write`, after verifying the checksum of the whole file.
 
         Raises:
-            Damaged: it does not hold what was written.
-            UserError: it is of another run, or another version of the program.
+            Damaged: the file does not hold what was written.
+            UserError: it belongs to another run, or to another version of the program.
         """
         try:
             with safe_open(path, framework="pt") as file:
@@ -226,16 +226,16 @@ class Checkpoints:
         except (SafetensorError, OSError, LookupError, ValueError, TypeError) as error:
             raise Damaged(error) from None
         if not whole:
-            raise Damaged("its checksum is another")
+            raise Damaged("its checksum is wrong")
         if header["version"] != VERSION:
             raise UserError(f"{path} was written by another version of the program; resume with that one")
         if header["fingerprints"] != self.fingerprints:
-            raise UserError(f"{path} belongs to another run; put back this run's own, or start a new run")
+            raise UserError(f"{path} belongs to another run; restore this run's own, or start a new run")
         return header["state"]
 
 
 def kept_by(path: Path) -> int:
-    """The step of the best weights that a checkpoint refers to; -1 when it can't be read."""
+    """Return the step of the best weights that a checkpoint refers to; -1 if it can't be read."""
     try:
         with safe_open(path, framework="pt") as file:
             return json.loads(file.metadata()["header"])["state"]["kept"]
@@ -244,14 +244,14 @@ def kept_by(path: Path) -> int:
 
 
 def tensors_of(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a file, one by one. Not mapped: mapped pages count as memory used, and are slower to read."""
+    """Yield the tensors of a file, not memory-mapped: mapped pages count as used memory, and are slower to read."""
     with safe_open(path, framework="pt", backend="pread") as file:
         for name in names:
             yield name, file.get_tensor(name)
 
 
 def checksum(header: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """CRC-32 over the header and the named tensors."""
+    """Return the CRC-32 (hex) of the header and the named tensors."""
     value = zlib.crc32(header.encode())
     for name, tensor in tensors:
         value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
@@ -265,37 +265,37 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
 
 
 def optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:
-    """What the optimizer keeps for each parameter, by the parameter's name; nothing before its first step."""
+    """Return the optimizer's state of each parameter, by the parameter's name; empty before the first step."""
     return {name: optimizer.state[value] for name, value in trainable(model).items() if value in optimizer.state}
 
 
 def restore(model: nn.Module, optimizer: Optimizer, path: Path) -> None:
-    """Put the tensors of a checkpoint where they belong.
+    """Load the tensors of a checkpoint into the model and the optimizer.
 
     Raises:
-        UserError: they are of another model.
+        UserError: they belong to another model.
     """
     parameters = {f"model.{name}": parameter for name, parameter in trainable(model).items()}
     with safe_open(path, framework="pt") as file:
         names = file.keys()
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names if name.startswith("model.")}
     if shapes != {name: tuple(parameter.shape) for name, parameter in parameters.items()}:
-        raise UserError(f"{path} belongs to another model; put back this run's own, or start a new run")
+        raise UserError(f"{path} belongs to another model; restore this run's own, or start a new run")
     put(parameters, path)
     for name, value in tensors_of(path, (name for name in names if name.startswith("optimizer."))):
         parameter_name, _, key = name.removeprefix("optimizer.").rpartition(".")
         parameter = parameters[f"model.{parameter_name}"]
-        # Into memory that PyTorch has allocated: aligned, and in huge pages where there are any.
+        # Clone into memory allocated by PyTorch: aligned, and in huge pages if available.
         optimizer.state[parameter][key] = value.clone().to(parameter.device)
 
 
 @torch.no_grad()
 def put(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Copy the tensors of a file into those of the same names."""
+    """Copy the tensors of a file into the tensors of the same names."""
     for name, value in tensors_of(path, tensors):
         tensors[name].copy_(value)
 
 
 def step_of(path: Path) -> int:
-    """The step in the name of a checkpoint: step-12.safetensors → 12."""
+    """Return the step in the name of a checkpoint: step-12.safetensors → 12."""
     return int(path.stem.rpartition("-")[2])

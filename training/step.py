@@ -19,8 +19,8 @@ class Batch(NamedTuple):
 
     inputs: Tensor  # (B, T)
     targets: Tensor  # (B, T)
-    learned: int  # targets that are not ignored
-    seed: int = 0  # of dropout
+    learned: int  # number of targets that are not ignored
+    seed: int = 0  # seed of dropout
 
 
 class Learner(NamedTuple):
@@ -50,7 +50,7 @@ def take_step(learner: Learner, batches: Sequence[Batch], machine: Machine) -> t
         with machine.deterministic(), contextlib.nullcontext() if last else machine.without_sharing(model):
             with machine.autocast():
                 part = model(inputs, targets) / learned
-            # A shared model divides by the number of processes; multiply, so that each token counts once.
+            # A shared model averages gradients over the processes; multiply, so that each token counts once.
             scaler.scale(part * machine.processes).backward()
         loss += part.item()
     loss = machine.total(loss)[0]
