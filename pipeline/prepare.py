@@ -85,7 +85,7 @@ def check_machine(job: Job, chosen: str) -> None:
     """Check that this machine can train the model; print the model, the `chosen` options, and the memory they need.
 
     Raises:
-        UserError: out of memory, or PyTorch can't compile.
+        UserError: not enough memory, or PyTorch can't compile.
     """
     from training.device import check_compiler
     from training.memory import check_memory

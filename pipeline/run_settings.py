@@ -230,7 +230,7 @@ def changed_options(recorded: FinetuneSettings, settings: FinetuneSettings) -> l
 
 
 def check_record(folder: Path, now: Record) -> None:
-    """Compare the record of the run in `folder` with the present one; print how the machines differ.
+    """Compare the record of the run in `folder` with the current one; print how the machines differ.
 
     Raises:
         UserError: the conversations or the model have changed, or the record is damaged.
@@ -246,7 +246,7 @@ def check_record(folder: Path, now: Record) -> None:
     ]
     if found:
         raise UserError(
-            f"{folder} can't be resumed: since it began, {' and '.join(found)}; restore them, or start a new run"
+            f"{folder} can't be resumed: since it began, {' and '.join(found)}; restore the original or start a new run"
         )
     names = [name for name, value in now.machine.items() if value != machine.get(name)]
     if "processes" in names:  # torchrun gives each process fewer threads

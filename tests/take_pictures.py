@@ -23,8 +23,8 @@ DOCS = PROJECT / "docs"
 MESSAGES = ("How is the new job going so far?", "Are you still learning to cook?")
 WIDTH = 860  # CSS pixels
 MARGIN = 8  # CSS pixels around the two conversations
-COLOURS = 128  # enough for flat pages, in a fifth of the bytes
-ANSWERED = 8000  # milliseconds that two models have to answer one message
+COLOURS = 128  # enough for flat pages, and a fifth of the bytes
+ANSWERED = 8000  # milliseconds to wait until both models have answered a message
 
 
 def main() -> None:

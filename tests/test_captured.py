@@ -1,4 +1,4 @@
-"""Optimizer steps in the form that a GPU captures, run on the CPU, give the same numbers as plain steps."""
+"""Optimizer steps in the form that a GPU captures give the same numbers as plain steps; tested on the CPU."""
 
 import copy
 from collections import Counter
@@ -68,11 +68,11 @@ def test_twenty_captured_steps_equal_plain_ones(accumulation, lora_rank, max_gra
     torch.testing.assert_close(dict(captured.model.named_parameters()), dict(plain.model.named_parameters()))
 
 
-def test_a_smaller_batch_is_padded_in_both_directions():
+def test_a_smaller_batch_is_padded_in_rows_and_length():
     """Three rows of 20 tokens in buffers of four rows of 32; no dropout, since its masks have the buffers' shape."""
     learners = [make_learner(dropout=0) for _ in range(2)]
     steps = CapturedSteps(learners[1], CPU, 4, LENGTHS, accumulates=False)
-    run(steps, learners[1], [make_batches(0, 4, [32])])  # leaves other tokens in the buffers
+    run(steps, learners[1], [make_batches(0, 4, [32])])  # leave other tokens in the buffers
     run(lambda batches: take_step(learners[0], batches, CPU), learners[0], [make_batches(0, 4, [32])])
     batches = make_batches(1, 3, [20])
     expected = take_step(learners[0], batches, CPU)
@@ -90,7 +90,7 @@ def test_a_step_whose_loss_or_gradient_is_not_finite_changes_nothing(where, accu
     before = copy.deepcopy((dict(learner.model.named_parameters()), learner.optimizer.state_dict()["state"]))
     batches = make_batches(2, 4, [32])
     if where == "loss":
-        steps.learned.fill_(0)  # the sum of the losses is divided by this
+        steps.learned.fill_(0)  # the summed loss is divided by this
         broken = [batch._replace(learned=0) for batch in batches]
         with pytest.raises(FloatingPointError, match="the loss is inf"):
             steps(broken)
@@ -110,7 +110,7 @@ def test_a_step_whose_loss_or_gradient_is_not_finite_changes_nothing(where, accu
     assert (loss, norm) == pytest.approx(take_step(other, batches, CPU)[::2], rel=1e-6)
 
 
-def test_the_loss_over_all_positions_equals_the_loss_over_learned_ones():
+def test_the_loss_over_all_rows_equals_the_loss_over_learned_rows():
     """A GPU computes every row of the batch, the CPU only rows with a learned target."""
     torch.manual_seed(0)
     x, weight, targets = torch.randn(3 * TRAINED_ROWS, 16), torch.randn(90, 16), torch.randint(90, (3 * TRAINED_ROWS,))
@@ -141,7 +141,7 @@ def test_rare_lengths_share_the_next_graph():
     assert choose_lengths(every, longest=4096)[-1] == 4096
 
 
-def test_the_lengths_do_not_depend_on_where_a_run_was_resumed(tmp_path):
+def test_a_resumed_run_has_the_same_graph_lengths(tmp_path):
     """A resumed run must replay the graphs of a run that was never stopped."""
     from conftest import Checkpoints, Examples, RunSettings, Trainer, TrainingSetup
 
@@ -164,7 +164,7 @@ def test_the_lengths_do_not_depend_on_where_a_run_was_resumed(tmp_path):
     assert Counter(trainer.batch_lengths()) == counted
 
 
-def test_the_reasons_for_eager_steps_are_named():
+def test_the_reasons_for_eager_steps_are_reported():
     adamw, plain = make_learner().optimizer, torch.optim.SGD([torch.zeros(1, requires_grad=True)])
     assert isinstance(adamw, AdamW)
     assert why_eager(CPU, SETTINGS, adamw) == ""

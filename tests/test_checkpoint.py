@@ -161,7 +161,7 @@ def test_a_run_without_an_intact_checkpoint_starts_again(model, tmp_path, monkey
     assert logged(tmp_path / "run", "train_loss") == logged(tmp_path / "unbroken", "train_loss")
 
 
-def test_a_log_that_lost_lines_is_reported(model, tmp_path, monkeypatch, capsys):
+def test_a_log_with_missing_lines_is_reported(model, tmp_path, monkeypatch, capsys):
     broken_off(model, tmp_path, monkeypatch, "take_step", 7)
     (tmp_path / "metrics.jsonl").write_text("")
     run(model, tmp_path)
@@ -200,7 +200,7 @@ def test_a_full_disk_loses_the_checkpoint_but_not_the_run(model, tmp_path, monke
     folder = tmp_path / "run" / "checkpoint"
     assert [path.name for path in folder.glob("step-*")] == ["step-2.safetensors"]
     monkeypatch.setattr(checkpoint, "save_file", real)
-    assert same(unbroken, run(model, tmp_path / "run"))  # and the old checkpoint loads
+    assert same(unbroken, run(model, tmp_path / "run"))  # the old checkpoint still loads
 
 
 class TestWatching:
@@ -344,7 +344,7 @@ class TestBestWeights:
         assert training.loop.evaluate(last, make_dataset(40), 100, CPU) == state.evaluations[-1][1]
 
     def test_a_kill_while_the_best_weights_are_written_changes_nothing(self, model, tmp_path, monkeypatch):
-        """No checkpoint needs the file that is overwritten, and the next run overwrites what is left of it."""
+        """No checkpoint needs the file that is overwritten, and the resumed run overwrites the leftover file."""
         unbroken = run(model, tmp_path / "unbroken", self.SETTINGS)
         losses = logged(tmp_path / "unbroken", "val_loss")
         writes = sum(loss < min(losses[:place]) for place, loss in enumerate(losses) if place)
@@ -385,7 +385,7 @@ class TestBestWeights:
         assert "removed a damaged checkpoint" in capsys.readouterr().out
 
 
-def test_trained_weights_are_not_trained_again(tmp_path):
+def test_the_end_of_training_is_recorded(tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoint", {})
     assert checkpoints.trained(9) is None
     losses = checkpoint.Losses(1.5, 2.5)
@@ -399,7 +399,7 @@ def test_trained_weights_are_not_trained_again(tmp_path):
 
 
 def test_max_minutes_sets_the_number_of_steps_once(model, tmp_path, monkeypatch, capsys):
-    """The schedule is fitted to that number, and a run that is started again has the same."""
+    """The schedule uses that number, and a resumed run keeps it."""
     settings = replace(SETTINGS, epochs=10**6, schedule="linear", max_minutes=0.02)
     run(model, tmp_path / "run", settings)
     pace = json.loads((tmp_path / "run" / "pace.json").read_text())
@@ -466,7 +466,7 @@ def test_a_damaged_trained_json_is_refused(tmp_path):
 
 
 def test_an_intact_checkpoint_exists_at_every_moment(model, tmp_path, monkeypatch):
-    """Even after a damaged one was found."""
+    """This holds even after a damaged checkpoint was found."""
     broken_off(model, tmp_path, monkeypatch, "take_step", 7, saving=EVERY_STEP)
     (tmp_path / "checkpoint" / "step-6.safetensors").write_bytes(b"")
     real = checkpoint.save_file

@@ -60,7 +60,7 @@ def parse(model: Path, *options: object) -> FinetuneSettings:
 
 
 def record_and_stop(settings: FinetuneSettings, facts: RunFacts) -> None:
-    """Take the place of a run that is stopped after its first step."""
+    """Stand in for a run that is stopped after its first step."""
     with resumable(settings.run.resume or settings.run.run_dir):
         raise KeyboardInterrupt(" after step 1 of 9")
 
@@ -138,7 +138,7 @@ def test_the_summary_gives_advice_on_epochs(best, advice):
 
 @pytest.mark.slow
 def test_a_job_that_is_killed_in_its_second_fold_resumes(job, model, here, capsys):
-    """The finished fold stays, the killed one resumes from its checkpoint, and all results equal an unbroken job's."""
+    """The finished fold is kept, the killed one resumes, and the results equal those of an uninterrupted job."""
     folder = here / "broken"
     options = list(map(str, ["--model", model, "--folds", 3, "--epochs", EPOCHS, *QUICK, "--run-dir", folder]))
     process = subprocess.Popen([sys.executable, PROJECT / "finetune.py", *options], stdout=subprocess.DEVNULL)
@@ -185,7 +185,7 @@ def test_no_model_outlives_its_fold(here, model):
         loaded.ring = [loaded]
         kept.append(weakref.ref(loaded))
 
-    gc.disable()  # otherwise it might run in between
+    gc.disable()  # otherwise a collection might run in between
     try:
         with pytest.raises(KeyboardInterrupt):
             cross_validate(parse(model, "--folds", 3), keep_in_a_ring)
@@ -210,7 +210,7 @@ def test_a_stopped_job_prints_how_to_resume_all_of_it(here, model):
         (["--folds", 3], "--folds 3: the run has 2"),
     ],
 )
-def test_a_job_resumes_with_its_own_options_only(here, model, options, problem):
+def test_a_job_can_only_be_resumed_with_its_own_options(here, model, options, problem):
     with pytest.raises(KeyboardInterrupt):
         cross_validate(parse(model, "--folds", 2, "--run-dir", "job"), record_and_stop)
     with pytest.raises(UserError, match=problem):
@@ -220,7 +220,7 @@ def test_a_job_resumes_with_its_own_options_only(here, model, options, problem):
         cross_validate(parse(model, *folds, "--run-dir", "job", *options), finetune)
 
 
-def test_a_fold_is_not_taken_for_a_job(job, model):
+def test_a_single_fold_cannot_be_resumed_as_a_job(job, model):
     recorded = (job / "fold-1" / "settings.json").read_bytes()
     with pytest.raises(UserError, match="fold-1 is one fold of a cross-validation"):
         cross_validate(parse(model, "--folds", 3, "--run-dir", job / "fold-1"), finetune)
@@ -246,10 +246,10 @@ def test_a_job_whose_conversations_have_changed_is_refused(here, model):
         (["--folds", 5, "--split", "80/20"], "--split 80/20: --folds 5 makes its own split"),
         (["--folds", 5, "--preview"], "--preview shows a single run; leave out --folds"),
         (["--folds", 11], "10 different dialogues of 30 turns in all are too few for --folds 11"),
-        (["--folds", 2, "--max-length", 999], "--max-length 999: the model has 128 positions"),  # by the first run
+        (["--folds", 2, "--max-length", 999], "--max-length 999: the model has 128 positions"),  # from the first run
     ],
 )
-def test_refusals_leave_nothing_behind(here, model, options, problem):
+def test_a_refused_option_leaves_nothing_behind(here, model, options, problem):
     with pytest.raises(UserError, match=problem):
         cross_validate(parse(model, *options, "--run-dir", "job"), finetune)
     assert list(here.iterdir()) == []
@@ -273,7 +273,7 @@ class TestTryingLearningRates:
         assert settings.training.learning_rate == float(best)
         assert (settings.training.max_steps, settings.data.folds, settings.data.try_) == (2, 0, "nothing")
 
-    def test_a_job_is_resumed_as_a_whole(self, here, model):
+    def test_a_stopped_job_is_resumed_with_all_its_rates(self, here, model):
         settings = parse(model, *self.OPTIONS)
         with pytest.raises(KeyboardInterrupt, match=" --resume job$"):
             try_rates(settings, record_and_stop)
@@ -309,7 +309,7 @@ class TestTryingLearningRates:
         data = read_data(open_data(settings.data), model, settings.data, 1)
         assert choose_rates(settings, data) == (settings, [0.15, 0.3, 0.6])
 
-    def test_the_rates_surround_the_default_of_a_single_run(self, here, model, monkeypatch):
+    def test_the_rates_are_multiples_of_the_default_of_a_single_run(self, here, model, monkeypatch):
         monkeypatch.setattr("training.defaults.MUCH", 100)
         settings = parse(model)
         data = read_data(open_data(settings.data), model, settings.data, 1)
@@ -317,7 +317,7 @@ class TestTryingLearningRates:
         assert (chosen.training.batch_size, chosen.training.schedule) == (8, "linear")
         assert rates == [1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3]
 
-    def test_the_folder_of_a_job_is_no_model(self, here):
+    def test_the_folder_of_a_job_is_not_a_model(self, here):
         (here / "job" / "rate-3e-05" / "fold-1").mkdir(parents=True)
         for name in ("settings.json", "rates.json"):
             (here / "job" / name).write_text("{}")
@@ -337,7 +337,7 @@ def test_several_processes_are_refused(here, model, monkeypatch):
 
 
 def test_a_fold_that_was_killed_before_it_began_starts_again(here, model):
-    """Killed after its folder was made, before its settings were written."""
+    """The kill comes after its folder is created, before its settings are written."""
     settings = parse(model, "--folds", 2, "--run-dir", "job")
     with pytest.raises(KeyboardInterrupt):
         cross_validate(settings, record_and_stop)

@@ -1,4 +1,4 @@
-"""Downloads from a stand-in hub on loopback, in part through the real command line."""
+"""Downloads from a stand-in hub on loopback; some tests use the real command line."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def hub(vocabulary, tmp_path):
 
 @pytest.fixture
 def fetch(tmp_path):
-    """Resolve `--model` in a separate process, and return (exit code, output)."""
+    """Return a function that resolves `--model` in a separate process; it returns (exit code, output)."""
 
     def run(hub: StandInHub, model: str = "gpt2", **environment: str) -> tuple[int, str]:
         done = subprocess.run(
@@ -165,7 +165,7 @@ def test_a_model_with_only_a_bin_file_is_downloaded(hub, fetch, tmp_path):
     assert (tmp_path / "models" / "gpt2" / "pytorch_model.bin").exists()
 
 
-def test_a_model_or_file_that_the_hub_does_not_have_is_an_error(hub, fetch, tmp_path):
+def test_a_model_or_file_missing_from_the_hub_is_an_error(hub, fetch, tmp_path):
     code, output = fetch(hub, model="someone/no-such-model")
     assert code == 2
     assert f"error: the hub {hub.url} has no model someone/no-such-model" in output

@@ -33,7 +33,7 @@ from support.files import write_json
 
 RUN = ("--epochs", 8, "--dropout", 0.1, "--max-new-tokens", 200)  # 32 steps
 RESULTS = ("model/model.safetensors", "metrics.jsonl", "generated_conversations.json", "train_data.txt")
-POSIX = pytest.mark.skipif(sys.platform == "win32", reason="signals are sent the POSIX way")
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 
 
 def start(work: Path, *arguments: object, **options) -> subprocess.Popen[str]:
@@ -75,7 +75,7 @@ def base(vocabulary, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def unbroken(base, tmp_path_factory) -> Path:
-    """The folder of the same run without an interruption."""
+    """The folder of the same run without interruption."""
     folder = tmp_path_factory.mktemp("unbroken")
     output = start(folder, "--model", base, *RUN, "--run-dir", "run").communicate()[0]
     assert "s in total" in output
@@ -85,7 +85,7 @@ def unbroken(base, tmp_path_factory) -> Path:
 @POSIX
 @pytest.mark.parametrize("kills", [1, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_run_killed_at_random_moments_gives_the_same_results(work, command, kills):
-    """SIGKILL comes at any time from the creation of the run folder to the end, also while saving."""
+    """SIGKILL comes at any time from the creation of the run folder to the end, even while saving."""
     chance = random.Random(kills)
     short = ("--max-steps", 8, "--checkpoint-minutes", 1e-9, "--dropout", 0.1, "--max-new-tokens", 20, "--watch")
     assert command("finetune.py", *short, "--run-dir", "unbroken").returncode == 0
@@ -160,7 +160,7 @@ def stop(work: Path, base: Path, number: int, moment: Callable[[Path], bool]) ->
 
 
 @POSIX
-def test_a_run_stopped_politely_saves_and_says_how_to_resume(work, command, base, unbroken):
+def test_a_run_stopped_by_a_signal_saves_and_prints_how_to_resume(work, command, base, unbroken):
     output = stop(work, base, signal.SIGTERM, lambda run: lines(run / "metrics.jsonl") > 6)
     assert "Traceback" not in output
     assert "checkpoint: step " in output
@@ -174,7 +174,7 @@ def test_a_run_stopped_politely_saves_and_says_how_to_resume(work, command, base
 @pytest.mark.slow
 @POSIX
 def test_a_run_stopped_during_generation_repeats_only_the_generation(work, command, base, unbroken):
-    """The training is over, so its model is kept."""
+    """Training is over, so the trained model is kept."""
     output = stop(work, base, signal.SIGTERM, lambda run: (run / "checkpoint" / "trained.json").exists())
     assert "Traceback" not in output
     assert "stopped; resume with: python finetune.py --resume run" in output
@@ -194,7 +194,7 @@ def test_adapters_are_resumed_too(work, command, base):
     process.send_signal(signal.SIGTERM)
     assert "checkpoint: step " in process.communicate()[0]
     checkpoint = next((work / "run" / "checkpoint").glob("step-*"))
-    assert checkpoint.stat().st_size < (base / "model.safetensors").stat().st_size / 2  # only what is trained
+    assert checkpoint.stat().st_size < (base / "model.safetensors").stat().st_size / 2  # only the trained parameters
 
     process = start(work, "--resume", "run")
     wait_for((work / "run" / "checkpoint" / "trained.json").exists, process)
@@ -265,7 +265,7 @@ def test_another_run_in_the_same_folder_is_refused(stopped, command):
     assert command("finetune.py", "--resume", stopped).returncode == 0
 
 
-def test_a_changed_option_is_refused_by_name(stopped):
+def test_an_error_names_the_option_that_was_changed(stopped):
     """This happens when the command line is parsed. Options in the run's settings need not be repeated."""
 
     def refuse(*arguments: str) -> str:
@@ -288,11 +288,11 @@ def test_a_changed_option_is_refused_by_name(stopped):
     recorded = json.loads((stopped / "settings.json").read_text())
     write_json(stopped / "settings.json", {**recorded, "run": {**recorded["run"], "watch": True}})
     assert parse_finetune_settings(["--resume", str(stopped)]).run.watch
-    assert settings.run.keep_checkpoint  # as the run has it
+    assert settings.run.keep_checkpoint  # from the recorded run
     assert settings.data.paths == (stopped.parent / "data.json",)
 
 
-def test_changed_conversations_are_refused_and_moved_ones_are_not(stopped, command, work):
+def test_changed_conversations_are_refused_but_moved_ones_are_not(stopped, command, work):
     data = (work / "data.json").read_bytes()
     (work / "data.json").write_bytes(data.replace(b"guitar", b"violin"))
     assert "since it began, the conversations have changed" in refused(command("finetune.py", "--resume", stopped))
@@ -301,7 +301,7 @@ def test_changed_conversations_are_refused_and_moved_ones_are_not(stopped, comma
     assert done.returncode == 0, done.stderr
 
 
-def test_a_run_resumes_in_another_precision_and_says_that_bits_will_differ(stopped, command):
+def test_a_run_can_resume_in_another_precision_with_a_warning(stopped, command):
     used = json.loads((stopped / "settings.json").read_text())["machine"]["precision"]
     other = "fp32" if used == "bf16" else "bf16"
     done = command("finetune.py", "--resume", stopped, "--precision", other, "--epochs", 3, "--output", "else.json")
@@ -314,7 +314,7 @@ def test_a_run_resumes_in_another_precision_and_says_that_bits_will_differ(stopp
 
 
 @pytest.mark.slow
-def test_options_that_no_longer_exist_are_ignored_and_named(stopped, command):
+def test_options_that_no_longer_exist_are_reported_and_ignored(stopped, command):
     """Older versions wrote such options. Those at their defaults are not mentioned."""
     recorded = json.loads((stopped / "settings.json").read_text())
     del recorded["facts"]
@@ -333,7 +333,7 @@ def test_options_that_no_longer_exist_are_ignored_and_named(stopped, command):
         assert "options that no longer exist are ignored: --padding-free True" in done.stderr
 
 
-def test_facts_of_older_runs_are_found(tmp_path):
+def test_the_facts_of_older_runs_are_read(tmp_path):
     write_json(tmp_path / "settings.json", {"data": {"fold": 2, "folds": 3}, "training": {"processes": 4}})
     assert read_facts(tmp_path) == RunFacts(fold=2, processes=4)
     write_json(tmp_path / "settings.json", {"facts": {"fold": "x"}})
@@ -343,7 +343,7 @@ def test_facts_of_older_runs_are_found(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_finished_run_says_so(stopped, command):
+def test_a_finished_run_can_only_be_resumed_with_more_epochs(stopped, command):
     assert command("finetune.py", "--resume", stopped, "--keep-checkpoint").returncode == 0
     assert "is finished; more --epochs" in refused(command("finetune.py", "--resume", stopped))
     done = command("finetune.py", "--resume", stopped, "--epochs", 3)
@@ -416,8 +416,8 @@ def test_an_output_that_could_not_be_written_is_written_on_resume(stopped, work,
     assert (work / "output" / "x.json").exists()
 
 
-def test_the_name_of_the_bundled_model_wins_over_a_folder(tmp_path, monkeypatch):
-    """`tiny` is the bundled model even if a folder has this name; other folders are recorded with their whole path."""
+def test_the_name_of_the_bundled_model_takes_precedence_over_a_folder(tmp_path, monkeypatch):
+    """`tiny` is the bundled model even if a folder has this name; other folders are recorded with absolute paths."""
     monkeypatch.chdir(tmp_path)
     for name in ("tiny", "mine", "theirs/model"):
         (tmp_path / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The dependencies are listed for pip and for uv, and errors name some of them: all say the same."""
+"""pip, uv and error messages name the same dependencies."""
 
 import itertools
 import sys
@@ -12,7 +12,7 @@ from support.errors import install_line
 from talking import page
 from training import mirror
 
-tomllib = pytest.importorskip("tomllib", reason="came with Python 3.11")
+tomllib = pytest.importorskip("tomllib", reason="new in Python 3.11")
 ADVICE = "pyproject.toml and the requirements files differ; give both the same lines in the same order"
 
 
@@ -36,16 +36,16 @@ FILES = {
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_pip_and_uv_install_the_same(file):
+def test_pip_and_uv_install_the_same_packages(file):
     assert FILES[file] == of_pip(file), ADVICE
 
 
-def test_a_package_has_one_range():
+def test_a_package_has_the_same_range_everywhere():
     ranges = {line.partition(">=")[0].partition("==")[0]: line for line in itertools.chain(*FILES.values())}
     assert set(ranges.values()) == set(itertools.chain(*FILES.values()))
 
 
-def test_errors_name_what_the_extras_hold():
+def test_errors_name_the_packages_of_the_extras():
     assert {
         "track": list(mirror.REQUIREMENTS.values()),
         "web": [page.REQUIREMENT],
@@ -54,7 +54,7 @@ def test_errors_name_what_the_extras_hold():
     } == EXTRAS
 
 
-def test_the_project_for_the_cpu_is_the_same_but_for_torch():
+def test_the_project_for_the_cpu_differs_only_in_torch():
     cpu = of_uv("cpu/pyproject.toml")["project"]
     name = UV["project"]["name"]
     assert cpu["dependencies"] == [name, "torch"]
@@ -62,8 +62,8 @@ def test_the_project_for_the_cpu_is_the_same_but_for_torch():
     assert cpu["requires-python"] == UV["project"]["requires-python"]
 
 
-def test_the_tools_check_for_the_oldest_python():
-    """Ruff takes it from `requires-python`, pyright does not."""
+def test_the_tools_check_against_the_oldest_supported_python():
+    """Ruff reads the version from `requires-python`; pyright does not."""
     assert UV["project"]["requires-python"].startswith(f">={UV['tool']['pyright']['pythonVersion']},")
     assert "target-version" not in UV["tool"]["ruff"]
 
@@ -85,6 +85,6 @@ def test_the_line_that_installs_an_extra_reaches_the_python_that_runs(
     monkeypatch.setattr(sys, "executable", str(executable))
     name = str(python).format(executable)
     lines = {True: f'{name} -m pip install "a>=1,<2"', None: f'uv pip install --python {name} "a>=1,<2"'}
-    for pip, line in lines.items():  # an environment that uv made has none
+    for pip, line in lines.items():  # uv creates environments without pip
         monkeypatch.setattr("importlib.util.find_spec", lambda _, pip=pip: pip)
         assert install_line("a>=1,<2") == line

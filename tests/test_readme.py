@@ -1,6 +1,6 @@
-"""README.md, docs/ and benchmarks/README.md are promises.
+"""README.md, docs/ and benchmarks/README.md agree with the program.
 
-Their options, files, links and commands exist, their samples are read, and no page is long.
+Their options, files, links and commands exist, the program reads their samples, and no page is long.
 """
 
 import re
@@ -43,13 +43,13 @@ FOREIGN_OPTIONS = {
 }
 
 
-def test_the_page_of_options_is_generated():
+def test_the_options_page_is_up_to_date():
     page = write_options.options_page()
     assert len(page.splitlines()) > 60
     assert PAGES["docs/options.md"] == page, "run: python tests/write_options.py"
 
 
-def test_every_option_has_its_help():
+def test_every_option_has_a_help_text():
     names = {name for name in vars(settings) if name.endswith("Settings") and is_dataclass(vars(settings)[name])}
     docstrings = write_options.field_docstrings()
     for name in names - {"ReadSettings"}:
@@ -57,7 +57,7 @@ def test_every_option_has_its_help():
             assert write_options.is_group(field) or docstrings.get((name, field.name)), f"{name}.{field.name}"
 
 
-def test_the_options_that_matter_have_their_defaults():
+def test_the_readme_shows_the_true_defaults():
     generated = {tuple(row.split(" | ")[:2]) for row in write_options.option_rows(FinetuneSettings)}
     table = re.search(r"\| option \| default \|.*\n.*\n((?:\|.*\n)+)", README)
     assert table
@@ -72,33 +72,33 @@ def test_a_page_is_short(page):
 
 
 @pytest.mark.parametrize("page", [path.relative_to(PROJECT).as_posix() for path in GUIDES])
-def test_a_page_begins_with_its_use(page):
+def test_a_page_begins_by_saying_what_it_is_for(page):
     title, _, use = PAGES[page].splitlines()[:3]
     assert title.startswith("# ")
     assert use.startswith("After this page you ")
 
 
 def shell_lines() -> list[str]:
-    """Every line of a shell block, without its comment and what follows it in the shell."""
+    """Every line of the shell blocks, without comments, redirections and the commands before a pipe."""
     blocks = re.findall(r"```(?:sh|powershell)\n(.*?)```", "\n".join(PAGES.values()), re.DOTALL)
     lines = [re.split(r"  +#| > ", line)[0].split(" | ")[-1].strip() for block in blocks for line in block.splitlines()]
     return sorted(set(filter(None, lines)))
 
 
 def own_commands() -> list[str]:
-    """The lines that start a command of this project; those of `python -m pytest` and others are left out."""
+    """The lines that start a command of this project, not `python -m pytest` and the like."""
     return [line for line in shell_lines() if re.search(r"(?:^| )(?:[\w/]+\.py|-m dialogues)\b", line)]
 
 
 @pytest.mark.parametrize("line", own_commands())
-def test_a_documented_command_is_understood(line):
+def test_a_documented_command_is_valid(line):
     words = shlex.split(line)
     place = next(number for number, word in enumerate(words) if word.endswith(".py") or word == "dialogues")
     script, options = words[place], words[place + 1 :]
     if Path(script).name in FOREIGN_FILES:
         return
     if script == "benchmarks/run.py":
-        assert parse_options(options)  # or it exits
+        assert parse_options(options)  # exits if an option is wrong
     elif script.startswith("tests/"):
         assert (PROJECT / script).exists()
         assert not options
@@ -106,7 +106,7 @@ def test_a_documented_command_is_understood(line):
         assert isinstance(parse_command_line(COMMANDS[script], options), COMMANDS[script])
 
 
-def test_targets_of_make_exist():
+def test_documented_make_targets_exist():
     makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
     targets = {line.split()[1] for line in shell_lines() if line.startswith("make ")}
     targets |= set(re.findall(r"`make (\w+)", "\n".join(PAGES.values())))
@@ -114,14 +114,14 @@ def test_targets_of_make_exist():
     assert [target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []
 
 
-def test_extras_of_uv_exist():
+def test_documented_extras_exist():
     project = (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
     extras = set(re.findall(r"--extra (\w+)", "\n".join(PAGES.values())))
     assert extras
     assert [extra for extra in extras if not re.search(rf"^{extra} = \[", project, re.MULTILINE)] == []
 
 
-def test_options_named_in_the_documents_exist():
+def test_documented_options_exist():
     rows = write_options.option_rows(FinetuneSettings)
     rows += write_options.own_rows(EvaluateSettings) + write_options.own_rows(ChatSettings)
     known = {row.split("`")[1] for row in rows}
@@ -148,13 +148,13 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_files_of_code_named_in_a_page_exist(page):
+def test_code_files_named_in_a_page_exist(page):
     known = [path.relative_to(PROJECT).as_posix() for path in PROJECT.rglob("*.py") if ".venv" not in path.parts]
     for name in set(re.findall(r"`([\w/]+\.py)`", PAGES[page])) - FOREIGN_FILES:
         assert any(path == name or path.endswith(f"/{name}") for path in known), name
 
 
-def test_the_code_tour_names_what_there_is():
+def test_the_code_tour_names_existing_files():
     tour = re.search(r"```text\n(finetune\.py .*?)```", README, re.DOTALL)
     assert tour
     names = [line.split()[0] for line in tour[1].splitlines()]
@@ -163,7 +163,7 @@ def test_the_code_tour_names_what_there_is():
 
 
 def table_below(header: str) -> list[list[str]]:
-    """The cells of each row of the table in docs/data.md that has this header, without code marks."""
+    """The cells of each row of the table in docs/data.md that has this header, without backticks."""
     table = re.search(rf"{re.escape(header)}.*\n.*?\n((?:\|.*\n)+)", DATA)
     assert table
     rows = [row.strip("| ").split(" | ") for row in table[1].splitlines()]
@@ -184,17 +184,17 @@ def check_sample(text: str, format: str, path: Path) -> None:
     assert len({turn.speaker for turn in dialogue.turns}) > 1
 
 
-def test_every_format_has_its_sample():
+def test_every_format_has_a_sample():
     assert set(FORMATS) == set(get_args(get_type_hints(settings.DataSettings)["format"])) - {"auto", "tsv"}
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_sample_of_a_format_is_read(name, tmp_path):
+def test_the_sample_of_a_format_can_be_read(name, tmp_path):
     check_sample(FORMATS[name], name, tmp_path / "data")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_sample_of_a_layout_is_read(layout, tmp_path):
+def test_the_sample_of_a_layout_can_be_read(layout, tmp_path):
     text, format = LAYOUTS[layout]
     check_sample(text, format, tmp_path / "data")
 
@@ -213,19 +213,19 @@ REFUSED = {
 }
 
 
-def test_every_refusal_that_is_explained_is_tried():
+def test_every_documented_error_has_a_test():
     assert set(REFUSED) == {cells[0] for cells in table_below("| the error says | do this |")}
 
 
 @pytest.mark.parametrize("error", REFUSED)
-def test_a_refusal_is_worded_as_explained(error, tmp_path, capsys):
+def test_an_error_has_the_documented_wording(error, tmp_path, capsys):
     path = tmp_path / "data"
     path.write_text(REFUSED[error], encoding="latin-1")
     with pytest.raises(UserError, match=re.escape(error)):
         read_source(open_source(path), ReadSettings())
 
 
-def test_the_reasons_to_leave_out_are_the_programs_own():
+def test_documented_reasons_for_skipping_occur_in_the_code():
     sources = "".join(path.read_text(encoding="utf-8") for path in (PROJECT / "dialogues").rglob("*.py"))
     explained = [name for cells in table_below("| the account says |") for name in cells[0].split(", ")]
     assert len(explained) > 8

@@ -58,7 +58,7 @@ It takes `FILE...`, and these options of `finetune.py`: {}.
 
 
 def field_docstrings() -> dict[tuple[str, str], str]:
-    """(class, field) → the text under the field in settings.py."""
+    """Return (class, field) → the docstring of the field in settings.py."""
     found = {}
     for node in ast.parse((PROJECT / "settings.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef):
@@ -77,25 +77,25 @@ def is_group(field: Field) -> bool:
 
 
 def option_rows(group: type) -> list[str]:
-    """A Markdown row for each option of `group`, in order; those of nested groups included."""
+    """Return a Markdown row for each option of `group` and of its nested groups, in order."""
     docstrings, rows = field_docstrings(), []
     for field in fields(group):
         if is_group(field):
             rows += option_rows(field.default_factory)  # pyright: ignore[reportArgumentType]
             continue
         metadata = getattr(field.type, "__metadata__", ())
-        if tyro.conf.Suppress in metadata:  # recorded, and no option
+        if tyro.conf.Suppress in metadata:  # recorded, but not an option
             continue
         name = next((marker.name for marker in metadata if getattr(marker, "name", None)), field.name)
         positional = next((marker.metavar for marker in metadata if getattr(marker, "metavar", None)), None)
         option = positional or f"--{name.replace('_', '-')}"
-        text = docstrings.get((group.__name__, field.name), "").replace("<", "\\<")  # or <n> would be an HTML tag
+        text = docstrings.get((group.__name__, field.name), "").replace("<", "\\<")  # <n> would be an HTML tag
         rows.append(f"| `{option}` | {as_default(field.default)} | {text} |")
     return rows
 
 
 def as_default(value: object) -> str:
-    """A default as the tables show it."""
+    """Format a default for the tables."""
     if value is None or value == () or value == "":
         return ""
     if isinstance(value, bool):
@@ -104,13 +104,13 @@ def as_default(value: object) -> str:
 
 
 def own_rows(command: type) -> list[str]:
-    """The options of a command that finetune.py does not have."""
+    """Return the rows of the options that only this command has, not finetune.py."""
     known = set(option_rows(settings.FinetuneSettings))
     return [row for row in option_rows(command) if row not in known]
 
 
 def options_page() -> str:
-    """The text of docs/options.md."""
+    """Return the text of docs/options.md."""
     grouped = {field.name: field for field in fields(settings.FinetuneSettings) if is_group(field)}
     assert grouped.keys() == GROUPS.keys()
     lines, shown = START.splitlines(), set()

@@ -27,7 +27,7 @@ CONTAINER = (
 
 
 class Size(NamedTuple):
-    """What the memory of a training run depends on, besides its options."""
+    """The sizes that decide how much memory a training run needs, in addition to its options."""
 
     parameters: int
     layers: int

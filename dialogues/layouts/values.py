@@ -37,7 +37,7 @@ def parse_line(line: bytes) -> Any:
 
 
 def advice(content: bytes) -> str:
-    """Return how to mend text that is not JSON, if known; else an empty text."""
+    """Return advice on how to repair text that is not JSON; empty if there is none."""
     if re.match(rb"\s*[\[{]\s*[{\[]?\s*'", content):
         return "; it has Python's quotes: write the file with json.dump"
     return ""
