@@ -225,8 +225,8 @@ class TestEvaluate:
         [
             (["nothing"], "nothing is not a known name"),
             (["runs/first", "--data", "missing.json"], "missing.json"),
-            (["runs/first", "--base", "tiny"], "its vocabulary is another than"),
-            (["runs/first", "--base", "tiny", "--report-dir", "new/report"], "its vocabulary is another than"),
+            (["runs/first", "--base", "tiny"], "its vocabulary differs from"),
+            (["runs/first", "--base", "tiny", "--report-dir", "new/report"], "its vocabulary differs from"),
             (["runs/first", "--dialogues", "0"], "--dialogues 0: must be from 1 to 1e9"),
             (["runs/first", "--report-dir", "others.json"], "cannot write others.json"),
             (["runs/first", "--data", "others.json", "--learn", "Zoe"], "--learn Zoe"),
