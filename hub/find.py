@@ -48,7 +48,7 @@ def find_model_folder(model: str, model_path: Path, weights: bool = True) -> Pat
     names = [BUNDLED.name, *HUB_IDS]
     nearest = difflib.get_close_matches(model, names, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]}?" if nearest else ""
-    raise UserError(f"--model {model} is not a known name ({', '.join(names)}), Hugging Face id or folder{hint}")
+    raise UserError(f"no model {model}: it is not a folder, a Hugging Face id, or one of {', '.join(names)}{hint}")
 
 
 def check_bundled_files() -> None:

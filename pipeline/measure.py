@@ -13,7 +13,7 @@ from evaluation.results import DAMAGED, Evaluation, Options, Origin, Size
 from evaluation.run_files import EVALUATION_VERSION, read_lines, read_losses
 from pipeline.prepare import rendered_path
 from pipeline.train import OpenRun
-from support.errors import UserError, display
+from support.errors import UserError, command_for, display
 from support.files import read_json_object, write_json
 from talking.decoder import Decoder
 from talking.generation import Case
@@ -40,7 +40,7 @@ def measure_base(run: OpenRun, subject: Subject) -> Column | None:
             return Column.from_json(known)
     if run.trained:
         why = f"{path} {'was made with other options' if path.exists() else 'is missing'}"
-        display(f"base model: left out ({why}); python evaluate.py {run.folder} measures both")
+        display(f"base model: left out ({why}); {command_for('evaluate.py')} {run.folder} measures both")
         return None
     column = measure_column(Decoder(run.model, machine.inference_dtype), subject)
     write_json(path, {"subject": key, **column.to_json()})

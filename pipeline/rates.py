@@ -10,7 +10,7 @@ from pipeline.prepare import make_datasets
 from pipeline.run_folder import RATES, resumable
 from pipeline.run_settings import as_arguments
 from settings import FinetuneSettings
-from support.errors import UserError, check_one_process, display
+from support.errors import UserError, check_one_process, command_for, display
 from support.files import write_json
 
 FACTORS = (0.25, 0.5, 1, 2, 4)  # multiples of the learning rate to try
@@ -88,7 +88,7 @@ def show_rates(losses: dict[float, FoldEstimate], settings: FinetuneSettings) ->
         lines.append(f"{best:g} is at the end of the range; try --learning-rate {best:g} --try learning-rate")
     data, training = replace(settings.data, folds=0, try_="nothing"), replace(settings.training, learning_rate=best)
     command = replace(settings, data=data, training=training, run=replace(settings.run, run_dir=None, resume=None))
-    return [*lines, f"train with the best: python finetune.py {as_arguments(command)}"]
+    return [*lines, f"train with the best: {command_for('finetune.py')} {as_arguments(command)}"]
 
 
 def with_interval(found: FoldEstimate) -> str:

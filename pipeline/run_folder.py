@@ -2,14 +2,13 @@
 
 import contextlib
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from settings import RUNS
-from support.errors import UserError, is_first_process, reason
+from support.errors import UserError, command_for, is_first_process, reason
 from support.files import check_free_space, resolved, temporary_path, writing
 
 SETTINGS = "settings.json"
@@ -69,7 +68,9 @@ def find_run(name: str | None) -> Path | None:
     if name is None:
         finished = [path.parent for path in RUNS.glob(f"*/{OUTPUT}") if (path.parent / SETTINGS).exists()]
         if not finished:
-            raise UserError("there is no finished run in runs/; name a model, or train one: python finetune.py")
+            raise UserError(
+                f"there is no finished run in runs/; name a model, or train one: {command_for('finetune.py')}"
+            )
         return max(finished, key=lambda folder: (folder / OUTPUT).stat().st_mtime_ns)
     folder = Path(name)
     if folder.name == "model" and (folder.parent / SETTINGS).exists():
@@ -80,7 +81,9 @@ def find_run(name: str | None) -> Path | None:
         run = min(folder.rglob("fold-1"))
         raise UserError(f"{folder} holds the runs of a cross-validation; name one of them, such as {run}")
     if not (folder / OUTPUT).exists():
-        raise UserError(f"{folder} has not finished; resume with: python finetune.py --resume {shlex.quote(name)}")
+        raise UserError(
+            f"{folder} has not finished; resume with: {command_for('finetune.py')} --resume {shlex.quote(name)}"
+        )
     return folder
 
 
@@ -140,6 +143,6 @@ def resumable(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        command = f"python {Path(sys.argv[0]).name} --resume {shlex.quote(str(folder))}"
+        command = f"{command_for()} --resume {shlex.quote(str(folder))}"
         where = str(stop).partition("; resume with: ")[0]
         raise KeyboardInterrupt(f"{where}; resume with: {command}") from None

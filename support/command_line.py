@@ -5,8 +5,7 @@ import io
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
@@ -40,7 +39,7 @@ def parse_command_line(
         if stop.code == 0:
             raise
         words = explain(complaint.getvalue())
-        if words.startswith(UNEXPECTED) and any(field.name == "data" for field in fields(command)):
+        if words.startswith(UNEXPECTED) and "data" in get_type_hints(command):
             words += "; name files of conversations with --data"
         raise UserError(f"{words} ({command_for()} --help lists all options)") from None
     groups = [settings, *vars(settings).values()]

@@ -54,8 +54,8 @@ def run_command(command: Callable[[], None]) -> None:
         if not is_missing_package(error):
             raise
         display(
-            f"error: the package {error.name} is not installed for this Python; start with uv run {Path(sys.argv[0]).name},"
-            " or see docs/first-run.md for other ways",
+            f"error: the package {error.name} is not installed for this Python; start with"
+            f" uv run {Path(sys.argv[0]).name}, or see docs/first-run.md for other ways",
             file=sys.stderr,
         )
         sys.exit(2)
@@ -83,10 +83,9 @@ def run_command(command: Callable[[], None]) -> None:
 def is_missing_package(error: ModuleNotFoundError) -> bool:
     """Whether a library is missing, rather than a module of ours or of the standard library."""
     name = (error.name or "").partition(".")[0]
-    ours = Path(__file__).resolve().parent.parent / name
-    return (
-        bool(name) and name not in sys.stdlib_module_names and not (ours.exists() or ours.with_suffix(".py").exists())
-    )
+    project = Path(__file__).resolve().parent.parent
+    ours = (project / name).exists() or (project / f"{name}.py").exists()
+    return bool(name) and name not in sys.stdlib_module_names and not ours
 
 
 def open_streams() -> None:

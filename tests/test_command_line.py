@@ -191,9 +191,7 @@ def test_a_stopped_run_prints_one_line_and_no_traceback(work, model_folder, numb
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert re.fullmatch(
-        r"stopped after step \d+ of 400000; resume with: python finetune.py --resume run", stderr.strip()
-    )
+    assert re.fullmatch(r"stopped after step \d+ of 400000; resume with: .*finetune.py --resume run", stderr.strip())
     assert not (work / "run" / "model" / "model.safetensors").exists()
 
 
@@ -282,8 +280,8 @@ class TestConversations:
 class TestModels:
     def test_an_unknown_model_name_is_an_error(self, command, work):
         assert "did you mean gpt2-medium?" in refused(command("finetune.py", "--model", "gpt2-meduim"))
-        assert "is not a known name" in refused(command("finetune.py", "--model", "bert"))
-        assert "is not a known name" in refused(command("finetune.py", "--model", "./no/such/folder"))
+        assert "no model bert: it is not a folder" in refused(command("finetune.py", "--model", "bert"))
+        assert "no model ./no/such/folder: " in refused(command("finetune.py", "--model", "./no/such/folder"))
         assert written(work) == []
 
     @pytest.mark.parametrize("name", ["config.json", "vocab.json", "merges.txt", "model.safetensors"])

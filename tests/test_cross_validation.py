@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -268,7 +269,7 @@ class TestTryingLearningRates:
             folds = json.loads((here / "job" / f"rate-{rate}" / "folds.json").read_text())
             assert folds["metrics"]["model"]["loss"]["values"] == losses
         best = min(rates, key=lambda rate: sum(rates[rate]))
-        command = done.stdout.partition("train with the best: python finetune.py ")[2].splitlines()[0]
+        command = done.stdout.partition("train with the best: ")[2].splitlines()[0].partition("finetune.py ")[2]
         settings = parse_finetune_settings(shlex.split(command))
         assert settings.training.learning_rate == float(best)
         assert (settings.training.max_steps, settings.data.folds, settings.data.try_) == (2, 0, "nothing")
@@ -302,7 +303,7 @@ class TestTryingLearningRates:
         assert lines[2].endswith("the best")
         assert lines[3].endswith("0.100 (0.100 to 0.100)")
         assert lines[5].startswith("0.1 is at the end of the range")
-        assert lines[6] == "train with the best: python finetune.py --learning-rate 0.1"
+        assert re.fullmatch(r"train with the best: .*finetune.py --learning-rate 0.1", lines[6])
 
     def test_rates_above_one_are_left_out(self, here, model):
         settings = parse(model, "--learning-rate", 0.6)

@@ -223,7 +223,7 @@ class TestEvaluate:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["nothing"], "nothing is not a known name"),
+            (["nothing"], "no model nothing: it is not a folder"),
             (["runs/first", "--data", "missing.json"], "missing.json"),
             (["runs/first", "--base", "tiny"], "its vocabulary differs from"),
             (["runs/first", "--base", "tiny", "--report-dir", "new/report"], "its vocabulary differs from"),
@@ -307,9 +307,7 @@ class TestEvaluate:
         (run / "settings.json").write_text(json.dumps({**settings, "newer": {"option": 1}}))
         assert "not the settings of this version of the program (unknown: newer)" in refused(command("evaluate.py"))
         (run / "generated_conversations.json").unlink()
-        assert "has not finished; resume with: python finetune.py --resume runs/first" in refused(
-            command("evaluate.py", "runs/first")
-        )
+        assert "finetune.py --resume runs/first" in refused(command("evaluate.py", "runs/first"))
         assert "there is no finished run in runs/" in refused(command("evaluate.py"))
 
 

@@ -373,5 +373,5 @@ def test_a_link_that_points_to_itself_is_not_a_file(tmp_path):
         with pytest.raises(UserError, match="loop.json"):
             find_inputs([data])
     check_output_path(tmp_path / "out.json", [loop])
-    with pytest.raises(UserError, match="is not a known name"):
+    with pytest.raises(UserError, match="it is not a folder, a Hugging Face id"):
         find_model_folder(str(loop), tmp_path)

@@ -1,6 +1,7 @@
 """pip, uv and error messages name the same dependencies."""
 
 import itertools
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from conftest import PROJECT
 from dialogues import arrow, private
-from support.errors import install_line
+from support.errors import command_for, install_line
 from talking import page
 from training import mirror
 
@@ -88,3 +89,42 @@ def test_the_line_that_installs_an_extra_reaches_the_python_that_runs(
     for pip, line in lines.items():  # uv creates environments without pip
         monkeypatch.setattr("importlib.util.find_spec", lambda _, pip=pip: pip)
         assert install_line("a>=1,<2") == line
+
+
+@pytest.mark.parametrize(
+    ("environment", "prefix", "expected"),
+    [
+        ({"UV_RUN_RECURSION_DEPTH": "1"}, "/clone/.venv", "uv run chat.py"),
+        ({"UV_RUN_RECURSION_DEPTH": "1"}, "/clone/cpu/.venv", "uv run --project cpu chat.py"),
+        ({"PATH": "/clone/.venv/bin"}, "/clone/.venv", "python chat.py"),
+        ({"PATH": "/usr/bin"}, "/clone/.venv", ".venv/bin/python chat.py"),
+    ],
+)
+def test_a_command_is_named_as_the_user_starts_it(environment, prefix, expected, tmp_path, monkeypatch):
+    clone = tmp_path / "clone"
+    python = clone / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch(mode=0o755)
+    monkeypatch.chdir(clone)
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value.replace("/clone", str(clone)))
+    monkeypatch.setattr(sys, "prefix", prefix.replace("/clone", str(clone)))
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(sys, "argv", ["finetune.py"])
+    assert command_for("chat.py") == expected
+    assert command_for() == expected.replace("chat.py", "finetune.py")
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "my tools" / "finetune.py")])
+    assert command_for("chat.py").endswith(f'"{tmp_path / "my tools" / "chat.py"}"')
+
+
+def test_a_missing_package_is_an_error_of_one_line(tmp_path):
+    """Python's own, without the packages that the project needs."""
+    done = subprocess.run(
+        [sys.executable, "-S", str(PROJECT / "finetune.py")], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: the package tyro is not installed for this Python; start with uv run finetune.py"
+    )
+    assert done.stderr.count("\n") == 1
