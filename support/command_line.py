@@ -53,18 +53,18 @@ def explain(complaint: str) -> str:
     lines = [line.strip("│| ") for line in complaint.splitlines() if line[:1] not in "╭╰+"]
     inside = re.split(r"Argument helptext:|For full helptext", " ".join(lines))[0]
     words = re.sub(r"\s*(─{2,}|-{3,})", ";", inside).strip(" ;")
-    if unknown := re.match(r"Unrecognized options: (.*?)(?:;|$)", words):
+    if unknown := re.search(r"Unrecognized options: (.*?)(?:;|$)", words):
         option = next((word for word in unknown[1].split(", ") if word.startswith("-")), None)
         if option is None:
             return UNEXPECTED + unknown[1]
         nearest = re.search(r"Perhaps you meant: (--[\w-]+)", words)
         return f"there is no option {option}" + (f"; did you mean {nearest[1]}?" if nearest else "")
-    if wrong := re.match(r"Error parsing (--[\w-]+): .*?(?:from \[|: )'(.*?)'", words):
+    if wrong := re.search(r"Error parsing (--[\w-]+): .*?(?:from \[|: )'(.*?)'", words):
         kind = "a whole number" if "int()" in words else "a number"
         return f"{wrong[1]} {wrong[2]}: must be {kind}"
-    if choice := re.match(r"invalid choice '(.*?)' for argument '(.*?)'. Expected one of \((.*?)\)", words):
+    if choice := re.search(r"invalid choice '(.*?)' for argument '(.*?)'. Expected one of \((.*?)\)", words):
         return f"{choice[2]} {choice[1]}: must be one of {choice[3]}".replace("'", "").rstrip(",")
-    if missing := re.match(r"Missing value for argument '(.*?)'", words):
+    if missing := re.search(r"Missing value for argument '(.*?)'", words):
         return f"{missing[1]} needs a value"
     return words
 

@@ -199,7 +199,7 @@ def test_a_stopped_job_prints_how_to_resume_all_of_it(here, model):
     settings = parse(model, "--folds", 2)
     with pytest.raises(KeyboardInterrupt) as stop:
         cross_validate(settings, record_and_stop)
-    assert str(stop.value).startswith(" after step 1 of 9; resume with: python ")
+    assert str(stop.value).startswith(" after step 1 of 9; resume with: ")
     assert str(stop.value).endswith(f" --resume {Path('runs/small-folds-1')}")
 
 
