@@ -37,7 +37,7 @@ FOREIGN_FILES = {"convert_hf_to_gguf.py"}  # of llama.cpp
 FOREIGN_OPTIONS = {
     *("--project", "--extra", "--group"),  # uv
     *("--requirement", "--extra-index-url"),  # pip
-    *("--model_dir", "--output_dir", "--outfile", "--logdir", "--nproc-per-node", "--repo-type", "--local-dir"),
+    *("--model_dir", "--output_dir", "--outfile", "--logdir", "--nproc-per-node", "--with", "--repo-type", "--local-dir"),
     *("--parts", "--quick", "--leave-out"),  # benchmarks/run.py
     "--help",
 }
