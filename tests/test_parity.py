@@ -178,6 +178,6 @@ def test_a_vocabulary_is_read_once_and_again_when_it_has_changed(vocabulary, tmp
     copy_vocabulary(vocabulary, tmp_path)
     merges = (tmp_path / "merges.txt").read_text(encoding="utf-8").split("\n")
     (tmp_path / "merges.txt").write_text("\n".join([*merges[:-2], ""]), encoding="utf-8")
-    with pytest.raises(UserError, match=r"damaged or not a pair"):
+    with pytest.raises(UserError, match=r"damaged or don't match"):
         load_tokenizer(tmp_path)
     assert len(read) == 2
