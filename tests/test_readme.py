@@ -35,9 +35,10 @@ COMMANDS = {
 }
 FOREIGN_FILES = {"convert_hf_to_gguf.py"}  # of llama.cpp
 FOREIGN_OPTIONS = {
-    *("--project", "--extra", "--group"),  # uv
+    *("--project", "--extra", "--group", "--with"),  # uv
     *("--requirement", "--extra-index-url"),  # pip
-    *("--model_dir", "--output_dir", "--outfile", "--logdir", "--nproc-per-node", "--with", "--repo-type", "--local-dir"),
+    *("--model_dir", "--output_dir", "--outfile"),  # converters
+    *("--logdir", "--nproc-per-node", "--repo-type", "--local-dir"),  # tensorboard, torchrun, hf
     *("--parts", "--quick", "--leave-out"),  # benchmarks/run.py
     "--help",
 }
@@ -71,11 +72,11 @@ def test_a_page_is_short(page):
     assert len(PAGES[page].splitlines()) <= (220 if page == "README.md" else 200)
 
 
-@pytest.mark.parametrize("page", [path.relative_to(PROJECT).as_posix() for path in GUIDES])
+@pytest.mark.parametrize("page", [page for page in PAGES if "/" in page and page != "docs/options.md"])
 def test_a_page_begins_by_saying_what_it_is_for(page):
     title, _, use = PAGES[page].splitlines()[:3]
     assert title.startswith("# ")
-    assert use.startswith("After this page you ")
+    assert use.startswith("This page shows ")
 
 
 def shell_lines() -> list[str]:
