@@ -27,7 +27,7 @@ GROUPS = {  # field of FinetuneSettings → heading
 START = """\
 # Every option
 
-After this page you can look up what each option does, and its default. The tables are generated from
+This page shows what each option does, and its default. The tables are generated from
 [`settings.py`](../settings.py) by `python tests/write_options.py`. `--help` prints the same:
 
 ```sh
