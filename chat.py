@@ -1,6 +1,6 @@
 """Chat with a model in the terminal or on a web page: find → load → talk."""
 
-if __name__ == "__main__":  # before the slow imports, so that Ctrl-C during them prints one line too
+if __name__ == "__main__":  # before the slow imports, so that Ctrl-C during them also prints just one line
     from support.errors import run_script
 
     run_script("chat")
@@ -20,10 +20,10 @@ from support.errors import check_one_process, display
 
 
 def main() -> None:
-    """Run the whole job.
+    """Run the chat.
 
     Raises:
-        UserError: something that the user can fix.
+        UserError: a problem that the user can fix.
     """
     settings = parse_command_line(ChatSettings)
     check_one_process("a chat")

@@ -1,6 +1,6 @@
 """Measure a model on held-out conversations: find → read → load → score → generate → report."""
 
-if __name__ == "__main__":  # before the slow imports, so that Ctrl-C during them prints one line too
+if __name__ == "__main__":  # before the slow imports, so that Ctrl-C during them also prints just one line
     from support.errors import run_script
 
     run_script("evaluate")
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Run the whole job.
+    """Run the evaluation.
 
     Raises:
-        UserError: something that the user can fix.
+        UserError: a problem that the user can fix.
     """
     started = time.perf_counter()
     named = parse_command_line(EvaluateSettings)
@@ -84,12 +84,12 @@ def main() -> None:
 
 
 def complete_options(measured: FinishedModel, named: EvaluateSettings) -> tuple[EvaluateSettings, bool]:
-    """Fill in unset options from the model's training; also return whether the data is that of the model's own run.
+    """Fill in unset options from the model's training; also return whether the data is that of the model's run.
 
-    Other conversations may have another format, so the run's options for reading do not apply to them.
+    Other conversations may have a different format, so the run's options for reading do not apply to them.
 
     Args:
-        named: the options as typed.
+        named: the options given on the command line.
 
     Raises:
         UserError: the run's conversations came from a pipe, and no others were given.
@@ -115,10 +115,10 @@ def complete_options(measured: FinishedModel, named: EvaluateSettings) -> tuple[
 
 
 def read_held_out(measured: FinishedModel, settings: EvaluateSettings, own: bool) -> Data:
-    """Read the conversations: whole files, or the data of the model's own run with the run's split.
+    """Read the conversations: whole files, or the data of the model's run with the same split.
 
     Raises:
-        UserError: they can't be read, or have changed since the run, so that the held-out part is unknown.
+        UserError: the conversations can't be read, or have changed since the run, so that the held-out part is unknown.
     """
     recorded, run = measured.recorded, measured.run
     if not (own and recorded and run):
@@ -140,7 +140,7 @@ def check_speakers(conversations: "Conversations", measured: FinishedModel, voca
     """Warn about speakers that the model does not know.
 
     Raises:
-        UserError: the model has a token for each speaker it knows, and none for these.
+        UserError: the model uses a token for each speaker, and has none for these speakers.
     """
     known = measured.dialogue.get("speakers", [])
     strangers = [name for name in conversations.speakers if name not in known]

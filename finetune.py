@@ -1,6 +1,6 @@
 """Fine-tune GPT-2 on conversations: read → load → train → generate → measure → write."""
 
-if __name__ == "__main__":  # before the slow imports, so that Ctrl-C during them prints one line too
+if __name__ == "__main__":  # before the slow imports, so that Ctrl-C during them also prints just one line
     from support.errors import run_script
 
     run_script("finetune")
@@ -28,7 +28,7 @@ This was the small bundled model, for practice. GPT-2 with 355M parameters (a 1.
 def main() -> None:
     settings = parse_finetune_settings()
     facts = read_facts(settings.run.resume)
-    # A training run continues if its output is closed; a preview, which is only output, ends.
+    # If the output is closed, a training run continues, but a preview, which is only output, ends.
     with contextlib.nullcontext() if settings.preview else lasting_screen():
         if settings.data.try_ != "nothing":
             from pipeline.rates import try_rates
@@ -43,12 +43,12 @@ def main() -> None:
 
 
 def finetune(settings: FinetuneSettings, facts: RunFacts) -> None:
-    """Run the whole job.
+    """Run the fine-tuning.
 
     Raises:
-        UserError: something that the user can fix.
+        UserError: a problem that the user can fix.
     """
-    # Import late, so that `--help` and mistyped options are answered at once.
+    # Import late, so that `--help` and errors in options appear at once.
     from hub.find import BUNDLED
     from pipeline.prepare import prepare_job
 
@@ -63,7 +63,7 @@ def finetune(settings: FinetuneSettings, facts: RunFacts) -> None:
     from training.progress import show_losses
 
     with open_run(job) as run:
-        subject = subject_of_run(run)  # the held-out conversations to measure on
+        subject = subject_of_run(run)  # the held-out conversations used for measuring
         base = measure_base(run, subject)
         state = train_model(run)
         if not job.machine.primary:
@@ -81,7 +81,7 @@ def finetune(settings: FinetuneSettings, facts: RunFacts) -> None:
 
 
 def complete_cases(run: "OpenRun", decoder: "Decoder") -> "list[Case]":
-    """Let the model complete the held-out conversations, and print generated and true replies side by side."""
+    """Complete the held-out conversations with the model, and print generated and true replies side by side."""
     from talking.generation import CompletionConfig, complete_dialogues
 
     job, generation = run.job, run.job.settings.generation
@@ -94,7 +94,7 @@ def complete_cases(run: "OpenRun", decoder: "Decoder") -> "list[Case]":
 
 
 def write_cases(job: Job, cases: "list[Case]") -> str:
-    """Write generated and true conversations side by side, and return a message that says where."""
+    """Write generated and true conversations side by side; return a message with the file's location."""
     from pipeline.run_folder import OUTPUT
 
     texts = [case.as_texts(job.data.conversations.renderer.name) for case in cases]

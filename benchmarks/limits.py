@@ -1,6 +1,6 @@
 """The machine's limits: matrix products, memory reads and file reads. Usage: `limits.py TASK JSON`.
 
-They are measured with PyTorch's own operations, in the shapes of the model.
+They are measured with PyTorch's own operations on matrices of the model's shapes.
 """
 
 import sys
@@ -14,14 +14,15 @@ from measure import run_task
 from training.device import has_fast_bf16
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-LEAST_SECONDS = 1.0  # minimum duration of a measurement
+LEAST_SECONDS = 1.0  # minimum duration of a measurement, in seconds
 READ_BYTES = 1 << 30  # far more than any cache holds
 
 
 def products(rows: int, width: int, device: str, precision: str) -> dict[str, Any]:
     """The rate of a block's matrix products: `rows` tokens of `width` channels times its four matrices.
 
-    Each matrix is (out, in), as in a linear layer. Four blocks take turns, so that matrices are read from memory.
+    Each matrix is (out, in), as in a linear layer. Cycling through four blocks keeps
+    the matrices out of the caches, so they are read from memory.
     """
     dtype, blocks = DTYPES[precision], 4
     shapes = [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width)]
@@ -45,7 +46,7 @@ def memory(device: str) -> dict[str, Any]:
 
 
 def file(path: str) -> dict[str, Any]:
-    """The rate of reading a file from the system's cache into memory that is already in use."""
+    """The rate of reading a file from the system's page cache into memory that is already in use."""
     size = Path(path).stat().st_size
     buffer = memoryview(bytearray(size))
     buffer[::4096] = bytes(len(buffer[::4096]))  # touch every page
@@ -61,7 +62,7 @@ def file(path: str) -> dict[str, Any]:
 
 
 def fastest(work: Any, device: str) -> float:
-    """Seconds of the fastest of many calls, without the first two."""
+    """The time of the fastest of many calls, in seconds; the first two calls are ignored."""
     taken, ended = [], 0.0
     while len(taken) < 5 or ended - taken[0][0] < LEAST_SECONDS:
         started = time.perf_counter()
@@ -74,7 +75,7 @@ def fastest(work: Any, device: str) -> float:
 
 
 def describe(device: str) -> dict[str, Any]:
-    """What PyTorch reports about the machine."""
+    """PyTorch's description of the machine."""
     described: dict[str, Any] = {
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),

@@ -1,5 +1,5 @@
-"""Make the benchmark's material: models with random weights in the published layout, a vocabulary of the published
-size, and files of dialogues.
+"""Generate the benchmark's inputs: models with random weights in the published layout, a vocabulary of the
+published size, and files of dialogues.
 """
 
 import json
@@ -22,15 +22,15 @@ VOCABULARY = 50257  # tokens in the published vocabulary
 WORDS = re.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d| ?[a-zA-Z]+| ?[0-9]+| ?[^\sa-zA-Z0-9]+|\s+(?!\S)|\s+"
 )  # GPT-2's, for ASCII
-LONGEST_DIALOGUE = 12  # bundled dialogues joined into one, at most
-SIDES = 2  # parts of a file of dialogues: half for training, half for validation
+LONGEST_DIALOGUE = 12  # maximum number of bundled dialogues joined into one
+SIDES = 2  # number of parts of a dialogue file: half for training, half for validation
 
 Turns = list[tuple[str, str]]  # speaker and text
 
 
 def read_dialogues(path: Path) -> list[Turns]:
-    """The dialogues of the bundled file, where a speaker's later turns repeat the key, or of a file from
-    `write_dialogues`.
+    """The dialogues of a file from `write_dialogues`, or of the bundled file, in which a speaker's later turns repeat
+    the key.
     """
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
@@ -59,7 +59,7 @@ def make_dialogues(kind: str, count: int, folder: Path, length: int, path: Path)
 
     Args:
         kind: `short`: random bundled dialogues; `long`: 2 to 12 random bundled dialogues joined; `fixed`: random words
-            with `length` input tokens in the vocabulary of the model folder `folder`.
+            that make `length` input tokens in the vocabulary of the model folder `folder`.
     """
     chance = random.Random(0)
     bundled = read_dialogues(BUNDLED_DATA)
@@ -74,7 +74,7 @@ def make_dialogues(kind: str, count: int, folder: Path, length: int, path: Path)
 
 
 def fixed_dialogues(count: int, folder: Path, length: int, chance: random.Random) -> list[Turns]:
-    """Dialogues of two turns of random words, with `length` input tokens; the last token is only a target."""
+    """Dialogues of two turns with random words, each `length` input tokens long; the last token is only a target."""
     from dialogues.tokenizer import load_tokenizer
 
     vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
@@ -89,8 +89,8 @@ def fixed_dialogues(count: int, folder: Path, length: int, chance: random.Random
 def make_vocabulary(folder: Path) -> None:
     """Write a byte-level BPE vocabulary of the published size, with every word of the bundled dialogues as one token.
 
-    The bundled dialogues then have about as many tokens as with the published vocabulary. The remaining merges join
-    pairs of bytes that do not occur in English.
+    The bundled dialogues then have about the same number of tokens as with the published vocabulary. The remaining
+    merges join pairs of bytes that do not occur in English.
     """
     letters = byte_letters()
     texts = [render(turns).removesuffix(END_OF_TEXT) for turns in read_dialogues(BUNDLED_DATA)]
@@ -113,9 +113,9 @@ def make_vocabulary(folder: Path) -> None:
 
 
 def byte_letters() -> dict[int, str]:
-    """Byte → its letter in GPT-2's files, in the order of ids.
+    """Map each byte to its character in GPT-2's files, in the order of ids.
 
-    Printable bytes keep their character, the others get those from U+0100 on (Radford et al. 2019, `encoder.py`).
+    Printable bytes keep their character; the others get characters from U+0100 on (Radford et al. 2019, `encoder.py`).
     """
     printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
     others = [byte for byte in range(256) if byte not in printable]
@@ -166,7 +166,7 @@ def make_model(name: str, vocabulary: str, folder: str) -> dict[str, Any]:
         shutil.copy(Path(vocabulary) / file, target / file)
     end = config.vocab_size - 1
     fixed = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new"}
-    # Both sides train without dropout, which is our default.
+    # Train without dropout on both sides, as we do by default.
     dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
     raw = {**fixed, **asdict(config), **dropout, "bos_token_id": end, "eos_token_id": end}
     (target / "config.json").write_text(json.dumps(raw, indent=2), encoding="utf-8")

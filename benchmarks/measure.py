@@ -1,9 +1,9 @@
-"""Measure a process: its time from start to finish, its peak memory, and the figures that it reports.
+"""Measure a process: its wall time, its peak memory, and the figures that it reports.
 
-Each measurement has its own process, so that none inherits warm memory or compiled kernels. Contestants take turns
-(ours, theirs, ours, theirs), so that a slow spell of the machine slows all of them.
+Each measurement runs in a new process, so that none inherits warm memory or compiled kernels. Contestants run
+round-robin (ours, theirs, ours, theirs), so that a temporary slowdown of the machine affects all of them.
 
-The process that starts the others must not import PyTorch: Linux counts a parent's memory towards its child's peak.
+The parent process must not import PyTorch: Linux counts a parent's memory towards its child's peak.
 """
 
 import json
@@ -20,24 +20,24 @@ from typing import Any, NamedTuple
 
 PROJECT = Path(__file__).resolve().parent.parent
 MAXRSS_UNIT = 1024  # bytes: Linux reports kilobytes
-RESULT = "result: "  # starts the line on which a measured script reports its figures
+RESULT = "result: "  # prefix of the line on which a measured script reports its figures
 
 Sample = dict[str, Any]
 
 
 class Contestant(NamedTuple):
-    """A program that does the same job as others, and how to start it."""
+    """One of several programs that do the same job, and how to start it."""
 
     who: str
     words: tuple[str, ...]  # the command; it runs in an empty folder that is removed afterwards
     environment: Mapping[str, str] = {}
-    needs: tuple[str, ...] = ()  # packages; if one is not installed, leave the contestant out
-    memory_limit: int = 0  # bytes of address space; 0: none
+    needs: tuple[str, ...] = ()  # required packages; if one is not installed, the contestant is left out
+    memory_limit: int = 0  # bytes of address space; 0: no limit
     look: Callable[[Path, float, bool], Sample] | None = None  # (folder, start time, whether it is the first run)
 
 
 class Case(NamedTuple):
-    """A job that contestants do side by side."""
+    """A job that several contestants do."""
 
     part: str
     name: str
@@ -46,7 +46,7 @@ class Case(NamedTuple):
 
 
 def measure_case(case: Case, repeats: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Measure the contestants of a case in turns; return a record for each, with all its samples."""
+    """Measure the contestants of a case round-robin; return a record for each, with all its samples."""
     samples: list[list[Sample]] = [[] for _ in case.contestants]
     for repeat in range(repeats):
         for contestant, taken in zip(case.contestants, samples, strict=True):
@@ -84,7 +84,7 @@ def run_contestant(contestant: Contestant, first: bool = True) -> Sample:
 def run_process(
     words: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None, memory_limit: int = 0
 ) -> Sample:
-    """Run a command in `folder` to its end; the system measures the peak memory of its largest process."""
+    """Run a command in `folder` until it exits; the system measures the peak memory of its largest process."""
 
     def limit_memory() -> None:
         import resource  # Windows lacks it, but can import the rest of this file
@@ -124,12 +124,12 @@ def run_process(
 
 
 def tell(**values: Any) -> None:
-    """Report the figures of a measured script."""
+    """Print the figures of a measured script."""
     print(RESULT + json.dumps(values), flush=True)
 
 
 def run_task(tasks: Mapping[str, Callable[..., dict[str, Any]]], arguments: Sequence[str]) -> None:
-    """The command line of a measured script: the name of a task, and its arguments as one JSON object."""
+    """Parse the command line of a measured script: the name of a task, and its arguments as one JSON object."""
     name, values = arguments
     tell(**tasks[name](**json.loads(values)))
 

@@ -11,17 +11,17 @@ from typing import Any
 
 from measure import run_task
 
-WARM_UP = 2  # first steps to leave out: they compile kernels and touch memory
+WARM_UP = 2  # number of initial steps to leave out: they compile kernels and touch memory
 
 
 def training(folder: str, data: str, steps: int, device: str, precision: str, **options: Any) -> dict[str, Any]:
-    """Time steps of the training loop, as in a run, over the first half of the dialogues in `data`.
+    """Time the steps of a run's training loop over the first half of the dialogues in `data`.
 
     Args:
         options: fields of `TrainingSettings`.
 
     Returns:
-        the figures of the measured steps; see `step_figures`.
+        The figures of the measured steps; see `step_figures`.
     """
     from dialogues.batches import epoch_steps
     from pipeline.prepare import make_datasets, open_data, read_data
@@ -58,7 +58,7 @@ def training(folder: str, data: str, steps: int, device: str, precision: str, **
 
 
 def step_figures(seconds: list[float], lengths: list[int], device: str) -> dict[str, Any]:
-    """The figures that ours and the peers report about training steps.
+    """The figures about training steps that both we and the peers report.
 
     Args:
         lengths: input tokens of every example, without padding.
@@ -82,7 +82,7 @@ def gpu_memory(device: str) -> dict[str, Any]:
 
 
 def generation(folder: str, prompts: list[list[int]], new_tokens: int, device: str) -> dict[str, Any]:
-    """Time completions as in a run, greedy and without an end token."""
+    """Time completions as in a run, with greedy decoding and without an end token."""
     from load_gpt2_weights import load_model
     from settings import GenerationSettings
     from talking.decoder import Decoder
@@ -102,7 +102,7 @@ def generation(folder: str, prompts: list[list[int]], new_tokens: int, device: s
 
 
 def generation_figures(complete: Callable[[int], list[list[int]]], new_tokens: int, device: str) -> dict[str, Any]:
-    """Time `complete(n)`, which returns n new tokens for each prompt, after a warm-up call."""
+    """After a warm-up call, time `complete(n)`, which returns n new tokens for each prompt."""
     complete(2)
     started = time.perf_counter()
     complete(1)
@@ -116,7 +116,7 @@ def generation_figures(complete: Callable[[int], list[list[int]]], new_tokens: i
 
 
 def count_written(folder: str, data: str, new_tokens: int, device: str, precision: str) -> dict[str, Any]:
-    """The number of tokens that a finished run wrote for each of its cases; greedy decoding writes the same again."""
+    """The number of tokens that a finished run generated for each case; greedy decoding reproduces its text."""
     from load_gpt2_weights import load_model
     from pipeline.prepare import open_data, read_data
     from settings import DataSettings, GenerationSettings
@@ -146,7 +146,7 @@ def loading(folder: str) -> dict[str, Any]:
 
 
 def loading_figures(load: Callable[[], Any]) -> dict[str, Any]:
-    """Time `load()`, which returns a model, and one read of every weight: some loaders only map the file."""
+    """Time `load()`, which returns a model, and one read of every weight, because some loaders only map the file."""
     started = time.perf_counter()
     for parameter in load().parameters():
         parameter.sum().item()

@@ -15,31 +15,31 @@ from table import FIRST_RUN
 HERE = Path(__file__).resolve().parent
 TRANSFORMERS, TRAINER, PEFT = ("transformers",), ("transformers", "accelerate"), ("transformers", "peft")
 OURS, PLAIN = "ours", "plain recipe"
-# Imitate a laptop without matrix units or AVX-512: PyTorch's kernels come from oneDNN, MKL and ATen.
+# Simulate a laptop without matrix units or AVX-512. PyTorch's kernels come from oneDNN, MKL and ATen.
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-ALLOWED = 8_000_000_000  # bytes of memory in the part `constrained`
-NOMINAL = {"short": 73, "long": 450}  # approximate number of tokens in such dialogues
-GROUPED_STEPS = 60  # enough for grouping by length in a file of real lengths; only some are measured
+ALLOWED = 8_000_000_000  # memory limit of the part `constrained`, in bytes
+NOMINAL = {"short": 73, "long": 450}  # approximate number of tokens per dialogue
+GROUPED_STEPS = 60  # enough for grouping by length when lengths vary; only some of them are measured
 LORA_RANK = 8
 PROMPT_LENGTHS = (12, 20)  # shortest and longest prompt, in tokens
 THEIR_IMPORTS = "from transformers import GPT2LMHeadModel, Trainer"
 
 
 class Plan(NamedTuple):
-    """What a run of the benchmark measures, and how much of it."""
+    """The parts and sizes of a benchmark run."""
 
     model: Path  # folder of the model that the main job trains
     small: Path  # folder of a second model for training throughput
     cache: Path  # folder of generated models and data
     device: str
-    shapes: tuple[tuple[str, int, int], ...]  # kind of data, batch size, length of dialogues
+    shapes: tuple[tuple[str, int, int], ...]  # kind of data, batch size, dialogue length
     steps: int  # measured steps in each run
     epochs: int
     prompts: tuple[int, ...]
     new_tokens: int
     dialogues: int  # number of dialogues to read
-    precisions: tuple[str, ...]  # native precisions of the hardware
-    cases: tuple[str, ...]  # words; measure a case of throughput or generation if its name has one of them
+    precisions: tuple[str, ...]  # precisions that the hardware supports natively
+    cases: tuple[str, ...]  # words; a throughput or generation case is measured if its name contains one of them
 
     def wants(self, case: str) -> bool:
         return any(word in case for word in self.cases)
@@ -73,7 +73,7 @@ def finetune(plan: Plan, *options: str) -> tuple[str, ...]:
 
 
 def look_at_run(plan: Plan, precision: str, folder: Path, started: float, first: bool) -> Sample:
-    """The time of each phase of our run, from the times of its files; for the first run also the tokens written."""
+    """The time of each phase of our run, from its files' timestamps; for the first run, also the tokens written."""
     run = folder / "run"
     marks = {
         "loading": "ledger.json",
@@ -93,7 +93,7 @@ def look_at_run(plan: Plan, precision: str, folder: Path, started: float, first:
 
 
 def main_contestants(plan: Plan, precisions: Sequence[str], environment: dict[str, str]) -> list[Contestant]:
-    """The main job by ours and by transformers in each of `precisions`, and by the plain recipe in fp32."""
+    """The main job: our program and transformers in each of `precisions`, and the textbook implementation in fp32."""
     job = {"folder": plan.model, "epochs": plan.epochs, "new_tokens": plan.new_tokens, "device": plan.device}
     ours = [
         Contestant(
@@ -128,8 +128,8 @@ def bundled(plan: Plan) -> Iterator[Case]:
 
 
 def step_contestants(plan: Plan, job: dict[str, Any], needs: tuple[str, ...]) -> list[Contestant]:
-    """Training steps of `job` by ours and by a plain loop with transformers, in each precision; on a GPU also by ours
-    with `--compile`.
+    """Training steps of `job` in each precision: our program and a plain loop with transformers; on a GPU, also our
+    program with `--compile`.
     """
     ours = [(OURS, {})]
     if plan.device == "cuda":
@@ -172,7 +172,7 @@ def lora(plan: Plan) -> Iterator[Case]:
 
 
 def make_data(plan: Plan, folder: Path, kind: str, batch: int, length: int) -> Path:
-    """A file of dialogues for training steps; see `material.make_dialogues`."""
+    """Return a dialogue file for training steps; see `material.make_dialogues`."""
     path = plan.cache / f"{folder.name}-{kind}-{batch}-{length}.jsonl"
     steps = max(plan.steps, GROUPED_STEPS) if kind != "fixed" else plan.steps
     count = SIDES * batch * (steps + 2)  # two warm-up steps are not measured
@@ -188,7 +188,7 @@ def generation(plan: Plan) -> Iterator[Case]:
         if not plan.wants(name):
             continue
         lengths = [longest - number % (longest - shortest + 1) for number in range(count)]
-        # Ids of whole words, spread over the vocabulary.
+        # Ids of whole words from all over the vocabulary.
         prompts = [[(997 * (row + 1) * (place + 1)) % 40_000 for place in range(T)] for row, T in enumerate(lengths)]
         job = {"folder": plan.model, "prompts": prompts, "new_tokens": plan.new_tokens, "device": plan.device}
         theirs = [

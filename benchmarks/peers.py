@@ -16,7 +16,7 @@ from material import BUNDLED_DATA, SIDES, opening, read_dialogues, render
 from measure import run_task
 from ours import WARM_UP, generation_figures, loading_figures, step_figures
 
-ALPHA = 16  # LoRA's alpha, as in ours
+ALPHA = 16  # LoRA's alpha, the same as ours
 CASES = 3
 
 
@@ -44,7 +44,7 @@ def collate(examples: list[list[int]], padding_id: int) -> dict[str, Tensor]:
 
 
 def main_job(folder: str, precision: str, epochs: int, new_tokens: int, device: str) -> dict[str, Any]:
-    """The main job with the Trainer: evaluate whenever ours does, save the model, and generate three cases."""
+    """The main job with the Trainer: evaluate at the same steps as ours, save the model, and generate three cases."""
     model, tokenizer = load(folder)
     encoded: Any = encode(tokenizer, BUNDLED_DATA, model.config.n_positions)
     cut = len(encoded) * 7 // 10

@@ -1,7 +1,7 @@
 """Measure this program and its peers side by side: python benchmarks/run.py
 
-Everything is measured in one run under the same conditions, with ours and the peers taking turns. Tables appear on the
-screen during the run; a JSON file gets all samples, and a Markdown file next to it all tables. Linux and macOS only.
+One run measures everything under the same conditions, alternating between our program and the peers. Tables appear on
+the screen during the run. A JSON file gets all samples; a Markdown file next to it gets all tables. Linux, macOS only.
 """
 
 import argparse
@@ -34,7 +34,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 def main() -> None:
     options = parse_options()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # treat SIGTERM as Ctrl-C, to remove folders
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # treat SIGTERM as Ctrl-C, so that folders are removed
     machine = describe_machine(options.device)
     plan = make_plan(options, ("fp32", "bf16") if machine["bf16"] else ("fp32",))
     results: dict[str, Any] = {
@@ -59,12 +59,12 @@ def main() -> None:
             results["records"] += records
             show_progress("")
             print(block(results, case.part, case.name), flush=True)
-            write_results(results, path)  # keep what is measured, even if a later case fails
+            write_results(results, path)  # keep the results so far, even if a later case fails
     print(f"written: {path}.json and {path}.md")
 
 
 def leaves_out(options: argparse.Namespace, who: str) -> bool:
-    """Whether to skip a contestant: the plain recipe alone takes longer than all the others."""
+    """Whether to skip a contestant: the textbook implementation alone takes longer than all the others together."""
     return any(word in who for word in options.leave_out)
 
 
@@ -93,9 +93,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def make_plan(options: argparse.Namespace, precisions: tuple[str, ...]) -> Plan:
-    """The plan for `options`, in the native precisions of the hardware.
+    """The plan for `options`, in the precisions that the hardware supports natively.
 
-    Makes the model and the vocabulary, unless an earlier run has made them.
+    Generates the model and the vocabulary unless an earlier run did.
     """
     name = "quick" if options.quick else options.model
     vocabulary = options.vocabulary or options.cache / "vocabulary"
@@ -127,7 +127,7 @@ def lacking(packages: tuple[str, ...]) -> bool:
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """Describe processor and memory, and what PyTorch detects."""
+    """Describe the processor, the memory, and the features that PyTorch detects."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", info.read_text(encoding="utf-8")) if info.exists() else []
     seen = make(*script("limits.py", "describe", device=device))
@@ -153,7 +153,7 @@ def hardware(machine: dict[str, Any]) -> str:
 
 
 def free_path(folder: Path, name: str) -> Path:
-    """`folder/name`, with a number appended if there are results of that name."""
+    """`folder/name`, with a number appended if results of that name exist."""
     folder.mkdir(parents=True, exist_ok=True)
     names = (folder / (name if number == 1 else f"{name}-{number}") for number in count(1))
     return next(path for path in names if not Path(f"{path}.json").exists())
@@ -165,7 +165,7 @@ def write_results(results: dict[str, Any], path: Path) -> None:
 
 
 def show_progress(line: str) -> None:
-    """Show what is being measured on a line of the screen that the next call replaces."""
+    """Show the current measurement on a line of the screen that the next call replaces."""
     if sys.stderr.isatty():
         print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""The results as tables, on the screen during the run and as Markdown, and each goal with its measured figure."""
+"""Format the results as tables, for the screen and as Markdown, and compare each goal with its measured figure."""
 
 import textwrap
 from collections.abc import Callable, Iterator
@@ -76,7 +76,7 @@ def operations_per_token(config: dict[str, Any], length: float) -> float:
 
 
 def weights(config: dict[str, Any]) -> int:
-    """Number of weights in a GPT-2, without position embeddings, which are in no matrix product."""
+    """Number of weights in a GPT-2, without position embeddings, which are not part of any matrix product."""
     C, layers = config["n_embd"], config["n_layer"]
     block = 12 * C * C + 13 * C  # matrices 4 C² and 8 C²; biases 9 C; two norms 4 C
     return config["vocab_size"] * C + layers * block + 2 * C
@@ -87,7 +87,7 @@ def records_of(results: Results, part: str, case: str) -> list[Record]:
 
 
 def value(record: Record, name: str, others: list[Record]) -> tuple[float, float, float] | None:
-    """Median, minimum and maximum of the column `name` for a record; `others` are all records of its case."""
+    """Median, minimum and maximum of a record in the column `name`; `others` are all records of the same case."""
     if name != "share":
         return figure(record, name)
     rate, limit = figure(record, "tokens_per_second"), highest_rate(record, others)
@@ -122,30 +122,30 @@ def shown(value: tuple[float, float, float] | None, column: Column) -> str:
 
 
 def rows(results: Results, part: str, case: str) -> Iterator[list[str]]:
-    """Yield the rows of a case's table, the titles first."""
+    """Yield the rows of a case's table, starting with the titles."""
     records, about = records_of(results, part, case), PARTS[part]
     shown_somewhere = [name for name in about.columns if any(value(record, name, records) for record in records)]
-    columns = shown_somewhere or [about.headline]  # if all have failed
+    columns = shown_somewhere or [about.headline]  # when every contestant failed
     yield [case, *(COLUMNS[name].title for name in columns), "speed-up of ours"]
     for record in records:
         cells = [shown(value(record, name, records), COLUMNS[name]) for name in columns]
         failed = next((sample for sample in record["samples"] if sample["exit_code"]), None)
         if failed:
-            says = textwrap.shorten(failed["says"], 100, placeholder=" …")  # the JSON has the whole line
+            says = textwrap.shorten(failed["says"], 100, placeholder=" …")  # the JSON file has the whole line
             cells[0] = f"exit code {failed['exit_code']}: {says}"
-        alike = [one for one in of_ours(records) if one["who"][-6:] == record["who"][-6:]]  # of the same precision
+        alike = [one for one in of_ours(records) if one["who"][-6:] == record["who"][-6:]]  # with the same precision
         ratio = None if record["who"].startswith(("ours", "limit")) else advantage(alike or of_ours(records), record)
         yield [record["who"], *cells, f"{ratio:.2f} ×" if ratio else ""]
 
 
 def of_ours(records: list[Record]) -> list[Record]:
-    """Our records of a case: the program as shipped, or all precisions if that was not measured."""
+    """Our records of a case: the program with its defaults, or all precisions if that was not measured."""
     shipped = [record for record in records if record["who"] == "ours"]
     return shipped or [record for record in records if record["who"].startswith("ours")]
 
 
 def advantage(ours: list[Record], rival: Record) -> float | None:
-    """The speed-up of our fastest record over a rival, by medians: a ratio of rates, or the inverse one of times."""
+    """The speed-up of our fastest record over a rival's median: a ratio of rates, or for times the inverse ratio."""
     headline = PARTS[rival["part"]].headline
     theirs = figure(rival, headline)
     best = [found[0] for found in (figure(record, headline) for record in ours) if found]
@@ -155,7 +155,7 @@ def advantage(ours: list[Record], rival: Record) -> float | None:
 
 
 def notes(results: Results, part: str, case: str) -> Iterator[str]:
-    """Yield other figures of a case, in words."""
+    """Yield the other figures of a case as sentences."""
     for record in records_of(results, part, case):
         samples = [sample for sample in record["samples"] if "phases" in sample]
         if samples:
@@ -167,7 +167,7 @@ def notes(results: Results, part: str, case: str) -> Iterator[str]:
 
 
 def block(results: Results, part: str, case: str) -> str:
-    """A case for the screen, with aligned columns."""
+    """Format a case for the screen, with aligned columns."""
     table = list(rows(results, part, case))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
@@ -179,7 +179,7 @@ def markdown_row(cells: list[str]) -> str:
 
 
 def render_markdown(results: Results) -> str:
-    """All results as Markdown: machine, goals, and the tables of all parts."""
+    """Format all results as Markdown: the machine, the goals, and the tables of all parts."""
     machine, packages = results["machine"], results["versions"]
     lines = [
         f"# {results['date']}: {machine.get('gpu') or machine['processor']}, {machine['cores']} cores",
@@ -218,7 +218,7 @@ class Goal(NamedTuple):
 
 
 def goal_rows(results: Results) -> Iterator[list[str]]:
-    """Yield each goal for the device of the results, its measured figure, and whether it is met."""
+    """Yield each goal for the device that was measured, its measured figure, and whether it is met."""
     for goal in goals(results):
         measured = goal.measured(results)
         wanted = f"{'≤' if goal.at_most else '≥'} {goal.wanted:g} {goal.unit}"
@@ -230,7 +230,7 @@ def goal_rows(results: Results) -> Iterator[list[str]]:
 
 
 def against(part: str, case: str, rivals: str) -> Callable[[Results], float | None]:
-    """The speed-up of ours over the fastest contestant whose name begins with `rivals`."""
+    """Our speed-up over the fastest contestant whose name begins with `rivals`."""
 
     def measured(results: Results) -> float | None:
         records = records_of(results, part, case)
@@ -241,7 +241,7 @@ def against(part: str, case: str, rivals: str) -> Callable[[Results], float | No
 
 
 def shows(part: str, case: str, name: str) -> Callable[[Results], float | None]:
-    """The figure of ours in a table's column; of several precisions, that of the fastest."""
+    """Our figure in a table's column; if there are several precisions, that of the fastest."""
 
     def measured(results: Results) -> float | None:
         records, headline = records_of(results, part, case), PARTS[part].headline
@@ -254,7 +254,7 @@ def shows(part: str, case: str, name: str) -> Callable[[Results], float | None]:
 
 
 def goals(results: Results) -> list[Goal]:
-    """The goals for the device of the results."""
+    """The goals for the device that was measured."""
     model = results["model"]
     if results["device"] == "cuda":
         return [

@@ -1,4 +1,4 @@
-"""The main job by a textbook's plain recipe (after Raschka 2024, "Build a Large Language Model (From Scratch)",
+"""The main job with a plain textbook implementation (after Raschka 2024, "Build a Large Language Model (From Scratch)",
 chapters 4, 5 and 7): attention with explicit weights, normalisation and GELU written out, PyTorch's default AdamW,
 logits and gradients for every position, and generation without a KV cache. Usage: `textbook.py main_job JSON`.
 """
@@ -162,7 +162,7 @@ def batch_loss(model: Model, examples: list[list[int]], padding_id: int, device:
 
 
 def evaluate(model: Model, examples: list[list[int]], device: str) -> float:
-    """The mean of the batches' mean losses, as in the textbook."""
+    """The mean of the batches' mean losses, as computed in the textbook."""
     model.eval()
     with torch.no_grad():
         losses = [batch_loss(model, batch, 0, device).item() for batch in batches(examples)]
@@ -170,7 +170,7 @@ def evaluate(model: Model, examples: list[list[int]], device: str) -> float:
 
 
 def write(model: Model, ids: Tensor, new_tokens: int) -> Tensor:
-    """(1, T) → (1, T + new_tokens): greedy decoding that computes the whole text again for each token."""
+    """(1, T) → (1, T + new_tokens): greedy decoding that recomputes the whole text for each token."""
     model.eval()
     for _ in range(new_tokens):
         with torch.no_grad():

@@ -1,6 +1,6 @@
-"""`python -m dialogues FILE...`: print conversation files as JSON Lines, and an account of what was read."""
+"""`python -m dialogues FILE...`: print conversation files as JSON Lines, and a summary of what was read."""
 
-if __name__ == "__main__":  # before the slow imports, so that Ctrl-C during them prints one line too
+if __name__ == "__main__":  # before the slow imports, so that Ctrl-C during them also prints just one line
     from support.errors import run_script
 
     run_script("dialogues.__main__")
@@ -20,11 +20,11 @@ from settings import ReadSettings
 from support.command_line import parse_command_line
 from support.errors import UserError, display, printable
 
-MOST_NAMED = 6  # most speakers and fields to list in the account
+MOST_NAMED = 6  # maximum number of speakers and of fields to list in the summary
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read all files; print their dialogues in the `turns` form, one per line, and an account on standard error.
+    """Read all files; print their dialogues in the `turns` format, one per line, and a summary on standard error.
 
     Nothing is printed on standard output unless every file can be read.
     """
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def read_source(source: Source, settings: ReadSettings) -> list[str]:
-    """Return the dialogues of one file as lines of JSON; print an account of the file on standard error.
+    """Return the dialogues of one file as lines of JSON; print a summary of the file on standard error.
 
     Raises:
         UserError: a record is broken, the file holds no conversation, or too much of it is skipped.
@@ -75,7 +75,7 @@ def read_dialogues(source: Source) -> Iterator[Dialogue]:
 
 
 def as_record(dialogue: Dialogue) -> dict[str, Any]:
-    """Return a dialogue in the `turns` form, with its system prompt if it has one, and weight 0 for context turns."""
+    """Return a dialogue in the `turns` format, with its system prompt if it has one, and weight 0 for context turns."""
     turns: list[dict[str, Any]] = [turn._asdict() for turn in dialogue.turns]
     for place in dialogue.context:
         turns[place]["weight"] = 0
@@ -83,7 +83,7 @@ def as_record(dialogue: Dialogue) -> dict[str, Any]:
 
 
 def describe(source: Source, dialogues: int, speakers: Counter[str], skipped: Counter[str]) -> list[str]:
-    """Return the account of a file as lines to print."""
+    """Return the summary of a file as lines to print."""
     named = ", ".join(f"{name[:40]} {count:,}" for name, count in speakers.most_common(MOST_NAMED))
     more = f" and {len(speakers) - MOST_NAMED:,} more" if len(speakers) > MOST_NAMED else ""
     lines = [

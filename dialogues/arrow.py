@@ -11,7 +11,7 @@ from support.errors import check_extra
 REQUIREMENT = "pyarrow>=21,<27"  # as in requirements-extra.txt
 PARQUET, ARROW_FILE, ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 MARKS = (PARQUET, ARROW_FILE, ARROW_STREAM)
-ROWS = 1000  # rows to hold as Python objects at a time
+ROWS = 1000  # number of rows to convert to Python objects at a time
 
 
 def json_lines(file: IO[bytes], head: bytes, name: str) -> Iterator[bytes]:

@@ -11,8 +11,8 @@ from torch.utils.data import Dataset
 
 from dialogues.conversations import Conversations
 
-EVALUATION_TOKENS = 2048  # per batch, padding included; without gradients there is room for more than in training
-GROUPED = 50  # sort this many batches' worth of examples by length together
+EVALUATION_TOKENS = 2048  # per batch, with padding; without gradients, memory holds more than in training
+GROUPED = 50  # examples are sorted by length in groups of this many batches
 IGNORED = -100  # target of a token that is not learned, such as padding; PyTorch's default
 ROUND = 16  # pad batch lengths to a multiple of this
 
@@ -25,15 +25,15 @@ class Example(NamedTuple):
 
 
 class DialogueDataset(Dataset[Example]):
-    """The examples of some dialogues, each of at most `max_length` inputs.
+    """Examples of at most `max_length` inputs each, cut from dialogues.
 
-    An example is stored as three positions in the tokens of all conversations, so shared context is not copied.
+    An example is stored as three positions in the tokens of all conversations, so that shared context is not copied.
 
     Attributes:
         spans: (examples, 3) start, first learned position (the tokens before it are context) and end, in `tokens`.
-        shortened: number of turns or instruction lines that were too long and lost their end.
-        cut_off: number of tokens lost in this way.
-        unlearned: number of examples left out because nothing in them is learned.
+        shortened: number of turns or instruction lines that were too long and were truncated.
+        cut_off: number of tokens removed by this truncation.
+        unlearned: number of examples left out because they have no learned tokens.
     """
 
     def __init__(self, conversations: Conversations, dialogues: np.ndarray, max_length: int) -> None:
@@ -52,7 +52,7 @@ class DialogueDataset(Dataset[Example]):
         """Return the spans (examples, 3) of a dialogue that is too long for one example."""
         offset, cuts = int(self.conversations.starts[dialogue]), self.conversations.turn_ends(dialogue)
         instruction = self.conversations.instruction_end(dialogue)
-        if instruction > self.max_length // 2:  # a cut after a long instruction lets the first turn keep its end
+        if instruction > self.max_length // 2:  # cut after a long instruction, so that the first turn is not truncated
             cuts.insert(0, instruction)
         spans, kept, ends = [], 0, set(cuts)
         for start, learn_from, end in cut_into_examples(cuts, self.max_length):
@@ -71,7 +71,7 @@ class DialogueDataset(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         start, learn_from, end = self.spans[index].tolist()
         learned = self.conversations.learned[start:end].copy()
-        learned[: max(learn_from - start, 1)] = False  # context, and token 0, which nothing predicts
+        learned[: max(learn_from - start, 1)] = False  # context, and token 0, which has no context to be predicted from
         return Example(self.conversations.tokens[start:end], learned)
 
     def count_learned(self) -> int:
@@ -85,7 +85,7 @@ class DialogueDataset(Dataset[Example]):
         return min(round_up(T), self.max_length)
 
     def places(self, examples: Sequence[int]) -> list[int | str]:
-        """Return the places of the dialogues of `examples`: numbers, after the file name if there are several files."""
+        """Return the locations of the examples' dialogues: numbers, after the file name if there are several files."""
         starts = self.conversations.starts
         dialogues = np.unique(np.searchsorted(starts, self.spans[list(examples), 1], side="right") - 1)
         return list(map(self.conversations.place_of, dialogues.tolist()))
@@ -100,7 +100,7 @@ def cut_into_examples(turn_ends: Sequence[int], max_length: int) -> Iterator[tup
 
     A dialogue of at most `max_length` inputs is one example. A longer one is cut between turns, so that every turn is
     learned exactly once. In each example after the first, new turns take up to half of the length; the rest is filled
-    with earlier turns as context. A turn loses its end only if it alone exceeds the length.
+    with earlier turns as context. A turn is truncated only if it alone exceeds the length.
     """
     room = max_length + 1  # one more than the inputs, since the last token is only a target
     bounds = [0, *turn_ends]
@@ -114,7 +114,7 @@ def cut_into_examples(turn_ends: Sequence[int], max_length: int) -> Iterator[tup
         end = bounds[last]
         start = bounds[bisect_left(bounds, end - room, hi=turn)]
         if 0 < start == learn_from:
-            start -= 1  # no earlier turn fits, so take its last token: something must predict the first new token
+            start -= 1  # no earlier turn fits, so take its last token as context for the first new token
         yield start, learn_from, min(end, start + room)
         turn = last
 
@@ -122,14 +122,14 @@ def cut_into_examples(turn_ends: Sequence[int], max_length: int) -> Iterator[tup
 def collate(
     examples: Sequence[Example], padding_id: int, padded: Callable[[int], int] = lambda longest: longest
 ) -> tuple[Tensor, Tensor]:
-    """Pad a batch to its longest example, shift the targets left by one, and mask what is not learned with -100.
+    """Pad a batch to its longest example, shift the targets left by one, and mask unlearned targets with -100.
 
     Args:
-        padded: maps the inputs of the longest example to T; `DialogueDataset.padded` rounds up.
+        padded: maps the number of inputs in the longest example to T; `DialogueDataset.padded` rounds it up.
 
     Returns:
         inputs (B, T) and targets (B, T), int64: `targets[b, t]` is the token after `inputs[b, t]`, or -100 for context
-            and padding. Padding is known by its position, not by its id: `padding_id` is the end-of-text token, which
+            and padding. Padding is identified by position, not by id: `padding_id` is the end-of-text token, which
             is learned at the end of every dialogue.
     """
     T = padded(max(len(example.tokens) for example in examples) - 1)
@@ -146,16 +146,16 @@ def round_up(length: int) -> int:
     """Return the next multiple of `ROUND`.
 
     oneDNN compiles and caches a kernel for every new shape. Without rounding, nearly every batch had a new length, and
-    this took a quarter of a small model's time.
+    compiling took a quarter of a small model's training time.
     """
     return -(-length // ROUND) * ROUND
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Return the example numbers of each batch of an epoch; the order depends only on `(seed, epoch)`.
+    """Return the example numbers of each batch in an epoch; the order depends only on `(seed, epoch)`.
 
-    If there are many batches, examples of similar length are grouped to reduce padding: `GROUPED` batches' worth of
-    shuffled examples are sorted by length and cut into batches, and the batches are shuffled.
+    If there are many batches, examples of similar length are grouped to reduce padding: the shuffled examples are
+    sorted by length in groups of `GROUPED` batches and cut into batches, and the batches are shuffled.
     """
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(len(lengths)).tolist()
@@ -187,7 +187,7 @@ def evaluation_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def padding_share(dataset: DialogueDataset, steps: Sequence[list[list[int]]]) -> float:
-    """Return the share of padding in the batches of these steps."""
+    """Return the fraction of padding in the batches of these steps."""
     every = [length - 1 for length in dataset.lengths()]
     batches = [[every[number] for number in batch] for step in steps for batch in step]
     return 1 - sum(every) / sum(dataset.padded(max(lengths)) * len(lengths) for lengths in batches)

@@ -1,4 +1,4 @@
-"""The chat template of a trained model as Jinja, for transformers and compatible tools, and the end of its turns."""
+"""The chat template of a trained model in Jinja, for transformers and compatible tools, and its end-of-turn pattern."""
 
 import json
 import re
@@ -10,7 +10,8 @@ from dialogues.layouts.words import ASSISTANT, SYSTEM, TOOLS, USER
 from dialogues.template import TEMPLATES
 from dialogues.tokenizer import END_OF_TEXT
 
-# Joined into one line without significant spaces. `generation` marks what is learned: the whole text, or some turns.
+# These pieces are joined into one line, and their spaces do not matter. `generation` marks the learned text: all of it,
+# or some turns.
 JINJA = """
 {{%- set names = {names} -%}}
 {{%- set seen = namespace(system=[], turns=[]) -%}}
@@ -90,7 +91,7 @@ def chat_template(dialogue: Mapping[str, Any]) -> str:
 
 
 def user_and_assistant(dialogue: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the speakers that the roles `user` and `assistant` stand for."""
+    """Return the speakers that correspond to the roles `user` and `assistant`."""
     if dialogue["template"] == "alpaca":
         return ALPACA_SPEAKERS[0], ALPACA_SPEAKERS[-1]
     first, second = [*dialogue["speakers"], USER, ASSISTANT][:2]
@@ -98,7 +99,7 @@ def user_and_assistant(dialogue: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def response_template(dialogue: Mapping[str, Any], end_of_turn: str) -> dict[str, Any]:
-    """Return the response template with which transformers removes `end_of_turn` from the model's message."""
+    """Return the response template that makes transformers remove `end_of_turn` from the model's message."""
     _, second = user_and_assistant(dialogue)
     return {
         "defaults": {"role": "assistant", "content": ""},

@@ -1,4 +1,4 @@
-"""Encoded dialogues in a few compact arrays, the form that all later stages work with."""
+"""Encoded dialogues in a few compact arrays, the representation that all later stages use."""
 
 import hashlib
 from array import array
@@ -17,9 +17,9 @@ from dialogues.template import Renderer
 from dialogues.tokenizer import speaker_token
 from support.errors import UserError
 
-FIRST = 3  # places to keep for each reason to skip
-SAMPLE = 1000  # dialogues from which to estimate properties of all
-MOST_SPEAKERS = 1000  # most speakers that can have a token each
+FIRST = 3  # number of locations to keep per reason for skipping
+SAMPLE = 1000  # number of dialogues to sample for estimates
+MOST_SPEAKERS = 1000  # maximum number of speakers that can get tokens
 
 
 class Changes(NamedTuple):
@@ -33,7 +33,7 @@ UNCHANGED = Changes()
 
 
 class Block(NamedTuple):
-    """Some dialogues as arrays, as a worker process returns them."""
+    """A block of dialogues as arrays, as returned by a worker process."""
 
     tokens: array  # ids
     texts: array  # per turn: start and end of its text in its dialogue's tokens, and its index in `speakers`
@@ -94,12 +94,12 @@ def fingerprint(dialogue: Dialogue) -> int:
 
 
 class Conversations:
-    """The dialogues of one or more files, encoded, in the order of the files.
+    """The encoded dialogues of one or more files, in the order of the files.
 
     Attributes:
         renderer: encodes dialogues as tokens and decodes them.
-        tokens: (tokens,) the ids of all dialogues, one dialogue after another.
-        learn: what is learned: all, replies, or a speaker's name.
+        tokens: (tokens,) the token ids of all dialogues, concatenated.
+        learn: the learned part: all, replies, or a speaker's name.
         learned: (tokens,) whether a token counts in the loss.
         starts: (dialogues + 1,) where each dialogue begins in `tokens`.
         texts: (turns, 3) start and end of a turn's text within its dialogue, and its index in `speakers`.
@@ -109,9 +109,9 @@ class Conversations:
         files: (dialogues,) the index of its file among the sources.
         origins: for several files, the name of each and the unit of its numbers.
         fingerprints: (dialogues,) hashes, the same for equal dialogues.
-        skipped: reason → number of skipped turns, and the first places, each a file index and a number.
+        skipped: reason → number of skipped turns, and the first locations, each a file index and a number.
         rename: old name → new name, as requested; `renamed` holds the old names that were found.
-        private: how often phone numbers and the like occur, or were masked.
+        private: counts of the phone numbers and other private data that were found or masked.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Conversations:
         """Join blocks, in order.
 
         Raises:
-            UserError: no speaker is named `learn`, or there are too many speakers for a token each.
+            UserError: no speaker is named `learn`, or there are too many speakers to give each a token.
         """
         whole = Block.empty(renderer)
         places: dict[str, int] = {}
@@ -167,21 +167,21 @@ class Conversations:
         return cls(renderer, [encode_block(renderer, enumerate(dialogues, 1))], learn)
 
     def place(self, file: int, number: int) -> int | str:
-        """Return a record or line number as a place; with several files, the file name comes first."""
+        """Format a record or line number as a location; with several files, the file name comes first."""
         return f"{self.origins[file]} {number}" if self.origins else number
 
     def place_of(self, dialogue: int) -> int | str:
-        """Return the place of a dialogue; see `place`."""
+        """Return the location of a dialogue; see `place`."""
         return self.place(int(self.files[dialogue]), int(self.numbers[dialogue]))
 
     def divide(self, cuts: Mapping[int, Sequence[int]]) -> "tuple[Conversations, np.ndarray]":
-        """Cut dialogues between turns; every piece becomes a dialogue with the same instruction and place.
+        """Cut dialogues between turns; every piece becomes a dialogue with the same instruction and location.
 
         Args:
-            cuts: number of a dialogue → the number of turns before each cut.
+            cuts: dialogue number → the number of turns before each cut.
 
         Returns:
-            The conversations after the cuts, and (dialogues,) the number of the dialogue that each piece comes from.
+            The conversations after the cuts, and (dialogues,) the number of the original dialogue of each piece.
         """
         pieces, origins = [], []
         for number in range(len(self)):
@@ -206,7 +206,7 @@ class Conversations:
     def turn_spans(self) -> tuple[np.ndarray, np.ndarray]:
         """Return (turns,) where the text of each turn starts in `tokens`, and (turns,) where the stop after it ends.
 
-        After the last text of a dialogue, the end-of-text token takes the place of the stop.
+        After the last text of a dialogue, the end-of-text token replaces the stop.
         """
         starts = self.text_starts()
         ends = starts + (self.texts[:, 1] - self.texts[:, 0]) + len(self.renderer.stop)
@@ -216,7 +216,7 @@ class Conversations:
     def place_speaker_tokens(self, renderer: Renderer) -> Renderer:
         """Give every speaker a token, and return the renderer that knows these tokens.
 
-        The speakers are known only after everything has been read.
+        All files must have been read before this call, because only then are all speakers known.
         """
         if len(self.speakers) > MOST_SPEAKERS:
             raise UserError(
@@ -273,8 +273,8 @@ class Conversations:
     def turn_ends(self, dialogue: int) -> list[int]:
         """Return the positions where a dialogue may be cut: after each text, and at its end.
 
-        The instruction belongs to the first turn, a stop and a label to the turn after them, the end of text to the
-        last turn.
+        The instruction belongs to the first turn, a stop and a label belong to the turn after them, and the end of text
+        belongs to the last turn.
         """
         return [*self.texts_of(dialogue)[:-1, 1].tolist(), int(self.starts[dialogue + 1] - self.starts[dialogue])]
 
@@ -298,7 +298,7 @@ class Conversations:
         return Dialogue(turns, decode(tokens[: self.instruction_end(dialogue)]), context=tuple(context.tolist()))
 
     def name_speakers(self) -> str:
-        """Return the speakers with their numbers of turns, as text, the busiest first."""
+        """Return the speakers and their numbers of turns as text, in descending order."""
         turns = np.bincount(self.texts[:, 2], minlength=len(self.speakers))
         named = [
             f"{self.speakers[place][:40]} ({turns[place]:,} turns)" for place in np.argsort(-turns, kind="stable")[:6]
@@ -307,12 +307,12 @@ class Conversations:
         return ", ".join(named) + (f" and {more:,} more" if more else "")
 
     def describe(self, dialogues: Iterable[int]) -> dict[str, object]:
-        """Return the content of `dialogue.json`: how a model trained on `dialogues` sees a conversation."""
+        """Return the content of `dialogue.json`: the format in which a model trained on `dialogues` saw them."""
         instructions = Counter(self[dialogue].instruction for dialogue in islice(dialogues, SAMPLE))
         spoken = np.unique(np.concatenate([self.texts_of(dialogue)[:, 2] for dialogue in dialogues]))
         speakers = [self.speakers[place] for place in spoken]  # in the order of the file
         roles = [self.rename.get(role, role) for role in (USER, ASSISTANT)]
-        if set(roles) <= set(speakers):  # user and assistant come first, whoever begins
+        if set(roles) <= set(speakers):  # in this order, whoever speaks first
             speakers = list(dict.fromkeys([*roles, *speakers]))
         return {
             "template": self.renderer.name,

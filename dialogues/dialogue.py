@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 INSTRUCTION = "The following is a conversation between two people."
-# Instruction data in the published wording (Taori et al. 2023, "Stanford Alpaca").
+# The published wording for instruction data (Taori et al. 2023, "Stanford Alpaca").
 ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context."
     " Write a response that appropriately completes the request."
@@ -13,7 +13,7 @@ ALPACA_SPEAKERS = ("Instruction", "Input", "Response")
 
 
 class Turn(NamedTuple):
-    """A speaker, and what they say before somebody else speaks."""
+    """A speaker, and the text of one uninterrupted turn."""
 
     speaker: str
     text: str
@@ -27,5 +27,5 @@ class Dialogue(NamedTuple):
 
     turns: tuple[Turn, ...]
     instruction: str = INSTRUCTION  # the line before the first turn; empty for none
-    skipped: tuple[str, ...] = ()  # the reason for each turn of the file that is not among `turns`
+    skipped: tuple[str, ...] = ()  # the reason for each turn of the file that was left out
     context: tuple[int, ...] = ()  # indices of turns that are context and are not learned

@@ -22,7 +22,7 @@ from dialogues.tokenizer import load_tokenizer
 from support.errors import UserError
 
 BLOCK = 1000  # records to send to a worker process at a time
-LARGE = 16_000_000  # size in bytes above which worker processes are worth starting
+LARGE = 16_000_000  # start worker processes for files above this size, in bytes
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -34,7 +34,7 @@ def make_renderer(vocabulary: Path, template: str) -> Renderer:
 
 
 class Piece(NamedTuple):
-    """Some records of a file, as they are sent to a worker process.
+    """A block of a file's records, as sent to a worker process.
 
     `file` is the index of the file among the sources; `source` comes without its records.
     """
@@ -77,7 +77,7 @@ def encode_source(
 
 
 def account_of(sources: Sequence[Source], conversations: Conversations) -> list[str]:
-    """Return the account of files that can't be trained on, as lines to print."""
+    """Return a summary of files that can't be used for training, as lines to print."""
     lines = [f"{source.input}: {line}" for source in sources for line in source.account]
     lines += [f"skipped: {count:,} {why}" for why, (count, _) in conversations.skipped.items()]
     if len(conversations):
@@ -94,7 +94,7 @@ def pieces_of(sources: Sequence[Source]) -> Iterator[Piece]:
 
 
 def encode_piece(vocabulary: Path, template: str, changes: Changes, piece: Piece) -> tuple[Block, int, int]:
-    """Return some records as arrays, their number, and their size in bytes if they are lines."""
+    """Return a block of records as arrays, with their number, and their size in bytes if they are lines."""
     file, source, records = piece
     dialogues = ((number, dialogue) for number, record in records for dialogue in source.dialogues(number, record))
     block = encode_block(make_renderer(vocabulary, template), dialogues, changes)._replace(file=file)
@@ -102,7 +102,7 @@ def encode_piece(vocabulary: Path, template: str, changes: Changes, piece: Piece
 
 
 def shown(encoded: Iterable[tuple[Block, int, int]], sources: Sequence[Source]) -> Iterator[Block]:
-    """Yield the blocks while a progress bar is shown; it appears only if reading takes longer than a second."""
+    """Yield the blocks and show a progress bar if reading takes longer than a second."""
     lines = [source.unit == "line" and source.format in FORMATS for source in sources]
     sizes = [source.size for source in sources if source.size is not None]
     in_bytes, known = all(lines), len(sizes) == len(sources) and all(lines) == any(lines)
@@ -114,7 +114,7 @@ def shown(encoded: Iterable[tuple[Block, int, int]], sources: Sequence[Source]) 
 
 
 def map_in_processes(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Apply `function` on all cores and yield the results in order, with a few items in progress at a time."""
+    """Apply `function` on all cores and yield the results in order, processing only a few items at a time."""
     processes = os.cpu_count() or 1
     pending = deque()
     with ProcessPoolExecutor(processes, get_context("spawn"), ignore_interrupts) as pool:
@@ -133,5 +133,5 @@ def map_in_processes(function: Callable[[Item], Result], items: Iterable[Item]) 
 
 
 def ignore_interrupts() -> None:
-    """Ignore Ctrl-C: it reaches every process of a terminal, and only the main process handles it."""
+    """Ignore Ctrl-C: the terminal sends it to every process, and only the main process should handle it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

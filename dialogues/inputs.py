@@ -34,12 +34,12 @@ DAMAGED = (
     *(EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zipfile.BadZipFile, NotImplementedError),
     UnicodeDecodeError,  # raised for the name of an archive member; text is decoded elsewhere
 )
-PIECE = 1 << 16  # bytes to recode at a time
-LIMIT = 2_000_000_000  # most bytes to read at once
+PIECE = 1 << 16  # number of bytes to transcode at a time
+LIMIT = 2_000_000_000  # maximum number of bytes to read at once
 PIPE = Path("-")
 STANDARD_INPUT = "standard input"
 
-# Endings of the files to read in folders and archives; a file named by the user may have any ending.
+# Suffixes of the files to read in folders and archives; a file named by the user may have any suffix.
 TEXT_NAMES = (".json", ".jsonl", ".ndjson", ".txt", ".csv", ".tsv", ".log", ".md", ".srt", ".vtt")
 NAMES = frozenset((*TEXT_NAMES, ".parquet", ".arrow"))
 PACKED_NAMES = frozenset((".gz", ".xz", ".bz2"))
@@ -49,21 +49,21 @@ NO_CONVERSATIONS = re.compile(
     re.IGNORECASE,
 )
 OF_A_MODEL = ("model.safetensors", "metrics.jsonl")  # files that mark model folders and run folders
-IOS_CHAT = "_chat.txt"  # the chat in an iPhone's export, next to the files sent in it
+IOS_CHAT = "_chat.txt"  # the chat in an iPhone export; the files sent in the chat are next to it
 DATA_SET = re.compile(r"[\w.-]+/[\w.-]+")
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 class NotConversationsError(UserError):
-    """No conversations are recognised in a file. If the file was found in a folder, it is left out."""
+    """No conversations were recognised in a file. A file found in a folder is then left out."""
 
 
 class Input(NamedTuple):
     """One file of conversations, or one member of an archive. It can be sent to another process.
 
     `name` is printed. `path` is the file that holds the bytes: the archive of a `member`, or the copy of a pipe. `size`
-    is the number of bytes that `open` yields, or None if the file is packed or recoded. `found` is true if the user did
-    not name the file: it was found in a folder, or in an archive with others.
+    is the number of bytes that `open` yields, or None if the file is packed or transcoded. `found` is true if the user
+    did not name the file: it was found in a folder, or in an archive of several files.
     """
 
     name: str
@@ -89,10 +89,10 @@ class Input(NamedTuple):
         return self.name
 
     def open(self) -> IO[bytes]:
-        """Open the content: unpacked, as UTF-8 without a byte order mark, and tables as JSON Lines.
+        """Open the unpacked content as UTF-8 without a byte order mark, or for Parquet and Arrow tables as JSON Lines.
 
         Raises:
-            UserError: it can't be read, or it is a kind of file that this program does not read.
+            UserError: the file can't be read, or this program does not read files of its kind.
         """
         with reading(self):
             file = unpacked(self)
@@ -111,10 +111,10 @@ class Input(NamedTuple):
         """Yield the lines, numbered from 1, with their line ends.
 
         Args:
-            limit: most bytes in all, for callers that keep the lines; None for others. No line may exceed `LIMIT`.
+            limit: maximum total bytes, for callers that keep the lines; None: no limit. No line may exceed `LIMIT`.
 
         Raises:
-            UserError: it can't be read, or exceeds the limit.
+            UserError: the file can't be read, or exceeds the limit.
         """
         taken = 0
         with reading(self), self.open() as file:
@@ -128,7 +128,7 @@ class Input(NamedTuple):
         """Return the whole content, unpacked, if it has at most `limit` bytes.
 
         Raises:
-            UserError: it can't be read, or is larger.
+            UserError: the file can't be read, or is larger.
         """
         with reading(self), self.open() as file:
             content = file.read(limit + 1)
@@ -144,14 +144,14 @@ class Input(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The inputs under some paths, and how many files of each kind are ignored."""
+    """The inputs under some paths, and the number of ignored files of each kind."""
 
     inputs: list[Input]
     ignored: dict[str, int]
 
 
 class Pieces(io.RawIOBase):
-    """A stream over pieces of bytes, which also closes the file that they come from."""
+    """A stream over an iterator of bytes; closing it also closes the underlying file."""
 
     def __init__(self, file: IO[bytes], pieces: Iterator[bytes]) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ def find_inputs(paths: Iterable[Path]) -> Found:
     The paths keep their order; the files under one path are in natural order (`message_2` before `message_10`).
 
     Raises:
-        UserError: a path holds no conversation file, or a file of a kind that is not read.
+        UserError: a path holds no conversation file, or holds a file that this program does not read.
     """
     inputs: dict[tuple[Path, str | None], Input] = {}
     ignored: Counter[str] = Counter()
@@ -237,7 +237,7 @@ def find_inputs(paths: Iterable[Path]) -> Found:
 
 
 def inputs_of(path: Path, ignored: Counter[str]) -> list[Input]:
-    """Return the inputs under one path, and count in `ignored` what is not read."""
+    """Return the inputs under one path, and count the other files in `ignored`."""
     if is_pipe(path):
         if is_standard_input(path):
             return inputs_of_file(spool(PIPE), STANDARD_INPUT, ignored)
@@ -281,7 +281,7 @@ def inputs_of_folder(folder: Path, ignored: Counter[str]) -> list[Input]:
             found += inputs_of_file(path, printable(str(path)), ignored, found=True)
     if not found:
         for path in others[:1]:
-            named_input(path, str(path)).open().close()  # a known kind raises an error with advice
+            named_input(path, str(path)).open().close()  # raises an error with advice for known kinds of files
         raise UserError(f"--data {folder} holds no conversation file ({', '.join(sorted(NAMES))}); name another folder")
     return found
 
@@ -364,7 +364,7 @@ def is_standard_input(path: Path) -> bool:
 
 
 def is_pipe(path: Path) -> bool:
-    """Whether a path is standard input or another stream that can be read only once."""
+    """Whether a path is standard input or a different stream that can be read only once."""
     if is_standard_input(path):
         return True
     try:
@@ -376,7 +376,7 @@ def is_pipe(path: Path) -> bool:
 
 @cache
 def spool(path: Path) -> Path:
-    """Copy a pipe into a temporary file, once, because files are opened more than once.
+    """Copy a pipe to a temporary file on the first call, because inputs are opened several times.
 
     Raises:
         UserError: nothing is piped into standard input, or several processes would read it.

@@ -1,10 +1,10 @@
-"""Recognise, by their first bytes, files that this program does not read, and say what to do instead."""
+"""Recognise files that this program does not read by their first bytes, and say how to convert them."""
 
 import codecs
 from collections.abc import Iterable
 from pathlib import PurePath
 
-HEAD = 512  # first bytes to look at
+HEAD = 512  # number of bytes to look at
 
 AS_TEXT = "save it as plain text with lines such as `Alex: Hello!`"
 AS_TABLE = "save it as CSV with the columns speaker and text"
@@ -22,7 +22,7 @@ HTML = (
 XML = f"XML; {AS_TABLE}"
 YAML = f"YAML; turn it into JSON, or {AS_TEXT}"
 
-# (offset, mark, kind of file and what to do)
+# (offset, signature, kind of file and advice)
 MARKS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"%PDF", f"a PDF; {AS_TEXT}"),
     (0, b"{\\rtf", f"a document in RTF; {AS_TEXT}"),
@@ -33,14 +33,14 @@ MARKS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x28\xb5\x2f\xfd", f"packed with zstd; {UNPACK}"),
     (257, b"ustar", f"a tar archive; {UNPACK}"),
 )
-# Images, audio and video: (offset, mark). Some marks are also words, so they count only in files with NUL bytes.
+# Images, audio and video: (offset, signature). Some signatures are also words, so they need NUL bytes in the file.
 MEDIA_MARKS: tuple[tuple[int, bytes], ...] = (
     *((0, mark) for mark in (b"\x89PNG", b"\xff\xd8\xff", b"GIF8")),
     *((0, mark) for mark in (b"ID3", b"\xff\xfb", b"OggS", b"fLaC", b"\x1a\x45\xdf\xa3")),
     *((8, mark) for mark in (b"WEBP", b"WAVE", b"AVI ")),
     (4, b"ftyp"),
 )
-# Member of a zip archive → the kind of document that has it, and what to do.
+# Member of a zip archive → the kind of document that contains it, and advice.
 PARTS = {
     "xl/workbook.xml": f"a spreadsheet; {AS_TABLE}",
     "xl/workbook.bin": f"a spreadsheet; {AS_TABLE}",
@@ -70,7 +70,7 @@ MEDIA_NAMES = frozenset((*PICTURES, *FILMS, *SOUNDS))
 
 
 def unreadable_kind(head: bytes, name: str) -> str | None:
-    """Return the kind of a file that begins with `head` and can't be read, with what to do; None for other files."""
+    """Return the kind of an unsupported file that begins with `head`, with advice; None for other files."""
     for at, mark, kind in MARKS:
         if head.startswith(mark, at):
             return kind
@@ -85,5 +85,5 @@ def unreadable_kind(head: bytes, name: str) -> str | None:
 
 
 def packed_document(members: Iterable[str]) -> str | None:
-    """Return the kind of document that consists of these members, with what to do; None for other zip archives."""
+    """Return the kind of document that consists of these members, with advice; None for other zip archives."""
     return next((PARTS[name] for name in members if name in PARTS), None)

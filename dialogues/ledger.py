@@ -12,15 +12,15 @@ from dialogues.reading import Source, name_formats, name_sources
 from settings import TrainingSettings
 from support.files import Json, without_none
 
-FILES = 10  # most files to print
-# Least vocabulary size → tokens per word above which to warn; GPT-2's takes 1.3 for English and 2.6 for German.
+FILES = 10  # maximum number of files to print
+# Minimum vocabulary size → tokens per word above which to warn; GPT-2's is 1.3 for English and 2.6 for German.
 MANY_TOKENS = {40_000: 1.8, 0: 2.4}
-SPOKEN_BY = 3  # most speakers to print with each kind of private data
+SPOKEN_BY = 3  # maximum number of speakers to print per kind of private data
 
 
 @dataclass(frozen=True)
 class Counted:
-    """A count, and the first few places: numbers, or file names with numbers if there are several files."""
+    """A count, and the first few locations: numbers, or file names with numbers if there are several files."""
 
     count: int
     first: list[int | str]
@@ -57,10 +57,10 @@ class FileLedger:
 
 @dataclass(frozen=True)
 class PrivateLedger:
-    """How often one kind of private data occurs.
+    """The number of occurrences of one kind of private data.
 
     Attributes:
-        speakers: name → how often, the busiest first.
+        speakers: name → number of occurrences, highest first.
     """
 
     count: int
@@ -73,15 +73,15 @@ class Ledger:
     """The ledger of a run.
 
     Attributes:
-        unit: what a place in the file counts, such as "line"; empty for several files, whose places include it.
+        unit: the unit of a location, such as "line"; empty for several files, whose locations include it.
         duplicates: number of dialogues that equal an earlier one.
         skipped: reason → skipped turns.
-        nothing_to_learn: number of dialogues left out because nothing in them is learned.
-        private: kind of private data → how often it occurs in the whole file.
-        masked: whether all of it is replaced by placeholders.
-        private_names: number of speakers whose name is a phone number or the like.
+        nothing_to_learn: number of dialogues left out because they have no learned tokens.
+        private: kind of private data → number of occurrences in the whole file.
+        masked: whether all private data is replaced by placeholders.
+        private_names: number of speakers whose name is private data, such as a phone number.
         files: one ledger for each file, if there are several.
-        notes: sentences on what was not read and how the dialogues were divided.
+        notes: sentences on unread files and on how the dialogues were divided.
     """
 
     file: str
@@ -163,7 +163,7 @@ def count_files(sources: Sequence[Source], conversations: Conversations) -> list
 
 
 def tokens_per_word(conversations: Conversations) -> float:
-    """Return the number of tokens per word, measured on the first dialogues."""
+    """Return the number of tokens per word in the first dialogues."""
     tokens = words = 0
     for dialogue in range(min(len(conversations), SAMPLE)):
         texts = conversations.texts_of(dialogue)
@@ -181,7 +181,7 @@ def count_part(dataset: DialogueDataset, training: TrainingSettings, processes: 
         dialogues=len(dialogues),
         turns=int((conversations.turn_starts[dialogues + 1] - conversations.turn_starts[dialogues]).sum()),
         tokens=tokens,
-        # Nothing predicts the first token of a dialogue, so it can't be learned.
+        # The first token of a dialogue has no context, so it can't be learned.
         learned_share=round(dataset.count_learned() / (tokens - len(dialogues)), 4),
         examples=len(dataset),
         longest=max(dataset.lengths()),
@@ -239,7 +239,7 @@ def ledger_lines(ledger: Ledger) -> list[str]:
 
 
 def private_lines(ledger: Ledger) -> list[str]:
-    """Return the lines to print on private data; none if there is no such data and no --mask."""
+    """Return the lines to print about private data; none if there is no such data and no --mask."""
     told = []
     for kind, private in ledger.private.items():
         named = [f"{speaker[:40]} {count:,}" for speaker, count in list(private.speakers.items())[:SPOKEN_BY]]
@@ -261,6 +261,6 @@ def private_lines(ledger: Ledger) -> list[str]:
 
 
 def places(unit: str, counted: Counted) -> str:
-    """Return the first few places of a count, as text."""
+    """Return the first few locations of a count as text."""
     first = list(dict.fromkeys(counted.first))
     return f"{unit} {', '.join(map(str, first))}{', …' if counted.count > FIRST else ''}".lstrip()

@@ -1,4 +1,4 @@
-"""Find and recognise the files of `--data`, and report what is not read."""
+"""Find and recognise the files of `--data`, and report files that are not read."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -10,11 +10,11 @@ from dialogues.private import check_masking
 from dialogues.reading import Source, open_source
 from settings import FormatSettings
 
-NAMED = 3  # most unread files to name with the reason
+NAMED = 3  # maximum number of unread files to name with the reason
 
 
 class Opened(NamedTuple):
-    """Recognised sources, and sentences on what is not read."""
+    """Recognised sources, and sentences about files that are not read."""
 
     sources: list[Source]
     notes: list[str]
@@ -23,7 +23,7 @@ class Opened(NamedTuple):
 def open_paths(paths: Iterable[Path], settings: FormatSettings) -> Opened:
     """Recognise the files, folders, archives and pipes under some paths.
 
-    A file without conversations is left out if it was found in a folder or an archive. If it was named, it is an error.
+    A file without conversations is left out if it was found in a folder or an archive; if it was named, it is an error.
 
     Raises:
         UserError: a path holds no conversations, or an option needs an extra.

@@ -1,4 +1,4 @@
-"""Show what the model sees and learns: `--preview`, and `learned.txt` in the folder of a run."""
+"""Show the text that the model sees and learns: `--preview`, and `learned.txt` in a run folder."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -9,8 +9,8 @@ from dialogues.batches import DialogueDataset, collate, epoch_steps
 from dialogues.template import Renderer
 from support.errors import printable
 
-EXAMPLES = 2  # shown in full
-ROWS = 100  # most table rows for an example; those in the middle are left out and counted
+EXAMPLES = 2  # number of examples to show in full
+ROWS = 100  # maximum number of table rows per example; more are left out in the middle and counted
 GREEN, PLAIN = "\033[32m", "\033[0m"
 
 
@@ -50,6 +50,6 @@ def show_batch(dataset: DialogueDataset, batch_size: int, accumulation: int, see
 
 
 def show_piece(renderer: Renderer, token: int) -> str:
-    """Return a token as text in quotes; part of a character is shown as its bytes."""
+    """Return a token as text in quotes; an incomplete character is shown as its bytes."""
     content = renderer.tokenizer.decode_single_token_bytes(token)
     return repr(content.decode(errors="backslashreplace"))
