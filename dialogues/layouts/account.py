@@ -1,21 +1,21 @@
-"""Count the characters of a file that became turns, that are known markup, and that are neither."""
+"""Count the characters of a file by use: turns, known markup, or neither."""
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-MOST_LOST = 0.1  # largest share of characters that may be unaccounted for
-MOST_SKIPPED = 0.5  # largest share of turns that may be skipped for one of LOSSES
-# Reasons that leave a conversation incomplete. Skipped notices, tool calls and the like do not.
+MOST_LOST = 0.1  # maximum fraction of characters that may be unaccounted for
+MOST_SKIPPED = 0.5  # maximum fraction of turns that may be skipped for a reason in LOSSES
+# Reasons that leave a conversation incomplete, unlike skipped notices or tool calls.
 LOSSES = (
     *("messages of more than text", "answers to messages of more than text", "questions without an answer"),
     *("turns that stand alone", "messages of other branches", "system messages inside a conversation"),
 )
-SHOWN = 3  # examples to print
+SHOWN = 3  # number of examples to print
 
 
 def judge_turns(turns: int, skipped: Mapping[str, int]) -> str | None:
-    """Return an error if too many turns are skipped; None if enough are read."""
+    """Return an error if too many turns are skipped, else None."""
     lost = {why: skipped[why] for why in LOSSES if skipped.get(why)}
     if sum(lost.values()) <= MOST_SKIPPED * (turns + sum(lost.values())):
         return None
@@ -25,14 +25,14 @@ def judge_turns(turns: int, skipped: Mapping[str, int]) -> str | None:
 
 @dataclass
 class Account:
-    """The characters of a file: what they were read as.
+    """The number of characters of a file, by use.
 
     Attributes:
         spoken: characters in turns.
-        markup: characters in stamps, names, notices, separators and other known fields.
-        lost: characters that are neither.
-        examples: the first lost lines or keys, with their places.
-        as_text: words that begin a line like a name but were read as text → how often.
+        markup: characters in timestamps, names, notices, separators and other known fields.
+        lost: all other characters.
+        examples: the first lost lines or keys, with their locations.
+        as_text: words that begin a line like a name but were read as text → number of occurrences.
     """
 
     spoken: int = 0
@@ -42,7 +42,7 @@ class Account:
     as_text: Counter[str] = field(default_factory=Counter)
 
     def lose(self, what: str, size: int) -> None:
-        """Count `size` lost characters; `what` is an excerpt with its place."""
+        """Count `size` lost characters; `what` is an excerpt with its location."""
         self.lost += size
         if len(self.examples) < SHOWN:
             self.examples.append(what)
@@ -56,7 +56,7 @@ class Account:
         return self.lost / (self.spoken + self.lost) if self.lost else 0.0
 
     def lines(self) -> list[str]:
-        """Return the account as lines to print."""
+        """Return a summary as lines to print."""
         if not self.total:
             return []
         told = [

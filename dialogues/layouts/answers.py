@@ -1,4 +1,4 @@
-"""Questions and answers: instruction data, and prompts with completions, under the keys of many data sets."""
+"""Questions and answers: instruction data, and prompts with completions, with the keys of many data sets."""
 
 import re
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ from dialogues.layouts.words import (
 def from_alpaca(record: Any) -> Dialogue:
     """Read `{"instruction": ..., "input": ..., "output": ...}`; the input may be empty or absent.
 
-    `context` is another word for the input, `response` for the output. Earlier turns in `history`, `[[instruction,
+    `context` is a synonym for the input, and `response` for the output. Earlier turns in `history`, `[[instruction,
     output], ...]`, come first. A `system` prompt replaces Alpaca's instruction line.
     """
     values = once(record)
@@ -81,7 +81,7 @@ def read_history(values: dict[str, Any], speakers: tuple[str, str]) -> list[tupl
 def from_pairs(record: Any, columns: Columns = ()) -> Dialogue:
     """Read `{"prompt": ..., "completion": ...}`, `{"question": ..., "answer": ...}`, or the same under other keys.
 
-    The end marks of GPT-3's fine-tuning data (`\\n\\n###\\n\\n`, ` END`) are removed.
+    The separators of GPT-3's fine-tuning data (`\\n\\n###\\n\\n`, ` END`) are removed.
     """
     values = once(record)
     pair = choose_pair(values, columns)
@@ -96,7 +96,7 @@ def from_pairs(record: Any, columns: Columns = ()) -> Dialogue:
             if bare.endswith(("\n" + mark, " " + mark)):
                 asked, answered = bare.removesuffix(mark), strip_end(answered)
     said = [*read_history(values, (USER, ASSISTANT)), *read_context(values), (USER, asked), (ASSISTANT, answered)]
-    if said[-3:-2] and said[-3][0] == USER:  # the context is a dialogue that ends with the question
+    if said[-3:-2] and said[-3][0] == USER:  # the context is a dialogue that ends in the question
         said = alternate_from_end(said)
     return make_answered(said, system_prompt(values) or INSTRUCTION)
 
@@ -109,14 +109,14 @@ def strip_end(answer: str) -> str:
 
 
 def read_context(values: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The turns before `context`, oldest first: `context/0` is the latest, `context/1` is before it (DialoGPT)."""
+    """The turns before `context`, oldest first; `context/0` is the latest, and `context/1` precedes it (DialoGPT)."""
     found = {plain(key): key for key in values}
     earlier = [values[found[f"context{number}"]] for number in range(100) if f"context{number}" in found]
     return [(USER, text) for text in reversed(earlier) if not is_nothing(text)]
 
 
 def alternate_from_end(said: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Let two speakers alternate through the texts so that the assistant says the last one."""
+    """Assign the texts to two alternating speakers so that the last one is the assistant's."""
     return [((USER, ASSISTANT)[(len(said) - number) % 2 == 1], text) for number, (_, text) in enumerate(said)]
 
 

@@ -20,7 +20,7 @@ from dialogues.layouts.words import (
     turn_keys,
 )
 
-NO_TEXT = object()  # content with pictures, sounds or files
+NO_TEXT = object()  # content with images, audio or files
 TOOL_TEXT = object()  # content that is a tool call or its result
 # Keys under which `human`, `user` and `assistant` are roles; elsewhere they are names.
 ROLE_KEYS = frozenset(("role", "from", "type", "sender", "author", "creator", "usertype", "chatrole"))
@@ -49,9 +49,9 @@ images""",
 DIRECTIONS = ("type", "direction", "folder", "box", "messagetype", "isfromme", "fromme", "issent", "outgoing", "event")
 OUTGOING = frozenset(("outgoing", "sent", "out", "outbound", "senditem", "sentitem"))
 SKYPE_TAG = re.compile(r"</?(?:a|at|b|i|s|u|pre|ss|e_m|quote|legacyquote|font|span)(?:\s[^<>]{0,500})?/?>")
-PROGRAM = re.compile(r"(?:com|org|net)\.\w+(?:\.\w+)+")  # an Android app, named as the creator of a message
+PROGRAM = re.compile(r"(?:com|org|net)\.\w+(?:\.\w+)+")  # an Android app as the creator of a message
 ME, UNKNOWN = "Me", "Unknown"
-NOBODY = "nobody"  # role of a sender without a name: the program
+NOBODY = "nobody"  # role of a nameless sender, which is the program
 
 
 def read_speaker(values: Mapping[str, Any], keys: TurnKeys) -> tuple[str, str]:
@@ -69,7 +69,7 @@ def read_speaker(values: Mapping[str, Any], keys: TurnKeys) -> tuple[str, str]:
 
 
 def name_of(word: str, value: Any) -> tuple[str, str]:
-    """Return the name and the role in the value of a speaker key; `word` is the key in `plain` form."""
+    """Return the name and the role in the value of a speaker key; `word` is the key normalised by `plain`."""
     if isinstance(value, str):
         name = value.strip()
         role = plain(name) if word in ROLE_KEYS else ""
@@ -98,7 +98,7 @@ def name_of(word: str, value: Any) -> tuple[str, str]:
 
 
 def is_outgoing(values: Mapping[str, Any]) -> bool:
-    """Whether a field says that the owner of the phone wrote the message: by a word, or by Android's number 2."""
+    """Whether a field says, with a word or Android's number 2, that the phone's owner wrote the message."""
     if "address" in values and str(values.get("type")) == "2":
         return True
     return any(
@@ -122,8 +122,8 @@ def is_directed(values: Mapping[str, Any]) -> bool:
 def read_content(values: Mapping[str, Any], keys: TurnKeys) -> Any:
     """Return the text of a message, stripped, from the first text key that is not empty.
 
-    The result is `NO_TEXT` for pictures and the like, `TOOL_TEXT` for tool calls, None for nothing; other values stay
-    unchanged.
+    The result is `NO_TEXT` for media, `TOOL_TEXT` for tool calls, and None if there is no content; other values are
+    returned unchanged.
     """
     found: Any = None
     for key in keys.text:
@@ -151,7 +151,7 @@ def system_prompt(values: Mapping[str, Any]) -> str | None:
     """Return the system prompt in the fields of a record; None without one.
 
     Raises:
-        FormatError: it is not text.
+        FormatError: the prompt is not text.
     """
     key = find_key(dict(values), SYSTEM_PROMPTS)
     if key is None or values[key] is None:
@@ -161,7 +161,7 @@ def system_prompt(values: Mapping[str, Any]) -> str | None:
 
 
 def join_parts(parts: list[Any]) -> Any:
-    """Return the joined text of a list of parts, or `NO_TEXT` if any part is a picture, sound or file."""
+    """Return the joined text of a list of parts, or `NO_TEXT` if any part is an image, audio or a file."""
     texts: list[str] = []
     tools = media = False
     spans = False

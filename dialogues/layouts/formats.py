@@ -1,7 +1,7 @@
-"""The forms that a record can have, the functions that recognise and read each form, and the choice among them.
+"""The formats of records, the functions that recognise and read each format, and the choice among them.
 
 A record is the JSON value, or the table row, that holds a conversation. Objects are dicts, or `Pairs` if a key occurs
-twice. A new form needs two functions and an entry in `FORMATS`.
+twice. A new format needs two functions and an entry in `FORMATS`.
 """
 
 import re
@@ -38,10 +38,10 @@ from dialogues.layouts.words import (
 )
 from support.errors import printable
 
-LISTS = frozenset(("turns", "messages", "sharegpt"))  # forms with a list of turns
-PEEKED = 100  # records to look at to choose the form of a file
+LISTS = frozenset(("turns", "messages", "sharegpt"))  # formats with a list of turns
+PEEKED = 100  # number of records to look at when choosing the format of a file
 TURN_ASIDES = frozenset(("toolcalls", "functioncall", "toolcallid"))
-# Signs that a text may be a whole dialogue: a second line, or a mark between speakers.
+# Signs that a text may be a whole dialogue: a second line, or a separator between speakers.
 TRANSCRIPT = re.compile(r"\n|__eou__|\[/INST\]|<\||###|<start_of_turn>|ASSISTANT:|\[SEP\]")
 
 
@@ -50,7 +50,7 @@ def has_keys(record: Any, *needed: str) -> bool:
 
 
 class Options(NamedTuple):
-    """How the user wants records to be read."""
+    """The user's options for reading records."""
 
     columns: Columns = ()
     pause: timedelta = PAUSE
@@ -81,7 +81,7 @@ def is_conversation(items: list[Any], columns: Columns = ()) -> bool:
 
 
 def list_form(record: Any, columns: Columns = ()) -> str | None:
-    """Return the form of a record with a list of turns; None for a record without one."""
+    """Return the format of a record with a list of turns; None for a record without one."""
     if not has_turns(record, columns):
         return None
     first = next((item for item in turn_list(record, columns)[1][:2] if is_object(item)), {})
@@ -120,7 +120,7 @@ FORMATS = {
 
 
 def fitting(record: Any, columns: Columns = ()) -> list[str]:
-    """Return the names of the forms that fit `record`."""
+    """Return the names of the formats that match `record`."""
     listed = list_form(record, columns)
     names = [name for name in FORMATS if name == listed or (name not in LISTS and FORMATS[name].fits(record, columns))]
     if len(names) > 1 and "turns" in names and plain(turn_list(record, columns)[0]) in ("history", "chosen", "text"):
@@ -129,10 +129,10 @@ def fitting(record: Any, columns: Columns = ()) -> list[str]:
 
 
 def recognise(record: Any, columns: Columns = ()) -> str:
-    """Return the only form that fits `record`.
+    """Return the only format that matches `record`.
 
     Raises:
-        FormatError: no form fits, or several do.
+        FormatError: no format matches, or several do.
     """
     names = fitting(record, columns)
     if len(names) == 1:
@@ -145,7 +145,7 @@ def recognise(record: Any, columns: Columns = ()) -> str:
 
 
 def unknown_record(records: Sequence[Any]) -> str:
-    """Return the error for records of no known form: their keys, and the options that would explain them."""
+    """Return the error for records in no known format: their keys, and the options that would explain them."""
     first = next((record for record in records if is_object(record)), records[0])
     if not is_object(first):
         return f"{kind(first)} is not a conversation; see the formats in docs/data.md"
@@ -159,7 +159,7 @@ def unknown_record(records: Sequence[Any]) -> str:
 
 
 def likely_columns(first: Any, records: Sequence[Any]) -> tuple[str, str]:
-    """Guess the keys of speaker and text: few short values for the speaker, the longest ones for the text."""
+    """Guess the keys of speaker and text: speakers are few and short, and texts are the longest values."""
     rows = [dict(pairs_of(record)) for record in records if is_object(record)]
     names = list(dict(pairs_of(first)))
     values = {name: [str(row.get(name) or "") for row in rows] for name in names}
@@ -177,7 +177,7 @@ def quote(name: str) -> str:
 
 
 def unused_keys(record: Any, form: str, columns: Columns = ()) -> list[str]:
-    """Return the keys of a record and of its turns that its form does not read."""
+    """Return the keys of a record and of its turns that its format does not use."""
     keys = list(dict(pairs_of(record)))
     values = dict(pairs_of(record))
     if form == "names":

@@ -1,4 +1,4 @@
-"""Text files without times: `Name: text`, in whatever dialect the file uses."""
+"""Text files without times: `Name: text` in many variants."""
 
 import re
 
@@ -9,7 +9,7 @@ from dialogues.layouts.shapes import CODE, CUT, FOOTERS, HEADING, RULE, Shape, S
 from dialogues.layouts.words import ROLES, SYSTEM, plain
 
 TIME_MARK = re.compile(r"^\[\d\d?:\d\d(?::\d\d)?\]\s|\s\#\d\d:\d\d:\d\d-\d\#$")  # times around each text (Descript, f4)
-TITLE = 5  # most lines above the first turn that may form a title
+TITLE = 5  # maximum number of lines above the first turn that may form a title
 
 
 def dialogues_of_lines(lines: list[tuple[int, str]], shape: Shape, account: Account) -> list[tuple[int, Dialogue]]:

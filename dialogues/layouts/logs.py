@@ -1,4 +1,4 @@
-"""Chat exports, logs and transcripts: lines with times, in whatever layout the file uses."""
+"""Chat exports, logs and transcripts: lines with times, in many layouts."""
 
 import re
 from collections import Counter
@@ -36,7 +36,7 @@ BEGINNING = timedelta(minutes=6)
 LEVELS = re.compile(
     r"\W?(?:[^\[\]]{0,40}/)?(?:INFO|WARN(?:ING)?|ERROR|DEBUG|TRACE|FATAL|NOTICE|CRITICAL)\b"
     r"|[\w.-]{1,60} [\w./-]{1,60}\[\d+\]: "
-)  # lines of a program's log
+)  # lines of a program log
 LOG_MARKS = re.compile(
     r"[*=-]*\s*(?:BEGIN LOGGING|ENDING LOGGING|Log (?:opened|closed)|Day changed|Session \w+:)", re.IGNORECASE
 )
@@ -46,22 +46,22 @@ ATTACHED = re.compile(
 SOUND = re.compile(r"\s*(?:-\s*)?(?:\[[^\[\]]*\]|\([^()]*\)|[♪♫].*)\s*$")  # [music] in captions
 BARE_MEDIA = frozenset(("Photo", "Video", "Emoticons", "Sticker", "Voice Note", "Voice message"))  # KakaoTalk
 TAG = re.compile(r"</?(?:v|b|i|u|c|lang|font)(?:[ .][^<>\n]{0,60})?>")  # markup in captions
-HEADER = 12  # most lines of a header before the first stamp
+HEADER = 12  # maximum number of header lines before the first timestamp
 
 
 class Entry(NamedTuple):
-    """A message as it was found; a notice has no name."""
+    """A message as it occurs in the file; a notice has no name."""
 
     number: int
     stamp: Stamp | None
     name: str | None
     texts: list[str]
-    known: bool = False  # its position shows that it is a notice
-    media: bool = False  # its program writes these words in place of media
+    known: bool = False  # whether its position shows that it is a notice
+    media: bool = False  # whether its program writes these words instead of media
 
 
 def find_kind(rests: list[str]) -> str:
-    """Return how names follow the stamps: a kind of `KINDS`, "bare" for a name alone, or "none"."""
+    """Return the way in which names follow timestamps: a key of `KINDS`, "bare" for a name alone, or "none"."""
     said = [rest for rest in rests if rest and not is_system_line(rest)] or [rest for rest in rests if rest]
     if not said:
         return "none"
@@ -88,7 +88,7 @@ def messages_of_log(lines: Sequence[Line], account: Account) -> list[Message] | 
     """Return the messages of a file whose lines carry times; None for other files.
 
     Raises:
-        FormatError: some date is impossible in every order of day, month and year.
+        FormatError: a date is invalid in every order of day, month and year.
     """
     found = find_timed(lines)
     if found is None:
@@ -113,7 +113,7 @@ def messages_of_log(lines: Sequence[Line], account: Account) -> list[Message] | 
 
 
 def is_recording(stamps: Sequence[Stamp | None]) -> bool:
-    """Whether the times count from the start of a recording, where silence is not a pause between dialogues."""
+    """Whether the times are relative to the start of a recording, in which silence does not separate dialogues."""
     clocks = [stamp.clock for stamp in stamps if stamp and stamp.clock is not None]
     if not clocks or any(stamp.date for stamp in stamps if stamp):
         return False
@@ -123,7 +123,7 @@ def is_recording(stamps: Sequence[Stamp | None]) -> bool:
 
 
 def collect(lines: Sequence[Line], timed: dict[int, Timed], where: str, account: Account) -> list[Entry] | None:
-    """Return the messages, each with its stamp, name and texts; None if no names are found."""
+    """Return the messages, each with its timestamp, name and texts; None if no names are found."""
     stacked = where == "first" and sum(bool(line.rest) for line in timed.values()) <= 0.2 * len(timed)
     if sum(1 for line in timed.values() if LEVELS.match(line.rest)) > 0.5 * len(timed):
         return None
@@ -175,7 +175,7 @@ def collect(lines: Sequence[Line], timed: dict[int, Timed], where: str, account:
 
 
 def skip_header(number: int, text: str, account: Account) -> None:
-    """Account for a line before the first message: the first few lines may be a header."""
+    """Count a line before the first message; the first few lines may be a header."""
     if number <= HEADER and len(text) < 200:
         account.markup += len(text)
     else:
@@ -191,7 +191,7 @@ def read_inner(text: str, people: set[str]) -> tuple[str, str] | None:
 
 
 def find_titles(lines: Sequence[Line], timed: dict[int, Timed]) -> set[int]:
-    """Find headings above messages: they follow a blank line and look alike everywhere, such as `## Wednesday`."""
+    """Find headings above messages: they follow a blank line and all look alike, such as `## Wednesday`."""
     found: list[list[int]] = []
     for place, line in enumerate(lines):
         if not line.text.strip(MARKS + " ") and place + 1 not in timed:
@@ -206,12 +206,12 @@ def find_titles(lines: Sequence[Line], timed: dict[int, Timed]) -> set[int]:
 
 
 def look_of(text: str) -> str:
-    """Reduce each word and each number to one letter; lines of the same kind then look the same."""
+    """Reduce each word and each number to one letter, so that lines of the same kind become equal."""
     return re.sub(r"\d+", "0", re.sub(r"[^\W\d]+", "a", text.strip()))
 
 
 def is_separator(lines: Sequence[Line], place: int, timed: dict[int, Timed]) -> bool:
-    """Whether a line without a stamp is not part of a message: a rule, the number of a cue, a footer."""
+    """Whether a line without a timestamp is not part of a message: a rule, a cue number, a footer."""
     text = lines[place].text.strip(MARKS + " ")
     if not text:
         return False
@@ -227,7 +227,7 @@ def is_separator(lines: Sequence[Line], place: int, timed: dict[int, Timed]) -> 
 
 
 def is_cue(lines: Sequence[Line], place: int, timed: dict[int, Timed]) -> bool:
-    """Whether the next line holds the times of a caption."""
+    """Whether the next line contains the times of a caption."""
     return place + 1 in timed and "-->" in lines[place + 1].text
 
 
@@ -254,7 +254,7 @@ def clean_name(name: str) -> str:
 
 
 def read_rest(line: Timed, kind: str, names: set[str]) -> tuple[str | None, str]:
-    """Return the name (None for a notice) and the text of a line with a stamp."""
+    """Return the name (None for a notice) and the text of a line with a timestamp."""
     if kind == "second":
         return line.before, line.rest
     if kind == "bare":
@@ -270,12 +270,12 @@ def read_rest(line: Timed, kind: str, names: set[str]) -> tuple[str | None, str]
 
 
 def is_plausible(name: str, rest: str) -> bool:
-    """Whether words that occur once before a colon can be a name rather than a notice."""
+    """Whether words that occur only once before a colon can be a name instead of a notice."""
     return not is_system_line(rest) and len(name.split()) < 7
 
 
 def is_open(name: str) -> bool:
-    """Whether a quotation opens before the colon and closes after it; the words before it are then not a name."""
+    """Whether a quotation opens before the colon and closes after it, so that the words before it are not a name."""
     if name.count('"') % 2 or any(name.count(left) != name.count(right) for left, right in ("«»", "「」", "『』")):
         return True
     low, high, closed = (name.count(mark) for mark in "„“”")
@@ -283,9 +283,9 @@ def is_open(name: str) -> bool:
 
 
 def find_heads(lines: Sequence[Line], timed: dict[int, Timed]) -> dict[int, tuple[str, str, Stamp | None]]:
-    """For stamps on their own lines, map the position of each name to the name, its text and its stamp.
+    """For timestamps on separate lines, map the position of each name to the name, its text and its timestamp.
 
-    The name is in `Name: text` below the stamp (captions), alone below it, or alone above it.
+    The name is in `Name: text` below the timestamp (captions), or on a separate line below or above it.
     """
     below: dict[int, tuple[str, Stamp | None]] = {}
     for place, line in timed.items():
@@ -301,7 +301,7 @@ def find_heads(lines: Sequence[Line], timed: dict[int, Timed]) -> dict[int, tupl
         }
         counts = Counter(name for name, _, _ in found.values())
         if sum(counts[name] > 1 for name, _, _ in found.values()) > 0.4 * len(below):
-            once = kind == "voice" or len(found) > 0.8 * len(below)  # then accept names that occur once, too
+            once = kind == "voice" or len(found) > 0.8 * len(below)  # then also accept names that occur once
             heads = {place: head for place, head in found.items() if once or counts[head[0]] > 1}
             return heads | find_more_heads(lines, timed, kind, heads)
     counts = Counter(text for text, _ in below.values())
@@ -321,7 +321,7 @@ def find_heads(lines: Sequence[Line], timed: dict[int, Timed]) -> dict[int, tupl
 def find_more_heads(
     lines: Sequence[Line], timed: dict[int, Timed], kind: str, heads: dict[int, tuple[str, str, Stamp | None]]
 ) -> dict[int, tuple[str, str, Stamp | None]]:
-    """Find the other lines below a stamp on which one of these people begins to speak."""
+    """Find the other lines below a timestamp on which one of these people begins to speak."""
     names, found, stamp = {name for name, _, _ in heads.values()}, {}, None
     for place, line in enumerate(lines):
         if place in timed:
@@ -336,7 +336,7 @@ def find_more_heads(
 def make_message(entry: Entry, time: datetime | None, names: Counter[str], account: Account) -> Message:
     """Return the message of an entry, or the reason to skip it."""
     text = ATTACHED.sub("", "\n".join(entry.texts))
-    if len(entry.texts) > 1 and text[:1] == text[-1:] == '"':  # LINE quotes messages of several lines
+    if len(entry.texts) > 1 and text[:1] == text[-1:] == '"':  # LINE puts quotes around messages of several lines
         text = text[1:-1].replace('""', '"')
     if entry.name is None:
         known = is_system_line(text) or any(name and name in text for name, _ in names.most_common(20))

@@ -1,4 +1,4 @@
-"""Texts in which the marks of a chat template name the speakers: ChatML, Llama, Gemma, Vicuna, Alpaca and others."""
+"""Texts in which a chat template's markers name the speakers: ChatML, Llama, Gemma, Vicuna, Alpaca and others."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ WHO = (
 
 
 class Template(NamedTuple):
-    """How a chat template marks the beginning of a turn (with a group `role`) and its end."""
+    """The patterns of a chat template for the start (with a group `role`) and the end of a turn."""
 
     start: re.Pattern[str]
     ends: re.Pattern[str]
@@ -49,7 +49,7 @@ SEPARATED = re.compile(r"\s?__eou__\s?|\s?<(?:eou|EOU|turn|sep|SEP)>\s?|\s?\[SEP
 class Said(NamedTuple):
     role: str
     text: str
-    behind: str  # the text after the end mark
+    behind: str  # the text after the end marker
 
 
 def find_template(texts: list[str]) -> Template | None:
@@ -65,7 +65,7 @@ def find_template(texts: list[str]) -> Template | None:
 
 
 def split_turns(text: str, template: Template) -> tuple[str, list[Said]]:
-    """Return the text before the first mark, and the turns; a text without marks has no turns."""
+    """Return the text before the first marker, and the turns; a text without markers has no turns."""
     matches = list(template.start.finditer(text))
     if not matches:
         return text, []
@@ -102,8 +102,8 @@ def name_of(role: str) -> str | None:
 def dialogues_of_template(text: str, template: Template, account: Account, whole: bool = False) -> Iterator[Dialogue]:
     """Yield the dialogues of a text in a chat template.
 
-    Unless the text is a `whole` dialogue, a new dialogue begins at a system turn. It also begins after an end-of-text
-    mark or an empty line, if some turns are followed by one and others are not.
+    Unless the text is a `whole` dialogue, a new dialogue begins at a system turn. One also begins after an end-of-text
+    token or an empty line, if some turns are followed by one and others are not.
     """
     instruction, said = split_turns(text, template)
     gaps = [any(mark in turn.behind for mark in ("\n\n", "<|endoftext|>", "<s>")) for turn in said]

@@ -1,4 +1,4 @@
-"""Messages in order, and how to cut them into dialogues."""
+"""Cut messages into dialogues, and join them into turns."""
 
 import re
 from collections import Counter
@@ -10,15 +10,15 @@ from typing import NamedTuple
 from dialogues.dialogue import Dialogue, Turn
 
 PAUSE = timedelta(hours=8)
-CLOCK_CHANGE = timedelta(hours=1)  # time may run backwards by this much within a dialogue
+CLOCK_CHANGE = timedelta(hours=1)  # within a dialogue, clocks may be set back by this much
 DAY = timedelta(days=1)
 
 
 class Message(NamedTuple):
     """One message: a turn, or the reason to skip it; and its time, if the file has one.
 
-    A `time` without a date is on the first day of the calendar: it repeats every day. `context` is true if the file
-    says that the turn is not to be learned.
+    A `time` without a date is on the first day of the calendar, and such times start again every day. `context` is true
+    if the file excludes the turn from learning.
     """
 
     turn: Turn | None
@@ -28,7 +28,7 @@ class Message(NamedTuple):
 
 
 def gather(messages: Sequence[Message], instruction: str) -> Dialogue:
-    """Make one dialogue of messages."""
+    """Make one dialogue from messages."""
     said = [message for message in messages if message.turn]
     return Dialogue(
         tuple(message.turn for message in said if message.turn),
@@ -74,7 +74,7 @@ def join_turns(dialogue: Dialogue) -> Dialogue:
 
 
 def is_new(last: datetime, time: datetime, pause: timedelta) -> bool:
-    """Whether a message at `time` begins a new dialogue, if the message before it came at `last`."""
+    """Whether a message at `time` begins a new dialogue after a message at `last`."""
     if is_clock(last) and is_clock(time):
         return (time - last) % DAY >= pause
     return time - last >= pause or last - time > CLOCK_CHANGE

@@ -1,4 +1,4 @@
-"""Recognise notices, the lines that chat programs write in place of a message, in many languages.
+"""Recognise notices, the lines that chat programs write instead of messages, in many languages.
 
 All functions take linear time: regular expressions see at most `LONGEST` characters, and their repetitions are bounded.
 """
@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 from dialogues.layouts import phrases, system_phrases
 
-LEFT_TO_RIGHT = "\u200e"  # WhatsApp on iOS puts it before everything that it writes itself
+LEFT_TO_RIGHT = "\u200e"  # WhatsApp on iOS puts this before all its own text
 MARKS = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"  # direction marks added by phones
 BLANKS = MARKS + " \t\r\n\u00a0\u202f"
 PLAIN = str.maketrans({**dict.fromkeys(MARKS), **dict.fromkeys("\u00a0\u202f", " "), "’": "'", "‹": "<", "›": ">"})
 FULL_STOPS = " .。।۔"
-LONGEST = 3000  # most characters of a poll: a question of 255, twelve options of 100, and their votes
-LONGEST_LINE = 400  # most characters of a file name, 255, with the words around it
+LONGEST = 3000  # maximum characters in a poll: a question of 255, twelve options of 100, and their votes
+LONGEST_LINE = 400  # maximum characters in a file name (255) and the words around it
 
 FILE = r"[^\n]{1,255}\.\w{2,5}"
 BYTES = r"\d{1,6}(?:[.,]\d{1,3})? ?(?:[kmg]i?b|[кмг]б|bytes?)"
@@ -25,12 +25,12 @@ CLOCK = r"\d{1,2}(?::\d{2}){1,2}"
 
 
 def either(*families: tuple[str, ...]) -> str:
-    """Return a regular-expression group of all alternatives of the families."""
+    """Return a regular-expression group with all alternatives of these families."""
     return f"(?:{'|'.join(piece for family in families for piece in family)})"
 
 
 def split(family: tuple[str, ...]) -> tuple[str, ...]:
-    """Return all phrases of a family of plain text."""
+    """Return all phrases of a plain-text family."""
     return tuple(phrase for piece in family for phrase in piece.split("|"))
 
 
@@ -66,7 +66,7 @@ LOG_DEED = re.compile(
 
 
 class Stripped(NamedTuple):
-    """A text without marks, and whether it had the marks of a file or of an edit."""
+    """A text without markers, and whether it had the marker of a file or of an edit."""
 
     text: str
     file: bool
@@ -74,7 +74,7 @@ class Stripped(NamedTuple):
 
 
 def plain(text: str) -> str:
-    """Normalise a short text like the phrases: lower case, NFC, no direction marks, no full stop at the end."""
+    """Normalise a short text like the phrases: lower case, NFC, without direction marks or a final full stop."""
     return unicodedata.normalize("NFC", text.translate(PLAIN)).lower().strip().rstrip(FULL_STOPS)
 
 
@@ -82,7 +82,7 @@ SIGTOP = re.compile(r"\[(?:\d+ attachments?|[\w-]+ (?:message|notification))\]")
 
 
 def is_notice(text: str) -> bool:
-    """Whether the text of a message, without the name, is only a notice of the program. An empty text is not.
+    """Whether a message's text, without the name, is only a notice from the program. An empty text is not.
 
     A text that begins with U+200E is always a notice, unless it is the caption of a file or was edited.
     """
@@ -95,7 +95,7 @@ def is_notice(text: str) -> bool:
         return True
     if len(stripped.text) > LONGEST:
         return False
-    if SIGTOP.fullmatch(stripped.text) or stripped.text.startswith(("<?xml ", "<msg>")):  # WeChat's pictures
+    if SIGTOP.fullmatch(stripped.text) or stripped.text.startswith(("<?xml ", "<msg>")):  # WeChat's images
         return True
     bare = plain(stripped.text)
     return notice_pattern().fullmatch(bare) is not None or is_poll(bare) or is_named_deed(stripped.text)
@@ -103,7 +103,7 @@ def is_notice(text: str) -> bool:
 
 @cache
 def notice_pattern() -> re.Pattern[str]:
-    """Return the pattern of notices in `plain` text; compiled on first use, because that takes 40 ms."""
+    """Return the pattern of notices in `plain` text; compiled on first use, because compiling takes 40 ms."""
     return re.compile(
         "|".join(
             (
@@ -128,7 +128,7 @@ def is_poll(bare: str) -> bool:
 
 
 def is_named_deed(text: str) -> bool:
-    """Whether a text says, in a program's words, what a named person did."""
+    """Whether a text is a program's report of a named person's action."""
     if len(text) > LONGEST_LINE or text[:1].islower():
         return False
     lower = text.translate(PLAIN).lower()
@@ -136,28 +136,28 @@ def is_named_deed(text: str) -> bool:
 
 
 def is_deed_of(name: str, text: str) -> bool:
-    """Whether a text says, in a program's words, what the person with this name did."""
+    """Whether a text is a program's report of an action by the person with this name."""
     deed = text.removeprefix(f"{name} ")
     return deed != text and re.fullmatch(DEED, deed.translate(PLAIN).lower()) is not None
 
 
 def strip_marks(text: str) -> str:
-    """Return a text without edit marks, lines of attached files, and direction marks at its ends or in mentions.
+    """Return a text without edit markers, lines for attached files, and direction marks at its ends or in mentions.
 
-    Other notices stay: see `is_notice`.
+    Other notices are kept; see `is_notice`.
     """
     text = strip(text).text
     return text.replace("\u2068", "").replace("\u2069", "") if "\u2068" in text else text
 
 
 def strip(text: str) -> Stripped:
-    """Remove the marks of files and of edits from both ends."""
+    """Remove the markers of files and of edits from both ends."""
     text, file, edited = text.strip(BLANKS), False, False
     end = text.find("\n", 0, LONGEST_LINE)
     head = text[:end] if end >= 0 else text[: LONGEST_LINE + 1]
     if is_file(head):
         text, file = text[len(head) :].strip(BLANKS), True
-    for _ in range(3):  # marks of a file and of an edit, from iOS and Android
+    for _ in range(3):  # markers of a file and of an edit, from iOS and Android
         tail, rest = split_tail(text)
         if not tail:
             break
@@ -173,7 +173,7 @@ def strip(text: str) -> Stripped:
 
 
 def split_tail(text: str) -> tuple[str, str]:
-    """Split off the end of a text that may be a mark (<...>, or all after U+200E); it is empty if there is none."""
+    """Split off the end of a text that may be a marker (<...>, or all after U+200E); it is empty if there is none."""
     sign = "<" if text.endswith(">") else LEFT_TO_RIGHT
     start = text.rfind(sign, max(0, len(text) - LONGEST_LINE))
     return (text[start:], text[:start]) if start >= 0 else ("", text)

@@ -1,4 +1,4 @@
-"""Put rows of messages in order: group them into dialogues, sort them by turn number or time."""
+"""Put rows of messages in order: group them into dialogues, and sort them by turn number or time."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ ISO = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
 
 
 def group_rows(rows: list[dict[str, Any]], keys: TurnKeys) -> tuple[list[list[dict[str, Any]]], int]:
-    """Group the rows into dialogues, by replies or by dialogue id; also return how many are left out."""
+    """Group the rows into dialogues by replies or by dialogue id; also return the number of rows left out."""
     if found := threads(rows, keys):
         return found
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
@@ -32,7 +32,7 @@ def group_rows(rows: list[dict[str, Any]], keys: TurnKeys) -> tuple[list[list[di
 
 
 def split_at_restarts(rows: list[dict[str, Any]], keys: TurnKeys) -> list[list[dict[str, Any]]]:
-    """Split rows where their turn numbers start again; return no groups if the numbers do not count up and restart."""
+    """Split rows where their turn numbers restart; return no groups if the numbers do not count up and restart."""
     orders = [read_order(row.get(keys.order)) for row in rows] if keys.order else [None]
     if None in orders:
         return []
@@ -48,7 +48,7 @@ def split_at_restarts(rows: list[dict[str, Any]], keys: TurnKeys) -> list[list[d
 def put_rows_in_order(
     rows: list[dict[str, Any]], keys: TurnKeys
 ) -> tuple[list[dict[str, Any]], Sequence[datetime | None]]:
-    """Sort rows by turn number, or else by time; return them and the time of each."""
+    """Sort rows by turn number, or else by time; return the rows and their times."""
     if not keys.time and not keys.order:
         return rows, [None] * len(rows)
     from dialogues.layouts.stamps import read_times

@@ -1,4 +1,4 @@
-"""Objects whose keys are the speakers, and whether keys can be people."""
+"""Read objects whose keys are the speakers, and decide whether keys can be people."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ FORM_WORDS = {
 
 
 def from_names(record: Any) -> Dialogue:
-    """Read `{"Alex": "...", "Bob": "...", "Alex": "..."}`: the keys are the speakers, repeated ones too."""
+    """Read `{"Alex": "...", "Bob": "...", "Alex": "..."}`: the keys are the speakers, and may repeat."""
     if not is_object(record):
         raise FormatError(f'an object {{"speaker": "text", ...}} is needed; this is {kind(record)}')
     said = people_of(record)
@@ -49,7 +49,7 @@ def from_every_key(record: Any) -> Dialogue:
 def people_of(record: Any) -> list[tuple[str, Any]]:
     """Return the members of an object that are turns of named people.
 
-    A key that means something else is not a person, unless it occurs twice: then even a `Server` speaks.
+    A key with a known meaning is not a person unless it occurs twice: then even `Server` is a speaker.
     """
     pairs = pairs_of(record)
     counts = Counter(name for name, _ in pairs) if isinstance(record, Pairs) else Counter()
@@ -57,7 +57,7 @@ def people_of(record: Any) -> list[tuple[str, Any]]:
 
 
 def fits_names(record: Any) -> bool:
-    """Whether an object has plain values under two or more keys that do not belong to another form."""
+    """Whether an object has plain values under two or more keys that do not belong to another format."""
     pairs = pairs_of(record)
     if not pairs or any(is_container(text) for _, text in pairs):
         return False
@@ -68,7 +68,7 @@ def fits_names(record: Any) -> bool:
 
 
 def people_problem(records: Sequence[Any]) -> str | None:
-    """Return why the keys of records can't be people; None if they can.
+    """Return the reason why the keys of records can't be people; None if they can.
 
     People speak in sentences. Lower-case keys that are the same in every record are columns.
     """
@@ -98,7 +98,7 @@ def people_problem(records: Sequence[Any]) -> str | None:
 
 
 def is_identifier(name: str) -> bool:
-    """Whether a key is written as in a program: snake_case, camelCase, or a number."""
+    """Whether a key looks like an identifier: snake_case, camelCase, or a number."""
     bare = name.strip()
     return "_" in bare.strip("_") or bare.isdigit() or (bare[:1].islower() and any(map(str.isupper, bare[1:])))
 

@@ -1,7 +1,7 @@
-"""Notices of chat programs in the languages of their users: data for `dialogues.layouts.notices`.
+"""Notices of chat programs in many languages: data for `dialogues.layouts.notices`.
 
 Each string is part of a regular expression, with its alternatives separated by `|`. Everything is lower case and NFC,
-without a full stop at the end and without direction marks, like the result of `notices.plain`.
+without a final full stop and without direction marks, like the result of `notices.plain`.
 """
 
 # Kinds of content: in brackets (LINE, Telegram, WeChat), or after an emoji (notifications of WhatsApp).
@@ -189,7 +189,7 @@ MISSED = (
     "วิดีโอคอลที่ไม่ได้รับ",
     "ubesvaret (?:taleopkald|videoopkald)|tapt (?:taleanrop|videoanrop)|vastaamaton (?:ääni|video)puhelu",
 )
-# Answered calls: only if their length or their end follows.
+# Answered calls: only if their duration or their end follows.
 CALLS = (
     "(?:group )?(?:voice|video|audio|phone) (?:call|chat)|incoming call|outgoing call",
     "(?:gruppen-?)?(?:sprach|video)?anruf|appel (?:vocal|vidéo)(?: de groupe)?",
@@ -216,7 +216,7 @@ UNITS = (
     "秒|分|分鐘|分钟|時間|小時|小时|초|분|시간|sekunder|minuter|timmar|tim|sekund|hodin[ay]?|minute|secunde|ore",
     "δευτ\\.?|λεπτά|λεπτό|λεπ\\.?|ώρ(?:α|ες)|giây|phút|giờ|วินาที|นาที|ชั่วโมง",
 )
-# Calls of LINE, WeChat and KakaoTalk, followed by their length without a separator.
+# Calls in LINE, WeChat and KakaoTalk, followed by their duration without a separator.
 TIMED_CALLS = ("call time|통화시간|보이스톡|페이스톡|그룹콜|라이브톡|voice talk|face talk|通話時間|通话时长",)
 CALL_ENDS = (
     "no answer|not answered|answered on (?:an)?other device|tap to call back|declined|missed|busy|cancell?ed|ended",
@@ -228,7 +228,7 @@ CALL_ENDS = (
     "已取消|inget svar",
     "bez odpovědi|fără răspuns|χωρίς απάντηση|không trả lời|ไม่มีการตอบรับ|ไม่รับสาย",
 )
-# WhatsApp: locations, with or without a link; a place of Foursquare comes before its link.
+# WhatsApp: locations, with or without a link; a Foursquare place comes before its link.
 LOCATION = (
     "location|standort|localisation|position|ubicación|localização|posizione|locatie|położenie|lokalizacja",
     "местоположение|геопозиция|місцезнаходження|konum|lokasi|लोकेशन|स्थान|जगह|الموقع|موقع|מיקום|位置情報|位置|위치",
@@ -246,7 +246,7 @@ LIVE_LOCATION = (
     "liveposition delad|byla sdílena aktuální poloha|locație în timp real distribuită|η τωρινή τοποθεσία κοινοποιήθηκε",
     "vị trí hiện thời được chia sẻ|ตำแหน่งปัจจุบันถูกแบ่งปัน|مکان زنده به اشتراک گذاشته شد",
 )
-# WhatsApp: the keys had not arrived, the message can be opened only once on the phone, or its kind is too new.
+# WhatsApp: the keys had not arrived, the message can be viewed only once on the phone, or its type is too new.
 NOT_SHOWN = (
     r"null|waiting for this message(?:\. (?:this may take a while|check your phone)\.?[^\n]{0,80})?",
     r"view once (?:photo|video|media|(?:voice )?message)",
@@ -282,7 +282,7 @@ OPTION = (
     "option|opción|opcion|opção|opzione|optie|opcja|вариант|варіант|seçenek|opsi|pilihan|विकल्प|ऑप्शन|خيار|אפשרות",
     "オプション|選択肢|옵션|选项|選項|alternativ|možnost|opțiune|επιλογή|επιλογη|lựa chọn|ตัวเลือก|گزینه",
 )
-# Written by KakaoTalk and LINE without any mark.
+# Written by KakaoTalk and LINE without any marker.
 BARE = (
     "사진(?: \\d{1,3}장)?|동영상|이모티콘|음성 ?메시지",
     "(?:보이스톡|페이스톡|라이브톡|그룹콜) ?(?:해요|부재중|취소|종료|응답 없음)",
@@ -309,7 +309,7 @@ DEEDS = (
     "reaccionó (?:con )?[^\n]{1,20} a tu mensaje|reagiu com [^\n]{1,20} à (?:sua|tua) mensagem|curtiu uma mensagem",
     "ha reagito (?:con )?[^\n]{1,20} al tuo messaggio|ha messo mi piace a un messaggio",
 )
-# The same after a name. A sentence that people could write, too, needs its full stop.
+# The same after a name. A sentence that people could also write needs its full stop.
 NAMED_DEEDS = (
     r"missed (?:a|your) (?:voice |video |audio )?(?:call|chat)(?: from [^\n]{1,60})?\.?",
     r"(?:liked a|unsent a) message\.?",
@@ -325,7 +325,7 @@ NAMED_DEEDS = (
     r"envi[óo] (?:un archivo adjunto|una foto)\.",
     r"enviou (?:um anexo|uma foto|um vídeo)\.|ha inviato (?:un allegato|una foto|un video)\.",
 )
-# Words for people who are not named: a sentence that begins with one is talk.
+# Words for unnamed people: a sentence that begins with one was written by a person.
 PRONOUNS = (
     "i|i'm|he|she|we|they|it|my|our|your|his|her|their|the|a|an|this|that|these|those|who|someone|somebody|nobody",
     "everyone",

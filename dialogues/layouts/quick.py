@@ -1,8 +1,8 @@
-"""Read the commonest layout of JSON Lines quickly, without recognising every line.
+"""A fast reader for the most common layout of JSON Lines, which does not analyse every line.
 
-This is `{"messages": [{"role": ..., "content": ...}, ...]}`, also under other keys: every record has the same keys as
-the first, and every turn has two keys. All other records are left to `layouts.turns`. Both readers give the same
-result.
+The layout is `{"messages": [{"role": ..., "content": ...}, ...]}`, possibly with other keys: every record has the same
+keys as the first, and every turn has two keys. All other records are left to `layouts.turns`. Both readers give the
+same result.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Quick(NamedTuple):
 
 
 def find_quick(records: Sequence[Any]) -> Quick | None:
-    """Return the keys of the first record; None if the general reader would read any of these records differently."""
+    """Return the keys of the first record; None if the general reader would read one of these records differently."""
     first = records[0]
     if not isinstance(first, dict) or any(plain(key) in SYSTEM_PROMPTS for key in first):
         return None
@@ -46,7 +46,7 @@ def find_quick(records: Sequence[Any]) -> Quick | None:
 
 
 def read_quickly(record: Any, quick: Quick) -> Dialogue | None:
-    """Return the dialogue of a record; None if it holds anything besides these keys, names and texts."""
+    """Return the dialogue of a record; None if it contains anything other than these keys, names and texts."""
     if type(record) is not dict or tuple(record) != quick.keys:
         return None
     _, turns_key, speaker_key, text_key, has_roles = quick

@@ -1,4 +1,4 @@
-"""JSON objects that keep repeated keys, checked turns, and the wording of errors."""
+"""JSON objects that keep repeated keys, turns with checks, and the wording of errors."""
 
 from collections import Counter
 from typing import Any, TypeGuard
@@ -13,16 +13,16 @@ class Pairs(list[tuple[str, Any]]):
 
 
 class FormatError(ValueError):
-    """What is wrong with a record; the caller puts the place before it.
+    """A fault in a record; the caller prefixes the message with the location.
 
-    `account` holds lines to print about the file.
+    `account` is a summary of the file, as lines to print.
     """
 
     account: tuple[str, ...] = ()
 
 
 class NotRecognisedError(FormatError):
-    """The beginning of a file has no known form; the file may hold no conversations."""
+    """The beginning of a file has no known format; the file may not contain conversations."""
 
 
 def make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Pairs:

@@ -1,4 +1,4 @@
-"""How the lines of a text say who speaks: the kinds of line, and the names in them."""
+"""Find the kind of line by which a text names its speakers, and the names in these lines."""
 
 import re
 from collections import Counter
@@ -58,7 +58,7 @@ KINDS = {
     "dash": re.compile(r"(?P<name>[^\W\d_][^\n–—-]{0,40}?)\s+[–—-]+\s+(?P<text>.*)$"),
     "bare": re.compile(r"(?P<name>[^\W\d_][^\n.!?,;]{0,40})(?P<text>)$"),
 }
-STRICT = ("play", "tight", "heading", "tab", "arrow", "dash", "bare")  # kinds in which every name must recur
+STRICT = ("play", "tight", "heading", "tab", "arrow", "dash", "bare")  # kinds that require every name to recur
 # A.1 and B.2 in Switchboard, and numbered questions and answers
 NUMBERED_NAME = re.compile(r"(?P<name>[A-Z](?=\.)|[QA](?=\d)|(?:Question|Answer|Frage|Antwort)(?=\W?\d))[.\W]?\d{1,5}$")
 LEADING_ROLES = re.compile(r"(?P<name>[^\n:]{1,40}?) said:?$")
@@ -69,12 +69,12 @@ FOOTERS = re.compile(
     r"|this editable transcript|.{1,60} (?:started|stopped) transcription",
     re.IGNORECASE,
 )
-MOST_FIELDS = 20  # most fields of a record
-SAMPLE = 20_000  # lines to look at to find out how a file says who speaks
+MOST_FIELDS = 20  # maximum number of fields in a record
+SAMPLE = 20_000  # number of lines to look at when choosing the kind of line
 
 
 class Start(NamedTuple):
-    """A line that begins like a turn."""
+    """A line that looks like the start of a turn."""
 
     place: int  # index of the line
     name: str
@@ -82,11 +82,11 @@ class Start(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """How the lines of a file say who speaks: the kind of line, and the turns that it finds."""
+    """The kind of line by which a file names its speakers, and the turns found with it."""
 
     kind: str
     starts: dict[int, Start]
-    rejected: list[Start]  # lines that begin like a turn, but not with a speaker
+    rejected: list[Start]  # lines that look like the start of a turn, but do not name a speaker
 
     @property
     def names(self) -> Counter[str]:
@@ -99,10 +99,10 @@ class Shape(NamedTuple):
 
 
 def prepare(lines: Sequence[str]) -> list[tuple[int, str]]:
-    """Strip and number the lines; begin- and end-of-text marks become lines of their own."""
+    """Strip and number the lines; put begin- and end-of-text tokens on separate lines."""
     prepared: list[tuple[int, str]] = []
     fences = [number for number, line in enumerate(lines, 1) if line.lstrip().startswith("```")]
-    marks = set(fences[: len(fences) // 2 * 2])  # a fence that is never closed would hide all turns after it
+    marks = set(fences[: len(fences) // 2 * 2])  # an unclosed fence would hide all turns after it
     fenced = False
     for number, line in enumerate(lines, 1):
         fence = number in marks
@@ -122,7 +122,7 @@ def prepare(lines: Sequence[str]) -> list[tuple[int, str]]:
 def find_shape(lines: list[tuple[int, str]], forced: bool = False) -> Shape | None:
     """Find the kind of line that gives the most turns to people who speak more than once; None if there is none.
 
-    A more specific kind wins if its result is close. The beginning of a long file decides.
+    A more specific kind wins if its result is close. Only the beginning of a long file is used.
     """
     sample = lines[:SAMPLE]
     blocks = split_blocks(sample, set())
@@ -131,7 +131,7 @@ def find_shape(lines: list[tuple[int, str]], forced: bool = False) -> Shape | No
         shape
         for shape in shapes
         if shape.strength or (shape.kind != "bracket" and len(shape.names) > (0 if forced else 1))
-    ]  # [words] in brackets are also headings in settings files
+    ]  # [words] in brackets can also be headings of a settings file
     if not shapes:
         return None
     most = max((shape.strength for shape in shapes if shape.kind not in STRICT), default=0)
@@ -191,12 +191,12 @@ def read_name(match: re.Match[str]) -> str | None:
 
 
 def has_name(text: str) -> bool:
-    """Whether a text has letters, digits or pictographs: 🐻 is a name, too."""
+    """Whether a text has letters, digits or pictographs; 🐻 can be a name."""
     return any(character.isalnum() or category(character) == "So" for character in text)
 
 
 def is_bare(start: Start, lines: list[tuple[int, str]]) -> bool:
-    """Whether a name alone on its line has text below it, and a blank line or nothing above it."""
+    """Whether a name on a separate line has text below it, and a blank line or nothing above it."""
     above = lines[start.place - 1][1] if start.place else ""
     below = lines[start.place + 1][1] if start.place + 1 < len(lines) else ""
     return (above in ("", CUT) and below not in ("", CUT)) or bool(start.name.isupper() and below)
@@ -205,8 +205,8 @@ def is_bare(start: Start, lines: list[tuple[int, str]]) -> bool:
 def choose_people(found: list[Start], lines: list[tuple[int, str]], kind: str, blocks: list[list[int]]) -> set[int]:
     """Return the positions of the lines that begin a turn.
 
-    A name counts if it recurs at the beginning of turns; if most turns follow blank lines, its turns must do so too. A
-    name that occurs once counts if its block would otherwise have one speaker or begin with none.
+    A name counts if it recurs at the beginning of turns; if most turns follow blank lines, so must the turns of this
+    name. A name that occurs once counts if its block would otherwise have only one speaker or begin without a speaker.
     """
     counts = Counter(start.name for start in found)
     openings = {start.place for start in found if start.place == 0 or lines[start.place - 1][1] in ("", CUT)}
@@ -240,7 +240,7 @@ def is_label(name: str) -> bool:
 
 
 def find_followers(found: list[Start], recurring: set[str], openings: set[int]) -> set[str]:
-    """Find labels inside answers: if a user and an assistant talk, these are the names that never begin a block."""
+    """Find labels inside answers: between a user and an assistant, a name that never begins a block is a label."""
     roles = {name for name in recurring if is_role(name)}
     opening = {start.name for start in found if start.place in openings}
     return recurring - roles - opening if len(roles) > 1 else set()
@@ -252,7 +252,7 @@ def find_listed(found: list[Start], lines: list[tuple[int, str]]) -> set[str]:
     listed: set[int] = set()
     for place in sorted(by_place):
         above = by_place.get(place - 1)
-        alone = above is not None and not above.text  # a name on its own line
+        alone = above is not None and not above.text  # a name on a separate line
         if place and (place - 1 in listed or (lines[place - 1][1].endswith((":", "：")) and not alone)):
             listed.add(place)
     return {by_place[place].name for place in listed} - {start.name for start in found if start.place not in listed}
@@ -265,7 +265,7 @@ def is_role(name: str) -> bool:
 def find_guests(
     found: list[Start], lines: list[tuple[int, str]], recurring: set[str], behind_blank: bool, blocks: list[list[int]]
 ) -> set[int]:
-    """Find the names that occur once but are speakers nevertheless."""
+    """Find names that occur only once but are still speakers."""
     guests: set[int] = set()
     by_place = {start.place: start for start in found}
     for block in blocks:
@@ -289,7 +289,7 @@ def find_guests(
 
 
 def split_blocks(lines: list[tuple[int, str]], starts: set[int]) -> list[list[int]]:
-    """Return the positions of each dialogue's lines, which marks, headings, rules or else blank lines separate."""
+    """Return the line positions of each dialogue, as separated by tokens, headings, rules or else blank lines."""
     places = range(len(lines))
     marked = {place for place in places if lines[place][1] == CUT}
     filled = [place for place in places if lines[place][1]]
@@ -314,7 +314,7 @@ def split_blocks(lines: list[tuple[int, str]], starts: set[int]) -> list[list[in
 
 
 def join_blocks(blocks: list[list[int]], lines: list[tuple[int, str]]) -> list[list[int]]:
-    """Join blocks that a single blank line separates; more blank lines separate dialogues."""
+    """Join blocks separated by a single blank line; several blank lines separate dialogues."""
     joined = [blocks[0]]
     for before, block in pairwise(blocks):
         apart = range(before[-1] + 1, block[0])
@@ -322,7 +322,7 @@ def join_blocks(blocks: list[list[int]], lines: list[tuple[int, str]]) -> list[l
             joined.append(block)
         else:
             joined[-1] += [*apart, *block]
-    # Two blank lines between all turns do not separate dialogues either.
+    # If two blank lines follow every turn, they do not separate dialogues either.
     if len(joined) == 1 or any(len(block) > 2 for block in joined):
         return joined
     return [[place for block in joined for place in block]]

@@ -45,7 +45,7 @@ DATE = (
     r"(?P<year>\d{2,4})(?: ?[рг]\.)?"
     rf"|{WEEKDAY}(?P<month2>[^\W\d]{{3,10}})\.?\s(?P<day2>\d{{1,2}})(?:st|nd|rd|th)?,?\s(?P<year2>\d{{4}})"
 )
-WORD = r"(?!上|午|下|오)[^\W\d]{1,4}"  # words around a time (à, klo, г., at), but no half of the day
+WORD = r"(?!上|午|下|오)[^\W\d]{1,4}"  # words around a time (à, klo, г., at), except words for a.m. and p.m.
 BETWEEN = rf"(?:T|(?:\s?{WORD}\.?)?[,،:]?\s+(?:{WORD}\s+|@\s?)?|\s+[^\W\d]{{2,9}}\s+(?=[오上下午]))"
 
 
@@ -53,20 +53,20 @@ def unnamed(pattern: str) -> str:
     return re.sub(r"\?P<\w+>", "?:", pattern)
 
 
-# Without group names, so that the alternatives fit into one pattern: date and time, time and date, time alone.
+# No group names, so that one pattern can hold all alternatives: date and time, time and date, time alone.
 DATED = rf"(?:{unnamed(DATE)}){BETWEEN}{unnamed(CLOCK)}"
 # No year: HexChat's `Mar 12 20:15:00`, Teams' `3/12 7:41 PM`.
 UNDATED = rf"(?:[^\W\d]{{3}}\s+\d{{1,2}}\s+\d\d:\d\d:\d\d|\d{{1,2}}[/.]\d{{1,2}}\.?,?\s+{unnamed(CLOCK)})"
 STAMP = rf"(?:{DATED}|{UNDATED}|{unnamed(CLOCK)}(?:,\s?|\s+)(?:{unnamed(DATE)})|{unnamed(CLOCK)})"
 FIND_DATE, FIND_CLOCK = re.compile(rf"(?<!\d)(?:{DATE})(?![\d:])"), re.compile(rf"(?<![\d.:]){CLOCK}(?!\d)")
-LONGEST_STAMP = 60  # most characters of a stamp
+LONGEST_STAMP = 60  # maximum characters in a timestamp
 # SillyTavern's `@20h 00m`, Twitter's `Oct 31 22:10:47 +0000 2017`
 ODD = re.compile(r"(?P<hours>(\d{1,2})h (\d\d)m)|(?P<year>(\w{3} \d\d) (\d\d:\d\d:\d\d) \+0000 (\d{4}))")
 REWRITTEN = {"hours": "{1}:{2}", "year": "{4} {6} {5}"}
 
 
 class Stamp(NamedTuple):
-    """A date, with its numbers in the order of the text, and a time of day; either may be missing."""
+    """A date, with its numbers in the order of the text, and a time of day; either can be missing."""
 
     date: tuple[int, int, int] | None
     order: str  # of the date: "ymd", "dmy", "mdy", or "" if the text does not show it
@@ -115,13 +115,13 @@ def read_date(match: re.Match[str]) -> tuple[tuple[int, int, int] | None, str]:
 
 
 def moments(stamps: Sequence[Stamp | None]) -> list[datetime | None]:
-    """Return the times of a file's stamps; all stamps with an unknown order of day, month and year share one order.
+    """Return the times of a file's timestamps. All those with an unknown order of day, month and year share one order.
 
-    That order has no impossible dates, and makes time run backwards least often. A stamp without a date becomes a time
-    on the first day of the calendar.
+    That order has no invalid dates, and the fewest steps back in time. A timestamp without a date becomes a time on the
+    first day of the calendar.
 
     Raises:
-        ValueError: every order has an impossible date; the argument is the index of a stamp.
+        ValueError: every order has an invalid date; the argument is the index of a timestamp.
     """
     american = all(stamp.half for stamp in stamps if stamp and stamp.date and not stamp.order)
     best: list[datetime | None] | None = None
@@ -146,10 +146,10 @@ def moments(stamps: Sequence[Stamp | None]) -> list[datetime | None]:
 
 
 def moment(stamp: Stamp, order: str) -> datetime:
-    """Return the time of a stamp whose date has day, month and year in `order`, such as "dmy".
+    """Return the time of a timestamp whose date has day, month and year in `order`, such as "dmy".
 
     Raises:
-        ValueError: there is no such date.
+        ValueError: the date does not exist.
     """
     if stamp.date is None:
         return datetime(1, 1, 1) + (stamp.clock or timedelta())
@@ -159,7 +159,7 @@ def moment(stamp: Stamp, order: str) -> datetime:
 
 
 def read_time(value: Any) -> Stamp | datetime | None:
-    """Return the time in a JSON value or a cell: (milli- or micro)seconds since 1970, an ISO date, or a stamp."""
+    """Return the time in a JSON value or a cell: (milli- or micro)seconds since 1970, an ISO date, or a timestamp."""
     if isinstance(value, str):
         value = value.strip()
         try:
@@ -178,7 +178,7 @@ def read_time(value: Any) -> Stamp | datetime | None:
 
 
 def read_times(values: Sequence[Any]) -> list[datetime | None]:
-    """Return the times of many such values; all None if they can't all be dates."""
+    """Return the times of several such values; all None unless all can be dates."""
     found = [read_time(value) for value in values]
     try:
         times = iter(moments([value for value in found if isinstance(value, Stamp)]))

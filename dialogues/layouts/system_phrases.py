@@ -1,10 +1,10 @@
-"""Lines of an export that a program, not a person, wrote: data for `dialogues.layouts.notices`.
+"""Lines of an export written by a program, not a person: data for `dialogues.layouts.notices`.
 
-Each string holds phrases separated by `|`, not regular expressions. Everything is lower case and NFC, without a full
-stop at the end and without direction marks, like the result of `notices.plain`.
+Each string holds phrases separated by `|`, not regular expressions. Everything is lower case and NFC, without a final
+full stop and without direction marks, like the result of `notices.plain`.
 """
 
-# Beginnings of WhatsApp's sentences without a name, and of lines in the logs of IRC clients and Pidgin.
+# Beginnings of nameless sentences from WhatsApp, and of log lines from IRC clients and Pidgin.
 STARTS = (
     "messages and calls are end-to-end|messages to this chat and calls are|messages you send to this",
     "your messages and calls are secured|messages are end-to-end encrypted|this chat is with a business",
@@ -57,7 +57,7 @@ STARTS = (
     "topic for #|topic set by|topic is|you have been disconnected|unable to send message|conversation with ",
     "joins: |parts: |quits: |mode/#|day changed to|pinned a message|meeting started|meeting ended",
 )
-# Words after the name of the person who did something: WhatsApp, LINE, KakaoTalk, Slack, Discord, Teams, IRC.
+# Words after the name of the acting person: WhatsApp, LINE, KakaoTalk, Slack, Discord, Teams, IRC.
 PARTS = (
     " added | removed | joined using | joined from | joined via | changed the subject| changed this group",
     " changed the group| changed the settings| changed their phone number| changed to +| created group",

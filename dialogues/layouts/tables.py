@@ -14,13 +14,13 @@ from dialogues.layouts.records import FormatError, NotRecognisedError, make_obje
 from dialogues.layouts.words import TURN_LISTS, Columns, plain, turn_keys
 
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}
-SEPARATOR = "sep="  # may begin a file saved by a spreadsheet
-PEEKED = 20  # lines to look at to decide whether a file is a table
-LONGEST_COLUMN = 60  # most characters of a column's name
+SEPARATOR = "sep="  # possible beginning of a file saved by a spreadsheet
+PEEKED = 20  # number of lines to look at when deciding whether a file is a table
+LONGEST_COLUMN = 60  # maximum characters in a column name
 
 
 class Header(NamedTuple):
-    """The names in a table's first line, and the delimiter."""
+    """A table's column names, from its first line, and its delimiter."""
 
     names: list[str]
     delimiter: str
@@ -45,7 +45,7 @@ def headers(line: str, format: str) -> Iterator[Header]:
 
 
 def knows_columns(names: Sequence[str], columns: Columns) -> bool:
-    """Whether these columns hold turns or records of a known form."""
+    """Whether these columns hold turns or records of a known format."""
     if any(len(name) > LONGEST_COLUMN for name in names):
         return False
     record = dict.fromkeys(names, "")
@@ -64,7 +64,7 @@ def unknown_rows(lines: Sequence[str], format: str = "csv") -> list[dict[str, st
     """Return the first rows of a table whose column names are unknown; no rows if the lines are not a table.
 
     Raises:
-        NotRecognisedError: the first line is a row like the others and does not name the columns.
+        NotRecognisedError: the first line is a row like the others, not column names.
     """
     first = [line for line in lines[:PEEKED] if line.strip()]
     for header in headers(first[0], format) if len(first) > 1 else ():
@@ -89,8 +89,8 @@ def rows_of_table(lines: Iterator[str], format: str, columns: Columns = ()) -> I
     """Yield the rows of a table below its header, each with the number of its first line.
 
     Raises:
-        FormatError: the columns are unknown, two have the same name, or a row has another length; the error names the
-            line.
+        FormatError: the columns are unknown, two have the same name, or a row has a different length; the error names
+            the line.
     """
     line, number = next(lines, ""), 2
     if line.startswith(SEPARATOR):
@@ -112,7 +112,7 @@ def read_rows(lines: Iterable[str], header: Header, number: int) -> Iterator[tup
     """Yield the rows that begin at line `number`, each with the number of its first line.
 
     Between tabs, a quotation mark is an ordinary character unless a cell begins and ends with one. Few programs quote
-    cells in such files, and a quotation mark that is never closed would swallow the rows below.
+    cells in such files, and an unclosed quotation mark would swallow the rows below.
     """
     tabs = header.delimiter == "\t"
     quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
@@ -136,7 +136,7 @@ def unquote(cell: str) -> str:
 
 
 def read_cell(cell: str) -> Any:
-    """Return a cell as text, or as the list or object that it holds in the notation of JSON, Python or NumPy."""
+    """Return a cell as text, or as a list or object if it contains one in JSON, Python or NumPy notation."""
     if cell[:1] not in ("[", "{") or cell[-1:] not in ("]", "}"):
         return cell.replace("_comma_", ",")  # EmpatheticDialogues writes commas this way
     try:

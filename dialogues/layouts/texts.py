@@ -1,4 +1,4 @@
-"""Read text files, and transcripts in records, with the reader that accounts for most of the text."""
+"""Read text files, and transcripts in records, with the reader that recognises most of the text."""
 
 import re
 from collections.abc import Sequence
@@ -24,18 +24,18 @@ CLOCK_ALONE = re.compile(r"\[?\d{1,2}:\d\d(?::\d\d)?\]?$")
 PERSONA = re.compile(r"\d+ (?:your persona|partner's persona): ")
 NUMBERED = re.compile(r"(?P<number>\d+) (?P<said>[^\t]+)\t(?P<answer>[^\t]+)(?:\t|$)")
 BREAKS = re.compile(r"\r?\n|\\n|<br ?/?>")  # line breaks, as records write them
-MOST_WORDLESS = 0.6  # largest share of turns without words
+MOST_WORDLESS = 0.6  # maximum fraction of turns without words
 NO_TEXT = "records without text"
-HEAD = 5000  # characters in which to look for a template
+HEAD = 5000  # number of characters to search for a template
 
 
 class Read(NamedTuple):
-    """A text as one reader reads it: numbered dialogues, and the account."""
+    """The result of a reader: numbered dialogues, and the counts of characters."""
 
     format: str
     dialogues: list[tuple[int, Dialogue]]
     account: Account
-    cut: bool = False  # at pauses
+    cut: bool = False  # whether dialogues were cut at pauses
 
     @property
     def speakers(self) -> set[str]:
@@ -111,7 +111,7 @@ def read_log(lines: Sequence[str], pause: timedelta) -> Read | None:
 
 
 def read_lines(lines: Sequence[str], forced: bool = False) -> Read | None:
-    """Read a file of `Name: text` in some dialect; None for other files."""
+    """Read a file of `Name: text` in one of many variants; None for other files."""
     prepared, account = without_clocks(prepare(lines)), Account()
     shape = find_shape(prepared, forced)
     if shape is None:
@@ -131,7 +131,7 @@ def without_clocks(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
 
 
 def read_marked(lines: Sequence[str], forced: bool = False) -> Read | None:
-    """Read a file with the marks of a chat template, `__eou__`, or Cornell's fields; None for other files."""
+    """Read a file with a chat template's markers, `__eou__`, or Cornell's fields; None for other files."""
     first = next((line for line in lines if line.strip()), "")
     if CORNELL in first:
         return read_cornell(lines)
@@ -158,7 +158,7 @@ def read_marked(lines: Sequence[str], forced: bool = False) -> Read | None:
 
 
 def account_of_marks(dialogues: Sequence[tuple[int, Dialogue]], texts: Sequence[str]) -> Account:
-    """Return the account of texts in which everything but the turns is marks."""
+    """Return the counts for texts in which everything except the turns is markup."""
     spoken = sum(len(turn.text) for _, dialogue in dialogues for turn in dialogue.turns)
     return Account(spoken, max(sum(len("".join(text.split())) for text in texts) - spoken, 0))
 
@@ -184,7 +184,7 @@ def read_numbered(lines: Sequence[str]) -> Read:
 
 
 def read_separated(line: str) -> Dialogue:
-    """Read a line of turns with a mark after each; two speakers alternate."""
+    """Read a line of turns with a separator after each; two speakers alternate."""
     texts = [text for piece in SEPARATED.split(line) if (text := piece.strip())]
     said = [make_turn((USER, ASSISTANT)[number % 2], text, f"turn {number + 1}") for number, text in enumerate(texts)]
     return Dialogue(tuple(said))

@@ -1,4 +1,4 @@
-"""Lines that carry a time: where the time is in the line, and which lines of a file have one."""
+"""Find the lines of a file that have a time, and the position of the time in them."""
 
 import re
 from collections import Counter
@@ -8,13 +8,13 @@ from typing import NamedTuple
 from dialogues.layouts.notices import MARKS
 from dialogues.layouts.stamps import FIND_CLOCK, FIND_DATE, STAMP, Stamp, parse_stamp
 
-# A stamp at the beginning of a line, and what separates it from the rest.
+# A timestamp at the beginning of a line, and its separator from the rest.
 CUE = r"\d{1,2}:\d{1,2}(?::\d{1,2})?(?:[.,]\d{1,3})?(?=\s?-->)"  # in captions
 FIRST = re.compile(
     rf"(?P<open>[\[(<]?)(?P<stamp>{CUE}|{STAMP})(?P<close>[\])>]?)"
     r"(?P<gap>(?<=\])(?=[^\W\d])|\s-->\s.*$|\s?[-–—]\s+|\s*:\s+|,\s+|;\s?|\s?\|\s?|\t\s*|\s+|$)(?P<rest>.*)$"
 )
-# Name, then stamp: `Nora Berg  0:07`, `[Nora] [오후 8:00] text`, `Nora (20:01): text`, `Nora, [1 Jan 2024 at 20:00]:`
+# Name, then timestamp: `Nora Berg  0:07`, `[Nora] [오후 8:00] text`, `Nora (20:01): text`, `Nora, [1 Jan 2024 at 20:00]:`
 SECOND = re.compile(
     rf"(?P<name>[^\s\d\[(<][^\t\n]{{0,50}}?|\[[^\[\]\n]{{1,50}}\]|<[^<>\n]{{1,50}}>)"
     rf"(?P<open>,?\s*[\[(]|\s*[—–|·•-]+\s*|\s{{2,}}|\t|,?\s)(?P<stamp>{STAMP})(?P<close>[\])]?:?)"
@@ -46,7 +46,7 @@ class Line(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """A line with a stamp, and the texts before and after it."""
+    """A line with a timestamp, and the texts before and after it."""
 
     place: int
     before: str
@@ -56,7 +56,7 @@ class Timed(NamedTuple):
 
 
 def find_timed(lines: Sequence[Line]) -> tuple[str, dict[int, Timed]] | None:
-    """Find the lines with the file's usual form of stamp, and whether it comes "first" or "second" (after a name)."""
+    """Find the lines with the file's usual timestamp, and whether it comes "first" or "second" (after a name)."""
     first = [timed for place, line in enumerate(lines) if (timed := match_first(place, line.text))]
     kept = keep_signatures(first, lines)
     if len(kept) > 1 and any(timed.rest for timed in kept.values()):
@@ -65,7 +65,7 @@ def find_timed(lines: Sequence[Line]) -> tuple[str, dict[int, Timed]] | None:
     recurring = Counter(timed.before for timed in second)
     named = keep_signatures([timed for timed in second if recurring[timed.before] > 1], lines)
     looks = {timed.signature for timed in named.values()}
-    for timed in second:  # people who speak once, if their lines look like the others
+    for timed in second:  # add people who speak only once if their lines look like the others
         if recurring[timed.before] == 1 and timed.signature in looks and can_be_name(timed):
             named[timed.place] = timed
     if named and len(named) >= len(kept):
@@ -74,7 +74,7 @@ def find_timed(lines: Sequence[Line]) -> tuple[str, dict[int, Timed]] | None:
 
 
 def can_be_name(timed: Timed) -> bool:
-    """Whether a text that occurs once before a stamp is a name: short, with the stamp in brackets or at the end."""
+    """Whether a text that occurs once before a timestamp is a name: short, with the time in brackets or at the end."""
     return len(timed.before.split()) < 5 and (not timed.rest or timed.signature[0] in ("(", "["))
 
 
@@ -119,7 +119,7 @@ def match_second(place: int, line: str) -> Timed | None:
 
 
 def keep_signatures(found: list[Timed], lines: Sequence[Line]) -> dict[int, Timed]:
-    """Keep the lines whose stamps look like most others, and all dates in brackets or before a dash."""
+    """Keep the lines whose timestamps look like most others, and all dates in brackets or before a dash."""
     counts = Counter(timed.signature for timed in found)
     if not counts:
         return {}
@@ -137,7 +137,7 @@ def keep_signatures(found: list[Timed], lines: Sequence[Line]) -> dict[int, Time
 
 
 def read_day(text: str) -> tuple[tuple[int, int, int], str] | None:
-    """Return the date, and its order, of a line that holds a date and little else; None for other lines."""
+    """Return the date in a line that holds little else, and the order of its numbers; None for other lines."""
     line = text.strip(MARKS + " ")
     if not 5 < len(line) < 90 or not any(map(str.isdigit, line)):
         return None
@@ -155,12 +155,12 @@ def is_date(stamp: Stamp) -> bool:
 
 
 def timed_lines(lines: Sequence[str]) -> list[Line]:
-    """Number the lines; remove line ends, and make narrow spaces plain."""
+    """Number the lines; remove line ends, and replace narrow spaces by plain ones."""
     return [Line(number, normalise(line)) for number, line in enumerate(lines, 1)]
 
 
 def normalise(line: str) -> str:
-    """Return a line without its end, with plain spaces, and with one plain stamp if its program writes two or more."""
+    """Return a line without its line end, with plain spaces, and with one plain timestamp in place of several."""
     line = line.rstrip("\r\n").replace("\u202f", " ").replace("\xa0", " ")
     if line[:1] == "[":
         line = TWO_BRACKETS.sub(r"[\1 \2]", line, count=1)  # Konversation

@@ -1,4 +1,4 @@
-"""Conversations stored as trees or as columns: ChatGPT, Open WebUI, OpenAssistant, threads of posts, pandas."""
+"""Read conversations stored as trees or columns: ChatGPT, Open WebUI, OpenAssistant, threads of posts, pandas."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -46,7 +46,7 @@ def branch_of_nodes(nodes: dict[str, Any], current: Any, parent: str) -> tuple[l
 
 
 def read_fragments(message: Any) -> Any:
-    """Turn a message of fragments (DeepSeek) into one with role and content; leave others unchanged."""
+    """Turn a message with fragments (DeepSeek) into one with role and content; leave others unchanged."""
     fragments = dict(pairs_of(message)).get("fragments")
     if not is_list(fragments):
         return message
@@ -88,9 +88,9 @@ def count_messages(node: Any) -> int:
 
 
 def threads(rows: Sequence[dict[str, Any]], keys: TurnKeys) -> tuple[list[list[dict[str, Any]]], int] | None:
-    """Follow rows that name the row they answer: one thread from each root, along the best or first replies.
+    """Follow rows that refer to the row they answer: one thread from each root, along the best or first replies.
 
-    Returns the threads and the number of rows on other branches; None if few rows answer another.
+    Returns the threads and the number of rows on other branches; None if few rows refer to another.
     """
     if keys.parent is None or keys.message is None:
         return None

@@ -1,4 +1,4 @@
-"""Read a list of turns as dialogues: messages with speaker and text, under the keys of many programs."""
+"""Read a list of turns as dialogues: messages with speaker and text, with the keys of many programs."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -93,7 +93,7 @@ def holds_turns(value: Any, columns: Columns = ()) -> bool:
 
 
 def kind_of_turn(item: Any, columns: Columns = ()) -> str:
-    """Return the kind of a turn: "message", "exchange", "named", "candidates", "text", "pair", or "" for no turn."""
+    """Return the kind of a turn: "message", "exchange", "named", "candidates", "text" or "pair"; "" if it is none."""
     if isinstance(item, str):
         return "text"
     if is_list(item):
@@ -146,7 +146,7 @@ def from_turns(record: Any, columns: Columns = (), pause: timedelta = PAUSE) -> 
 
 
 def read_simple(items: Sequence[Any], what: str) -> Iterator[tuple[str, Any]]:
-    """Yield the speakers and texts of turns that are not messages; `what` is the kind of the turns."""
+    """Yield the speakers and texts of turns that are not messages; `what` is their kind."""
     if what == "candidates":  # each item repeats the turns before it
         last = once(items[-1])
         items = [*last[find_key(last, ("history",)) or ""], *last[find_key(last, ("candidates",)) or ""][-1:]]
@@ -207,7 +207,7 @@ def read_messages(items: Sequence[Any], columns: Columns, pause: timedelta, inst
 
 
 def unwrap(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    """Take a message out of the object that wraps it (`{"type": "user", "message": {...}, "timestamp": ...}`)."""
+    """Unwrap a message from its enclosing object (`{"type": "user", "message": {...}, "timestamp": ...}`)."""
     row = shown_version(row)
     if not any(isinstance(value, dict) for value in row.values()):
         return row
@@ -237,7 +237,7 @@ def once_turn(item: Any, number: int) -> dict[str, Any]:
     """Return the object of a turn.
 
     Raises:
-        FormatError: it is not an object, or a key occurs more than once.
+        FormatError: the turn is not an object, or a key occurs more than once.
     """
     if not isinstance(item, Pairs):
         raise FormatError(f"turn {number} must be an object with speaker and text, not {kind(item)}")
@@ -254,7 +254,7 @@ def read_group(
     pause: timedelta,
     instruction: list[str],
 ) -> list[Dialogue]:
-    """Return the dialogues of sorted messages: one if roles talk; a chat between people is cut at pauses."""
+    """Return the dialogues of sorted messages: one for messages with roles; a chat between people is cut at pauses."""
     messages: list[Message] = []
     roles, unanswered = True, False
     guessed = turn_keys(tuple(rows[0]), columns).guessed
@@ -299,7 +299,7 @@ def read_group(
 
 
 def without_notice(message: Message) -> Message:
-    """Return a message of a chat; one that holds only a notice of the program loses its turn."""
+    """Return a message of a chat, without its turn if it is only a notice from the program."""
     from dialogues.layouts.notices import is_deed_of, is_notice, strip_marks
 
     if message.turn is None:
@@ -321,7 +321,7 @@ def find_discriminators(rows: Sequence[dict[str, Any]], columns: Columns) -> dic
 
 
 def one_dialogue(messages: Sequence[Message], instruction: str) -> Dialogue:
-    """Make one dialogue of all messages; if only the user speaks, it has no turns.
+    """Make one dialogue from all messages; if only the user speaks, it has no turns.
 
     Raises:
         FormatError: only the user speaks, and nothing was skipped.

@@ -1,4 +1,4 @@
-"""Parse JSON with the place of every error, and find the records in it at any depth."""
+"""Parse JSON with the location of every error, and find records at any depth."""
 
 import json
 import re
@@ -17,14 +17,14 @@ NO_JSON = re.compile(
     r"\[\s*(?:\d+[:/-]|\d+\.?\s+[^\W\d]|\d+\.\s?\d+\.|(?!true|false|null)[^\W\d_]|[^\x00-\x7f])|\{\\rtf|\{\{|\[[+@#~]"
 )
 RECORD_LISTS = ("data", "rows", "records", "examples", "items", "samples", "entries", "train")
-DEEPEST = 12  # most levels of objects and lists around the records
+DEEPEST = 12  # maximum nesting depth of the records
 
 
 def parse_line(line: bytes) -> Any:
     """Parse a line as one JSON value.
 
     Raises:
-        FormatError: it is not UTF-8 or not JSON.
+        FormatError: the line is not UTF-8 or not JSON.
     """
     try:
         return json.loads(line.decode(), object_pairs_hook=make_object)
@@ -56,7 +56,7 @@ def parse_json(content: bytes) -> Any:
     """Return the JSON value of a file, or a list of the values if there are several.
 
     Raises:
-        FormatError: it is not UTF-8 or not JSON; the error names the place.
+        FormatError: the file is not UTF-8 or not JSON; the error names the location.
     """
     try:
         text = content.decode()
@@ -99,7 +99,7 @@ def search(value: Any, columns: Columns, depth: int, inside_object: bool = False
     known = [child for child in children if is_record(child, columns, depth + 1)]
     lone = not is_list(value) and not all(is_object(child) for child in children)
     if lone:
-        known = [child for child in known if not is_of_names(child, columns)]  # an object of settings is not a record
+        known = [child for child in known if not is_of_names(child, columns)]  # a settings object is not a record
     if known:
         alike = [child for child in children if type(child) is type(known[0])]
         return children if is_list(value) else alike if len(known) > 1 else known
@@ -109,7 +109,7 @@ def search(value: Any, columns: Columns, depth: int, inside_object: bool = False
 
 
 def listed_exchanges(value: Any) -> list[Any]:
-    """Return the question-answer pairs that a file lists under a word for records, such as `data`."""
+    """Return the question-answer pairs that a file lists under a key for records, such as `data`."""
     lists = [held for key, held in pairs_of(value) if plain(key) in RECORD_LISTS and is_list(held)]
     return lists[0] if len(lists) == 1 and lists[0] and all(map(fits_pairs, lists[0])) else []
 

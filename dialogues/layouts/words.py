@@ -17,8 +17,8 @@ TOOLS = (
     *("toolcalls", "ipython", "environment"),
 )
 
-# Keys and column names in `plain` form, the likelier ones first.
-ROLE_KEYS = ("role", "from")  # hold user, assistant, system or tool
+# Keys and column names, normalised by `plain`, in descending order of likelihood.
+ROLE_KEYS = ("role", "from")  # keys whose values are user, assistant, system or tool
 SPEAKER_KEYS = (
     *("speaker", "sendername", "nickname", "sender", "authorname", "author", "character", "charactername", "creator"),
     *("realname", "displayname", "nick", "screenname", "fromname", "from", "role", "who", "person"),
@@ -278,26 +278,26 @@ NO_TURN = frozenset(
 
 
 class TurnKeys(NamedTuple):
-    """What the keys of a turn hold; of several keys, the likeliest comes first."""
+    """The keys of a turn by content; if there are several for one, the likeliest comes first."""
 
     speaker: tuple[str, ...]
     text: tuple[str, ...]
     role: str | None
-    identity: tuple[str, ...]  # together they identify the dialogue
+    identity: tuple[str, ...]  # keys that together identify the dialogue
     order: str | None
     time: tuple[str, ...]  # a date and a time of day may be two columns
     parent: str | None
-    message: str | None  # the turn's own id, which other turns give as their `parent`
+    message: str | None  # the turn's id, which other turns have as their `parent`
     weight: str | None
-    guessed: bool  # the text's key only resembles a known one
+    guessed: bool  # whether the text's key only resembles a known one
 
 
-Columns = tuple[tuple[str, str], ...]  # (what, key) pairs of `--columns`
+Columns = tuple[tuple[str, str], ...]  # (content, key) pairs of `--columns`
 
 
 @lru_cache(maxsize=4096)
 def turn_keys(keys: tuple[str, ...], columns: Columns = ()) -> TurnKeys:
-    """Return what the keys of a turn hold: as `columns` of the user say, or else as their names say."""
+    """Return the meaning of a turn's keys, from the user's `columns` or else from their names."""
     asked = dict(columns)
     found: dict[str, str] = {}
     for key in keys:
@@ -310,7 +310,7 @@ def turn_keys(keys: tuple[str, ...], columns: Columns = ()) -> TurnKeys:
         return tuple(found[word] for word in words if word in found and found[word] not in asked.values())
 
     def alike(core: frozenset[str]) -> tuple[str, ...]:
-        """Return the only key of several words in which one word is known: `line_text`, `msgSender`."""
+        """Return the only multi-word key that contains a known word: `line_text`, `msgSender`."""
         pieces = {key: {piece.casefold() for piece in PIECES.findall(key)} for key in keys if key not in asked.values()}
         one = [key for key, words in pieces.items() if words & core and len(words & (CORE_SPEAKER | CORE_TEXT)) == 1]
         one = [key for key in one if not pieces[key] & NO_TURN]
@@ -339,7 +339,7 @@ def turn_keys(keys: tuple[str, ...], columns: Columns = ()) -> TurnKeys:
 
 
 def find_key(values: dict[str, Any], words: Iterable[str]) -> str | None:
-    """Return the key of the first of `words` with a value that is not empty, or else of the first that occurs."""
+    """Return the key for the first of `words` with a non-empty value, or else for the first that occurs."""
     found = {plain(key): key for key in reversed(values)} if values else {}
     there = [found[word] for word in words if word in found]
     return next((key for key in there if not is_nothing(values[key])), there[0] if there else None)
@@ -350,5 +350,5 @@ def is_nothing(value: Any) -> bool:
 
 
 def has_sentences(texts: Iterable[str]) -> bool:
-    """Whether one of the texts ends like a sentence; labels, names and numbers do not."""
+    """Whether one of the texts ends like a sentence, unlike labels, names and numbers."""
     return any(text.rstrip(" \"'”’»)*_").endswith((".", "!", "?", "…", "。", "！", "？")) for text in texts)
