@@ -1,10 +1,10 @@
 """Find phone numbers, e-mail addresses, links and IBANs in what people say; count them, and replace them with --mask.
 
-They are found by their form, with regular expressions and without a library. `--mask` replaces everything of that form,
-whether or not a library confirms it: a mistyped number is as private as a correct one. It also replaces what only
-libraries recognise. phonenumbers finds international numbers in any notation, and national numbers of the countries
-whose international numbers occur in the same dialogue (in a text, or as the name of a speaker). python-stdnum finds
-IBANs that are grouped in another way. The result depends only on the dialogue and the versions of the libraries, not on
+Regular expressions, without a library, find them by their format. `--mask` replaces all matches, whether or not a
+library confirms them: a mistyped number is as private as a correct one. It also replaces data that only the
+libraries recognise. phonenumbers finds international numbers in any notation, and national numbers of countries
+whose international numbers occur in the same dialogue (in a text, or as a speaker's name). python-stdnum finds
+IBANs with unusual grouping. The result depends only on the dialogue and the versions of the libraries, not on
 the machine.
 """
 
@@ -17,7 +17,7 @@ from typing import NamedTuple
 from dialogues.dialogue import Dialogue, Turn
 from support.errors import check_extra
 
-KINDS = {  # in the singular and the plural
+KINDS = {  # singular and plural names
     "phone": ("phone number", "phone numbers"),
     "email": ("e-mail address", "e-mail addresses"),
     "link": ("link", "links"),
@@ -27,29 +27,29 @@ REQUIREMENTS = {"phonenumbers": "phonenumbers>=9,<10", "stdnum": "python-stdnum>
 INSTRUCTION_LINE = "(instruction)"  # the speaker of the instruction, in the counts
 NO_COUNTRY = "001"  # region of numbers that belong to no country, such as +800
 
-SIX_DIGITS = re.compile(r"\d(?:\W{0,3}\d){5}")  # fewer are neither a phone number nor an IBAN
+SIX_DIGITS = re.compile(r"\d(?:\W{0,3}\d){5}")  # a phone number or an IBAN has at least this many
 SPACE = r" \u00a0\u202f"  # spaces that may separate digits
 MARK = r"\-\u2010\u2011\u2013/"
-BEGIN, END = r"(?<![^\W_])", r"(?![^\W_])"  # word boundaries; _ is not part of a word: chats write italics with it
+BEGIN, END = r"(?<![^\W_])", r"(?![^\W_])"  # word boundaries; _ is not part of a word: chats use it for italics
 ALONE = rf"{BEGIN}(?<!\+)(?<!\d[.,/:-])"  # not the end of a date, a time, a price or another number
 GAP = f"[{SPACE}]?[{MARK}{SPACE}]?[{SPACE}]?"
 LOOKS = {
     "link": rf"""(?:(?<![^\W\d_])[a-z][a-z\d+.-]{{0,20}}://|{BEGIN}(?<![@.])www\.)[^\s<>"]*[^\s<>"'.,;:!?)\]}}…*_]""",
     "email": r"(?<![\w.+-])[\w.+-]+@(?:[\w-]+\.)+(?:xn--[\w-]+|[^\W\d_]{2,})",
-    # Country, check digits and bank, then seven digits, then perhaps letters; in one piece, or in groups of four.
+    # Country, check digits and bank, then seven digits, then optional letters; in one piece, or in groups of four.
     "iban": rf"(?-i:{BEGIN}[A-Z]{{2}}\d\d[{SPACE}]?[A-Z\d]{{4}}[{SPACE}]?\d{{4}}[{SPACE}]?\d{{3}}"
     rf"(?:\d(?:[{SPACE}]?(?=[A-Z]*\d)[A-Z\d]{{4}})*(?:[A-Z\d]{{1,3}}|[{SPACE}]\d{{1,3}})?)?{END})",
     "phone": "|".join(
         (
             rf"{BEGIN}(?<!\+)(?:\(\+[1-9]\d{{0,2}}\)|\+[1-9])(?:[().{MARK}{SPACE}]{{0,3}}\d){{7,}}",  # international
-            rf"{BEGIN}@\d{{8,15}}{END}",  # how exported chats mention a person
+            rf"{BEGIN}@\d{{8,15}}{END}",  # a mention of a person in exported chats
             rf"{ALONE}00[1-9](?:[{MARK}{SPACE}]?\d){{7,}}",
             rf"{ALONE}0[1-9]\d{{8,10}}(?!\d)",
             rf"{ALONE}0[1-9](?:\.\d\d){{4}}(?!\.?\d)",
-            # Nine digits or more, separated after the first two to six, and not a date.
+            # Nine or more digits, with a separator after the first two to six, but not a date.
             rf"{ALONE}(?!\d\d(?P<mark>[{MARK}{SPACE}])\d\d(?P=mark)(?:(?:19|20)\d\d(?!\d)|\d\d(?!(?P=mark)?\d)))"
             rf"(?=\(?(?:[)]?{GAP}\d){{9}})(?:\(0[1-9]\d{{0,4}}\)|0[1-9]\d{{0,4}}(?=[{MARK}{SPACE}]))(?:{GAP}\d)+",
-            # Three, three and four digits, as in North America.
+            # Groups of three, three and four digits, as in North America.
             rf"{ALONE}(?:1[.{MARK}{SPACE}])?(?:\([2-9]\d\d\)[{SPACE}]?|[2-9]\d\d[.{MARK}{SPACE}])"
             rf"[2-9]\d\d[.{MARK}{SPACE}]\d{{4}}(?!\w|[.,]\d)",
         )
@@ -67,11 +67,11 @@ class Span(NamedTuple):
 
 @dataclass
 class PrivateCounts:
-    """How often each kind of private data occurs.
+    """Counts of each kind of private data.
 
     Attributes:
-        found: (kind, speaker) → how often.
-        dialogues: kind → the number of dialogues with it.
+        found: (kind, speaker) → number of occurrences.
+        dialogues: kind → number of dialogues that contain it.
         masked: whether placeholders have replaced the data.
     """
 
@@ -80,7 +80,7 @@ class PrivateCounts:
     masked: bool = False
 
     def add(self, found: list[tuple[str, str]]) -> None:
-        """Add what was found in one dialogue."""
+        """Count the private data found in one dialogue."""
         self.found.update(found)
         self.dialogues.update({kind for kind, _ in found})
 
@@ -102,16 +102,16 @@ def check_masking() -> None:
 
 
 def may_hold(text: str) -> bool:
-    """Whether a text is worth searching: a quick answer, since most texts hold nothing private."""
+    """Whether a text is worth searching: a quick check, because most texts contain nothing private."""
     if "@" in text or "://" in text or "www." in text.lower():
         return True
-    # Ten searches for a character take a tenth of the time of one for a pattern.
+    # Ten searches for single characters take a tenth of the time of one search for a pattern.
     digits = not text.isascii() or any(digit in text for digit in "0123456789")
     return digits and SIX_DIGITS.search(text) is not None
 
 
 def find_private(text: str) -> list[Span]:
-    """Return everything that looks private, in order and without overlaps.
+    """Return the spans of everything that looks private, in order and without overlaps.
 
     Phone numbers that are separated only by spaces are found as one.
     """
@@ -121,7 +121,7 @@ def find_private(text: str) -> list[Span]:
 
 
 def list_private(dialogue: Dialogue) -> list[tuple[str, str]]:
-    """Return (kind, speaker) of everything in a dialogue that looks private."""
+    """Return (kind, speaker) for everything in a dialogue that looks private."""
     spoken = (Turn(INSTRUCTION_LINE, dialogue.instruction), *dialogue.turns)
     if not may_hold("\n\n\n\n".join([text for _, text in spoken])):
         return []
@@ -129,9 +129,9 @@ def list_private(dialogue: Dialogue) -> list[tuple[str, str]]:
 
 
 def mask_dialogue(dialogue: Dialogue) -> tuple[Dialogue, list[tuple[str, str]]]:
-    """Replace private data by placeholders such as `<phone>`; also return (kind, speaker) of everything replaced.
+    """Replace private data by placeholders such as `<phone>`; also return (kind, speaker) for each replacement.
 
-    The names of speakers stay unchanged.
+    Speakers' names are not changed.
     """
     spoken = (Turn(INSTRUCTION_LINE, dialogue.instruction), *dialogue.turns)
     if not any(may_hold(text) for _, text in spoken):
@@ -139,7 +139,7 @@ def mask_dialogue(dialogue: Dialogue) -> tuple[Dialogue, list[tuple[str, str]]]:
     regions = find_regions([*(text for _, text in spoken), *{speaker for speaker, _ in spoken}])
     masked, replaced = [], []
     for speaker, text in spoken:
-        # Text next to a number may look private only after that number is replaced.
+        # Text next to a number may only look private once that number is replaced.
         while spans := unite([*find_private(text), *find_confirmed(text, regions)]):
             for start, end, kind in reversed(spans):
                 text = f"{text[:start]}<{kind}>{text[end:]}"
@@ -168,7 +168,7 @@ def find_confirmed(text: str, regions: Iterable[str]) -> Iterator[Span]:
     if not SIX_DIGITS.search(text):
         return
     yield from find_ibans(text)
-    # Require the country's own grouping, or none: otherwise 01.02.2023 10 would be a French number.
+    # Require the country's standard grouping, or none; otherwise 01.02.2023 10 would be a French number.
     exact = phonenumbers.Leniency.EXACT_GROUPING
     searches = [(None, phonenumbers.Leniency.VALID), *((region, exact) for region in regions)]
     for region, leniency in searches:
@@ -190,7 +190,7 @@ def find_ibans(text: str) -> Iterator[Span]:
 
 
 def unite(spans: Iterable[Span]) -> list[Span]:
-    """Join overlapping spans, in order; the first one (the longest of those that start together) gives the kind."""
+    """Join overlapping spans, in order; the first one (the longest of those with the same start) gives the kind."""
     united: list[Span] = []
     for span in sorted(spans, key=lambda span: (span.start, -span.end)):
         if united and span.start < united[-1].end:

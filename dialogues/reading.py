@@ -35,19 +35,19 @@ from support.errors import UserError
 if TYPE_CHECKING:
     from dialogues.layouts.texts import Read
 
-HEAD = 1 << 16  # bytes to look at to recognise a file
-NAMED = 3  # inputs to name if there are many
-MOST_ROWS = 0.7  # most distinct speakers per row; a column with more holds no speakers
+HEAD = 1 << 16  # number of bytes to look at when recognising a file
+NAMED = 3  # maximum number of inputs to name
+MOST_ROWS = 0.7  # maximum distinct speakers per row; a column with more does not hold speakers
 
 
 class Source(NamedTuple):
-    """A recognised file: numbered records, which can be read once, and the function that turns one into dialogues.
+    """A recognised file: numbered records, which can be read only once, and a function that converts one to dialogues.
 
-    `form` is the form of a record, which may differ from the format (a "csv" may hold "pairs"). `unit` is what the
-    numbers count: "line", "record", "dialogue". `convert` and a record can be sent to another process. `size` is the
-    size of all records in bytes if they are lines, else their number if it is known. `not_used` names the keys of the
-    first record that are not read. `account` is the account of the file's characters, as lines to print. `cut` is true
-    if the program divided the file into dialogues at pauses.
+    `form` is the format of a record, which may differ from that of the file (a "csv" may hold "pairs"). `unit` is the
+    unit of the numbers: "line", "record", "dialogue". `convert` and a record can be sent to another process. `size` is
+    the size of all records in bytes if they are lines, else their number if it is known. `not_used` holds the keys of
+    the first record that are not read. `account` is a summary of the file's characters, as lines to print. `cut` is
+    true if the program divided the file into dialogues at pauses.
     """
 
     input: Input
@@ -64,10 +64,10 @@ class Source(NamedTuple):
     def dialogues(self, number: int, record: Any, join: bool = True) -> list[Dialogue]:
         """Return the dialogues of a record; a dialogue may have one turn, or none.
 
-        In a chat, consecutive messages of one person become one turn, unless `join` is false.
+        In a chat, consecutive messages from one person become one turn unless `join` is false.
 
         Raises:
-            UserError: the record is broken; the error names the record and the fault.
+            UserError: the record is malformed; the error names the record and the fault.
         """
         try:
             found = self.convert(record)
@@ -76,7 +76,7 @@ class Source(NamedTuple):
         return [join_turns(dialogue) for dialogue in found] if self.cut and join else found
 
     def for_template(self, template: str) -> "Source":
-        """Return the source with its dialogues in the form that a template needs.
+        """Return the source with its dialogues in the format that a template needs.
 
         Raises:
             UserError: the template is `alpaca`, and the file holds no instruction data.
@@ -117,10 +117,10 @@ def open_source(
 ) -> Source:
     """Recognise a conversation file by its content.
 
-    JSON Lines with one conversation per line are streamed; every other form is read at once.
+    JSON Lines with one conversation per line are streamed; all other formats are read at once.
 
     Raises:
-        UserError: the file is missing, unreadable, binary, not UTF-8, or holds no conversations in a known form.
+        UserError: the file is missing, unreadable, binary, not UTF-8, or has no conversations in a known format.
     """
     input = path if isinstance(path, Input) else Input.of(path)
     options = Options(columns, timedelta(hours=pause_hours))
@@ -135,7 +135,7 @@ def open_source(
         lines = [decode(line, number) for number, line in input.lines(LIMIT)]
         if container in ("csv", "tsv"):
             return table_source(input, lines, container, options)
-        from dialogues.layouts.texts import read_file  # its patterns take a tenth of a second to compile
+        from dialogues.layouts.texts import read_file  # compiling its patterns takes a tenth of a second
 
         return text_source(input, read_file(lines, container, options.pause), allow_loss)
 
@@ -144,7 +144,7 @@ def decode(content: bytes, line: int) -> str:
     """Decode UTF-8 text that begins on line `line`.
 
     Raises:
-        FormatError: it is not UTF-8; the error names the line.
+        FormatError: the text is not UTF-8; the error names the line.
     """
     try:
         return content.decode()
@@ -154,7 +154,7 @@ def decode(content: bytes, line: int) -> str:
 
 
 def recognise_container(head: bytes, input: Input, format: str, columns: Columns) -> str:
-    """Return the kind of file that begins with `head`: "JSON", "JSON Lines", "csv", "tsv", or how to read a text."""
+    """Return the kind of file that begins with `head`: "JSON", "JSON Lines", "csv", "tsv", or a text format."""
     if b"\0" in head:
         raise NotRecognisedError("this is a binary file; conversations must be text")
     if b"\r" in head and b"\n" not in head and head[:1] not in b"[{":
@@ -207,7 +207,7 @@ def json_lines_source(input: Input, format: str, options: Options) -> Source:
 
 
 def is_whole(values: Sequence[Any], columns: Columns) -> bool:
-    """Whether the lines must be read together, because each one is a turn or holds a transcript."""
+    """Whether the lines must be read together because each one is a turn or holds a transcript."""
     kinds = [kind_of_turn(value, columns) for value in values if is_object(value) and not is_header(value)]
     forms = [fitting(value, columns) for value in values[:3]]
     if kinds.count("message") > 0.6 * len(kinds) and not any(set(form) - {"text"} for form in forms):
@@ -239,7 +239,7 @@ def json_source(input: Input, value: Any, format: str, options: Options) -> Sour
 
 
 def is_chat(record: Any, columns: Columns = ()) -> bool:
-    """Whether a record holds messages with times from people, so that pauses divide it into dialogues."""
+    """Whether a record holds messages from people with times, so that pauses divide it into dialogues."""
     try:
         _, items, _ = turn_list(record, columns)
     except FormatError:
@@ -255,10 +255,10 @@ def is_chat(record: Any, columns: Columns = ()) -> bool:
 def choose_form(
     records: Sequence[tuple[int, Any]], format: str, unit: str, columns: Columns
 ) -> tuple[str, tuple[str, ...]]:
-    """Return the form of the first record that has a known one, and the keys in it that are not read.
+    """Return the format of the first record in a known format, and the keys in it that are not read.
 
     Raises:
-        FormatError: that record fits several forms, or none of the first records fits any.
+        FormatError: that record matches several formats, or none of the first records matches any.
     """
     sample = records[:PEEKED]
     forced = format in FORMATS
@@ -275,7 +275,7 @@ def choose_form(
 
 
 def rows_problem(rows: Sequence[Any], columns: Columns) -> str | None:
-    """Return why the speakers of rows are not people (their names do not recur); None if they are."""
+    """Return the reason why the speakers of rows are not people (their names do not recur); None if they are."""
     objects = [dict(pairs_of(row)) for row in rows if is_object(row)]
     if len(objects) < 6 or columns:
         return None
@@ -319,7 +319,7 @@ def table_source(input: Input, lines: list[str], format: str, options: Options) 
 def transcript_source(
     input: Input, records: Sequence[tuple[int, Any]], columns: Columns, unused: tuple[str, ...], format: str = "text"
 ) -> Source:
-    """Open records that hold a whole dialogue in one text."""
+    """Open records that each hold a whole dialogue in one text."""
     from dialogues.layouts.texts import read_transcripts
 
     key = next((found for _, record in records if (found := transcript_key(record, columns))), "")
@@ -372,10 +372,10 @@ def convert_line(name: str, format: str, options: Options, quick: Quick | None, 
 
 
 def convert_record(name: str, format: str, options: Options, record: Any) -> list[Dialogue]:
-    """Return the dialogues of a record in the form `name`.
+    """Return the dialogues of a record in the format `name`.
 
     Raises:
-        FormatError: the record has another form, and `format` does not force one.
+        FormatError: the record has a different format, and `format` does not force one.
     """
     form = FORMATS[name]
     if format == "names":

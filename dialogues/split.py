@@ -10,7 +10,7 @@ import numpy as np
 from dialogues.conversations import Conversations
 from support.errors import UserError
 
-FEWEST = 2  # fewest turns of a dialogue
+FEWEST = 2  # minimum number of turns in a dialogue
 
 
 class Split(NamedTuple):
@@ -24,18 +24,18 @@ class Split(NamedTuple):
 def split_conversations(
     conversations: Conversations, order: np.ndarray, shares: Sequence[int], option: str, by_file: bool
 ) -> Split:
-    """Divide dialogues into parts such that no part has a dialogue that equals one of another part.
+    """Divide dialogues into parts so that equal dialogues are in the same part.
 
     If a part would be empty, the dialogues at the boundaries between parts are cut between turns.
 
     Args:
         order: (dialogues,) the numbers of the dialogues to divide, in order.
-        shares: the share of each part, such as 70 and 30, or 1 for each fold.
-        option: the option that asked for the parts, for messages.
+        shares: the relative size of each part, such as 70 and 30, or 1 for each fold.
+        option: the option that requested the parts, for messages.
         by_file: whether to divide each file separately, if it has enough dialogues.
 
     Raises:
-        UserError: there are too few dialogues, and too few turns to cut them.
+        UserError: there are too few dialogues, and they have too few turns to be cut.
     """
     together = np.zeros(len(order), int)
     files = conversations.files[order] if by_file else together
@@ -89,13 +89,13 @@ def split_turns(
 def choose_parts(files: np.ndarray, equal: np.ndarray, shares: Sequence[int]) -> np.ndarray:
     """Return the part of each dialogue, from 0: file by file, in order, and equal dialogues in the same part.
 
-    The shares apply to the dialogues that differ; a copy joins the part of the first one. A file gives each part its
-    share of all dialogues up to the end of this file, minus what earlier files have given. So a single file is cut
-    exactly at its shares (each cut rounded down, in whole numbers: `int(100 * 0.57)` is 56), and many files that are
-    too small for every part still have the right shares together.
+    The shares apply to distinct dialogues; a copy joins the part of the first one. Each part's quota is its share of
+    all dialogues up to the end of the current file, and this file supplies the dialogues that are missing from the
+    quota. So a single file is cut exactly at its shares (each cut rounded down, in integers: `int(100 * 0.57)` is 56),
+    and many files that are too small for every part still have the right shares together.
 
     Args:
-        files: (dialogues,) the file of each dialogue; dialogues of one file are neighbours.
+        files: (dialogues,) the file of each dialogue; dialogues of one file are adjacent.
         equal: (dialogues,) a number that is the same for equal dialogues.
         shares: the share of each part, such as 70 and 30, or 1 for each fold.
     """
@@ -113,7 +113,7 @@ def choose_parts(files: np.ndarray, equal: np.ndarray, shares: Sequence[int]) ->
 
 
 def first_of_each(equal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where the first item of each kind is, in order, and for each item the index of its kind in that order."""
+    """Return the index of the first item of each kind, in order, and for each item the index of its kind."""
     _, firsts, kind = np.unique(equal, return_index=True, return_inverse=True)
     order = np.argsort(firsts)
     rank = np.empty_like(order)
@@ -122,7 +122,7 @@ def first_of_each(equal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def runs(files: np.ndarray) -> list[int]:
-    """Return where each file begins among its neighbours, and the end."""
+    """Return the index at which each run of equal file numbers begins, and the end."""
     return [0, *(np.flatnonzero(np.diff(files)) + 1).tolist(), len(files)]
 
 
@@ -136,19 +136,19 @@ def small_files(files: np.ndarray, equal: np.ndarray, shares: Sequence[int]) -> 
 
 
 class Division(NamedTuple):
-    """Where a dialogue is cut (the number of turns before each cut), and the part of each piece."""
+    """The cuts of a dialogue (the number of turns before each), and the part of each piece."""
 
     cuts: list[int]
     parts: list[int]
 
 
 def divide_turns(turns: Sequence[int], shares: Sequence[int], option: str) -> list[Division]:
-    """Divide dialogues among parts by number of turns, in order; cut inside a dialogue if a part would be empty.
+    """Divide dialogues among parts by number of turns, in order; cut a dialogue if a part would otherwise be empty.
 
-    Each cut is as near to its share as pieces of two or more turns allow.
+    Each cut is as close to its share as pieces of two or more turns allow.
 
     Args:
-        option: the option that asked for the parts, for the error.
+        option: the option that requested the parts, for the error.
 
     Raises:
         UserError: there are too few turns.

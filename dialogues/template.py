@@ -1,4 +1,4 @@
-"""Render a dialogue as text and tokens, from the same pieces for training, for generation and for reading it back.
+"""Render a dialogue as text and tokens; training, generation and the parsing of replies share the same pieces.
 
 Every template begins with an instruction line. Each turn has a *label* and a text; a *stop* comes between two turns and
 ends the first of them. The end-of-text token comes last. This is `prompt`, with its stops in brackets:
@@ -11,8 +11,8 @@ ends the first of them. The end-of-text token comes last. This is `prompt`, with
     ###] Bob:
     Like a log.<|endoftext|>
 
-Labels and texts are encoded separately. So generation starts with exactly the tokens with which training ends a label,
-and everything in a text, even `<|endoftext|>`, is encoded as ordinary text.
+Labels and texts are encoded separately. So generation starts with exactly the tokens of a label in training, and
+everything in a text, even `<|endoftext|>`, is encoded as ordinary text.
 """
 
 import re
@@ -29,14 +29,14 @@ from support.errors import UserError
 
 class Template(NamedTuple):
     stop: str
-    label: str  # with {} in place of the speaker
-    space: str = ""  # before a text and encoded with it, since BPE tokens begin with their space
+    label: str  # with {} for the speaker
+    space: str = ""  # precedes a text and is encoded with it, because BPE tokens begin with their space
 
 
 TEMPLATES = {
     "prompt": Template("\n\n###", " {}:\n"),
     "labels": Template("\n", "{}:", " "),
-    "alpaca": Template("\n\n###", " {}:\n"),  # the same form, with Alpaca's instruction lines and speakers
+    "alpaca": Template("\n\n###", " {}:\n"),  # the same format, with Alpaca's instruction lines and speakers
     "tokens": Template(END_OF_TURN, speaker_token("{}")),
 }
 
@@ -64,7 +64,7 @@ class Renderer:
         """With the `tokens` template, add tokens for `speakers` and for the end of a turn to the tokenizer.
 
         Raises:
-            UserError: a speaker's token already has a meaning.
+            UserError: a speaker's token already has a different meaning.
         """
         self.name = template
         self.template = TEMPLATES[template]
@@ -122,22 +122,22 @@ class Renderer:
     def parse_turns(self, generated: str, first_speaker: str, speakers: Iterable[str]) -> list[Turn]:
         """Read generated text back as turns; the text before the first label belongs to `first_speaker`.
 
-        A label is recognised by the marks around the name. In `labels`, which has few marks, the name must also be one
-        of `speakers`.
+        A label is recognised by the characters around the name. In `labels`, which has few of them, the name must also
+        be one of `speakers`.
         """
         stop, label, space = self.template
         name = "|".join(map(re.escape, speakers)) if self.name == "labels" else "[^\n]+?"
         before, after = map(re.escape, label.split("{}"))
         labels = re.compile(f"{re.escape(stop)}{before}({name}){after}{space and '(?: |$)'}")
-        unfinished = "[^\n]*" if label.endswith("\n") else ""  # a label that the token limit cut off
+        unfinished = "[^\n]*" if label.endswith("\n") else ""  # a label cut off by the token limit
         first, *rest = labels.split(re.sub(f"{re.escape(stop)}{unfinished}\\Z", "", generated))
         turns = [Turn(first_speaker, first.strip())]
         return turns + [Turn(speaker, text.strip()) for speaker, text in zip(rest[::2], rest[1::2], strict=True)]
 
     def newest_turns(self, tokens: list[int], limit: int) -> list[int]:
-        """Return the newest whole turns that fit in `limit` tokens, to continue a conversation that outgrew the model.
+        """Return the newest whole turns that fit in `limit` tokens, to continue a conversation beyond the context.
 
-        If whole turns would leave less than half of `limit` (one long turn), cut inside a turn instead.
+        If the whole turns would fill less than half of `limit`, because one turn is long, cut inside that turn.
         """
         if len(tokens) <= limit:
             return tokens

@@ -18,7 +18,7 @@ from support.files import read_json_object, write_json, write_text, writing
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TURN = "<|endofturn|>"
-# White space in GPT-2's pattern; Python's `\\s` has four more characters. RUN matches a long run without its last one.
+# White space in GPT-2's pattern; Python's `\\s` has four more characters. RUN matches a long run except its last one.
 SPACES = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 LONG_RUN = 1000  # cut longer runs of white space: tiktoken fails at several hundred thousand characters
 RUN = re.compile(rf"(?<![{SPACES}])[{SPACES}]{{{LONG_RUN},}}(?=[{SPACES}][^{SPACES}])")
@@ -28,7 +28,7 @@ def load_tokenizer(folder: Path) -> tiktoken.Encoding:
     """Load GPT-2's byte-level BPE with the vocabulary of `folder`; nothing is downloaded.
 
     Raises:
-        UserError: vocabulary files are missing, damaged or don't match.
+        UserError: vocabulary files are missing or damaged, or don't match each other.
     """
     vocabulary, merges = read_vocabulary(folder)
     added = read_added_tokens(folder, vocabulary)
@@ -45,7 +45,7 @@ def load_tokenizer(folder: Path) -> tiktoken.Encoding:
 
 @functools.lru_cache(maxsize=2)  # for a model and its base
 def read_ranks(merges: str, vocabulary: str) -> dict[bytes, int]:
-    """Read a merges.txt and a vocab.json of this content with tiktoken; cached, since a run reads them three times."""
+    """Read a merges.txt and a vocab.json with this content in tiktoken; cached, because a run does this three times."""
     # Turn off tiktoken's cache, which is keyed by path: these files exist only for a moment.
     os.environ["TIKTOKEN_CACHE_DIR"] = ""
     with TemporaryDirectory() as scratch:
@@ -58,7 +58,7 @@ def encode_text(tokenizer: tiktoken.Encoding, text: str) -> list[int]:
     """Encode a text like `encode_ordinary`: nothing in it is a special token.
 
     `encode_ordinary` panics at a long run of white space before a word: its pattern ends a piece before the last space,
-    so it backtracks. It does not backtrack if the run is cut there.
+    so it backtracks. Cutting the run there prevents this.
     """
     if len(text) <= LONG_RUN:
         return tokenizer.encode_ordinary(text)
@@ -67,7 +67,7 @@ def encode_text(tokenizer: tiktoken.Encoding, text: str) -> list[int]:
 
 
 def add_tokens(tokenizer: tiktoken.Encoding, tokens: Iterable[str]) -> tiktoken.Encoding:
-    """Return `tokenizer` with those of `tokens` that it lacks as special tokens, numbered after all others."""
+    """Return `tokenizer` with the missing ones of `tokens` added as special tokens, numbered after all others."""
     specials = dict(tokenizer._special_tokens)
     for token in tokens:
         specials.setdefault(token, tokenizer.n_vocab + len(specials) - len(tokenizer._special_tokens))
@@ -86,7 +86,7 @@ def copy_vocabulary(source: Path, target: Path, tokenizer: tiktoken.Encoding | N
     folder.
 
     Raises:
-        UserError: files are missing or do not hold a vocabulary, or the target can't be written.
+        UserError: files are missing or contain no vocabulary, or the target can't be written.
     """
     vocabulary, merges = read_vocabulary(source)
     added = dict(tokenizer._special_tokens) if tokenizer else read_added_tokens(source, vocabulary)
@@ -121,7 +121,7 @@ def read_added_tokens(folder: Path, vocabulary: dict[str, int]) -> dict[str, int
     content = read_json_object(path)
     try:
         tokens = content if apart else {token["content"]: token["id"] for token in content.get("added_tokens", [])}
-        "".join(tokens).encode()  # half a surrogate pair is not text
+        "".join(tokens).encode()  # fails for half of a surrogate pair
     except (LookupError, TypeError, AttributeError, UnicodeEncodeError):
         raise UserError(f"{path}: its added tokens are damaged; download it again") from None
     return tokens if apart else {token: number for token, number in tokens.items() if token not in vocabulary}

@@ -17,14 +17,14 @@ from support.files import Json
 from talking.decoder import Decoder
 from talking.generation import Case, CompletionConfig, complete_dialogues
 
-REPLY_TOKENS = 64  # measure at most this many tokens of a reply
+REPLY_TOKENS = 64  # maximum number of tokens of a reply to measure
 
 
 def measure_replies(replies: Sequence[str], subject: Subject, copies: Sequence[Copied] | None) -> Metrics:
     """Diversity, repetition and memorisation of one reply per dialogue.
 
     Args:
-        copies: the parts of each reply that also occur in the training dialogues; None: not searched for.
+        copies: the parts of each reply that also occur in the training dialogues; None if they were not searched for.
     """
     spoken, few = [metrics.words(reply) for reply in replies], "needs more words than the replies have"
     tokens, seed = [encode_text(subject.tokenizer, reply) for reply in replies], subject.seed
@@ -44,7 +44,7 @@ def measure_replies(replies: Sequence[str], subject: Subject, copies: Sequence[C
 
 
 def or_too_few(found: Estimate | float | None, needed: str) -> Estimate | TooFew:
-    """The estimate, or `TooFew` if there is none."""
+    """Return the estimate, or `TooFew` if there is none."""
     if found is None:
         return TooFew(needed)
     return found if isinstance(found, Estimate) else Estimate(found)
@@ -84,7 +84,7 @@ class Column:
         """Read the output of `to_json`.
 
         Raises:
-            one of `DAMAGED`: `value` has a different form.
+            one of `DAMAGED`: `value` has a different structure.
         """
         written = [Case(*(tuple(Turn(*turn) for turn in turns) for turns in case)) for case in value["written"]]
         return cls(Metrics.from_json(value["metrics"]), np.array(value["losses"]), written)
@@ -96,8 +96,8 @@ def measure_column(
     """Measure a model.
 
     Args:
-        written: existing completions; None: generate them.
-        whole: complete the shown dialogues to their end, not just by one turn.
+        written: existing completions; None to generate them.
+        whole: whether to complete the shown dialogues to their end, not just by one turn.
 
     Raises:
         UserError: the model's output is NaN or infinite.
@@ -123,7 +123,7 @@ class Comparison:
 
 
 def compare(columns: dict[str, Column], subject: Subject) -> Comparison:
-    """Compute the metrics of the true replies and of the models in `columns`: "model", and "base" if there is one."""
+    """Compute the metrics of the true replies and of the models in `columns`: "model" and optionally "base"."""
     cases = columns["model"].written
     said = {name: [case.written for case in column.written] for name, column in columns.items()}
     said["true_replies"] = [case.true for case in cases]
@@ -148,7 +148,7 @@ def compare(columns: dict[str, Column], subject: Subject) -> Comparison:
 
 
 def measure_likeness(texts: Sequence[str], true: Sequence[str], subject: Subject) -> tuple[Metrics, dict[str, str]]:
-    """chrF, BLEU and word F1 against the true replies; and the signatures of the first two."""
+    """chrF, BLEU and word F1 against the true replies, and the signatures of the first two."""
     estimates, signatures = metrics.likeness(texts, true, subject.seed)
     pairs = zip(map(metrics.words, texts), map(metrics.words, true), strict=True)
     f1 = np.array([metrics.word_f1(*pair) for pair in pairs])
@@ -186,7 +186,7 @@ def show_cases(
     copies: dict[str, list[list[Copied]]] | None,
     subject: Subject,
 ) -> list[ShownCase]:
-    """The first dialogues turn by turn, with the true continuation and each model's, copies marked."""
+    """The first dialogues turn by turn, with the true continuation and that of each model; copies are marked."""
 
     def written(name: str, place: int) -> list[ShownTurn]:
         marks = [copied.marks for copied in copies[name][place]] if copies else [None] * len(said[name][place])

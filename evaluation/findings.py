@@ -1,4 +1,4 @@
-"""Findings, which say in sentences what an evaluation's numbers support; and the terminal's short table."""
+"""Conclusions from an evaluation's numbers, in sentences; and the short table for the terminal."""
 
 from evaluation.metric_table import GROUPS, columns_of, make_cell
 from evaluation.metrics import Estimate
@@ -9,16 +9,16 @@ SHORT_TABLE = (
     *("loss", "perplexity", "bits_per_byte", "context_use", "context_use_beyond_other", "hits_at_1"),
     *("distinct_2", "repetition", "chrf", "copied_5grams"),
 )
-LARGE_GAP = 0.3  # report a gap that has grown by more than this (nats)
-REPETITIVE = 0.05  # report repetition that exceeds the true replies' by more than this
-UNIFORM = 0.05  # report a distinct-2 that is lower than the true replies' by more than this
-ENOUGH_REPLIES = 10  # fewest replies whose diversity is compared
+LARGE_GAP = 0.3  # report a gap that grew by more than this, in nats
+REPETITIVE = 0.05  # report repetition that exceeds that of the true replies by more than this
+UNIFORM = 0.05  # report a distinct-2 that is below that of the true replies by more than this
+ENOUGH_REPLIES = 10  # minimum number of replies for comparing diversity
 CHOSEN = ", so this loss is slightly optimistic (--split 80/10/10 measures on a separate test part)"
 FEW_DIALOGUES = 30  # warn about wide intervals below this number of dialogues
 
 
 def measure_overfitting(losses: Losses) -> Overfitting | None:
-    """The best evaluation of a run, and the gap at its end; None without an evaluation."""
+    """The best evaluation of a run, and the gap at its end; None if the run has no evaluation."""
     best = losses.best
     if best is None:
         return None
@@ -55,7 +55,7 @@ def find_out(evaluation: Evaluation, losses: Losses) -> list[str]:
 
 
 def about_losses(losses: Losses, overfitting: Overfitting | None, part: str) -> list[str]:
-    """When the validation loss was lowest, and whether the gap to the training loss has grown."""
+    """The time of the lowest validation loss, and any growth of the gap to the training loss."""
     if overfitting is None:
         return []
     found, best, start = [], losses.best, losses.val[0]
@@ -83,7 +83,7 @@ def place_of(point: Point) -> str:
 
 
 def about_training(model: Metrics, base: Metrics) -> list[str]:
-    """Whether fine-tuning made the held-out dialogues likelier, compared dialogue by dialogue."""
+    """The effect of fine-tuning on the likelihood of the held-out dialogues, compared dialogue by dialogue."""
     before, after, change = base.loss, model.loss, model.loss_change
     if not (before and after and change):
         return []
@@ -97,7 +97,7 @@ def about_training(model: Metrics, base: Metrics) -> list[str]:
 
 
 def about_context(model: Metrics) -> list[str]:
-    """How much the history helps, and how much of that comes from its content."""
+    """The gain from the history, and the part of it that comes from the history's content."""
     worth, by_turns, beyond = model.context_use, model.context_use_by_turns, model.context_use_beyond_other
     if not isinstance(worth, Estimate) or not by_turns:
         return []
@@ -127,7 +127,7 @@ def about_coherence(model: Metrics) -> list[str]:
 
 
 def about_replies(model: Metrics, true: Metrics, replies: int) -> list[str]:
-    """Empty, repetitive and uniform replies."""
+    """Findings on empty, repetitive and uniform replies."""
     found = []
     if empty := value_of(model.empty_replies):
         found.append(f"empty replies: {empty:.0f}")
@@ -154,7 +154,7 @@ def about_copies(model: Metrics, true: Metrics) -> list[str]:
 
 
 def excludes(value: float, estimate: Estimate) -> bool:
-    """Whether `value` lies outside the interval; False without one, or with an end that is NaN."""
+    """Whether `value` lies outside the interval; False if there is no interval or one of its ends is NaN."""
     return estimate.interval is not None and (value < estimate.interval[0] or value > estimate.interval[1])
 
 

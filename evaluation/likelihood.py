@@ -17,9 +17,9 @@ from evaluation.results import Metrics, TooFew
 from evaluation.scoring import HISTORIES, Reply, Scorer, TokenLosses, make_candidates, make_histories, score_tokens
 from settings import GenerationSettings
 
-FEWEST_OTHERS = 9  # fewest other replies to rank a reply among
+FEWEST_OTHERS = 9  # minimum number of other replies to rank a reply among
 MOST_SPEAKERS = 50
-MOST_TURNS = 20  # turns with a loss of their own; later ones share one
+MOST_TURNS = 20  # number of turns with a separate loss; later turns share one
 
 
 class Subject(NamedTuple):
@@ -30,8 +30,8 @@ class Subject(NamedTuple):
         part: the held-out part, a key of `datasets`; all other metrics are measured on it.
         replies: turns that are scored after several histories and ranked among others.
         answered: the dialogues that get a generated reply; the first `generation.cases` are shown.
-        reply_tokens: how much of a reply is measured: a model that has not learned to stop writes up to the limit.
-        training: reads the turns of each training dialogue; None if they are unknown.
+        reply_tokens: measured tokens per reply; a model that has not learned to stop writes up to the limit.
+        training: returns the turns of each training dialogue; None if they are unknown.
         autocast: the precision that the models compute in.
     """
 
@@ -48,7 +48,7 @@ class Subject(NamedTuple):
 
     @property
     def length(self) -> int:
-        """The most tokens that a model sees at once."""
+        """The maximum number of tokens that a model sees at once."""
         return self.datasets[self.part].max_length
 
     @property
@@ -60,7 +60,7 @@ class Sums:
     """Sums per dialogue, and their ratios with intervals."""
 
     def __init__(self, dialogues: np.ndarray, seed: int) -> None:
-        """`dialogues` is the dialogue of each item to sum."""
+        """`dialogues` holds the dialogue number of each item to sum."""
         self.seed = seed
         self.places = np.unique(dialogues, return_inverse=True)[1]
 
@@ -104,12 +104,12 @@ def measure_likelihood(scorer: Scorer, subject: Subject) -> tuple[Metrics, np.nd
 
 
 def dialogues_of(losses: TokenLosses, subject: Subject) -> np.ndarray:
-    """(tokens,) the dialogue that each token belongs to, as its place among all conversations."""
+    """(tokens,) the dialogue that each token belongs to, as its index among all conversations."""
     return np.searchsorted(subject.conversations.starts, losses.places, side="right") - 1
 
 
 def loss_metrics(losses: TokenLosses, subject: Subject) -> Metrics:
-    """Loss in nats per token, perplexity exp(loss), and bits per byte, which does not depend on the vocabulary.
+    """Loss in nats per token, perplexity exp(loss), and bits per byte, which is independent of the vocabulary.
 
     Bytes are those of the learned text in UTF-8. Special tokens have no bytes, but their nats count.
     """
@@ -133,7 +133,7 @@ def byte_lengths(tokenizer: tiktoken.Encoding) -> np.ndarray:
 
 
 def loss_by_turn(losses: TokenLosses, subject: Subject) -> Metrics:
-    """The loss of each speaker's texts, and of the first, second, ... turn's text; texts include their stops."""
+    """The loss for each speaker, and for the first, second, ... turn; only texts and their stops count."""
     conversations = subject.conversations
     starts, ends = conversations.turn_spans()
     turns = np.searchsorted(starts, losses.places, side="right") - 1
@@ -158,14 +158,14 @@ def loss_by_turn(losses: TokenLosses, subject: Subject) -> Metrics:
 
 
 def context_use(sums: dict[str, np.ndarray], subject: Subject) -> Metrics:
-    """How much a history lowers the loss of a reply, in nats per token: its loss without minus its loss with history.
+    """The gain from a history, in nats per token: the loss of a reply without it minus the loss with it.
 
     Fernandes et al. 2021, "Measuring and Increasing Context Usage in Context-Aware Machine Translation", applied to
     dialogues, with sums over tokens. `context_use` is the gain from the reply's own history. Another dialogue's history
-    helps too: it shows that the reply does not open the dialogue. Only the gain beyond that comes from what was said.
+    helps too: it shows that the reply does not open the dialogue. Only the additional gain comes from the content.
 
     Args:
-        sums: (replies,) the summed loss of each reply after each history, and the number of `tokens` of each reply.
+        sums: (replies,) the summed loss of each reply after each history, and the number of `tokens` in each reply.
     """
     dialogues = Sums(np.array([dialogue for dialogue, _ in subject.replies]), subject.seed)
     worth = {name: dialogues.ratio(sums["none"] - sums[name], sums["tokens"]) for name in (*HISTORIES, "other")}
@@ -183,8 +183,8 @@ def context_use(sums: dict[str, np.ndarray], subject: Subject) -> Metrics:
 def coherence(scorer: Scorer, subject: Subject) -> Metrics:
     """Hits@1 and MRR of the true reply among up to 19 others, ranked by the mean loss of their texts' tokens.
 
-    The task of Dinan et al. 2019, "The Second Conversational Intelligence Challenge (ConvAI2)", with a language
-    model's likelihood as the ranking.
+    This is the task of Dinan et al. 2019, "The Second Conversational Intelligence Challenge (ConvAI2)", with a language
+    model's likelihood as the score.
     """
     dialogues = np.array([dialogue for dialogue, _ in subject.replies])
     contexts, candidates = make_candidates(subject.conversations, subject.replies, subject.length, subject.seed)

@@ -1,4 +1,4 @@
-"""The table of an evaluation's metrics: their meaning, which direction is better, and their values with intervals."""
+"""The table of an evaluation's metrics: their meaning, their better direction, and their values with intervals."""
 
 from typing import Any, NamedTuple
 
@@ -135,10 +135,10 @@ def columns_of(metrics: Json) -> dict[str, str]:
 
 
 def metric_groups(metrics: Json) -> tuple[list[Group], list[str]]:
-    """The table, and the names of the metrics that the evaluation lacks.
+    """The table, and the names of the metrics that are missing from the evaluation.
 
     Args:
-        metrics: `metrics` of evaluation.json.
+        metrics: the value of `metrics` in evaluation.json.
     """
     columns = [with_part_losses(mapping(metrics.get(column))) for column in columns_of(metrics)]
     groups, absent = [], []
@@ -164,7 +164,7 @@ def with_part_losses(values: Json) -> Json:
 
 
 def make_cell(metric: Metric, values: Json) -> Cell:
-    """A metric's value in one column, with the small print below it."""
+    """A metric's value in one column, with the note below it."""
     too_small = mapping(values.get("too_small")).get(metric.key)
     if isinstance(too_small, str):
         return Cell("too few", [too_small])
@@ -181,7 +181,7 @@ def make_cell(metric: Metric, values: Json) -> Cell:
 
 
 def span_cell(values: Json) -> Cell:
-    """The longest copied span: its number of words, its text and its source."""
+    """The longest copied span: number of words, text and source."""
     span = mapping(values.get("longest_copied_span"))
     words = number(span.get("words"))
     if words is None:
@@ -192,7 +192,7 @@ def span_cell(values: Json) -> Cell:
 
 
 def interval_of(value: Any) -> tuple[float, float] | None:
-    """The ends of an interval; None unless it has two."""
+    """The ends of an interval; None unless there are two."""
     ends = [number(end) for end in value] if isinstance(value, list) else []
     if len(ends) != 2 or ends[0] is None or ends[1] is None:
         return None

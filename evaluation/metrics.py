@@ -17,16 +17,16 @@ import numpy as np
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
-SHARE = (0.0, 1.0)  # bounds of a share
-DRAWN_TOGETHER = 1_000_000  # dialogues to draw in one batch of resamples
-FEWEST_FOR_INTERVAL = 3  # dialogues
-FEWEST_TO_DRAW = 8  # fewest dialogues to resample; three have only ten different resamples
+SHARE = (0.0, 1.0)  # bounds of a fraction
+DRAWN_TOGETHER = 1_000_000  # number of dialogues to draw in one batch of resamples
+FEWEST_FOR_INTERVAL = 3  # minimum number of dialogues for an interval
+FEWEST_TO_DRAW = 8  # minimum number of dialogues to resample; three have only ten different resamples
 COPIED_WORDS = 5
 REPEATED_WORDS = 4
 SELF_BLEU_REPLIES = 100
 WITHOUT_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # Thai to Han
-# Signs that belong to the letter before them, but do not match `\w`: combining accents, Hebrew and Arabic vowels, the
-# Indic blocks except for their full stops, and joiners.
+# Characters that belong to the letter before them, but do not match `\w`: combining accents, Hebrew and Arabic vowels,
+# the Indic blocks except for their full stops, and joiners.
 MARKS = "\u0300-\u036f\u0591-\u05bd\u05bf-\u05c7\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff\u200c\u200d"
 LETTERS = rf"[^\W_{WITHOUT_SPACES}](?:[^\W_{WITHOUT_SPACES}]|[{MARKS}])*"
 WORD = re.compile(rf"[{WITHOUT_SPACES}]|{LETTERS}(?:['’]{LETTERS})*")
@@ -58,7 +58,7 @@ def ratio(
 
     Args:
         numerators, denominators: (dialogues,) each, such as a dialogue's summed loss and its number of tokens.
-        bounds: limits of the ratio for any dialogues, such as 0 and 1 for a share.
+        bounds: the smallest and largest possible ratio, such as 0 and 1 for a fraction.
     """
     value = float(numerators.sum() / denominators.sum())
     if FEWEST_FOR_INTERVAL <= len(numerators) < FEWEST_TO_DRAW:
@@ -80,7 +80,7 @@ def student_interval(numerators: np.ndarray, denominators: np.ndarray) -> list[f
 def resample(size: int, seed: int, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
     """Yield resamples of `size` dialogues, with replacement, as rows of (resamples, size), in batches.
 
-    Yield nothing if there are too few dialogues for an interval.
+    If there are too few dialogues for an interval, yield nothing.
     """
     random, left = np.random.default_rng(seed), resamples if size >= FEWEST_FOR_INTERVAL else 0
     while left:
@@ -92,9 +92,9 @@ def resample(size: int, seed: int, resamples: int = RESAMPLES) -> Iterator[np.nd
 def middle(values: Sequence[float], size: int) -> list[float] | None:
     """The interval from the values of resamples of `size` dialogues; None without values.
 
-    The middle 95% of the values is too narrow for few dialogues. Widen it by as much as the interval of a mean needs,
-    to 98% for ten dialogues (the expanded percentile interval; Hesterberg 2015, "What Teachers Should Know About the
-    Bootstrap").
+    For few dialogues, the middle 95% of the values is too narrow. Widen it by the amount that the interval of a mean
+    needs, to 98% for ten dialogues (the expanded percentile interval; Hesterberg 2015, "What Teachers Should Know About
+    the Bootstrap").
     """
     if not len(values):
         return None
@@ -104,9 +104,9 @@ def middle(values: Sequence[float], size: int) -> list[float] | None:
 
 @cache
 def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
-    """The t for which the share `confidence` of Student's distribution with `freedom` degrees of freedom is within ±t.
+    """The t for which Student's distribution with `freedom` degrees of freedom is within ±t with this `confidence`.
 
-    This share is a finite sum in the angle arctan(t / √freedom) (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4). It
+    It is a finite sum in the angle arctan(t / √freedom) (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4). It
     grows with the angle, so bisection finds it.
     """
     low, high = 0.0, math.pi / 2
@@ -128,7 +128,7 @@ def ranks(losses: Iterable[np.ndarray]) -> np.ndarray:
     Ties and NaN count against the true reply.
 
     Args:
-        losses: for each reply, its mean loss per token, followed by those of the other candidates.
+        losses: for each reply, its mean loss per token, followed by the losses of the other candidates.
     """
     return np.array([1 + np.count_nonzero(~(others[1:] > others[0])) for others in losses])
 
@@ -138,7 +138,7 @@ def words(text: str) -> list[str]:
 
 
 def spell(match: re.Match[str]) -> str:
-    """A word in normal form, the same however its accents and its apostrophe were typed."""
+    """Normalise a word, so that different encodings of its accents and apostrophes become equal."""
     return unicodedata.normalize("NFC", match[0].lower()).replace("’", "'")
 
 
@@ -149,7 +149,7 @@ def ngrams(tokens: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
 def distinct(replies: Sequence[Sequence[str]], n: int) -> float | None:
     """Distinct-n (Li et al. 2016, "A Diversity-Promoting Objective Function for Neural Conversation Models").
 
-    The number of different n-grams divided by the number of all n-grams, over all replies: 1 if none repeats. (The
+    The number of distinct n-grams divided by the number of all n-grams, over all replies: 1 if none repeats. (The
     paper divides by words; this divides by n-grams, like most later work.) None without n-grams.
     """
     found = [ngram for reply in replies for ngram in ngrams(reply, n)]
@@ -159,7 +159,7 @@ def distinct(replies: Sequence[Sequence[str]], n: int) -> float | None:
 def expectation_adjusted_distinct(replies: Sequence[Sequence[int]], n_vocab: int) -> float | None:
     """EAD (Liu et al. 2022, "Rethinking and Refining the Distinct Metric").
 
-    The number of different tokens divided by the number expected from C draws out of a vocabulary of V,
+    The number of distinct tokens divided by the expected number for C draws from a vocabulary of V,
     V (1 - ((V - 1) / V) ** C). Longer replies don't lower it. None without tokens.
 
     Args:
@@ -174,7 +174,7 @@ def expectation_adjusted_distinct(replies: Sequence[Sequence[int]], n_vocab: int
 def self_bleu(replies: Sequence[str]) -> float | None:
     """Self-BLEU (Zhu et al. 2018, "Texygen"), from 0 to 100; None for fewer than two replies.
 
-    The BLEU of a reply with all others as its references, averaged over at most 100 replies. High if they sound alike.
+    The BLEU of a reply with all others as its references, averaged over at most 100 replies. High for similar replies.
     """
     from sacrebleu.metrics.bleu import BLEU
 
@@ -231,12 +231,12 @@ def likeness(replies: Sequence[str], true: Sequence[str], seed: int) -> tuple[di
 
 
 class Span(NamedTuple):
-    """A run of words that also occurs in a training dialogue: its characters, its number of words, and the dialogue."""
+    """A run of words that also occurs in a training dialogue: character range, number of words, and the dialogue."""
 
     start: int
     end: int
     words: int
-    dialogue: int  # its number, counted from 1
+    dialogue: int  # number of the dialogue, from 1
 
 
 class Copied(NamedTuple):
@@ -285,7 +285,7 @@ def find_copies(texts: Sequence[str], training: Iterable[Sequence[str]]) -> list
 
 
 def common_prefix(first: Sequence[str], second: Sequence[str]) -> int:
-    """The number of words at the start of two texts that are the same."""
+    """The number of words in the common prefix of two texts."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
 
@@ -293,7 +293,7 @@ def common_prefix(first: Sequence[str], second: Sequence[str]) -> int:
 def marks(found: Sequence[tuple[str, int, int]], places: Iterable[int]) -> list[tuple[int, int]]:
     """The ranges of characters of the copied 5-grams that begin at `places`, merged where they overlap."""
     merged: list[tuple[int, int]] = []
-    last = -1  # place of the last marked word
+    last = -1  # index of the last marked word
     for place in sorted(places):
         end = found[place + COPIED_WORDS - 1][2]
         if place <= last and merged:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from evaluation.run_files import Losses, Point
 from support.files import atomic_path
 
-# The colours of a PNG, which is always light, by the names of the variables in report.css.
+# The colours of a PNG, by the names of the variables in report.css; PNGs have no dark mode.
 LIGHT = {
     "ink": "#211f1c",
     "muted": "#6f6a63",
@@ -21,11 +21,11 @@ LIGHT = {
 }
 WIDE, NARROW, HALF = (860, 330), (340, 270), (420, 280)  # CSS pixels
 DOTS_PER_PIXEL = 2  # resolution of a PNG
-SMOOTH = 2  # draw a PNG this much larger and shrink it: Pillow's lines are not antialiased
+SMOOTH = 2  # oversampling factor of a PNG, because Pillow's lines are not antialiased
 FONT_SIZE, DIGIT = 12, 7  # text height and digit width, in pixels
-DASH, GAP = 6, 3  # pixels, as in report.html.jinja
-MOST_POINTS = 600  # average the neighbours in a curve with more points
-MOST_DOTS = 60  # draw no dots on a curve with more points
+DASH, GAP = 6, 3  # lengths in pixels, as in report.html.jinja
+MOST_POINTS = 600  # maximum number of points in a curve; neighbours are averaged in longer ones
+MOST_DOTS = 60  # maximum number of points in a curve that is drawn with dots
 MOST_TICKS = 12
 
 PILLOW_ANCHORS = {"start": "ls", "middle": "ms", "end": "rs"}
@@ -58,8 +58,8 @@ class Chart(NamedTuple):
     """The content of a plot.
 
     Attributes:
-        margins: space at both ends of the horizontal and the vertical axis, as a share of the range of the values.
-        ticks: labelled places on the horizontal axis; None: whole numbers.
+        margins: space at both ends of the horizontal and the vertical axis, as a fraction of the range of the values.
+        ticks: labelled positions on the horizontal axis; None: integers.
         zero: whether to draw a line at zero.
         top: upper limit of the vertical axis.
         best: a point to mark, and the anchor of its text.
@@ -96,7 +96,7 @@ class Dot(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A text on its baseline; `anchor` is the part of it that is at x: start, middle or end."""
+    """A text on its baseline; `anchor` is the part of the text at x: start, middle or end."""
 
     x: float
     y: float
@@ -124,7 +124,7 @@ def thin_out(points: Sequence[Point]) -> list[Point]:
 
 
 def highest_shown(losses: Losses) -> float:
-    """The upper end of the loss axis if a few spikes would flatten the curves, else infinity."""
+    """The upper end of the loss axis if a few spikes would otherwise flatten the curves, else infinity."""
     steps = sorted(point.loss for point in thin_out(losses.train))
     spikes = math.ceil(len(steps) * 0.02)
     usual = max([point.loss for point in losses.val + losses.train_set] + steps[: len(steps) - spikes], default=0)
@@ -132,9 +132,9 @@ def highest_shown(losses: Losses) -> float:
 
 
 def loss_chart(losses: Losses) -> Chart | None:
-    """The loss of each step, and of both parts at each evaluation, with the lowest validation loss marked.
+    """A chart of the loss of each step, and of both parts at each evaluation; marks the lowest validation loss.
 
-    None without losses.
+    None if there are no losses.
     """
     curves = []
     for name, colour, width, points in (
@@ -160,7 +160,7 @@ def loss_chart(losses: Losses) -> Chart | None:
 def series_chart(
     series: Sequence[Series], places: Sequence[str], x_label: str, y_label: str, zero: bool
 ) -> Chart | None:
-    """A line with intervals for each series, at named places; None without series. `zero` is as in `Chart`."""
+    """A chart with a line and intervals for each series, at named ticks; None without series. `zero`: see `Chart`."""
     if not series:
         return None
     curves = []
@@ -199,7 +199,7 @@ def lay_out(chart: Chart, size: tuple[int, int], legend: bool = False) -> Pictur
     """Lay out a chart as lines, dots and texts in `size` pixels.
 
     Args:
-        legend: write the names of the curves above the plot; the page has its own legend, which can wrap.
+        legend: whether to write the names of the curves above the plot; the page has a separate legend, which can wrap.
     """
     width, height = size
     points = [point for curve in chart.curves for point in curve.points]
@@ -266,7 +266,7 @@ def write_png(chart: Chart, size: tuple[int, int], path: Path) -> None:
     for x, y, text, anchor, colour, turned in picture.texts:
         text, at = text.replace("−", "-"), (x * DOTS_PER_PIXEL, y * DOTS_PER_PIXEL)  # the font has no minus sign
         if turned:
-            image = image.rotate(-90, expand=True)  # y from the top becomes x from the right
+            image = image.rotate(-90, expand=True)  # the distance from the top becomes the distance from the right
             at = image.width - at[1], at[0]
         options = {"stroke_width": 3 * DOTS_PER_PIXEL, "stroke_fill": LIGHT["page"]} if colour == "ink" else {}
         ImageDraw.Draw(image).text(at, text, LIGHT[colour], font, PILLOW_ANCHORS[anchor], **options)
@@ -278,7 +278,7 @@ def write_png(chart: Chart, size: tuple[int, int], path: Path) -> None:
 
 def dashes(points: Places) -> Iterator[Places]:
     """The dashes of a line through `points`."""
-    done = 0.0  # pixels since the last dash began
+    done = 0.0  # pixels since the start of the last dash
     for (x, y), (next_x, next_y) in itertools.pairwise(points):
         length = math.dist((x, y), (next_x, next_y))
         start = -done

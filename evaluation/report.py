@@ -1,10 +1,10 @@
-"""The report of a run: its folder as one self-contained HTML page, and its plots as PNGs.
+"""The report of a run: a self-contained HTML page that shows its folder, and the plots as PNGs.
 
-It is written at the end of each run and each evaluation. To write it again, in the program's folder:
+It is written at the end of each run and each evaluation. To rewrite it, run in the program's folder:
 
     python -m evaluation.report runs/tiny-1
 
-The page runs no script and loads nothing. Text from the conversations is shown as text, whatever it contains.
+The page runs no scripts and loads nothing. Text from the conversations is always escaped.
 """
 
 import json
@@ -51,11 +51,11 @@ from support.errors import UserError, display, printable, run_command
 from support.files import Json, write_text, writing
 
 REPORT, LOSS_PLOT, CONTEXT_PLOT = "report.html", "loss.png", "context_use.png"
-MOST_ROWS = 12  # speakers, or texts of the watched reply, to show
+MOST_ROWS = 12  # maximum number of speakers, or of versions of the watched reply, to show
 
 
 class Plot(NamedTuple):
-    """A plot on the page: one picture, or one each for wide and for narrow screens."""
+    """A plot on the page: one image, or two for wide and narrow screens."""
 
     label: str
     """alternative text for screen readers"""
@@ -66,7 +66,7 @@ class Plot(NamedTuple):
 
 @dataclass(frozen=True)
 class MetricTable:
-    """The table of metrics, the sentences on how they were `measured`, and the metrics the evaluation lacks."""
+    """The table of metrics, sentences on how they were `measured`, and the metrics missing from the evaluation."""
 
     groups: list[Group]
     columns: list[tuple[str, str]]
@@ -89,7 +89,7 @@ class SpeakerLosses:
 
 @dataclass(frozen=True)
 class WatchedReply:
-    """How the reply to the first `case` changed during training: the shown texts, and the number of `all` texts."""
+    """The changes of the reply to the first `case` during training: the shown texts, and the number of `all` texts."""
 
     entries: list[Watched]
     all: int
@@ -120,13 +120,13 @@ class Page:
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` in a run folder, with `loss.png` and `context_use.png` if there is something to draw.
+    """Write `report.html` in a run folder, with `loss.png` and `context_use.png` if there is data for them.
 
-    It reads only this folder. The page names missing files; broken ones are also printed. The same folder gives the
-    same bytes.
+    Only this folder is read. The page names missing files; malformed ones are also printed. The output depends only on
+    the folder.
 
     Raises:
-        UserError: the folder does not exist or has none of a run's files, or the report can't be written.
+        UserError: the folder does not exist, it has no files of a run, or the report can't be written.
     """
     run = read_run(folder)
     losses = read_losses(run.metrics)
@@ -192,7 +192,7 @@ def render(page: Page) -> str:
 
 
 def model_name(run: RunFiles) -> str:
-    """The name of the base model if known, else of the model or folder that was evaluated."""
+    """The name of the base model if known, else of the evaluated model or folder."""
     if name := mapping(run.settings.get("model")).get("name"):
         return last_part(name)
     evaluated = run.evaluation.get("base_model") or run.evaluation.get("model")
@@ -200,7 +200,7 @@ def model_name(run: RunFiles) -> str:
 
 
 def facts(run: RunFiles, losses: Losses) -> list[str]:
-    """The line below the title: data, template, size, length, seed, as far as known."""
+    """The line below the title: data, template, size, length and seed, if known."""
     data, training = mapping(run.settings.get("data")), mapping(run.settings.get("training"))
     evaluated = mapping(run.evaluation.get("settings"))
     found: list[str] = []
@@ -220,13 +220,13 @@ def facts(run: RunFiles, losses: Losses) -> list[str]:
         last = max(points, key=lambda point: point.step)
         found.append(f"{last.step:,} steps" + (f" ({last.epoch:g} epochs)" if last.epoch else ""))
     seed = training.get("seed", evaluated.get("seed"))
-    if isinstance(seed, int):  # up to 2**63, more than a float can hold
+    if isinstance(seed, int):  # up to 2**63, which a float can't represent exactly
         found.append(f"seed {seed}")
     return found
 
 
 def loss_section(losses: Losses, chart: Chart | None) -> Plot | None:
-    """The loss curves, with sentences on the losses and on values that are not drawn."""
+    """The loss curves, with sentences about the losses and about values that are not drawn."""
     if chart is None:
         return None
     sentences = []
@@ -255,7 +255,7 @@ def loss_section(losses: Losses, chart: Chart | None) -> Plot | None:
 
 
 def overfitting_text(values: Json) -> str:
-    """A sentence that compares the loss on the training part with the validation loss, or an empty text."""
+    """A sentence that compares the loss on the training part with the validation loss, or an empty string."""
     train, gap = number(values.get("train_set_loss")), number(values.get("gap"))
     if train is None or gap is None:
         return ""
@@ -345,7 +345,7 @@ def watched_reply(run: RunFiles, cases: Cases) -> WatchedReply | None:
 
 
 def flat_settings(settings: Json, above: str = "") -> list[tuple[str, str]]:
-    """Every option with its value; the options in a group have its name in front."""
+    """Every option with its value; options in a group are prefixed with the group's name."""
     found = []
     for name, value in settings.items():
         if isinstance(value, dict) and value:

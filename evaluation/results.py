@@ -1,4 +1,4 @@
-"""The results of an evaluation, and their form in evaluation.json."""
+"""The results of an evaluation, and their format in evaluation.json."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -9,11 +9,11 @@ from evaluation.run_files import EVALUATION_VERSION, number
 from settings import GenerationSettings
 from support.files import Json, without_none
 
-DAMAGED = (AttributeError, KeyError, TypeError, ValueError)  # raised by `from_json` if the JSON has a different form
+DAMAGED = (AttributeError, KeyError, TypeError, ValueError)  # raised by `from_json` for a different structure
 
 
 class TooFew(NamedTuple):
-    """A metric that could not be measured, and what it `needed`."""
+    """A metric that could not be measured, and the data it `needed`."""
 
     needed: str
 
@@ -26,7 +26,7 @@ class CopiedSpan(NamedTuple):
     dialogue: int
 
 
-Number = Estimate | TooFew | None  # None: not part of this measurement
+Number = Estimate | TooFew | None  # None: not measured here
 Group = dict[str, Estimate] | None
 
 
@@ -66,15 +66,15 @@ class Metrics:
     loss_change: Estimate | None = None
 
     def joined(self, other: "Metrics") -> "Metrics":
-        """The metrics of both."""
+        """The metrics of both objects together."""
         return replace(self, **{name: found for name, found in vars(other).items() if found is not None})
 
     def numbers(self) -> dict[str, Estimate]:
-        """The metrics that are one number and could be measured."""
+        """The measured metrics that consist of one number."""
         return {name: found for name, found in vars(self).items() if isinstance(found, Estimate)}
 
     def too_small(self) -> dict[str, str]:
-        """The metrics that could not be measured, and what they need."""
+        """The metrics that could not be measured, and the data they need."""
         return {name: found.needed for name, found in vars(self).items() if isinstance(found, TooFew)}
 
     def to_json(self) -> Json:
@@ -103,7 +103,7 @@ class Metrics:
         """Read the output of `to_json`; unknown metrics are ignored.
 
         Raises:
-            one of `DAMAGED`: `values` has a different form.
+            one of `DAMAGED`: `values` has a different structure.
         """
         intervals, too_small, found = values["intervals"], values["too_small"], {}
         for name in {field.name for field in fields(cls)} & values.keys():
@@ -135,7 +135,7 @@ class ShownTurn:
     """A turn of a shown case.
 
     Attributes:
-        copied: spans of characters that also occur in the training dialogues; None if these were not searched.
+        copied: character spans that also occur in the training dialogues; None if they were not searched for.
     """
 
     speaker: str
@@ -145,7 +145,7 @@ class ShownTurn:
 
 @dataclass(frozen=True)
 class ShownCase:
-    """A dialogue shown turn by turn: its beginning, its true continuation, and that of each model."""
+    """A dialogue shown turn by turn: its beginning, the true continuation, and the continuation of each model."""
 
     place: int
     input: list[ShownTurn]

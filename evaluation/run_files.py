@@ -1,4 +1,4 @@
-"""Read a run folder, so that a missing, broken or older file costs the report no more than that file's section."""
+"""Read a run folder; a missing, malformed or older file affects only its own section of the report."""
 
 import json
 import math
@@ -14,9 +14,9 @@ from support.files import Json, read_json
 EVALUATION_VERSION = 1  # format of evaluation.json
 READ = ("settings.json", "ledger.json", "metrics.jsonl", "evaluation.json", "generated_conversations.json")
 LEFT_OUT = "it is left out of the report"
-NAMED_LINES = 5  # broken lines to name in a note
-LAST_STEP = 1e12  # ignore lines with a later step
-LARGEST = 1e6  # leave larger losses out of the plots
+NAMED_LINES = 5  # maximum number of malformed lines to name in a note
+LAST_STEP = 1e12  # lines with a later step are ignored
+LARGEST = 1e6  # larger losses are left out of the plots
 
 
 class Point(NamedTuple):
@@ -55,7 +55,7 @@ class Watched(NamedTuple):
 
 @dataclass
 class RunFiles:
-    """The content of a run folder; a missing or broken file is empty here, and `missing` says why."""
+    """The content of a run folder; a missing or malformed file is empty here, and `missing` has the reason."""
 
     folder: Path
     settings: Json = field(default_factory=dict)
@@ -93,12 +93,12 @@ def sequence(value: Any) -> list[Any]:
 
 
 def objects(value: Any) -> list[Json]:
-    """The JSON objects of a list."""
+    """The JSON objects in a list."""
     return [item for item in sequence(value) if isinstance(item, dict)]
 
 
 def last_part(path: Any) -> str:
-    """The name of a file or folder from its path, which may come from another operating system."""
+    """The last component of a path, which may come from a different operating system."""
     return re.split(r"[\\/]", str(path).rstrip("\\/"))[-1]
 
 
@@ -106,7 +106,7 @@ def read_run(folder: Path) -> RunFiles:
     """Read the files of a run folder that a report needs.
 
     Raises:
-        UserError: the folder does not exist, or has none of a run's files.
+        UserError: the folder does not exist, or has no files of a run.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name a run folder, such as runs/tiny-1")
@@ -133,7 +133,7 @@ def read_run(folder: Path) -> RunFiles:
 
 
 def read_file(run: RunFiles, name: str, kind: type, read: Callable[[Path], Any] | None = None) -> Any:
-    """Read a file of the run with `read`, or as JSON of a `kind`; if that fails, return an empty one and record why."""
+    """Read a file of the run with `read`, or as JSON of a `kind`; on failure, return an empty one and note the reason."""
     path = run.folder / name
     if not path.is_file():
         run.missing[name] = f"There is no {name} in this folder."
@@ -147,7 +147,7 @@ def read_file(run: RunFiles, name: str, kind: type, read: Callable[[Path], Any] 
 
 
 def read_lines(path: Path, notes: list[str]) -> list[Json]:
-    """The JSON objects of metrics.jsonl that have a step; add a note on the other lines.
+    """The JSON objects of metrics.jsonl that have a step; add a note about the other lines.
 
     Raises:
         UserError: the file can't be read.
@@ -207,7 +207,7 @@ def read_losses(metrics: list[Json]) -> Losses:
 
 
 def read_watched(metrics: list[Json]) -> list[Watched]:
-    """How the watched reply changed: successive equal texts share an entry."""
+    """The versions of the watched reply; successive equal texts share an entry."""
     entries: list[Watched] = []
     for line in metrics:
         if isinstance(text := line.get("watched"), str):

@@ -1,4 +1,4 @@
-"""Token losses of a model: for whole dialogues, for replies after other histories, and for other candidate replies.
+"""A model's token losses: for whole dialogues, for replies after different histories, and for candidate replies.
 
 All losses are negative log-likelihoods in nats, computed as in training: on the same tokens, under the same autocast.
 """
@@ -17,9 +17,9 @@ from dialogues.conversations import Conversations
 from gpt_model import GPTModel, KVCache
 from talking.generation import check_finite, pad_left
 
-HISTORIES = {"none": 0, "1": 1, "2": 2, "4": 4, "all": None}  # turns that the model sees before a reply
-OTHERS = 19  # other replies to rank a reply among
-COPYING = 8  # copying this many context tokens takes as much memory as computing one
+HISTORIES = {"none": 0, "1": 1, "2": 2, "4": 4, "all": None}  # number of turns that the model sees before a reply
+OTHERS = 19  # number of other replies to rank a reply among
+COPYING = 8  # copying this many context tokens takes the memory of computing one
 
 
 class Scorer(NamedTuple):
@@ -50,7 +50,7 @@ class Scorer(NamedTuple):
     ) -> list[list[np.ndarray]]:
         """The token losses of each continuation of each context; a context is computed once for all its continuations.
 
-        A context has at least one token. With a continuation it may have one token more than the model has positions.
+        A context has at least one token. With a continuation, it may exceed the model's positions by one token.
         """
         self.model.eval()
         for context, branches in zip(contexts, continuations, strict=True):
@@ -102,7 +102,7 @@ class BranchedCache(KVCache):
     Args:
         cache: the cache of the contexts, padded on the left.
         rows: (B,) the context that each row continues.
-        n_positions: positions of the model. Padding on the right may lie beyond them; its positions don't matter.
+        n_positions: positions of the model. Padding on the right may exceed them; its positions don't matter.
     """
 
     def __init__(self, cache: KVCache, rows: Sequence[int], n_positions: int) -> None:
@@ -138,7 +138,7 @@ def progress(what: str, total: int) -> tqdm:
 
 
 class TokenLosses(NamedTuple):
-    """The learned tokens of some dialogues: their places among the tokens of all conversations, and their losses."""
+    """The learned tokens of some dialogues: their indices among the tokens of all conversations, and their losses."""
 
     places: np.ndarray  # (tokens,)
     nats: np.ndarray  # (tokens,)
@@ -153,17 +153,17 @@ def score_tokens(scorer: Scorer, dataset: DialogueDataset, what: str) -> TokenLo
 
 
 class Reply(NamedTuple):
-    """A turn that answers another: the place of its dialogue among all conversations, and its place in the dialogue."""
+    """A turn that answers another: the index of its dialogue among all conversations, and its index in the dialogue."""
 
     dialogue: int
     turn: int
 
 
 def choose_replies(conversations: Conversations, dialogues: np.ndarray, most: int, seed: int) -> list[Reply]:
-    """Choose about `most` replies at random, by `seed`: all replies of a few dialogues, or one reply each of many.
+    """Choose about `most` replies at random by `seed`: all replies of a few dialogues, or one reply of each of many.
 
-    Each dialogue gives equally many, if it has them. Only replies that the model learns are chosen: Bob's with
-    `--learn Bob`, and the response in instruction data.
+    Each dialogue contributes the same number if it has enough. Only replies that the model learns are chosen: with
+    `--learn Bob` those of Bob, and in instruction data the response.
     """
     random = np.random.default_rng(seed)
     if len(dialogues) > most:
@@ -171,7 +171,7 @@ def choose_replies(conversations: Conversations, dialogues: np.ndarray, most: in
     each, replies = max(1, most // len(dialogues)), []
     for dialogue in dialogues.tolist():
         texts = conversations.texts_of(dialogue)
-        said = conversations[dialogue].turns  # decoded, because the space before an empty text is a token too
+        said = conversations[dialogue].turns  # decoded, because an empty text still has a token for its space
         turns = np.array([turn for turn, (_, text) in enumerate(said) if turn and text], int)
         if conversations.renderer.name == "alpaca":
             turns = turns[turns == len(texts) - 1]
@@ -183,23 +183,23 @@ def choose_replies(conversations: Conversations, dialogues: np.ndarray, most: in
 
 
 class Pieces:
-    """A dialogue's tokens in pieces, from which other histories are assembled."""
+    """A dialogue's tokens in pieces, for assembling different histories."""
 
     def __init__(self, conversations: Conversations, dialogue: int) -> None:
         renderer, tokens = conversations.renderer, conversations.tokens_of(dialogue).tolist()
         texts = conversations.texts_of(dialogue).tolist()
         self.labels = [renderer.label(conversations.speakers[speaker]) for _, _, speaker in texts]
         ends = [end + len(renderer.stop) for _, end, _ in texts[:-1]] + [len(tokens)]
-        self.texts = [tokens[start:end] for (start, _, _), end in zip(texts, ends, strict=True)]  # with their stops
+        self.texts = [tokens[start:end] for (start, _, _), end in zip(texts, ends, strict=True)]  # with the stops
         self.beginning = tokens[: texts[0][0] - len(self.labels[0])]  # the instruction
 
     def history(self, turn: int, recent: int | None = None) -> list[list[int]]:
-        """The `recent` turns before `turn` (None: all), each with its label."""
+        """The last `recent` turns before `turn` (None: all), each with its label."""
         first = 0 if recent is None else max(0, turn - recent)
         return [self.labels[place] + self.texts[place] for place in range(first, turn)]
 
     def history_of(self, other: "Pieces", turn: int) -> list[list[int]]:
-        """The turns of another dialogue before its turn of the same number, with the labels of this dialogue."""
+        """The turns of a different dialogue before its turn of the same number, with the labels of this dialogue."""
         turn = min(turn, len(other.texts) - 1)
         return [label + text for label, text in zip(self.labels[:turn], other.texts[:turn], strict=True)]
 
@@ -212,7 +212,7 @@ class Pieces:
 
 
 class Histories(NamedTuple):
-    """Replies after several histories.
+    """Replies, each after several histories.
 
     Attributes:
         examples: each reply after each of its histories; only the reply is learned.
@@ -225,15 +225,15 @@ class Histories(NamedTuple):
     def sums(self, losses: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """(replies,) the summed loss of each reply for each history, given the examples' losses; and their `tokens`.
 
-        The keys are those of `HISTORIES`, and `other`: the beginning of another dialogue, with as many turns as the
-        reply's own history (or all but the last turn of a shorter dialogue).
+        The keys are those of `HISTORIES`, and `other`: the beginning of a different dialogue with the same number of
+        turns as the reply's own history (or all but the last turn of a shorter dialogue).
         """
         totals, sizes = np.array([part.sum() for part in losses]), np.array([len(part) for part in losses])
         return {name: totals[found] for name, found in self.places.items()} | {"tokens": sizes[self.places["all"]]}
 
 
 def make_histories(conversations: Conversations, replies: Sequence[Reply], positions: int, seed: int) -> Histories:
-    """Each reply after several histories, for a model with `positions`; `seed` decides on the other dialogue."""
+    """Each reply after several histories, for a model with `positions`; `seed` selects the other dialogue."""
     pieces = {dialogue: Pieces(conversations, dialogue) for dialogue, _ in replies}
     others = exchange(list(pieces), seed)
     known: dict[tuple[int, ...], int] = {}
@@ -257,7 +257,7 @@ def make_histories(conversations: Conversations, replies: Sequence[Reply], posit
 
 
 def exchange(dialogues: Sequence[int], seed: int) -> dict[int, int]:
-    """Assign another dialogue to each dialogue (itself if there is only one)."""
+    """Pair each dialogue with a different one (with itself if it is the only one)."""
     order = np.random.default_rng(seed).permutation(np.array(dialogues)).tolist()
     return dict(zip(order, [*order[1:], order[0]], strict=True))
 
@@ -265,9 +265,9 @@ def exchange(dialogues: Sequence[int], seed: int) -> dict[int, int]:
 def make_candidates(
     conversations: Conversations, replies: Sequence[Reply], positions: int, seed: int
 ) -> tuple[list[list[int]], list[list[list[int]]]]:
-    """For each reply, its context; and its text followed by up to 19 other candidates.
+    """For each reply, its context, and its text followed by up to 19 other candidates.
 
-    The candidates are drawn by `seed` from the replies of other dialogues, and all are different. Contexts and texts
+    The candidates are drawn by `seed` from the replies of other dialogues, and all are distinct. Contexts and texts
     are cut to fit a model with `positions`.
     """
     random, room = np.random.default_rng(seed), positions // 2

@@ -1,4 +1,4 @@
-"""The cases of an evaluation as the page shows them: as speech bubbles, with copied spans marked."""
+"""The cases of an evaluation in the layout of the page: speech bubbles, with copied spans marked."""
 
 import re
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 from evaluation.run_files import RunFiles, number, objects, sequence
 from support.files import Json
 
-MOST_CASES = 100  # cases to show on a page
+MOST_CASES = 100  # maximum number of cases on a page
 
 
 class Piece(NamedTuple):
-    """A part of a turn's text, and whether it was copied."""
+    """A part of a turn's text, and whether the part was copied."""
 
     text: str
     copied: bool
@@ -85,7 +85,7 @@ def speaker_of(turn: Json) -> str:
 
 
 def text_of(turn: Json, name: str) -> str:
-    """The value of `name` if it is a text, else an empty one."""
+    """The value of `name` if it is a string, else an empty string."""
     value = turn.get(name)
     return value if isinstance(value, str) else ""
 

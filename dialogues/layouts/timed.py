@@ -14,7 +14,7 @@ FIRST = re.compile(
     rf"(?P<open>[\[(<]?)(?P<stamp>{CUE}|{STAMP})(?P<close>[\])>]?)"
     r"(?P<gap>(?<=\])(?=[^\W\d])|\s-->\s.*$|\s?[-–—]\s+|\s*:\s+|,\s+|;\s?|\s?\|\s?|\t\s*|\s+|$)(?P<rest>.*)$"
 )
-# Name, then timestamp: `Nora Berg  0:07`, `[Nora] [오후 8:00] text`, `Nora (20:01): text`, `Nora, [1 Jan 2024 at 20:00]:`
+# Name, then time: `Nora Berg  0:07`, `[Nora] [오후 8:00] text`, `Nora (20:01): text`, `Nora, [1 Jan 2024 at 20:00]:`
 SECOND = re.compile(
     rf"(?P<name>[^\s\d\[(<][^\t\n]{{0,50}}?|\[[^\[\]\n]{{1,50}}\]|<[^<>\n]{{1,50}}>)"
     rf"(?P<open>,?\s*[\[(]|\s*[—–|·•-]+\s*|\s{{2,}}|\t|,?\s)(?P<stamp>{STAMP})(?P<close>[\])]?:?)"
