@@ -3,8 +3,8 @@
 Shapes: B rows in the batch, T tokens, C channels (`n_embd`), H heads, D = C / H channels per head,
 S keys and values (cached and new), V tokens in the vocabulary.
 
-Parameters are named as in the published files. The four names from `fast` are drop-ins for torch's own: import torch's
-instead, and every number is the same up to rounding, only slower.
+Parameters are named as in the published files. The four names from `fast` are drop-ins for torch's own: with torch's,
+every number is the same up to rounding, but the model is slower.
 """
 
 import math
@@ -40,7 +40,7 @@ PUBLISHED = {
 
 
 class KVCache:
-    """Keys and values of all tokens so far, so that a new token costs the work of one token, not of the whole text.
+    """Keys and values of all tokens so far, so that a new token needs the work of one token, not of the whole text.
 
     Args:
         padding: (B,) number of padding tokens at the left of each row; they are masked.
@@ -67,7 +67,7 @@ class KVCache:
         return (columns - self.padding[:, None]).clamp(min=0)
 
     def mask(self, T: int) -> Tensor:
-        """(B, 1, T, S) mask, true where one of the next T tokens may attend: not to padding or to later tokens."""
+        """(B, 1, T, S) mask, true where the next T tokens may attend: not to padding, and not to later tokens."""
         keys = torch.arange(self.length + T, device=self.padding.device)  # (S,)
         queries = keys[self.length :, None]  # (T, 1)
         visible = (keys <= queries) & (keys >= self.padding[:, None, None])  # (B, T, S)
@@ -171,7 +171,7 @@ class GPTModel(nn.Module):
 
 
 def count_parameters(config: GPTConfig) -> int:
-    """The number of parameters of a model, without creating it."""
+    """The number of parameters in a model, without creating it."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in GPTModel(config).parameters())
 

@@ -1,7 +1,7 @@
 """Load a model from a model folder, and write a model to a folder.
 
 A model folder has the published Hugging Face layout: `config.json`, `model.safetensors` (or `pytorch_model.bin`),
-`vocab.json`, `merges.txt`. transformers can load the folders written here, and its folders load here.
+`vocab.json`, `merges.txt`. Folders written here load in transformers, and the other way round.
 """
 
 import json
@@ -32,7 +32,7 @@ TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "ml
 # Older files also hold each layer's causal mask. (The dot of `.attn.bias` excludes `attn.c_attn.bias`, a parameter.)
 MASK_BUFFERS = (".attn.bias", ".attn.masked_bias")
 
-# Errors that torch.load raises on a file that is not a pickle, or is cut short.
+# Errors that torch.load raises for a file that is truncated or not a pickle.
 DAMAGED_PICKLE = (
     RuntimeError,
     EOFError,
@@ -53,8 +53,8 @@ FIXED_CONFIG = {
     "add_cross_attention": (False, None),
     "tie_word_embeddings": (True, None),
 }
-# Maximum of any number in a configuration, and of its layers, so that a damaged file can't use up memory or time.
-# GPT-2 XL has 48 layers.
+# Maximum of any number in a configuration, and of its number of layers, so that a damaged file can't exhaust memory or
+# time. GPT-2 XL has 48 layers.
 LARGEST, MOST_LAYERS = 1 << 20, 1000
 NAMED = 5  # maximum number of tensors that an error names per fault; a damaged file may have a million
 LONGEST = 200  # maximum number of characters that an error quotes from a file
@@ -70,7 +70,7 @@ def load_model(
     """Load a model folder; return the model, on `device`, and its tokenizer.
 
     Memory holds one copy of the weights: the model is created without storage, and each tensor is read, converted and
-    put in place before the next is read. The matrices of the layers and the token embedding, nearly all of the weights,
+    stored before the next one is read. The matrices of the layers and the token embedding, nearly all of the weights,
     get `dtype`; positions, biases and norms are fp32, so that the residual stream stays fp32.
 
     Raises:
@@ -119,7 +119,7 @@ def read_weights(
         if source.is_meta or not source.is_floating_point():
             form = "without values" if source.is_meta else f"as {str(source.dtype)[6:]}"
             raise UserError(f"{path}: {stored} is stored {form}; save the model in float32, float16 or bfloat16")
-        # Move the tensor as it is stored: a GPU transposes faster than the CPU.
+        # Move the tensor before transposing it: a GPU transposes faster than the CPU.
         tensor = own_copy(source.to(device), name.endswith(TRANSPOSED), wanted)
         if not is_finite(tensor):
             raise UserError(f"{path}: {stored} holds NaN or infinity in {str(wanted)[6:]}; download the model again")
@@ -214,7 +214,8 @@ def open_weights(path: Path) -> tuple[dict[str, torch.Size], Callable[[str], Ten
 def match_tensors(shapes: dict[str, torch.Size], expected: dict[str, torch.Size], path: Path) -> dict[str, str]:
     """Return the name of the stored tensor for each of the `expected` parameters, in their order.
 
-    If the file has `lm_head.weight` but no `wte.weight`, the one replaces the other; if it has both, so has the result.
+    If the file has `lm_head.weight` but no `wte.weight`, the former replaces the latter; if it has both, so does the
+    result.
 
     Raises:
         UserError: tensors are missing, stored twice, unexpected or misshapen; the message names the first few.
@@ -240,7 +241,7 @@ def match_tensors(shapes: dict[str, torch.Size], expected: dict[str, torch.Size]
 
 
 def first_few(fault: str, texts: Sequence[str]) -> list[str]:
-    """Return the first of `texts`, which describe one tensor each, and how many more there are."""
+    """Return the first of `texts`, which describe one tensor each, and the number of the others."""
     more = [f"{len(texts) - NAMED:,} more {fault}"] if len(texts) > NAMED else []
     return [text[:LONGEST] for text in texts[:NAMED]] + more
 
@@ -254,7 +255,7 @@ def own_copy(tensor: Tensor, transposed: bool, dtype: torch.dtype) -> Tensor:
 def is_finite(tensor: Tensor) -> bool:
     """Whether a tensor has no NaN and no infinity.
 
-    The sum shows either of them and is cheap. Huge numbers can overflow the sum; only then is each number checked.
+    The sum is cheap and reveals both. Huge numbers can overflow it, so if it is not finite, each number is checked.
     """
     return bool(tensor.sum().isfinite() or tensor.isfinite().all())
 
@@ -333,7 +334,7 @@ def save_weights(
     """Write the weights of `model` into `folder`. Call this last, so that a folder with weights is complete.
 
     Args:
-        parameters: (name, parameter) pairs in the model's order, read one at a time; by default those of `model`.
+        parameters: (name, parameter) pairs in the model's order, read one at a time; by default, those of `model`.
         spare: a file to overwrite; see `atomic_path`.
 
     Raises:
@@ -367,6 +368,6 @@ def write_tensors(
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for shape, tensor in zip(shapes.values(), tensors, strict=True):
             assert tensor.shape == shape
-            stored = tensor.to(dtype).contiguous().cpu()  # transposed on its device: a GPU is faster
+            stored = tensor.to(dtype).contiguous().cpu()  # transpose on its device: a GPU is faster
             file.write(stored.view(-1).view(torch.uint8).numpy().data)  # as bytes: numpy has no bf16
         file.truncate()

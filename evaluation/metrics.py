@@ -106,7 +106,7 @@ def middle(values: Sequence[float], size: int) -> list[float] | None:
 def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
     """The t for which Student's distribution with `freedom` degrees of freedom is within ±t with this `confidence`.
 
-    It is a finite sum in the angle arctan(t / √freedom) (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4). It
+    The confidence is a finite sum in the angle arctan(t / √freedom) (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4). It
     grows with the angle, so bisection finds it.
     """
     low, high = 0.0, math.pi / 2

@@ -133,7 +133,7 @@ def read_run(folder: Path) -> RunFiles:
 
 
 def read_file(run: RunFiles, name: str, kind: type, read: Callable[[Path], Any] | None = None) -> Any:
-    """Read a file of the run with `read`, or as JSON of a `kind`; on failure, return an empty one and note the reason."""
+    """Read a file of the run with `read`, or as JSON of a `kind`; on failure, return an empty one and add a note."""
     path = run.folder / name
     if not path.is_file():
         run.missing[name] = f"There is no {name} in this folder."

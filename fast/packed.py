@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from fast.linear import Linear, linear
 
-FEW_ROWS = 16  # for more rows, packed fp16 is slower than bf16
-HEAD_ROWS = 512  # rows of a bf16 head to cast to fp32 at a time, few enough to stay in the processor's cache
+FEW_ROWS = 16  # with more rows, packed fp16 is slower than bf16
+HEAD_ROWS = 512  # rows of a bf16 head to cast to fp32 at a time; they fit in the processor's cache
 
 
 class PackedLinear(Linear):
-    """`layer` with its bf16 weight packed, if its processor has the kernels."""
+    """`layer` with its bf16 weight packed, if the processor supports the kernels."""
 
     def __init__(self, layer: Linear) -> None:
         weight, bias = layer.weight, layer.bias
@@ -44,7 +44,7 @@ class PackedLinear(Linear):
 
 
 class PackedHead(PackedLinear):
-    """An output head with fp32 logits: bf16 cannot separate the top ones, which are around -100 in GPT-2."""
+    """An output head with fp32 logits: bf16 cannot separate the top logits, which are around -100 in GPT-2."""
 
     def unpacked(self, input: Tensor) -> Tensor:
         if torch.is_autocast_enabled(input.device.type) or self.weight.dtype == input.dtype:

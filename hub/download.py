@@ -12,8 +12,8 @@ from support.errors import UserError, display, reason
 from support.files import check_free_space
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-SHA256_LENGTH = 64  # hex digits; an ETag of this length is the content's sha256, which the hub has for large files
-RETRY_SECONDS = (1, 2, 4, 8)  # waits between five tries
+SHA256_LENGTH = 64  # hex digits; an ETag of this length is the content's sha256, as the hub sends for large files
+RETRY_SECONDS = (1, 2, 4, 8)  # waiting times between five attempts
 
 
 def missing_files(folder: Path, weights: bool = True) -> list[str]:
@@ -35,7 +35,7 @@ def download_model(hub_id: str, folder: Path, weights: bool = True) -> Path:
     `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` are honoured.
 
     Raises:
-        UserError: no network, no such model, a full disk, a damaged transfer; what was downloaded so far is kept.
+        UserError: no network, no such model, a full disk, or a damaged transfer; partial downloads are kept.
     """
     missing = missing_files(folder, weights)
     if not missing:
@@ -44,11 +44,11 @@ def download_model(hub_id: str, folder: Path, weights: bool = True) -> Path:
     by_hand = f"or put {', '.join(missing)} into {folder} yourself"
     try:
         with lock_for(folder):
-            if missing := missing_files(folder, weights):  # another process may have downloaded them meanwhile
+            if missing := missing_files(folder, weights):  # another process may have downloaded them in the meantime
                 fetch_missing(hub_id, missing, folder)
     except UserError as error:
         raise UserError(f"{error}; {by_hand}") from error
-    except (ValueError, ImportError) as error:  # a malformed HF_ENDPOINT, HF_TOKEN or proxy, or no library for it
+    except (ValueError, ImportError) as error:  # a malformed HF_ENDPOINT, HF_TOKEN or proxy, or a missing proxy library
         raise UserError(f"cannot reach the hub for {hub_id}: {error}; check HF_* and *_PROXY, {by_hand}") from error
     return folder
 
@@ -60,7 +60,7 @@ def lock_for(folder: Path) -> FileLock:
 
 
 def fetch_missing(hub_id: str, missing: list[str], folder: Path) -> None:
-    """Download the files `missing`; turn every failure of the hub or the network into a `UserError`."""
+    """Download the `missing` files; turn every failure of the hub or the network into a `UserError`."""
     from httpx2 import HTTPError  # huggingface_hub raises this when there is no network
     from huggingface_hub import constants
     from huggingface_hub.errors import (
@@ -79,7 +79,7 @@ def fetch_missing(hub_id: str, missing: list[str], folder: Path) -> None:
             except EntryNotFoundError:
                 if name != WEIGHT_FILES[0]:
                     raise
-                fetch_with_retries(hub_id, WEIGHT_FILES[1], folder)  # older models have only this one
+                fetch_with_retries(hub_id, WEIGHT_FILES[1], folder)  # older models only have this file
     except OfflineModeIsEnabled:
         raise UserError(f"{hub_id} is not in {folder}, and HF_HUB_OFFLINE forbids downloads; unset it") from None
     except RepositoryNotFoundError:
@@ -105,7 +105,7 @@ def fetch_missing(hub_id: str, missing: list[str], folder: Path) -> None:
 
 
 def fetch_with_retries(hub_id: str, name: str, folder: Path) -> None:
-    """Call `fetch`, and retry while the server is busy or broken (5xx)."""
+    """Call `fetch`, and retry while the server is busy or failing (5xx)."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for seconds in RETRY_SECONDS:
@@ -121,9 +121,9 @@ def fetch_with_retries(hub_id: str, name: str, folder: Path) -> None:
 
 
 def fetch(hub_id: str, name: str, folder: Path) -> None:
-    """Download one file to `<name>.part`, resuming an earlier try, then check it and rename it.
+    """Download one file to `<name>.part`, resuming an earlier attempt, then check it and rename it.
 
-    huggingface_hub's own download restarts at 0 after a kill and does not check the hash, so only its parts are used.
+    huggingface_hub's own download restarts at 0 after a kill and checks no hash, so use only its building blocks.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get

@@ -1,4 +1,4 @@
-"""Find a model's folder by its name; without PyTorch, so that a wrong name or a damaged file is reported at once."""
+"""Find a model's folder by its name. This does not import PyTorch, so errors in names and files appear at once."""
 
 import difflib
 import hashlib
@@ -11,7 +11,7 @@ from support.errors import UserError
 from support.files import PROJECT, crc_of, resolved
 
 BUNDLED = PROJECT / "models" / "tiny"
-CHECKSUMS = "SHA256SUMS"  # of the bundled files, in the format of `sha256sum --check`
+CHECKSUMS = "SHA256SUMS"  # checksums of the bundled files, in the format of `sha256sum --check`
 HUB_IDS = {
     "distilgpt2": "distilbert/distilgpt2",
     "gpt2": "openai-community/gpt2",
@@ -24,8 +24,8 @@ HUB_IDS = {
 def find_model_folder(model: str, model_path: Path, weights: bool = True) -> Path:
     """The folder of `model`: tiny, a published name, a Hugging Face id, a model folder or a run folder.
 
-    Published models live in `<model_path>/<name>/` and are downloaded there when something is missing; a complete
-    folder never touches the network. Without `weights`, configuration and vocabulary are enough.
+    Published models are stored in `<model_path>/<name>/`, and missing files are downloaded there; a complete folder
+    needs no network. Without `weights`, the configuration and the vocabulary are enough.
 
     Raises:
         UserError: no such model, an incomplete folder, or a failed download.
@@ -89,7 +89,7 @@ def checksum(path: Path) -> str:
 
 
 def explain_incomplete(folder: Path, missing: list[str]) -> str:
-    """Why `folder` is not a model folder, as the end of a sentence."""
+    """The reason why `folder` is not a model folder, as the end of a sentence."""
     if (folder / "checkpoint").exists() or any(folder.glob("*.ckpt*")) or (folder / "tf_model.h5").exists():
         return "holds a TensorFlow checkpoint; use the Hugging Face files (config.json, model.safetensors) instead"
     if any(folder.glob("*.index.json")):

@@ -46,8 +46,8 @@ def find_base(model: FinishedModel, asked: str | None, model_path: Path, say: Ca
     """Return the folder of the model to compare with, or None.
 
     Args:
-        asked: the value of `--base`: a model, "none", or None for the model that the run started from.
-        say: prints why an expected base model is left out.
+        asked: the value of `--base`: a model, "none", or None for the model from which the run started.
+        say: prints the reason why an expected base model is left out.
 
     Raises:
         UserError: the requested model can't be found, or has a different vocabulary.

@@ -31,7 +31,7 @@ Finetune = Callable[[FinetuneSettings, RunFacts], None]
 def cross_validate(settings: FinetuneSettings, finetune: Finetune) -> "FoldsSummary":
     """Train and evaluate once per fold, or resume a stopped cross-validation; write, print and return the means.
 
-    Each fold is an ordinary run in `fold-<n>/` of the job's folder. Its `--output` is written there too.
+    Each fold is an ordinary run in `fold-<n>/` inside the job's folder. Its `--output` is also written there.
 
     Args:
         finetune: trains and evaluates a single run.
@@ -50,7 +50,7 @@ def cross_validate(settings: FinetuneSettings, finetune: Finetune) -> "FoldsSumm
                 run_fold(settings, fold, run, finetune)
                 gc.collect()  # free the model before the next one is loaded
     except UserError:
-        # If the first run refuses an option, leave nothing behind.
+        # If the first run rejects an option, leave nothing behind.
         if not begun and not (runs[0] / SETTINGS).exists():
             del lock
             shutil.rmtree(folder, ignore_errors=True)
@@ -65,7 +65,7 @@ def find_job(settings: FinetuneSettings) -> Path | None:
     """Return the folder of the cross-validation to resume: `--resume`, or a `--run-dir` in which one was started.
 
     Raises:
-        UserError: it was started with other options, or is a single fold.
+        UserError: the job was started with different options, or the folder is a single fold.
     """
     folder = settings.run.resume or settings.run.run_dir
     if folder is None or not (folder / SETTINGS).exists():
@@ -80,12 +80,12 @@ def find_job(settings: FinetuneSettings) -> Path | None:
 def open_job(
     settings: FinetuneSettings, begun: Path | None, kind: str = "folds", times: int = 1
 ) -> tuple[Path, FileLock | None, Data]:
-    """Create the folder of a cross-validation and record what it depends on, or compare the record of `begun`.
+    """Create the folder of a cross-validation and record its dependencies, or compare the record of `begun`.
 
     Args:
         begun: the folder of a cross-validation to resume, if there is one.
-        kind: the part of a new folder's name that says what it holds.
-        times: the number of cross-validations that it holds.
+        kind: the part of a new folder's name that describes its content.
+        times: the number of cross-validations in the folder.
 
     Raises:
         UserError: as for a single run; all errors in files and folders are found before training.
@@ -126,7 +126,7 @@ def run_fold(
     begun = (folder / SETTINGS).exists()
     if not begun:
         with writing(folder):
-            if folder.exists():  # killed before its settings were written
+            if folder.exists():  # the run was killed before its settings were written
                 shutil.rmtree(folder)
             folder.mkdir()
     run = replace(settings.run, run_dir=None if begun else folder, resume=folder if begun else None)
@@ -149,11 +149,11 @@ class FoldsSummary:
     """A summary of the metrics over all folds.
 
     Attributes:
-        metrics: "base" or "model" → the metrics that every run could compute.
+        metrics: "base" or "model" → the metrics computed in every run.
         too_small: "base" or "model" → the metrics for which at least one run had too little data.
         best_epochs: the epoch of the lowest validation loss in each run.
         last_epoch: the last epoch of the longest run.
-        chosen: the number of runs that kept the weights of an evaluation before the last.
+        chosen: the number of runs that kept the weights from before the last evaluation.
     """
 
     folds: int
@@ -259,8 +259,8 @@ def show_summary(summary: FoldsSummary) -> list[str]:
 
 
 def mean_metrics(summary: FoldsSummary, column: str) -> Metrics:
-    """Return the means over the folds in the form of a single run's metrics."""
+    """Return the means over the folds in the format of a single run's metrics."""
     means = {name: Estimate(each.mean, each.interval) for name, each in summary.metrics[column].items()}
-    means.pop("train_part_loss", None)  # no field of its own: it is in `loss_by_part`
+    means.pop("train_part_loss", None)  # not a field: it is part of `loss_by_part`
     few = dict.fromkeys(summary.too_small[column], TooFew("needs more data in each fold"))
     return replace(Metrics(), **means, **few)

@@ -1,4 +1,4 @@
-"""The one object that the stages of a run share."""
+"""The object that all stages of a run share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # `--help` imports none of these
 class Data(NamedTuple):
     """Conversations, and the numbers of the conversations in each part: train, val and optionally test.
 
-    `notes` say what was not read and how the conversations were split.
+    `notes` are sentences about unread files and the split.
     """
 
     sources: "Sequence[Source]"
@@ -38,7 +38,7 @@ class Data(NamedTuple):
 
     @property
     def held_out_part(self) -> str:
-        """The part to evaluate on: test if there is one, else val, or all of the data if it is not split."""
+        """The part for evaluation: test if there is one, else val, or all data if it is not split."""
         return next(name for name in ("test", "val", "all") if name in self.parts)
 
     @property
@@ -49,7 +49,7 @@ class Data(NamedTuple):
 
 @dataclass(frozen=True)
 class RunFacts:
-    """How a run was started, apart from its options; recorded in `settings.json`."""
+    """Facts about the start of a run, apart from its options; recorded in `settings.json`."""
 
     fold: int = 0  # number of the held-out fold in a cross-validation, from 1; 0: none
     processes: int = 1  # number of processes under torchrun; each computes a share of a step's batches
@@ -57,15 +57,15 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that a run works with, from its options to its folder."""
+    """Everything that a run needs, from its options to its folder."""
 
     settings: FinetuneSettings
     facts: RunFacts
     machine: "Machine"
     data: Data
     datasets: "dict[str, DialogueDataset]"
-    ledger: "Ledger"  # the account of the data
-    config: "GPTConfig"  # of the trained model, new tokens included
+    ledger: "Ledger"  # counts of the data used and left out
+    config: "GPTConfig"  # configuration of the trained model, new tokens included
     source: Path  # the model folder that training starts from
     lock: "FileLock | None" = None  # lock of the run folder
     run_folder: Path | None = None  # None until a new run creates it

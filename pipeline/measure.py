@@ -24,8 +24,8 @@ BASE = "base_evaluation.json"  # measurements of the base model, made before tra
 def measure_base(run: OpenRun, subject: Subject) -> Column | None:
     """Measure the base model of a run, or read the measurements made before the run was stopped.
 
-    Call this while the base model is in memory. Only the first process measures; the others return None. Also returns
-    None for a run that was trained without these measurements: its base model is no longer in memory.
+    Call this while the base model is in memory. Only the first process measures; the others return None. A run
+    that was trained without these measurements also gets None: its base model is no longer in memory.
     """
     machine = run.job.machine
     if not machine.primary:

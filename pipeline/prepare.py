@@ -1,4 +1,4 @@
-"""Turn the options into training data: read and split the conversations, make examples, and account for them."""
+"""Turn the options into training data: read and split the conversations, and make and count examples."""
 
 import hashlib
 import sys
@@ -35,10 +35,10 @@ LEARNED_EXAMPLES = 100  # maximum number of examples in learned.txt
 
 
 def prepare_job(settings: FinetuneSettings, facts: RunFacts) -> Job:
-    """Read and split the conversations, find the model and choose the machine; print what the model will see.
+    """Read and split the conversations, find the model and choose the machine; print a summary of the data.
 
-    All errors in files and folders are found here, before training. With `--preview`, some examples are also shown
-    and written.
+    All errors in files and folders are found here, before training. `--preview` also shows and writes some
+    examples.
 
     Raises:
         UserError: a problem that the user can fix.
@@ -50,7 +50,7 @@ def prepare_job(settings: FinetuneSettings, facts: RunFacts) -> Job:
     folder = find_model_folder(settings.model.name, settings.model.model_path, weights=False)
     data = read_data(opened, folder, settings.data, settings.training.seed, facts.fold)
 
-    # Importing PyTorch takes a second; `--help`, a mistyped option and an unreadable file should not wait for it.
+    # Importing PyTorch takes a second; `--help` and errors in options or files should not wait for it.
     from dialogues.ledger import make_ledger
     from gpt_model import count_parameters
     from load_gpt2_weights import read_config
@@ -82,7 +82,7 @@ def prepare_job(settings: FinetuneSettings, facts: RunFacts) -> Job:
 
 
 def check_machine(job: Job, chosen: str) -> None:
-    """Check that this machine can train the model; print the model, the `chosen` options, and the memory they need.
+    """Check that this machine can train the model; print the model, the `chosen` options, and the required memory.
 
     Raises:
         UserError: not enough memory, or PyTorch can't compile.
@@ -99,7 +99,7 @@ def check_machine(job: Job, chosen: str) -> None:
 
 
 class OpenedData(NamedTuple):
-    """Recognised conversation files, their template, and notes on what was not read."""
+    """Recognised conversation files, their template, and notes about files that were not read."""
 
     sources: list[Source]
     template: str
@@ -124,7 +124,7 @@ def read_data(opened: OpenedData, vocabulary: Path, settings: DataSettings, seed
     """Read all files with the vocabulary of a model folder, and split them, or hold out one `fold`.
 
     Raises:
-        UserError: see `read_conversations`; or there are too few dialogues.
+        UserError: there are too few dialogues; see also `read_conversations`.
     """
     data = read_conversations(opened, vocabulary, settings)
     order = data.parts["all"]
@@ -155,8 +155,8 @@ def read_conversations(opened: OpenedData, vocabulary: Path, settings: Conversat
     """Read all files with the vocabulary of a model folder, as one part.
 
     Raises:
-        UserError: a broken record, or a dialogue with nothing to learn. (In exported chats, which the program itself
-            cuts into dialogues, such dialogues are left out.)
+        UserError: a malformed record, or a dialogue with nothing to learn. (In exported chats, which the program
+            cuts into dialogues itself, such dialogues are left out.)
     """
     sources, template, notes = opened
     if template == "alpaca" and settings.rename:
@@ -190,7 +190,7 @@ def fingerprint(data: Data) -> str:
 
 
 def make_datasets(data: Data, max_length: int, n_positions: int) -> "dict[str, DialogueDataset]":
-    """Make the examples of each part, of at most `max_length` tokens (0: as many as the model has positions).
+    """Make the examples of each part, of at most `max_length` tokens (0: the model's context).
 
     Raises:
         UserError: `max_length` exceeds the model's positions, or a part has nothing to learn.
@@ -217,7 +217,7 @@ def choose_length(max_length: int, n_positions: int) -> int:
 
 
 def show_data(job: Job) -> None:
-    """Print what the model will see."""
+    """Print a summary of the data."""
     from dialogues.ledger import ledger_lines
 
     data, training = job.settings.data, job.settings.training
@@ -230,7 +230,7 @@ def show_data(job: Job) -> None:
 
 
 def preview(job: Job) -> None:
-    """Show two examples and a batch as the model sees them, print the expected memory, and write all dialogues.
+    """Show two examples and a batch as the model sees them, print the memory estimate, and write all dialogues.
 
     Raises:
         UserError: a file can't be written, or would overwrite the data.
@@ -239,7 +239,7 @@ def preview(job: Job) -> None:
     from training.memory import expected_memory
 
     training, train_set = job.settings.training, job.datasets["train"]
-    # Not `display`: the texts are printable already, and it would escape the colours.
+    # Don't use `display`: the texts are already printable, and it would escape the colours.
     print(*show_examples(train_set, EXAMPLES, colour=sys.stdout.isatty()), sep="\n")
     batch = show_batch(train_set, training.batch_size, training.gradient_accumulation, training.seed)
     display(*batch, "")
@@ -255,7 +255,7 @@ def preview(job: Job) -> None:
 
 
 def model_size(job: Job) -> "Size":
-    """Return the sizes that decide how much memory training needs, without creating the model."""
+    """Return the sizes that determine the memory for training, without creating the model."""
     from gpt_model import count_parameters
     from training.memory import Size
 
@@ -289,7 +289,7 @@ def write_learned(job: Job) -> None:
 
 
 def read_rendered(path: Path) -> Iterator[str]:
-    """Yield each dialogue of a file written by `write_rendered`, as the model saw it."""
+    """Yield the dialogues in a file written by `write_rendered`, as the model saw them."""
     lines: list[str] = []
     with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
         for line in file:

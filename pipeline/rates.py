@@ -43,7 +43,7 @@ def try_rates(settings: FinetuneSettings, finetune: Finetune) -> None:
                 folds = replace(settings.data, try_="nothing")
                 found[rate] = cross_validate(replace(settings, data=folds, training=training, run=run), finetune)
     except UserError:
-        if not begun and not any(folder.glob("rate-*/")):  # the first run refused an option
+        if not begun and not any(folder.glob("rate-*/")):  # the first run rejected an option
             del lock
             shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -68,7 +68,7 @@ def choose_rates(settings: FinetuneSettings, data: Data) -> tuple[FinetuneSettin
 
 
 def show_rates(losses: dict[float, FoldEstimate], settings: FinetuneSettings) -> list[str]:
-    """Format the held-out loss of each rate, its difference from the best, and the command to train with the best."""
+    """Format the held-out loss of each rate, its difference from the best, and the command for training with the best."""
     best = min(losses, key=lambda rate: losses[rate].mean)
     folds, width = len(losses[best].values), 2 + max(len(with_interval(found)) for found in losses.values())
     lines = [

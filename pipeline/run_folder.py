@@ -13,8 +13,8 @@ from support.files import check_free_space, resolved, temporary_path, writing
 
 SETTINGS = "settings.json"
 OUTPUT = "generated_conversations.json"  # the last file that a run writes
-FOLDS = "folds.json"  # the last file of a cross-validation, whose folder holds a run for each fold
-RATES = "rates.json"  # the last file of --try, whose folder holds a cross-validation for each learning rate
+FOLDS = "folds.json"  # the last file of a cross-validation, whose folder contains a run for each fold
+RATES = "rates.json"  # the last file of --try, whose folder contains a cross-validation for each learning rate
 
 
 def create_run_folder(run_dir: Path | None, model_name: str, needed: int) -> Path:
@@ -47,7 +47,7 @@ def create_run_folder(run_dir: Path | None, model_name: str, needed: int) -> Pat
 
 
 def make_numbered_folder(parent: Path, name: str) -> Path:
-    """Create the first `<parent>/<name>-<n>` that does not exist; runs that start at once get different folders."""
+    """Create the first `<parent>/<name>-<n>` that does not exist; simultaneous runs get different folders."""
     parent.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
@@ -88,7 +88,7 @@ def find_run(name: str | None) -> Path | None:
 
 
 def check_report_folder(folder: Path, model: Path) -> None:
-    """Check early that the evaluation of `model`, a model or a run, can be written into `folder`; create nothing.
+    """Check early that the evaluation of a model or run `model` can be written into `folder`; create nothing.
 
     Raises:
         UserError: the folder can't be written, or belongs to another run.
@@ -105,7 +105,7 @@ def make_report_folder(folder: Path | None, model: Path) -> Path:
     """Create a folder for the evaluation of `model`: `folder`, or the next free `runs/<model>-evaluation-<n>`.
 
     Raises:
-        UserError: it can't be created.
+        UserError: the folder can't be created.
     """
     with writing(folder or RUNS):
         if folder is None:
@@ -116,12 +116,12 @@ def make_report_folder(folder: Path | None, model: Path) -> Path:
 
 
 def lock_run_folder(folder: Path) -> FileLock | None:
-    """Keep other processes out of `folder` while this one lives and references the returned lock.
+    """Keep other processes out of `folder` while this process references the returned lock.
 
-    If several processes train together, the first holds the lock. Half-written files of a killed run are removed.
+    If several processes train together, the first holds the lock. Partial files of a killed run are removed.
 
     Raises:
-        UserError: another process works there, or the folder can't be written.
+        UserError: another process uses the folder, or it can't be written.
     """
     if not is_first_process():
         return None
@@ -131,7 +131,7 @@ def lock_run_folder(folder: Path) -> FileLock | None:
             lock.acquire(timeout=0)
         except Timeout:
             raise UserError(f"{folder}: another run is working in this folder; wait for it, or stop it") from None
-        for leftover in folder.rglob(".*tmp*"):  # ours end in .tmp, those of safetensors begin with .tmp
+        for leftover in folder.rglob(".*tmp*"):  # ours end in .tmp, and those of safetensors begin with .tmp
             if leftover.is_file():
                 leftover.unlink()
     return lock
@@ -139,7 +139,7 @@ def lock_run_folder(folder: Path) -> FileLock | None:
 
 @contextlib.contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Add to a Ctrl-C the command that resumes the run in `folder`, or the job that the run is part of."""
+    """Add to a `KeyboardInterrupt` the command that resumes the run in `folder` or the job that contains it."""
     try:
         yield
     except KeyboardInterrupt as stop:

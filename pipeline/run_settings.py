@@ -1,4 +1,4 @@
-"""A run's `settings.json`: write what the run depends on, read it, and compare it on `--resume`."""
+"""A run's `settings.json`: write the run's dependencies, read them, and compare them on `--resume`."""
 
 import json
 import math
@@ -23,17 +23,17 @@ RETIRED: dict[str, dict[str, object]] = {
     "training": {"padding_free": False, "shard": False},
     "run": {"resume_inexactly": False},
 }
-FACTS = {"data": "fold", "training": "processes"}  # groups in which older versions recorded these facts
-OPTIONS = {"name": "model", "paths": "data", "try_": "try"}  # fields whose options have other names
+FACTS = {"data": "fold", "training": "processes"}  # groups in which older versions stored these facts
+OPTIONS = {"name": "model", "paths": "data", "try_": "try"}  # fields whose options have different names
 ADVICE = "restore it, or start a new run"
 # Options that may change on --resume, in addition to --model-path, saving, and everything after training.
-FREE = ("paths", "device", "precision")  # the resulting machine is compared instead
+FREE = ("paths", "device", "precision")  # the machine that results from these is compared instead
 EXTENDED = ("epochs", "max_steps")  # options that may increase
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a run depends on apart from its options; recorded in `settings.json`."""
+    """The dependencies of a run apart from its options; recorded in `settings.json`."""
 
     facts: RunFacts
     machine: dict[str, str | int]  # everything that can change the last bits of a result
@@ -41,7 +41,7 @@ class Record:
 
 
 def write_settings(folder: Path, settings: FinetuneSettings, source: Path, record: Record) -> None:
-    """Write what a run depends on: every option, with absolute paths, and its `record`.
+    """Write the dependencies of a run: every option, with absolute paths, and its `record`.
 
     Args:
         source: the model folder that was found for `--model`.
@@ -49,7 +49,7 @@ def write_settings(folder: Path, settings: FinetuneSettings, source: Path, recor
     paths = tuple(PIPE if is_pipe(path) else path.absolute() for path in settings.data.locate())
     data = replace(settings.data, paths=paths)
     model = replace(settings.model, model_path=settings.model.model_path.absolute())
-    if Path(model.name).resolve() in (source.resolve(), source.resolve().parent):  # a folder, not a known name
+    if Path(model.name).resolve() in (source.resolve(), source.resolve().parent):  # a path, not a known name
         model = replace(model, name=str(Path(model.name).absolute()))
     run = replace(settings.run, run_dir=None, resume=None)
     absolute = replace(settings, data=data, model=model, run=run, output=settings.output.absolute())
@@ -71,7 +71,7 @@ def parse_finetune_settings(arguments: list[str] | None = None) -> FinetuneSetti
             f"--resume {typed.run.resume}: its conversations came from a pipe, and no copy was kept; name them"
             " again with --data"
         )
-    # A switch is on if it is on in the run or on the command line.
+    # A flag is set if it is set in the run or on the command line.
     try:
         settings = parse_command_line(FinetuneSettings, arguments, default=map_switches(lambda *_: False, recorded))
         settings = map_switches(operator.or_, settings, recorded)
@@ -100,7 +100,7 @@ def read_settings(folder: Path) -> FinetuneSettings:
     """Read the settings of the run in `folder`; options newer than the run get their defaults.
 
     Raises:
-        UserError: there is no run, or this version does not know its settings.
+        UserError: there is no run, or its settings have options that this version does not know.
     """
     if not (folder / SETTINGS).is_file():
         raise UserError(f"--resume {folder}: no {SETTINGS} there; name a folder of a run, such as runs/tiny-1")
@@ -149,7 +149,7 @@ def read_fingerprints(folder: Path) -> dict[str, str]:
 
 
 def read_facts(folder: Path | None) -> RunFacts:
-    """Return how the run in `folder` was started; for None, the facts of a new run."""
+    """Return the facts about the start of the run in `folder`; for None, those of a new run."""
     if folder is None:
         return RunFacts()
     recorded = read_json_object(folder / SETTINGS, ADVICE)
@@ -168,10 +168,10 @@ def unknown_settings(folder: Path, error: Exception) -> UserError:
 
 
 def from_json(kind: Any, values: Json) -> Any:
-    """Rebuild a settings dataclass from its `asdict` form, after a round trip through JSON.
+    """Rebuild a settings dataclass from the output of `asdict`, after a round trip through JSON.
 
     Raises:
-        TypeError, AttributeError, ValueError: `values` do not have this form.
+        TypeError, AttributeError, ValueError: `values` has a different structure.
     """
     types = get_type_hints(kind)
     if unknown := values.keys() - types.keys():
@@ -214,7 +214,7 @@ def fits(value: Any, kind: Any) -> bool:
 def changed_options(recorded: FinetuneSettings, settings: FinetuneSettings) -> list[str]:
     """Describe each option in `settings` that would change the result of the `recorded` run."""
     found, groups = [], [(recorded.data, settings.data), (recorded.training, settings.training)]
-    if recorded.data.folds:  # all folds must be measured alike
+    if recorded.data.folds:  # all folds must be measured in the same way
         groups.append((recorded.generation, settings.generation))
     for before, now in groups:
         for field in fields(before):
@@ -230,7 +230,7 @@ def changed_options(recorded: FinetuneSettings, settings: FinetuneSettings) -> l
 
 
 def check_record(folder: Path, now: Record) -> None:
-    """Compare the record of the run in `folder` with the current one; print how the machines differ.
+    """Compare the record of the run in `folder` with the current one; print the differences between the machines.
 
     Raises:
         UserError: the conversations or the model have changed, or the record is damaged.

@@ -1,4 +1,4 @@
-"""Choose the conversations and replies that models are measured on."""
+"""Choose the conversations and replies for measuring models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from training.loop import TRAIN_SAMPLE
 
 MOST_DIALOGUES = 1000  # maximum number of dialogues measured per part at the end of a run
 FEWEST_REPLIES = 5
-REPLIES = 100  # number of replies that evaluate.py scores; with more held-out dialogues, one per dialogue
+REPLIES = 100  # number of replies that evaluate.py scores; if there are more held-out dialogues, one per dialogue
 TRAINED_FOR_EACH_REPLY = 30  # training examples per scored reply, so that scoring stays a small part of a run's time
 
 
@@ -32,7 +32,7 @@ def replies_after(training_examples: int) -> int:
 
 @dataclass(frozen=True)
 class Scope:
-    """How much to measure, and how."""
+    """The amounts to measure."""
 
     length: int  # maximum number of tokens that a model sees at a time
     dialogues: int  # maximum number of dialogues per part whose loss is measured
@@ -43,7 +43,7 @@ class Scope:
 
 
 def choose_subject(data: Data, run: Path | None, machine: Machine, scope: Scope) -> Subject:
-    """Choose what is measured of `data`: the loss on a sample of each part, everything else on the held-out part.
+    """Choose the measured part of `data`: a sample of each part for the loss, and held-out dialogues for all else.
 
     Args:
         run: the folder of the run that trained the model, if there is one.
@@ -57,7 +57,7 @@ def choose_subject(data: Data, run: Path | None, machine: Machine, scope: Scope)
     if "train" in parts:
         parts["train"] = data.parts["train"][:TRAIN_SAMPLE]
     datasets = {name: DialogueDataset(data.conversations, numbers, scope.length) for name, numbers in parts.items()}
-    if "train" in parts:  # the examples that the training loop evaluates
+    if "train" in parts:  # use the examples that the training loop evaluates
         datasets["train"].spans = datasets["train"].spans[:TRAIN_SAMPLE]
     cases = scope.generation.cases
     shown, others = data.held_out[:cases], data.held_out[cases:]
@@ -107,7 +107,7 @@ def longest_reply(data: Data, dialogues: Sequence[int]) -> int:
 
 
 def subject_of_run(run: OpenRun) -> Subject:
-    """Choose what the model of a run is measured on, before and after training."""
+    """Choose the data on which a run's model is measured, before and after training."""
     job, settings = run.job, run.job.settings
     replies = replies_after((settings.training.epochs or 1) * len(job.data.parts["train"]))
     length = choose_length(settings.data.max_length, job.config.n_positions)

@@ -76,7 +76,7 @@ def load_run(job: Job) -> OpenRun:
     training, tokenizer, folder = job.settings.training, job.data.conversations.renderer.tokenizer, job.run_folder
     fingerprints = {"conversations": fingerprint(job.data)}
     with ThreadPoolExecutor(1) as executor:
-        checksum = executor.submit(weights_checksum, job.source)  # while the model is loaded
+        checksum = executor.submit(weights_checksum, job.source)  # runs while the model is loaded
 
         def record() -> Record:
             return Record(job.facts, job.machine.record(), {**fingerprints, "model": checksum.result()})
@@ -97,7 +97,7 @@ def load_run(job: Job) -> OpenRun:
             lock = lock_run_folder(folder)
         display(f"run folder: {folder}")
         write_settings(folder, job.settings, job.source, record())
-        copy_vocabulary(job.source, folder / "model", tokenizer)  # now, because the source may change during training
+        copy_vocabulary(job.source, folder / "model", tokenizer)  # now: the source may change during training
         write_rendered(folder, job.data)
     folder = Path(job.machine.agree(str(folder)))
     checkpoints = Checkpoints(folder / "checkpoint", record().fingerprints, job.machine.primary)
@@ -108,7 +108,7 @@ def check_resumed(folder: Path, job: Job, record: Record) -> TrainingState | Non
     """Check that the run in `folder` can be resumed; return its state if training is over.
 
     Raises:
-        UserError: the run is finished, or its conversations or its model have changed.
+        UserError: the run is finished, or its conversations or model have changed.
     """
     check_record(folder, record)
     checkpoints = Checkpoints(folder / "checkpoint", record.fingerprints)
@@ -150,7 +150,7 @@ def train_model(run: OpenRun) -> TrainingState:
         display(f"training already finished after {run.trained.step} steps")
         run.job.machine.leave()
         return run.trained
-    return_freed_memory()  # else packed weights of the measured base model fragment the memory of training
+    return_freed_memory()  # otherwise the base model's packed weights would fragment the memory for training
     job, tokenizer = run.job, run.job.data.conversations.renderer.tokenizer
 
     def after_epoch(number: int) -> None:
@@ -175,10 +175,10 @@ def train_model(run: OpenRun) -> TrainingState:
         state = train(trainer, signals, after_epoch)
         if job.machine.primary:
             if job.settings.training.lora_rank:
-                save_adapter(run.model, run.folder / "adapter", base_name(job))  # before adapters are merged
+                save_adapter(run.model, run.folder / "adapter", base_name(job))  # save before the adapters are merged
             save(run, run.folder / "model", run.checkpoints.spare(state))
             run.checkpoints.mark_trained(state)
-        del trainer  # now: a signal that interrupts the progress bar's destructor would be lost
+        del trainer  # delete now: a signal during the progress bar's destructor would be lost
     job.machine.leave()
     return state
 
@@ -197,7 +197,7 @@ def save(run: OpenRun, target: Path, spare: Path | None = None) -> None:
 
 
 def make_watch(run: OpenRun) -> Callable[[], dict[str, str]]:
-    """Return a function that generates the current model's reply in the first case, along with the true reply."""
+    """Return a function that generates the current model's reply in the first case, next to the true reply."""
     job, renderer = run.job, run.job.data.conversations.renderer
     first = job.data.conversations[job.data.held_out[0]]
     learn, generation = job.settings.data.learn, job.settings.generation
@@ -211,11 +211,11 @@ def make_watch(run: OpenRun) -> Callable[[], dict[str, str]]:
 
 
 def base_name(job: Job) -> str:
-    """The name by which other programs find the base model of the adapters."""
+    """The name by which other programs find the adapters' base model."""
     return HUB_IDS.get(job.settings.model.name, str(job.source.absolute()))
 
 
 def finished_decoder(run: OpenRun) -> Decoder:
     """Return a decoder for the trained model of a run."""
-    return_freed_memory()  # of gradients and moments, because the bf16 copy needs memory too
+    return_freed_memory()  # from gradients and moments, to make room for the bf16 copy
     return Decoder(run.model, run.job.machine.inference_dtype)

@@ -13,13 +13,13 @@ from support.errors import UserError, command_for
 
 Settings = TypeVar("Settings")
 UNEXPECTED = "unexpected argument: "
-ADDING = ("--data", "--rename")  # multi-value options whose repetitions add up
+ADDING = ("--data", "--rename")  # multi-value options that accumulate when repeated
 
 
 def parse_command_line(
     command: type[Settings], arguments: Sequence[str] | None = None, default: Any = None
 ) -> Settings:
-    """Parse `arguments` (None: those of the process); options that are not given have the values of `default`.
+    """Parse `arguments` (None: those of the process); missing options have the values of `default`.
 
     Raises:
         UserError: an unknown option, a value of the wrong type, or values out of range (all reported together).
@@ -27,7 +27,7 @@ def parse_command_line(
     """
     complaint = io.StringIO()
     try:
-        # tyro draws boxes around its errors; keep only the words, in one line.
+        # tyro draws boxes around its errors; keep only the words, on one line.
         with contextlib.redirect_stderr(complaint):
             settings = tyro.cli(
                 command,
@@ -49,7 +49,7 @@ def parse_command_line(
 
 
 def explain(complaint: str) -> str:
-    """Say in a few words what tyro's box of text complains about."""
+    """Summarise the error in tyro's box of text in a few words."""
     lines = [line.strip("│| ") for line in complaint.splitlines() if line[:1] not in "╭╰+"]
     inside = re.split(r"Argument helptext:|For full helptext", " ".join(lines))[0]
     words = re.sub(r"\s*(─{2,}|-{3,})", ";", inside).strip(" ;")
@@ -72,7 +72,7 @@ def explain(complaint: str) -> str:
 def join_repeated(arguments: Sequence[str]) -> list[str]:
     """Collect the values of each repeated option in `ADDING` after its first occurrence.
 
-    Everything up to the next option counts as a value, even `MODEL`, which must therefore come first.
+    Everything up to the next option counts as a value, so the positional `MODEL` must come first.
     """
     groups: list[list[str]] = [[]]  # an option and its values
     for argument in arguments:

@@ -1,4 +1,4 @@
-"""Report user errors in one line, and print only what is safe for a terminal."""
+"""Report user errors in one line, and print only text that is safe for a terminal."""
 
 import contextlib
 import importlib
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # bidi classes that change the text direction
-SPEAKING_SECONDS = 3  # time for the first process to fail in the same way and report it
+SPEAKING_SECONDS = 3  # time for the first process to fail with the same error and report it
 
 
 class UserError(Exception):
-    """An error that the user can fix. The message is one line: what is wrong, where, what to do.
+    """An error that the user can fix. The message is one line: the problem, its location, and the remedy.
 
     `account` holds lines about the data in question, printed to standard output before the message.
     """
@@ -37,7 +37,7 @@ def run_script(module: str) -> NoReturn:
 def run_command(command: Callable[[], None]) -> None:
     """Run a command of the project and turn its outcome into an exit code.
 
-    0: done. 1: a bug of ours, with Python's traceback. 2: a `UserError`, `OSError` or `MemoryError`, printed as one
+    0: success. 1: a bug of ours, with Python's traceback. 2: a `UserError`, `OSError` or `MemoryError`, printed as one
     line. 130: stopped by Ctrl-C or SIGTERM.
 
     Under torchrun, the first process reports for all.
@@ -68,7 +68,7 @@ def run_command(command: Callable[[], None]) -> None:
         sys.exit(2)
     except OSError as error:  # not handled elsewhere, such as a closed pipe
         with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the flush at exit would fail too
         display(f"error: {error.filename or 'output'}: {reason(error)}", file=sys.stderr)
         sys.exit(2)
     except MemoryError:
@@ -81,7 +81,7 @@ def run_command(command: Callable[[], None]) -> None:
 
 
 def is_missing_package(error: ModuleNotFoundError) -> bool:
-    """Whether a library is missing, rather than a module of ours or of the standard library."""
+    """Whether the missing module is a third-party library, not ours and not part of the standard library."""
     name = (error.name or "").partition(".")[0]
     project = Path(__file__).resolve().parent.parent
     ours = (project / name).exists() or (project / f"{name}.py").exists()
@@ -91,7 +91,7 @@ def is_missing_package(error: ModuleNotFoundError) -> bool:
 def open_streams() -> None:
     """Connect standard streams that the parent process closed to the null device.
 
-    In this order, each gets its usual file descriptor, which would otherwise go to the next file that is opened.
+    In this order, each gets its usual file descriptor; otherwise the next file that is opened would get it.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -99,7 +99,7 @@ def open_streams() -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this process prints and writes: the first one under torchrun, or the only one."""
+    """Whether this process prints and writes: it is the first one under torchrun, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -142,13 +142,13 @@ def escape(code: int, json: bool) -> str:
 
 
 def check_extra(package: str, option: str, requirement: str) -> None:
-    """Check before the work, not after it, that the package is installed that `option` needs.
+    """Check before the work, not after it, that the package needed for `option` is installed.
 
     Raises:
-        UserError: it is not installed; the message says how to install it.
+        UserError: the package is not installed; the message says how to install it.
     """
     spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:  # a plain folder has no origin, such as the one that wandb leaves
+    if spec is None or spec.origin is None:  # a plain folder, such as wandb's leftovers, has no origin
         raise UserError(f"{option}: the package {package} is not installed; {install_line(requirement)}")
 
 
@@ -161,10 +161,10 @@ def install_line(requirement: str) -> str:
 
 
 def command_for(script: str = "") -> str:
-    """How to start a script of the project as this process was started, for messages that name a command.
+    """The command that starts a script of the project in the way this process was started, for messages.
 
     Args:
-        script: a file in the project's folder; by default the running one.
+        script: a file in the project's folder; by default, the running one.
     """
     path = Path(sys.argv[0]).with_name(script) if script else Path(sys.argv[0])
     if "UV_RUN_RECURSION_DEPTH" in os.environ:  # set by `uv run`

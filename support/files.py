@@ -32,12 +32,12 @@ def atomic_path(path: Path, spare: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path next to `path`; rename it to `path` if the block succeeds, remove it if it fails.
 
     A `spare` is an unused file on the same disk. It becomes the temporary file, with its content: overwriting it is
-    several times faster than writing a new file, for which the system has to find free pages.
+    several times faster than writing a new file, for which the system must find free pages.
 
     The data is flushed before the rename, so a power cut leaves the old file or the new one, never half a file.
 
     Raises:
-        UserError: the file can't be written (no space, no permission).
+        UserError: the file can't be written (full disk, no permission).
     """
     with writing(path):
         temporary = temporary_path(path)
@@ -55,8 +55,8 @@ def atomic_path(path: Path, spare: Path | None = None) -> Iterator[Path]:
 
 
 def crc_of(path: Path, start: int = 0) -> int:
-    """The CRC-32 of a file, continued from `start`, that of what comes before it."""
-    buffer = memoryview(bytearray(1 << 20))  # fits into the processor's cache
+    """The CRC-32 of a file, continued from `start`, the CRC-32 of the preceding data."""
+    buffer = memoryview(bytearray(1 << 20))  # fits in the processor's cache
     with open(path, "rb", buffering=0) as file:
         while size := file.readinto(buffer):
             start = zlib.crc32(buffer[:size], start)
@@ -70,12 +70,12 @@ def flush(path: Path) -> None:
 
 
 def resolved(path: Path) -> Path:
-    """The absolute path without links; a link to itself is kept, where `Path.resolve` would fail."""
+    """The absolute path without links; a link to itself, on which `Path.resolve` fails, is kept."""
     return Path(os.path.realpath(path))
 
 
 def temporary_path(path: Path) -> Path:
-    """Where `path` is written before the rename: in the same folder, or if `path` is a link, in its target's."""
+    """The temporary path before the rename: in the same folder or, if `path` is a link, in its target's folder."""
     target = resolved(path)
     return target.with_name(f".{target.name}.{os.getpid()}.tmp")
 
@@ -83,7 +83,7 @@ def temporary_path(path: Path) -> Path:
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 with plain newlines on every system, atomically.
 
-    Lone surrogates, as Python has them for file names that are not UTF-8, become `\\udc..`, which JSON can read.
+    Lone surrogates, which Python uses in file names that are not UTF-8, become `\\udc..`, which JSON can read.
     """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
@@ -113,7 +113,7 @@ def read_json(path: Path, kind: type, advice: str) -> Any:
     """Read a JSON file that holds an object (`kind` is dict) or a list, with or without a byte order mark.
 
     Args:
-        advice: what to do if the file is damaged.
+        advice: how to fix a damaged file, for the error.
 
     Raises:
         UserError: the file is unreadable, not JSON, or of another kind.
@@ -133,7 +133,7 @@ def check_output_path(path: Path, inputs: Sequence[Path]) -> None:
     """Check now, not after an hour of training, that `path` can be written and is not one of `inputs`.
 
     Raises:
-        UserError: it can't be written, or would overwrite an input.
+        UserError: `path` can't be written, or would overwrite an input.
     """
     with writing(path):
         if path.exists() and not path.is_file():

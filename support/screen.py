@@ -35,9 +35,9 @@ class LastingStream:
     def attempt(self, act: Callable[[], object]) -> None:
         try:
             act()
-        except OSError:  # the reader of a pipe has ended, or the terminal was closed
+        except OSError:  # the process reading the pipe has ended, or the terminal was closed
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.stream.fileno())  # discards the buffer too
+            os.dup2(nowhere, self.stream.fileno())  # also discards the buffer
             os.close(nowhere)
             self.lost = time.strftime("%Y-%m-%d %H:%M:%S")
             self.note()
@@ -63,7 +63,7 @@ def lasting_screen() -> Iterator[None]:
 
 
 def log_lost_screen(folder: Path) -> None:
-    """Log each closed output in `log.txt` of `folder`, also one that is closed already.
+    """Log each closed output in `log.txt` of `folder`, including one that is already closed.
 
     Raises:
         UserError: the file can't be written.

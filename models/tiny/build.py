@@ -1,9 +1,9 @@
-"""Build the bundled model from a corpus of dialogues: learn its vocabulary, then pretrain with the project's own loop.
+"""Build the bundled model from a corpus of dialogues: learn a vocabulary, then pretrain with the project's loop.
 
     python -m models.tiny.build --corpus dialogues.jsonl.xz
 
 The corpus has one JSON object per line, {"turns": [{"speaker": ..., "text": ...}, ...]}. A stopped build resumes from
-its last checkpoint if it is started again with the same options.
+its last checkpoint when it is started again with the same options.
 """
 
 import gzip
@@ -145,7 +145,7 @@ def build(settings: BuildSettings) -> None:
     save_model(model, settings.folder, DIALOGUE, dtype=torch.float16)
     write_checksums(settings.folder)
 
-    model = load_model(settings.folder)[0].to(machine.device)  # as shipped, rounded to fp16
+    model = load_model(settings.folder)[0].to(machine.device)  # the bundled weights, rounded to fp16
     bits["model"] = bits_per_byte(evaluate(model, val_set, tokenizer.eot_token, machine), val_set, text)
     bits["gzip"] = 8 * len(gzip.compress(text, 9)) / len(text)
     bits["xz"] = 8 * len(lzma.compress(text, preset=9)) / len(text)
@@ -184,7 +184,7 @@ def train_vocabulary(dialogues: Sequence[Dialogue], size: int, folder: Path) -> 
 
 
 def write_checksums(folder: Path) -> None:
-    """Write `SHA256SUMS`, with which the program or `sha256sum --check` verifies the bundled files."""
+    """Write `SHA256SUMS`, which the program and `sha256sum --check` use to verify the bundled files."""
     names = sorted(path.name for path in folder.iterdir() if path.suffix in (".json", ".txt", ".safetensors"))
     lines = [f"{checksum(folder / name)}  {name}\n" for name in names]
     write_text(folder / CHECKSUMS, "".join(lines))
