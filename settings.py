@@ -16,7 +16,7 @@ from support.files import PROJECT, resolved
 GENERATED = Path("generated_conversations.json")
 BUNDLED_DATA = Path("llm_train_text.json")
 RUNS = Path("runs")  # parent of run folders without --run-dir
-COLUMNS = ("speaker", "text", "dialogue", "time", "prompt", "reply")  # what a column can hold
+COLUMNS = ("speaker", "text", "dialogue", "time", "prompt", "reply")  # the possible contents of a column
 MOST = 1_000_000_000  # upper limit of counts and times: larger values are typos, and would overflow
 FROM_ONE = ("from 1 to 1e9", lambda value: 1 <= value <= MOST)
 FROM_ZERO = ("from 0 to 1e9", lambda value: 0 <= value <= MOST)

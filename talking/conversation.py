@@ -1,4 +1,4 @@
-"""A conversation with a model: prompts in the format of its training, and answers that are streamed."""
+"""A conversation with a model: prompts in the training format, and streamed answers."""
 
 import codecs
 import re
@@ -25,7 +25,7 @@ class People(NamedTuple):
     me: str
     you: str  # the speaker that the model plays
     instruction: str = INSTRUCTION
-    others: tuple[str, ...] = ()  # other known speakers, who must not speak
+    others: tuple[str, ...] = ()  # other known speakers; the model must not speak for them
 
 
 class Conversation:
@@ -36,7 +36,7 @@ class Conversation:
 
     Attributes:
         turns: the turns so far.
-        notes: remarks on the last answer: what the model no longer saw, and whether the answer was cut off.
+        notes: remarks on the last answer: turns that were dropped for it, and whether it was cut off.
     """
 
     def __init__(self, decoder: Decoder, renderer: Renderer, people: People, seed: int) -> None:
@@ -45,14 +45,14 @@ class Conversation:
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.turns: list[Turn] = []
         self.notes: list[str] = []
-        self.dropped = 0  # tokens at the beginning of the conversation that the model no longer sees
+        self.dropped = 0  # number of tokens at the beginning of the conversation that the model no longer sees
         self.seen: list[int] = []  # the tokens whose keys and values are in the cache
         self.decoding = decoder.start(torch.zeros(1, dtype=torch.long, device=self.device), self.positions)
 
     def say(self, text: str) -> None:
-        """Add the user's turn. A stop text inside it is broken up, or the user could speak for somebody else.
+        """Add the user's turn. Stop texts inside it are broken up, so that the user can't speak for somebody else.
 
-        Everything else stays as it is, as plain text, even `<|endoftext|>`.
+        Everything else, even `<|endoftext|>`, is kept as plain text.
         """
         stop, text = self.renderer.template.stop, text.strip()
         while stop in text and not self.renderer.has_tokens:
@@ -78,9 +78,9 @@ class Conversation:
         return bool(self.turns)
 
     def answer(self, settings: SamplingSettings) -> Generator[str, None, None]:
-        """Stream the model's turn, and add what was yielded to the conversation unless it is empty.
+        """Stream the model's turn, and add the yielded text to the conversation unless it is empty.
 
-        It is added even if the iterator is closed early or interrupted by Ctrl-C.
+        The text is added even if the iterator is closed early or interrupted by Ctrl-C.
 
         Yields:
             text: a piece of the turn, never empty, in whole characters; the turn has no space at either end.
@@ -98,17 +98,17 @@ class Conversation:
                 self.turns.append(Turn(self.people.you, said.strip()))
 
     def dialogue(self) -> Dialogue:
-        """The conversation and an empty turn for the model; an instruction model sees the last turn only."""
+        """The conversation and an empty turn for the model; an instruction model sees only the last turn."""
         now = Turn(self.people.you, "")
         if self.renderer.name == "alpaca":
             return Dialogue((*self.turns[-1:], now), self.people.instruction)
         return Dialogue((*self.turns, now), self.people.instruction)
 
     def prompt(self, room: int) -> list[int]:
-        """The tokens of the newest whole turns that leave `room` positions for the answer, up to where it starts.
+        """The tokens of the newest whole turns up to the start of the answer, with `room` positions left for it.
 
         If the conversation is too long, drop turns until the rest takes half of the space: the cache then stays valid
-        for many turns. A turn is cut only if it is too long by itself.
+        for many turns. A turn is cut only if it alone is too long.
         """
         dialogue = self.dialogue()
         whole, texts = self.renderer.encode(dialogue)
@@ -117,7 +117,7 @@ class Conversation:
         if len(whole) <= limit or self.renderer.name == "alpaca":
             self.dropped = 0
         if len(whole) - self.dropped > limit:
-            ends = [end for _, end in texts[:-2]]  # ends of turns: where the conversation may be cut
+            ends = [end for _, end in texts[:-2]]  # ends of turns, at which the conversation may be cut
             fitting = (end for space in (limit // 2, limit) for end in ends if space // 2 <= len(whole) - end <= space)
             self.dropped = next(fitting, len(whole) - limit)
             gone = sum(end <= self.dropped for _, end in texts[:-1])
@@ -168,13 +168,13 @@ class Conversation:
 
 
 def describe_dropped(turns: int, cut: bool, tokens: int) -> str:
-    """Describe in one line what the model no longer sees."""
+    """Describe in one line the turns that the model no longer sees."""
     found = [f"the oldest {turns} turn(s)"] * bool(turns) + ["the beginning of a turn"] * cut
     return f"the conversation is too long for the model: it no longer sees {' and '.join(found)}, only {tokens} tokens"
 
 
 def choose_people(dialogue: dict[str, Any], me: str | None, you: str | None) -> People:
-    """Choose the speakers by what `dialogue.json` says and by the requested names.
+    """Choose the speakers from `dialogue.json` and the requested names.
 
     A model that was trained on one speaker's turns plays that speaker. If no speakers are known, the model is Bot and
     the user is You.
@@ -207,7 +207,7 @@ def read_turn(tokens: Iterable[int], renderer: Renderer, people: People) -> Iter
 
     Text that may be the start of a stop, and trailing space, is held back. A line that starts with a known speaker's
     label is a stop too; in the `labels` template, whose own stop is just a newline, it is the only one. At the start of
-    the turn, after the label's space, a stop needs no space before it: a label there starts somebody else's turn.
+    the turn, after the label's space, a stop needs no space before it: a label there starts a different speaker's turn.
     """
     stops = find_stops(renderer, people)
     patterns = (pattern for stop in stops for pattern in (re.escape(stop), rf"\A\s*{re.escape(stop.lstrip())}"))
@@ -229,7 +229,7 @@ def read_turn(tokens: Iterable[int], renderer: Renderer, people: People) -> Iter
 
 
 def find_stops(renderer: Renderer, people: People) -> list[str]:
-    """The texts that end a turn; none if the template has special tokens for that."""
+    """The texts that end a turn; none if the template uses special tokens instead."""
     stop, label, _ = renderer.template
     if renderer.has_tokens:
         return []

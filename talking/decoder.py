@@ -1,4 +1,4 @@
-"""Decoding: a model prepared for generation, its KV cache, and on a GPU the decode step as a CUDA graph.
+"""Decoding: a model prepared for generation, its KV cache, and on a GPU, the decode step as a CUDA graph.
 
 Shapes: B rows in the batch, T new tokens, H heads, D channels per head, S keys and values, V tokens in the vocabulary.
 """
@@ -14,13 +14,13 @@ from gpt_model import GPTConfig, GPTModel, KVCache
 
 
 class Decoder:
-    """Everything that generates text decodes through this: sampling, the chat, `--watch`, evaluation.
+    """The decoder for all generated text: sampling, the chat, `--watch`, evaluation.
 
     Args:
         model: the decoder shares the weights that it does not round, and never changes them. After more training,
             create a new decoder.
-        dtype: bf16 rounds the matrices once. Reading the weights takes most of a decode step, so half the bytes take
-            half the time.
+        dtype: bf16 rounds the matrices once. Most of a decode step is spent reading weights, so half the bytes take
+            about half the time.
     """
 
     def __init__(self, model: GPTModel, dtype: torch.dtype = torch.float32) -> None:
@@ -35,7 +35,7 @@ class Decoder:
         return self.model.wpe.weight.device
 
     def start(self, padding: Tensor, capacity: int) -> "Decoding":
-        """Start a batch of texts with (B,) padding tokens at their left, and room for `capacity` tokens in each row."""
+        """Start a batch of texts with (B,) numbers of padding tokens on the left, and `capacity` tokens per row."""
         return Decoding(self.model, KVCache(self.config, padding, capacity))
 
 
@@ -82,16 +82,16 @@ def decoding_copy(model: GPTModel, dtype: torch.dtype) -> GPTModel:
         for matrix, part in zip(matrices, block.split(sizes), strict=True)
     }
     shared = {id(parameter): parameter for parameter in model.parameters()}
-    # deepcopy does not copy what its memo holds.
+    # deepcopy does not copy objects in its memo.
     copied = copy.deepcopy(model, shared | rounded).eval()
     pack_layers(copied)
     return copied
 
 
 class StaticCache(KVCache):
-    """The keys and values of another cache, used so that every decode step does the same work in the same memory.
+    """The keys and values of an existing cache, for decode steps that all do the same work in the same memory.
 
-    The position of the next token is a tensor, `place`, so a replay reads its new value; `length` is not used here.
+    The position of the next token is a tensor, `place`, so that a replay reads its new value; `length` is unused here.
     Attention reads the whole cache, and slots after `place` are masked.
     """
 
@@ -132,7 +132,7 @@ class CapturedStep:
         self.logits = self.model(self.ids, cache=self.static)[:, -1]
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """(B, 1) new token ids → (B, V) logits. Adds the tokens to the cache, which may have been cut meanwhile."""
+        """(B, 1) new token ids → (B, V) logits. Adds the tokens to the cache, which may have been cut since."""
         self.ids.copy_(ids)
         self.static.place.fill_(self.cache.length)
         self.cache.length += 1

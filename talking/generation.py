@@ -29,7 +29,7 @@ class Case(NamedTuple):
     written: tuple[Turn, ...]
 
     def as_texts(self, template: str) -> dict[str, str]:
-        """One object of the output file: turns with speakers, or with the `alpaca` template the bare texts."""
+        """An object in the output file: turns with speakers, or with the `alpaca` template only the texts."""
         if template == "alpaca":
             asked, true, written = (
                 "\n\n".join(turn.text for turn in self.asked),
@@ -43,11 +43,11 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class CompletionConfig:
-    """How a model completes dialogues.
+    """The way in which a model completes dialogues.
 
     Attributes:
-        learn: as in the model's training.
-        one_turn: write a single turn; a model that has not learned `all` always does.
+        learn: the value of `--learn` in the model's training.
+        one_turn: whether to write a single turn, as a model that has not learned `all` always does.
     """
 
     renderer: Renderer
@@ -58,15 +58,15 @@ class CompletionConfig:
 
 
 def complete_dialogues(decoder: Decoder, dialogues: Sequence[Dialogue], config: CompletionConfig) -> list[Case]:
-    """Let the model complete each dialogue, and pair its continuation with the true one.
+    """Complete each dialogue with the model, and pair its continuation with the true one.
 
-    A model that has learned `all` writes the rest after the opening turn, or with `one_turn` the next turn. A model
-    that has learned replies or one speaker does not know who speaks next, so it writes the first such turn. With the
-    `alpaca` template, it writes the response.
+    A model that has learned `all` writes everything after the opening turn, or with `one_turn` only the next turn. A
+    model that has learned replies or one speaker can't choose the next speaker, so it writes the first turn of the kind
+    it has learned. With the `alpaca` template, it writes the response.
     """
     renderer = config.renderer
     one_turn = config.one_turn or config.learn != "all"
-    stop = renderer.stop if one_turn and renderer.name != "labels" else []  # a newline need not end the turn
+    stop = renderer.stop if one_turn and renderer.name != "labels" else []  # a newline does not always end the turn
     bounds = Bounds(renderer.tokenizer.eot_token, renderer.newest_turns, stop)
     turns = [choose_turn(renderer, dialogue, config.learn) for dialogue in dialogues]
     prompts = [renderer.encode_prompt(dialogue, turn) for dialogue, turn in zip(dialogues, turns, strict=True)]
@@ -99,7 +99,7 @@ def newest_tokens(tokens: list[int], limit: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What ends a text, and how a text is shortened when it outgrows the model's context.
+    """The end of a text, and the way to shorten a text that exceeds the model's context.
 
     Attributes:
         end_id: the token that ends a text; it is not part of the result.
@@ -127,7 +127,7 @@ def generate(
     device = decoder.device
     generator = torch.Generator(device).manual_seed(seed)
     positions = decoder.config.n_positions
-    texts = {row: list(prompt) for row, prompt in enumerate(prompts)}  # what the model sees, for rows not yet ended
+    texts = {row: list(prompt) for row, prompt in enumerate(prompts)}  # the model's input for each unfinished row
     replies: list[list[int]] = [[] for _ in prompts]
     stop, left = bounds.stop, settings.max_new_tokens
     while texts and left:
@@ -153,9 +153,9 @@ def generate(
 
 
 def pad_left(texts: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Texts as (B, T) ids, aligned at their ends, and the (B,) number of padding tokens at the left of each.
+    """Texts as (B, T) ids, aligned at their ends, and the (B,) numbers of padding tokens on their left.
 
-    Any id will do for padding, because it is masked.
+    Padding is masked, so its id does not matter.
     """
     T = max(map(len, texts))
     padding = [T - len(text) for text in texts]

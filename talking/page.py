@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import gradio
 
 REQUIREMENT = "gradio>=6.31,<7"  # as in requirements-extra.txt
-FORGOTTEN = 3600  # seconds until an idle conversation is dropped
-STYLE = "[aria-label='chatbot conversation'] .message-content { white-space: pre-wrap }"  # as typed
+FORGOTTEN = 3600  # seconds before an idle conversation is dropped
+STYLE = "[aria-label='chatbot conversation'] .message-content { white-space: pre-wrap }"  # keep white space
 AT_ONCE = 4  # maximum number of simultaneous answers; others wait
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
-EVERYWHERE = ("", "0.0.0.0", "::")  # hosts that listen on every interface, so any name may be valid
+EVERYWHERE = ("", "0.0.0.0", "::")  # addresses for listening on every interface; any host name may then be valid
 # gradio's routes that accept files or store conversations; the page needs none of them
 CLOSED = ("upload", "upload_progress", "process_recording", "component_server", "component_server/", "deep_link")
 RANGES = {  # minimum, maximum and step of each slider
@@ -38,7 +38,7 @@ Shown = tuple["Visit", Messages, Messages]
 
 
 def check_page(settings: ChatSettings) -> None:
-    """Check that a page can be served, before loading a model for it.
+    """Check that the page can be served, before a model is loaded for it.
 
     Raises:
         UserError: gradio is not installed, or the host or port is not available.
@@ -49,7 +49,7 @@ def check_page(settings: ChatSettings) -> None:
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         with socket.socket(family, kind, protocol) as probe:
-            if os.name == "posix":  # elsewhere this would let two programs share the port
+            if os.name == "posix":  # on other systems, this would let two programs share the port
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
@@ -63,7 +63,7 @@ class Visit:
 
     def __init__(self, model: Conversation, make_beside: Callable[[], Conversation] | None, again: bool) -> None:
         self.model, self.make_beside = model, make_beside
-        self.again = again  # an earlier conversation was dropped, and the visitor must be told
+        self.again = again  # whether to tell the visitor that an earlier conversation was dropped
         self.beside: Conversation | None = None
         self.stopped = False
         self.lock = threading.Lock()
@@ -73,14 +73,14 @@ class Visit:
         return [self.model, self.beside] if self.beside else [self.model]
 
     def shown(self, answering: Conversation | None = None, said: str = "") -> Shown:
-        """What the page shows: both conversations, and the part of an answer that one model has given so far."""
+        """The content of the page: both conversations, and the partial answer of one model."""
         columns = [as_messages(talk) if talk else [] for talk in (self.model, self.beside)]
         if said:
             columns[answering is self.beside].append(as_message(True, said))
         return self, columns[0], columns[1]
 
     def answers(self, settings: AnswerSettings, talks: Sequence[Conversation]) -> Iterator[Shown]:
-        """Yield what to show while the models of `talks` answer, one after the other."""
+        """Yield the content of the page while the models of `talks` answer, one after the other."""
         import gradio
 
         self.stopped = False
@@ -109,7 +109,7 @@ class Visit:
             self.beside = self.make_beside()
 
     def catch_up(self, settings: AnswerSettings) -> Iterator[Shown]:
-        """Let the base model answer, from the first one on, the messages that the visitor has sent so far."""
+        """Let the base model answer all earlier messages of the visitor, starting with the first."""
         if not self.beside or self.beside.turns:
             return
         for turn in [turn for turn in self.model.turns if turn.speaker == self.model.people.me]:
@@ -130,9 +130,9 @@ def as_message(answer: bool, text: str) -> dict[str, str]:
 
 
 class Desk:
-    """The page's event handlers: each method returns, or yields repeatedly, what the page shows next.
+    """The page's event handlers: each method returns the next content of the page, or yields it repeatedly.
 
-    Each gets the `Visit` of the visitor, or None if there is none yet.
+    Each gets the visitor's `Visit`, or None before the first message.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Desk:
 
     @contextlib.contextmanager
     def serving(self, visit: Visit | None) -> Iterator[Visit]:
-        """Lock the visit: handle one event at a time, however fast somebody clicks."""
+        """Lock the visit, so that only one event is handled at a time, however fast somebody clicks."""
         import gradio
 
         visit = visit or self.arrive(again=True)
@@ -157,7 +157,7 @@ class Desk:
             yield visit
 
     def take(self, visit: Visit | None, text: str | None) -> Visit:
-        """Queue a message; a request that does not come from the page may have none."""
+        """Queue a message; a request from outside the page may have none."""
         visit = visit or self.arrive(again=True)
         if text and text.strip():
             visit.messages.append(text.encode(errors="replace").decode())  # replaces lone surrogates
@@ -196,7 +196,7 @@ class Desk:
             return visit.shown()
 
     def set_beside(self, visit: Visit | None, wanted: bool, *values: float) -> Iterator[tuple[Any, ...]]:
-        """Add or remove the base model; yield also whether it is there, because its folder may be damaged."""
+        """Add or remove the base model; also yield whether it is shown, because its folder may be damaged."""
         import gradio
 
         with self.serving(visit) as visit:
@@ -234,8 +234,8 @@ def serve(
 
     Args:
         start: starts a conversation with the model.
-        start_beside: starts one with the base model, loading it first if needed; None: there is no base model.
-        settings: where to serve the page, and the initial values of the sliders.
+        start_beside: starts a conversation with the base model, which is loaded first if needed; None: no base model.
+        settings: the page's address, and the initial values of the sliders.
     """
     # Set this before gradio is imported, so that nothing leaves this computer.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
@@ -249,7 +249,7 @@ def serve(
 
 
 def open_page(page: "gradio.Blocks", host: str, port: int) -> None:
-    """Start to serve the page; it is served until it is closed."""
+    """Start serving the page; it is served until it is closed."""
     page.launch(
         server_name=in_address(host),
         server_port=port,
@@ -270,9 +270,9 @@ def in_address(host: str) -> str:
 
 
 def guards(host: str) -> dict[str, Any]:
-    """Arguments for gradio's application that restrict it to what the page needs, and to the page's own host names.
+    """Arguments that restrict gradio's application to the routes that the page needs, and to the page's host names.
 
-    Otherwise another web page could read the conversation by pointing its host name here (DNS rebinding). If the page
+    Otherwise other web pages could read the conversation by pointing their host name here (DNS rebinding). If the page
     listens on every interface, its names are unknown, so every name is accepted.
     """
     from starlette.middleware import Middleware
@@ -314,18 +314,18 @@ def lay_out(desk: Desk, title: str) -> "gradio.Blocks":
         shown = [visit, chat, beside]
         turns = {"concurrency_id": "turns", "concurrency_limit": AT_ONCE}  # one limit for all events
 
-        # The text box is enabled when there is a visit to hold its messages.
+        # The text box is enabled once a visit exists that can hold its messages.
         page.load(lambda: (desk.arrive(), gradio.update(interactive=True)), None, [visit, box])
-        # A message is queued at once and answered after those before it, so none is lost.
+        # A message is queued immediately and answered after earlier ones, so that none is lost.
         sent = [box.submit, send.click]
         taken = gradio.on(sent, desk.take, [visit, box], visit, queue=False, trigger_mode="multiple")
-        gradio.on(sent, None, None, box, js="() => ''")  # in the browser, or text typed meanwhile would be lost
+        gradio.on(sent, None, None, box, js="() => ''")  # clear in the browser, to keep text typed meanwhile
         taken.then(desk.say, [visit, *sliders], shown, trigger_mode="multiple", **turns)
         chat.retry(desk.again, [visit, *sliders], shown, **turns)
         chat.undo(desk.undo, visit, shown, **turns)
         gradio.on([new.click, chat.clear, beside.clear], desk.start_over, visit, shown, **turns)
         stop.click(desk.stop, visit, queue=False)
         wanted.input(desk.set_beside, [visit, wanted, *sliders], [*shown, wanted], **turns)
-    for function in page.fns.values():  # for the page itself, not an API for programs
+    for function in page.fns.values():  # only for the page, not an API for programs
         function.api_visibility = "private"
     return page

@@ -59,11 +59,11 @@ class Terminal:
                 raise
             except UserError as error:
                 self.tell(str(error))
-            except KeyboardInterrupt:  # a second Ctrl-C, or one outside an answer
+            except KeyboardInterrupt:  # a second Ctrl-C, or one outside of an answer
                 self.tell("")
 
     def answer(self) -> None:
-        """Print the model's answer as it is generated. Ctrl-C stops it and keeps what was said."""
+        """Print the model's answer as it is generated. Ctrl-C stops it and keeps the text so far."""
         conversation = self.conversation
         you = conversation.people.you
         said = False
@@ -141,7 +141,7 @@ def show(text: str) -> None:
 
 
 def read_lines(prompt: str) -> Iterator[str]:
-    """Yield typed lines, with line editing and a history, until Ctrl-D; or the lines of a pipe.
+    """Yield typed lines until Ctrl-D, with line editing and a history; or the lines of a pipe.
 
     Ctrl-C discards the current line.
     """

@@ -13,7 +13,7 @@ from support.files import writing
 def save_best(path: Path, tensors: Iterable[Tensor], spares: Sequence[Path]) -> int:
     """Write tensors to `path`, one after another without a header, and return the CRC-32 of the file.
 
-    One of the `spares`, files of the same size that nothing refers to, is overwritten and renamed; the others are
+    One of the `spares`, unused files of the same size, is overwritten and renamed; the others are
     removed. Overwriting is several times faster than writing a new file, which needs free pages.
 
     Raises:
@@ -40,7 +40,7 @@ def save_best(path: Path, tensors: Iterable[Tensor], spares: Sequence[Path]) -> 
 
 
 def load_best(path: Path, tensors: Iterable[Tensor]) -> None:
-    """Copy what `save_best` wrote back into tensors of the same shapes, one at a time."""
+    """Copy the tensors written by `save_best` into tensors of the same shapes, one at a time."""
     with open(path, "rb") as file, torch.no_grad():
         for tensor in tensors:
             stored = tensor.detach() if tensor.is_cpu else torch.empty(tensor.shape, dtype=tensor.dtype)

@@ -1,7 +1,7 @@
 """Optimizer steps as CUDA graphs, one per batch length: on a GPU, a short step mostly launches kernels.
 
-The arithmetic is that of `step.take_step`. Only the form differs: buffers are static, values that change from step to
-step (learning rate, learned tokens) are tensors, and nothing waits for the GPU until the loss is read.
+The arithmetic equals that of `step.take_step`, but buffers are static, values that change from step to step (learning
+rate, learned tokens) are tensors, and nothing waits for the GPU until the loss is read.
 """
 
 import math
@@ -24,11 +24,11 @@ SHORT = 256  # capture batches of up to this many tokens at their own length, a 
 LEAST = 4  # minimum number of batches for a graph: warm-up and capture take as long as three eager steps
 MOST = 32  # maximum number of lengths to capture
 CLIP_EPSILON = 1e-6  # as in `torch.nn.utils.clip_grad_norm_`
-UPDATE = 0  # key of the update's graph; the other keys are lengths
+UPDATE = 0  # key of the update's graph; all other keys are lengths
 
 
 def why_eager(machine: Machine, settings: TrainingSettings, optimizer: Optimizer) -> str:
-    """Why steps on this GPU are not captured; empty if they are."""
+    """The reason why steps on this GPU are not captured; empty if they are."""
     reasons = {
         type(optimizer).__name__: not isinstance(optimizer, AdamW),  # only AdamW can skip an update on the GPU
         "several processes": machine.processes > 1,
@@ -39,7 +39,7 @@ def why_eager(machine: Machine, settings: TrainingSettings, optimizer: Optimizer
 
 
 def graph_length(length: int) -> int:
-    """Round `length` up, so that few graphs are needed: 16 up to `SHORT`, then 8 per doubling (at most 1/8 padding)."""
+    """Round `length` up, to one of a few lengths: 16 up to `SHORT`, then 8 per doubling (at most 1/8 padding)."""
     if length <= SHORT:
         return length
     unit = 1 << (length - 1).bit_length() - 4
@@ -47,7 +47,7 @@ def graph_length(length: int) -> int:
 
 
 def choose_lengths(lengths: Iterable[int], longest: int) -> list[int]:
-    """The lengths to capture, ascending: the most frequent, if they have at least `LEAST` batches, and `longest`.
+    """The lengths to capture, ascending: the most frequent ones with at least `LEAST` batches, and `longest`.
 
     Batches of other lengths are padded to the next of these.
 
@@ -81,7 +81,7 @@ class CapturedSteps:
     """Takes the same optimizer steps as `take_step` by replaying CUDA graphs (on a CPU, for tests, eagerly).
 
     Without gradient accumulation, one graph does the whole step. With it, one graph per length adds a batch's gradient
-    to the step's in place, and another graph does the update.
+    to the step's gradient in place, and a separate graph does the update.
 
     Args:
         rows: examples in a full batch; a smaller batch is padded with rows of ignored targets.
@@ -89,7 +89,7 @@ class CapturedSteps:
         accumulates: whether a step may have several batches.
 
     Raises:
-        torch.OutOfMemoryError: a step does not fit even without a graph.
+        torch.OutOfMemoryError: a step does not fit in memory even without a graph.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class CapturedSteps:
         device = machine.device
         self.learned = torch.zeros((), device=device)  # learned targets in the whole step
         self.loss = torch.zeros((), device=device)  # sum over the step's batches so far
-        self.result = torch.zeros(2, device=device)  # loss and gradient norm of the last step
+        self.result = torch.zeros(2, device=device)  # loss and gradient norm of the latest step
         self.buffers = {length: Buffers(rows, length, device) for length in lengths}
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by length; the update's graph under UPDATE
         for group in self.optimizer.param_groups:
@@ -114,7 +114,7 @@ class CapturedSteps:
             self.capture()
 
     def compute(self, buffers: Buffers) -> None:
-        """Add a batch's loss and gradient to the step's; without accumulation, also update the weights."""
+        """Add a batch's loss and gradient to those of the step; without accumulation, also update the weights."""
         with self.machine.autocast():
             part = self.learner.model(buffers.inputs, buffers.targets) / self.learned
         part.backward()
@@ -125,7 +125,7 @@ class CapturedSteps:
     def update(self) -> None:
         """Clip the gradient and update the weights, unless loss or gradient is NaN or infinite; reset both.
 
-        The fused kernel divides the gradients by `grad_scale` as it reads them, so clipping needs no pass of its own.
+        The fused kernel divides the gradients by `grad_scale` as it reads them, so clipping needs no separate pass.
         """
         norm, limit = torch.zeros_like(self.loss), self.learner.max_grad_norm
         if limit:
@@ -154,10 +154,10 @@ class CapturedSteps:
             for group in self.optimizer.param_groups:
                 group["capturable"] = True
             try:
-                for key in sorted(works, reverse=True):  # longest first: the others fit into its memory
+                for key in sorted(works, reverse=True):  # longest first: the others then fit in its memory
                     self.graphs[key] = capture(works[key], pool)
             except torch.OutOfMemoryError:
-                self.graphs.clear()  # next to the pool, an eager step may not fit
+                self.graphs.clear()  # as long as the pool exists, an eager step may not fit
                 self.optimizer.zero_grad(set_to_none=not self.accumulates)
             for group in self.optimizer.param_groups:
                 group["capturable"] = False  # otherwise PyTorch warns at each eager step

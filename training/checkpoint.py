@@ -1,7 +1,7 @@
 """Checkpoints: written atomically, verified when read, and enough to resume as if the run had never been stopped.
 
 Batches and dropout depend only on the seed and the step, and the learning rate only on the step. So no random generator
-has a state to save: the weights, the optimizer's moments and a few numbers are enough.
+state is saved: the weights, the optimizer's moments and a few numbers are enough.
 
 A run that is stopped by Ctrl-C or SIGTERM writes a checkpoint and loses nothing. A killed run repeats the work since
 its last checkpoint (at most `--checkpoint-minutes`, 5 by default), with the same result to the last bit.
@@ -28,7 +28,7 @@ from training.best_weights import load_best, save_best
 
 VERSION = 2
 TRAINED = "trained.json"
-KEPT = 2  # checkpoints: the newest and its predecessor, in case the newest is damaged
+KEPT = 2  # number of checkpoints to keep: the newest, and its predecessor in case the newest is damaged
 
 
 class Losses(NamedTuple):
@@ -44,20 +44,20 @@ class TrainingState:
 
     step: int = 0  # finished optimizer steps
     steps: int = 0  # total optimizer steps of the run
-    measured: int = 0  # step at which --max-minutes set `steps` by the clock; 0: not set
-    loss_sum: float = 0.0  # sum over the tokens learned since the last evaluation
+    measured: int = 0  # step at which `steps` was set for --max-minutes; 0: not set
+    loss_sum: float = 0.0  # summed loss of the tokens learned since the last evaluation
     tokens: int = 0  # number of these tokens
     evaluations: list[tuple[int, float]] = field(default_factory=list)  # (step, validation loss)
     before: Losses | None = None  # losses at the first evaluation
     after: Losses | None = None  # losses of the kept weights, at the last evaluation
-    kept: int = -1  # step of the best weights so far, which have their own file; -1: none
+    kept: int = -1  # step of the best weights so far, which have a separate file; -1: none
     kept_crc: int = 0  # CRC-32 of that file
     scaler: dict[str, float] = field(default_factory=dict)  # state of the fp16 gradient scaler
     sizes: dict[str, int] = field(default_factory=dict)  # sizes of the logs in bytes
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TrainingState":
-        """Rebuild a state from its `asdict` form in JSON, which has lists instead of tuples."""
+        """Rebuild a state from the output of `asdict` in JSON, which has lists instead of tuples."""
         losses = {name: Losses(*values[name]) if values[name] else None for name in ("before", "after")}
         evaluations = [(step, loss) for step, loss in values["evaluations"]]
         return cls(**{**values, **losses, "evaluations": evaluations})
@@ -74,7 +74,7 @@ class TrainingState:
 
 
 class Damaged(Exception):  # noqa: N818
-    """A file does not hold what was written to it."""
+    """The content of a file is not the content that was written to it."""
 
 
 class Checkpoints:
@@ -94,7 +94,7 @@ class Checkpoints:
         """Write a checkpoint, delete all but the newest two, and return a line with its size and time.
 
         Raises:
-            UserError: it can't be written (a full disk); the previous checkpoint still exists.
+            UserError: the checkpoint can't be written (a full disk); the previous one still exists.
         """
         if not self.primary:
             return ""
@@ -103,7 +103,7 @@ class Checkpoints:
         for name, values in optimizer_state(model, optimizer).items():
             tensors |= {f"optimizer.{name}.{key}": value for key, value in values.items()}
         for old in self.paths()[KEPT - 1 :]:
-            old.unlink()  # first, to make room for the new one
+            old.unlink()  # delete first, to make room for the new one
         if state.kept >= 0:
             with writing(self.folder):
                 flush(self.best_path(state.kept))
@@ -114,7 +114,7 @@ class Checkpoints:
         """Write the weights of this step, the best so far, over a file that no checkpoint refers to.
 
         Raises:
-            UserError: they can't be written.
+            UserError: the weights can't be written.
         """
         needed = set(map(kept_by, self.paths()))
         spares = [path for path in self.folder.glob("best-*") if path.suffix == ".tmp" or step_of(path) not in needed]
@@ -123,7 +123,7 @@ class Checkpoints:
         state.kept = state.step
 
     def check_best(self, state: TrainingState) -> None:
-        """Raise `Damaged` if the file of the best weights is not what `save_best` wrote."""
+        """Raise `Damaged` if the file of the best weights was changed after `save_best` wrote it."""
         path = self.best_path(state.kept)
         try:
             whole = crc_of(path) == state.kept_crc
@@ -136,13 +136,13 @@ class Checkpoints:
         """Copy the weights of `save_best` back into the model.
 
         Raises:
-            Damaged: the file does not hold what was written.
+            Damaged: the file was changed after it was written.
         """
         self.check_best(state)
         load_best(self.best_path(state.kept), trainable(model).values())
 
     def spare(self, state: TrainingState) -> Path | None:
-        """Return the file of the best weights, if no checkpoint needs it: once loaded, it may be overwritten."""
+        """Return the file of the best weights if no checkpoint needs it; once loaded, it may be overwritten."""
         path = self.best_path(state.kept)
         return path if path.exists() and state.kept not in map(kept_by, self.paths()) else None
 
@@ -159,7 +159,7 @@ class Checkpoints:
                     self.check_best(state)
             except Damaged as error:
                 display(f"removed a damaged checkpoint: {path} ({error})")
-                # Otherwise the next save would keep it as the fallback. All processes get here.
+                # Otherwise the next save would keep it as the fallback. All processes reach this line.
                 path.unlink(missing_ok=True)
                 continue
             restore(model, optimizer, path)
@@ -173,7 +173,7 @@ class Checkpoints:
         write_json(self.folder / TRAINED, asdict(state))
 
     def trained(self, steps: int) -> TrainingState | None:
-        """Return the state that `mark_trained` recorded; None if training is not over or now has more steps.
+        """Return the state that `mark_trained` recorded; None if training is not over or now has additional steps.
 
         Raises:
             UserError: the record is damaged.
@@ -212,10 +212,10 @@ class Checkpoints:
         return path.stat().st_size
 
     def read(self, path: Path) -> dict[str, Any]:
-        """Return the state from a file of `write`, after verifying the checksum of the whole file.
+        """Return the state from a file written by `write`, after verifying the checksum of the whole file.
 
         Raises:
-            Damaged: the file does not hold what was written.
+            Damaged: the file was changed after it was written.
             UserError: it belongs to another run, or to another version of the program.
         """
         try:
@@ -291,7 +291,7 @@ def restore(model: nn.Module, optimizer: Optimizer, path: Path) -> None:
 
 @torch.no_grad()
 def put(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Copy the tensors of a file into the tensors of the same names."""
+    """Copy the tensors of a file into tensors with the same names."""
     for name, value in tensors_of(path, tensors):
         tensors[name].copy_(value)
 

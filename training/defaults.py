@@ -1,4 +1,4 @@
-"""Defaults for options that the user left open, by model size and number of training tokens; see docs/training.md."""
+"""Defaults for unset options, by model size and number of training tokens; see docs/training.md."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,7 @@ FOR_MUCH: dict[str, Any] = {"learning_rate": 5e-4, "batch_size": 8, "schedule": 
 
 
 def defaults(settings: TrainingSettings, parameters: int, tokens: int = 0) -> dict[str, Any]:
-    """Values for the options that the user left open.
+    """Values for unset options.
 
     Args:
         parameters: number of the model's parameters.
@@ -26,12 +26,12 @@ def defaults(settings: TrainingSettings, parameters: int, tokens: int = 0) -> di
 
 
 def complete(settings: TrainingSettings, parameters: int, tokens: int = 0) -> TrainingSettings:
-    """`settings` with defaults for the options that the user left open; see `defaults`."""
+    """`settings` with defaults for unset options; see `defaults`."""
     return replace(settings, **defaults(settings, parameters, tokens))
 
 
 def explain(settings: TrainingSettings, parameters: int, tokens: int = 0) -> str:
-    """One line on the options that `defaults` may choose, and whether each is a default or the user's choice."""
+    """One line with the options that `defaults` may choose; it says whether each is a default or the user's choice."""
     left_open, completed = defaults(settings, parameters, tokens), complete(settings, parameters, tokens)
     default = "the default" + " with LoRA" * bool(settings.lora_rank) + " for a small model" * (parameters < SMALL)
     much = f"{default} and {tokens:,} training tokens"

@@ -20,7 +20,7 @@ from gpt_model import GPTModel
 from settings import TrainingSettings
 from support.errors import UserError
 
-WAITING = timedelta(hours=2)  # how long a process waits for the others
+WAITING = timedelta(hours=2)  # maximum time that a process waits for the others
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -44,10 +44,10 @@ class Machine(NamedTuple):
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Compute products inside this context in the chosen precision."""
+        """A context that computes products in the chosen precision."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
-        # No cache of casts: each weight is used once per pass, and a CUDA graph must not read a cast from outside it.
+        # Don't cache casts: each weight is used once per pass, and a CUDA graph must not read a cast from outside it.
         return torch.autocast(self.device.type, dtype=AUTOCAST[self.precision], cache_enabled=False)
 
     def seed(self, value: int) -> None:
@@ -82,7 +82,7 @@ class Machine(NamedTuple):
         return scaler
 
     def share(self, model: nn.Module) -> nn.Module:
-        """`model`; with several processes, a wrapper of it that averages their gradients."""
+        """`model`; with several processes, wrapped so that their gradients are averaged."""
         if self.processes == 1:
             return model
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
@@ -97,7 +97,7 @@ class Machine(NamedTuple):
         return [*batches, *[()] * missing][self.rank :: self.processes]
 
     def total(self, *values: float) -> list[float]:
-        """Each of `values` summed over all processes."""
+        """The sum of each of `values` over all processes."""
         if self.processes == 1:
             return list(values)
         sums = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -113,12 +113,12 @@ class Machine(NamedTuple):
         return shared[0]
 
     def leave(self) -> None:
-        """Leave the process group; from here on each process works alone."""
+        """Leave the process group; from here on, each process works alone."""
         if self.processes > 1:
             distributed.destroy_process_group()
 
     def record(self) -> dict[str, str | int]:
-        """Everything that the exact bits of a result depend on."""
+        """Everything that affects the exact bits of a result."""
         gpu = {"gpu": torch.cuda.get_device_name(self.device)} if self.device.type == "cuda" else {}
         return {
             **gpu,
@@ -167,7 +167,7 @@ def choose_machine(device: str, precision: str) -> Machine:
 def join_processes(device: str) -> tuple[int, int, torch.device]:
     """The number of processes that torchrun started, this one's rank, and its device; 1 and 0 without torchrun.
 
-    All but the first print nothing from here on.
+    From here on, only the first process prints.
 
     Raises:
         UserError: more processes than GPUs, or several processes on a device that can't be shared.
@@ -223,7 +223,7 @@ def for_training(model: GPTModel, settings: TrainingSettings) -> GPTModel:
 
 
 def check_compiler(machine: Machine) -> None:
-    """Compile something small, to fail early if PyTorch can't.
+    """Compile a small function, to fail early if PyTorch can't compile.
 
     Raises:
         UserError: PyTorch can't compile here, usually because there is no C++ compiler.
@@ -255,7 +255,7 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Return freed memory to the system: what `keep_freed_memory` has kept, and on a GPU what PyTorch has kept."""
+    """Return freed memory to the system: the memory kept by `keep_freed_memory`, and on a GPU, PyTorch's cache."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):

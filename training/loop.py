@@ -27,11 +27,11 @@ from training.step import Batch, Learner, set_learning_rate, take_step
 from training.stopping import StopSignals
 
 TRAIN_SAMPLE = 100  # training examples evaluated before and after training
-COUNTED = 10_000  # number of steps whose batches decide the lengths of CUDA graphs
+COUNTED = 10_000  # number of steps whose batches determine the lengths of CUDA graphs
 
 
 class Examples(NamedTuple):
-    """The examples that a model is trained and evaluated on."""
+    """The examples for training and evaluating a model."""
 
     train: DialogueDataset
     val: DialogueDataset
@@ -49,7 +49,7 @@ class TrainingSetup:
     saving: RunSettings
     machine: Machine
     checkpoints: Checkpoints  # in the run folder
-    processes: int = 1  # number when the run was first started, which sets the size of a step
+    processes: int = 1  # process count at the first start, which determines the size of a step
     watch: Callable[[], dict[str, str]] | None = None  # returns the model's current reply, as in the output file
 
 
@@ -80,7 +80,7 @@ class Trainer:
         self.pace.measure(self.state, self.progress)  # use the pace measured before the run was stopped
 
     def choose_steps(self) -> Callable[[Sequence[Batch]], tuple[float, int, float | None]]:
-        """The function that takes a step; on a GPU, it replays CUDA graphs if it can. Prints which it is."""
+        """The function that takes a step; on a GPU, it replays CUDA graphs if possible. Prints the choice."""
         machine, settings, started = self.machine, self.settings, time.perf_counter()
         why = why_eager(machine, settings, self.setup.optimizer)
         if machine.device.type != "cuda" or why:
@@ -137,13 +137,13 @@ class Trainer:
         self.progress.step(loss, learned, norm)
 
     def evaluation_is_due(self) -> bool:
-        """Whether to evaluate now: at the start, every `evaluate_every` steps, and at the end; never twice a step."""
+        """Whether to evaluate now: at the start, every `evaluate_every` steps, and at the end; never twice per step."""
         step, done = self.state.step, self.state.evaluations
         due = step % self.evaluate_every == 0 or step >= self.state.steps
         return due and (not done or done[-1][0] != step)
 
     def measure(self) -> tuple[float, float | None, dict[str, str] | None]:
-        """The validation loss, at the start and the end of the run the training loss, and with `--watch` a reply.
+        """Measure the validation loss, at the start and end of the run also the training loss; `--watch` adds a reply.
 
         Raises:
             UserError: a loss is NaN or infinite.
@@ -199,7 +199,7 @@ class Trainer:
         return self.state.kept >= 0
 
     def choose_weights(self) -> None:
-        """Restore the weights with the lowest validation loss, or keep the last; print which."""
+        """Restore the weights with the lowest validation loss, or keep the last; print the choice."""
         state = self.state
         if not self.chooses:
             return
@@ -218,10 +218,10 @@ class Trainer:
         return self.machine.total(time.monotonic() - self.saved_at > 60 * minutes)[0] > 0
 
     def save(self) -> None:
-        """Write a checkpoint, unless it would hold nothing new. A full disk does not stop the run."""
+        """Write a checkpoint unless it would contain nothing new. A full disk does not stop the run."""
         if self.state.step == self.saved_step:
             return
-        self.saved_step = self.state.step  # even if it fails: all processes must take the same path
+        self.saved_step = self.state.step  # even if writing fails, because all processes must take the same path
         self.state.scaler = self.learner.scaler.state_dict()
         self.progress.flush()
         try:
@@ -273,7 +273,7 @@ def train(
     except KeyboardInterrupt:
         trainer.save()
         raise KeyboardInterrupt(f" after step {state.step} of {state.steps}") from None
-    signals.hold()  # or progress since the last checkpoint would be lost
+    signals.hold()  # otherwise progress since the last checkpoint would be lost
     if trainer.setup.saving.keep_checkpoint:
         trainer.save()
     trainer.learner.optimizer.zero_grad()  # frees the gradients that captured steps keep in place

@@ -34,10 +34,10 @@ class LoRALinear(Linear):
         A = torch.empty(rank, base.in_features)
         nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
         self.lora_A = nn.Parameter(A)
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank))  # 0: start from the base model
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank))  # 0, to start from the base model
 
     def forward(self, input: Tensor) -> Tensor:
-        low = self.scale * F.linear(input, self.lora_A)  # (..., R), the smallest tensor to scale
+        low = self.scale * F.linear(input, self.lora_A)  # (..., R); scale here, where the tensor is smallest
         return super().forward(input) + F.linear(low, self.lora_B)
 
     def merge(self, weight: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class ExtendedHead(nn.Module):
 def add_adapters(model: GPTModel, rank: int, seed: int, new_tokens: int = 0) -> None:
     """Freeze `model` and add an adapter to each matrix of attention and MLP; new embeddings stay trainable.
 
-    Call it while the model is on the CPU. The initial adapters depend on `seed` alone.
+    Call it while the model is on the CPU. The initial adapters depend only on `seed`.
 
     Args:
         new_tokens: number of rows that `add_embeddings` has added to the end of the embedding.
@@ -105,11 +105,11 @@ def merge_adapters(model: GPTModel, base: Iterable[tuple[str, Tensor]]) -> Itera
     """Yield the name and value of each parameter of `model`, with its adapters merged.
 
     Args:
-        base: the parameters before training, in fp32, read from their file again: adding the change to bf16 weights
-            would round away a fifth of it.
+        base: the parameters before training, in fp32, read again from their file: adding the change to bf16 weights
+            would lose a fifth of it to rounding.
 
     Raises:
-        UserError: `base` is not what `model` was trained on.
+        UserError: `base` is not the model on which the adapters were trained.
     """
     frozen = dict(model.named_parameters())
     for name, parameter in base:
@@ -162,7 +162,7 @@ def load_adapter(model: GPTModel, folder: Path) -> None:
     """Load the parameters that `save_adapter` wrote to `folder`, bit for bit; `model` has adapters of the same shape.
 
     Raises:
-        UserError: the file is unreadable, damaged, or of another shape.
+        UserError: the file is unreadable or damaged, or has a different shape.
     """
     path = folder / WEIGHTS_FILE
     try:

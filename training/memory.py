@@ -1,4 +1,4 @@
-"""The memory that a run needs, the memory that is free, and options that make a run fit."""
+"""The memory that a run needs, the free memory, and options that make a run fit."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ CONTAINER = (
 
 
 class Size(NamedTuple):
-    """The sizes that decide how much memory a training run needs, in addition to its options."""
+    """The sizes that, together with the options, determine the memory of a training run."""
 
     parameters: int
     layers: int
@@ -94,10 +94,10 @@ def available_memory(device: torch.device) -> tuple[int, int]:
 
 
 def check_memory(size: Size, training: TrainingSettings, machine: Machine) -> str:
-    """One line on the memory that training needs; if memory may run short, also on options that need less.
+    """One line on the memory that training needs; if memory may run short, also options that need less.
 
     Raises:
-        UserError: the run can't fit.
+        UserError: the run can't fit in memory.
     """
     # Processes that share the memory.
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if machine.device.type == "cpu" else 1
@@ -109,14 +109,14 @@ def check_memory(size: Size, training: TrainingSettings, machine: Machine) -> st
     line = (
         f"memory: {need}{together}, but {free / 1e9:.1f} GB are free; {advice(size, training, machine, free // beside)}"
     )
-    certain = need.weights + need.gradients + need.optimizer  # the rest is estimated
+    certain = need.weights + need.gradients + need.optimizer  # exact; the rest is an estimate
     if beside * max(certain, sum(need) / TOLERANCE) > with_swap:
         raise UserError(line)
     return line
 
 
 def advice(size: Size, training: TrainingSettings, machine: Machine, free: int) -> str:
-    """The options that would make the run fit into `free` bytes, and the memory that each needs."""
+    """The options that would make the run fit in `free` bytes, and the memory that each needs."""
     one = {"batch_size": 1, "gradient_accumulation": training.batch_size * training.gradient_accumulation}
     ways = [
         one,
@@ -145,7 +145,7 @@ def explain_lack_of_memory(size: Size, training: TrainingSettings, machine: Mach
     """Turn an out-of-memory error into advice.
 
     Raises:
-        UserError: out of memory; names options that need less than the estimate for this run.
+        UserError: out of memory; the message names options that need less than the estimate for this run.
     """
     try:
         yield
@@ -153,7 +153,7 @@ def explain_lack_of_memory(size: Size, training: TrainingSettings, machine: Mach
         kinds = torch.OutOfMemoryError | MemoryError
         if not isinstance(error, kinds) and "allocate memory" not in str(error):  # a CPU raises a plain RuntimeError
             raise
-        if not machine.primary:  # the primary process does not know about it
+        if not machine.primary:  # the primary process does not know about this error
             display(f"process {machine.rank} is out of memory", file=sys.stderr)
         less = int(0.9 * sum(expected_memory(size, training, machine.precision)))
         raise UserError(f"out of memory; the checkpoints are intact; {advice(size, training, machine, less)}") from None

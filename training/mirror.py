@@ -1,7 +1,7 @@
 """Mirror a run to Weights & Biases or TensorBoard, from a separate process that reads the run folder.
 
-The run only writes its folder and never waits for a tracker: an error, a hang or a delay here does not affect it.
-A finished run can be mirrored too, or again without duplicate points; in the program's folder:
+The run only writes its folder and never waits for a tracker: an error, a hang or a delay here does not affect the run.
+A finished run can also be mirrored, even a second time without duplicate points; in the program's folder:
 
     python -m training.mirror wandb runs/gpt2-1 < /dev/null
 
@@ -28,9 +28,9 @@ from support.errors import check_extra, display, printable
 from support.files import PROJECT, read_json_object, write_json, writing
 
 REQUIREMENTS = {"wandb": "wandb>=0.22,<1", "tensorboard": "tensorboard>=2.18,<3"}  # as in requirements-extra.txt
-POLL = 1.0  # seconds between two reads of the run folder
+POLL = 1.0  # seconds between reads of the run folder
 WANDB_PROJECT = "gpt2-conversations"
-WANDB_ENVIRONMENT = {  # not arguments: the user's own variables win, and old versions ignore unknown ones
+WANDB_ENVIRONMENT = {  # not arguments: the user's variables take precedence, and old versions ignore unknown ones
     "WANDB_SILENT": "true",
     "WANDB_CONSOLE": "off",
     "WANDB_DISABLE_GIT": "true",
@@ -64,7 +64,7 @@ class Mirror:
             code = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):  # even a killed process may wait for a disk
+            with contextlib.suppress(subprocess.TimeoutExpired):  # even a killed process can hang on a disk
                 self.process.wait(5)
             outcome = f"did not finish within {timeout:g} s and was stopped"
         else:
@@ -86,7 +86,7 @@ class Mirror:
 def start_mirror(kind: str, run_folder: Path) -> Mirror:
     """Start the process that mirrors `run_folder`, which must already contain `settings.json`.
 
-    Its standard input is a pipe that nothing is written to. The pipe closes when the run ends, for whatever reason.
+    Its standard input is an empty pipe that closes when the run ends for any reason.
 
     Raises:
         UserError: its log cannot be written.
@@ -99,7 +99,7 @@ def start_mirror(kind: str, run_folder: Path) -> Mirror:
             stdin=subprocess.PIPE,
             stdout=file,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C stops the run only; the mirror then shows the rest and ends
+            start_new_session=True,  # Ctrl-C stops only the run; the mirror then uploads the rest and ends
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
         )
     return Mirror(kind, process, log)
@@ -113,7 +113,7 @@ def mirrored(kind: str, run_folder: Path) -> Iterator[None]:
         UserError: the mirror's log cannot be written.
     """
     mirror = None if kind == "none" else start_mirror(kind, run_folder)
-    yield  # if the run is stopped here, the mirror shows what it has reached, and ends
+    yield  # if the run is stopped here, the mirror uploads the progress so far and ends
     if mirror and (line := mirror.finish()):
         display(line)
 
@@ -126,7 +126,7 @@ class MetricsFile:
         self.offset, self.last_line = 0, b""
 
     def read(self) -> tuple[list[dict[str, Any]], bool]:
-        """The lines completed since the last call, and whether a truncated file is read from its start again."""
+        """The lines completed since the last call, and whether a truncated file is being read again from its start."""
         if not self.path.exists():
             return [], False
         with open(self.path, "rb") as file:
@@ -144,7 +144,7 @@ class MetricsFile:
 class WandbTracker:
     """Logs each line of the metrics as a row, with `step` as the x axis of every chart.
 
-    A row's number depends on its place in the run alone, so that a resumed run logs no row twice.
+    A row's number depends only on its position in the run, so that a resumed run logs no row twice.
     """
 
     def __init__(self, run_folder: Path, settings: dict[str, Any]) -> None:
@@ -185,7 +185,7 @@ class WandbTracker:
             self.row = row
 
     def rewind(self) -> None:
-        """Start the table of replies again; rows that are read again are recognized by their numbers."""
+        """Restart the table of replies; rows that are read again are recognised by their numbers."""
         self.watched.clear()
 
     def save(self) -> None:
@@ -196,7 +196,7 @@ class WandbTracker:
 
 
 class TensorBoardTracker:
-    """Writes all metrics again each time, after a mark that makes TensorBoard discard all earlier points."""
+    """Rewrites all metrics each time, after a marker that makes TensorBoard discard all earlier points."""
 
     def __init__(self, run_folder: Path, settings: dict[str, Any]) -> None:
         self.folder = run_folder / "tensorboard"
@@ -247,7 +247,7 @@ def markdown_cell(text: str) -> str:
 
 
 def read_unicode(path: Path) -> Any:
-    """A JSON file's content, with text that a tracker can encode."""
+    """A JSON file's content, with all text in a form that a tracker can encode."""
     return encodable(json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -257,12 +257,12 @@ def encodable(content: Any) -> Any:
 
 
 def mirror(kind: str, run_folder: Path, ended: threading.Event) -> None:
-    """Show the contents of `run_folder`, old and new, until the run has ended and everything is shown."""
+    """Log the contents of `run_folder`, old and new, until the run has ended and everything is logged."""
     tracker = TRACKERS[kind](run_folder, read_unicode(run_folder / "settings.json"))
     metrics = MetricsFile(run_folder / "metrics.jsonl")
     step, over = 0, False
     while not over:
-        over = ended.wait(POLL)  # check before reading, so as to read all that was written before the end
+        over = ended.wait(POLL)  # check before reading, to read everything that was written before the end
         lines, cut = metrics.read()
         if cut:
             tracker.rewind()
@@ -283,7 +283,7 @@ def mirror(kind: str, run_folder: Path, ended: threading.Event) -> None:
 
 
 def wait_for_end(ended: threading.Event) -> None:
-    # Not sys.stdin: a waiting thread would hold its lock, which makes Python's shutdown a fatal error.
+    # Don't use sys.stdin: a waiting thread would hold its lock, which makes Python's shutdown fail.
     while os.read(0, 4096):
         pass
     ended.set()
@@ -293,7 +293,7 @@ def main() -> None:
     ended = threading.Event()
     threading.Thread(target=wait_for_end, args=(ended,), daemon=True).start()
     if hasattr(os, "nice"):
-        os.nice(10)  # training has priority
+        os.nice(10)  # give training priority
     mirror(sys.argv[1], Path(sys.argv[2]), ended)
 
 

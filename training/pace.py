@@ -1,4 +1,4 @@
-"""Estimates from the first steps how long a run takes, and how many steps fit into `--max-minutes`."""
+"""Estimate a run's duration, and the number of steps that fit in `--max-minutes`, from its first steps."""
 
 import time
 from pathlib import Path
@@ -11,14 +11,14 @@ from training.device import Machine
 from training.progress import Progress
 
 MEASURED_STEPS = 5
-LONG = 60  # show an ETA for runs longer than this (seconds)
+LONG = 60  # show an ETA for runs longer than this, in seconds
 
 
 class Pace:
     """Measures the first steps of a run, once.
 
-    With `--max-minutes` they set the number of steps. It is stored in `pace.json`, so that a run that is killed before
-    its first checkpoint and started again has the same number.
+    With `--max-minutes`, the measurement sets the number of steps. It is stored in `pace.json`, so that a run that is
+    killed before its first checkpoint and started again has the same number.
 
     Raises:
         UserError: `pace.json` is damaged.
@@ -39,7 +39,7 @@ class Pace:
             raise UserError(f"{self.path} is damaged; {advice}")
 
     def measure(self, state: TrainingState, progress: Progress) -> None:
-        """Call after each step: once enough are measured, print how long the rest takes, or set their number."""
+        """Call after each step: once enough are measured, print the remaining time, or set the number of steps."""
         if self.done or state.measured:
             return
         if self.recorded:
@@ -48,9 +48,9 @@ class Pace:
             return
         elapsed = time.perf_counter() - self.started
         measured = len(progress.step_seconds)
-        # The first step is slow: it compiles kernels and touches memory.
+        # The first step is slow because it compiles kernels and touches memory.
         usual = sorted(progress.step_seconds[1:])
-        if self.compiles:  # one more may be slow: the loss of more tokens, or a batch of one example, is compiled again
+        if self.compiles:  # one more may be slow: a longer loss, or a batch of one example, is compiled again
             usual = usual[:-1]
         per_step = sum(usual) / max(1, len(usual)) + self.evaluation_seconds / self.evaluate_every
         ready = measured == MEASURED_STEPS or (self.limit and len(usual) > 0 and elapsed > self.limit / 10)

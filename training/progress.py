@@ -1,4 +1,4 @@
-"""Progress reports of a run: logs in JSON Lines, and the same on the screen."""
+"""Progress reports of a run: logs in JSON Lines, and lines on the screen."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from support.files import writing
 from training.checkpoint import TrainingState
 
 LOGS = ("metrics.jsonl", "timing.jsonl")
-SHOWN = 100  # characters of a reply to show on the screen
+SHOWN = 100  # maximum number of characters of a reply on the screen
 
 
 class Progress:
@@ -35,12 +35,12 @@ class Progress:
         )
         self.step_ended = time.perf_counter()
         self.step_seconds: list[float] = []
-        self.asked = ""  # the input of `watched`, once it was shown
+        self.asked = ""  # the input of `watched`, after it was shown
         if primary:
             self.cut_logs()
 
     def cut_logs(self) -> None:
-        """Cut from the logs the lines that are newer than the state from which the run resumes."""
+        """Remove lines from the logs that are newer than the state from which the run resumes."""
         for name in LOGS:
             path, size = self.run_folder / name, self.state.sizes.get(name, 0)
             with writing(path):
@@ -94,7 +94,7 @@ class Progress:
         self.say(f"  generated  {shorten(case['model_response'])}")
 
     def kept(self) -> None:
-        """Print which weights are kept, and record their losses if they are not the last."""
+        """Print a line about the kept weights, and record their losses if they are not the last."""
         state, (step, loss) = self.state, self.state.evaluations[self.state.best_place]
         if not step:
             self.say(
@@ -112,7 +112,7 @@ class Progress:
             self.say(f"kept: the weights of {place}, which have the lowest validation loss, {loss:.3f}")
 
     def resume_clock(self) -> None:
-        """Leave evaluations and checkpoints since the last step out of the next step's time."""
+        """Exclude evaluations and checkpoints since the last step from the next step's time."""
         self.step_ended = time.perf_counter()
 
     def say(self, line: str) -> None:
@@ -127,7 +127,7 @@ class Progress:
     def append(self, name: str, values: dict[str, float | str]) -> None:
         if self.primary:
             path = self.run_folder / name
-            # Open the file for each line, so that the line reaches the operating system at once.
+            # Open the file for each line, so that the line reaches the operating system immediately.
             with writing(path), open(path, "a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(values) + "\n")
 

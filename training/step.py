@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from training.device import Machine
 
-SMALLEST_SCALE = 1.0  # smallest scale for fp16 gradients: if they still overflow, they really are too large
+SMALLEST_SCALE = 1.0  # minimum scale for fp16 gradients: if they still overflow, they really are too large
 
 
 class Batch(NamedTuple):
@@ -35,7 +35,7 @@ class Learner(NamedTuple):
 def take_step(learner: Learner, batches: Sequence[Batch], machine: Machine) -> tuple[float, int, float | None]:
     """Take one optimizer step over `batches`; return its mean loss, number of learned tokens and gradient norm.
 
-    Each of several processes takes its share of the batches, and gets the same result.
+    With several processes, each takes its share of the batches, and all get the same result.
 
     Raises:
         FloatingPointError: the loss or the gradient is NaN or infinite; the weights are unchanged.

@@ -11,7 +11,7 @@ from training.device import Machine
 
 
 class StopSignals:
-    """A context in which the first Ctrl-C or SIGTERM raises `KeyboardInterrupt` between two pieces of work, never
+    """A context in which the first Ctrl-C or SIGTERM raises `KeyboardInterrupt` between two units of work, never
     inside one; a second signal ends the process at once, and anything unsaved is lost.
 
     Several processes receive a signal at different moments, so they agree on it between two steps.
@@ -24,7 +24,7 @@ class StopSignals:
         self.before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # no other thread gets signals
+        if threading.current_thread() is threading.main_thread():  # only this thread gets signals
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.before[number] = signal.signal(number, self.hear)
         return self
@@ -32,7 +32,7 @@ class StopSignals:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        if self.asked and error is None:  # asked while signals were held back
+        if self.asked and error is None:  # a signal arrived while signals were held back
             raise KeyboardInterrupt
 
     def hear(self, number: int, frame: FrameType | None) -> None:
