@@ -68,7 +68,7 @@ def choose_rates(settings: FinetuneSettings, data: Data) -> tuple[FinetuneSettin
 
 
 def show_rates(losses: dict[float, FoldEstimate], settings: FinetuneSettings) -> list[str]:
-    """Format the held-out loss of each rate, its difference from the best, and the command to train with the best rate."""
+    """Format the held-out loss of each rate, its difference from the best, and the command to use the best rate."""
     best = min(losses, key=lambda rate: losses[rate].mean)
     folds, width = len(losses[best].values), 2 + max(len(with_interval(found)) for found in losses.values())
     lines = [

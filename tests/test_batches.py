@@ -49,7 +49,7 @@ def test_a_long_dialogue_is_cut_between_turns_with_context():
     assert list(cut_into_examples([4, 8, 12, 16, 20], max_length=12)) == [(0, 0, 12), (4, 12, 16), (8, 16, 20)]
 
 
-def test_a_turn_that_is_too_long_loses_only_its_end():
+def test_only_the_end_of_an_overlong_turn_is_cut():
     # The turn of 30 tokens follows the last token of the turn before it, and is cut off after 11 tokens in all.
     assert list(cut_into_examples([5, 35, 40], max_length=10)) == [(0, 0, 5), (4, 5, 15), (34, 35, 40)]
 
@@ -91,7 +91,7 @@ def test_the_dataset_counts_what_it_drops():
     assert dataset.count_learned() == sum(example.learned.sum() for example in map(dataset.__getitem__, range(4))) == 24
 
 
-def test_an_example_without_anything_to_learn_is_left_out_and_counted():
+def test_an_example_with_nothing_to_learn_is_left_out_and_counted():
     """Of three examples, the second has no learned tokens."""
     conversations = encoded((list(range(30)), [10, 20, 30]))
     conversations.learned[:] = False
@@ -109,7 +109,7 @@ def test_the_padding_share_counts_rounded_lengths():
     assert padding_share(dataset, epoch_steps(dataset.lengths(), 1, 2, seed=1, epoch=0)) == 1 - 30 / 48
 
 
-def test_a_step_is_a_large_batch_in_pieces():
+def test_accumulated_batches_equal_one_large_batch():
     lengths = list(range(10, 31))
     steps = epoch_steps(lengths, 2, 3, seed=1, epoch=4)
     assert [[number for batch in step for number in batch] for step in steps] == epoch_batches(
@@ -137,7 +137,7 @@ def test_many_examples_are_grouped_by_length():
     assert abs(np.mean(means[:60]) - np.mean(means[60:])) < 60  # short and long ones are mixed
 
 
-def test_evaluation_batches_stay_within_their_tokens():
+def test_evaluation_batches_do_not_exceed_their_token_limit():
     assert list(evaluation_batches([500, 500, 1024, 300, 3000, 10])) == [[5, 3, 0, 1], [2], [4]]
     assert list(evaluation_batches([10] * 100)) == [list(range(100))]
     assert [len(batch) for batch in evaluation_batches([18] * 100)] == [64, 36]  # each is padded to 32

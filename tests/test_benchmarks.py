@@ -55,7 +55,7 @@ def test_the_command_writes_its_measurements(tmp_path):
 
 
 @pytest.mark.parametrize("config", [PUBLISHED["gpt2-medium"], GPTConfig(2, 2, 64)])
-def test_the_operations_per_token_equal_a_count_by_hand(config):
+def test_the_operations_per_token_equal_a_manual_count(config):
     raw = vars(config)
     assert weights(raw) == count_parameters(config) - config.n_positions * config.n_embd
     attention = 2 * 2 * config.n_layer * 100 * config.n_embd  # two products of a token with 100 others
@@ -99,7 +99,7 @@ def test_a_gpu_is_also_measured_with_compile(tmp_path):
     assert "compile" in {field.name for field in fields(TrainingSettings)}
 
 
-def test_both_sides_tokenize_alike_with_the_made_vocabulary(tmp_path):
+def test_both_sides_tokenize_identically_with_the_generated_vocabulary(tmp_path):
     make_vocabulary(tmp_path)
     ours = load_tokenizer(tmp_path)
     theirs = GPT2Tokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
@@ -112,7 +112,7 @@ def test_both_sides_tokenize_alike_with_the_made_vocabulary(tmp_path):
     assert theirs(hard)["input_ids"] == ours.encode_ordinary(hard)
 
 
-def test_the_plain_recipe_computes_gpt2(model_folder):
+def test_the_textbook_implementation_computes_gpt2(model_folder):
     from transformers import GPT2LMHeadModel
 
     model: Model = load(model_folder)

@@ -65,7 +65,7 @@ def test_the_model_loads_in_transformers(bundled):
     assert theirs.eos_token_id == reference.config.bos_token_id == tokenizer.eot_token
 
 
-def test_the_model_knows_small_talk(bundled):
+def test_the_model_predicts_small_talk_well(bundled):
     """Measured in bits per byte, which do not depend on the vocabulary, on conversations outside its training data."""
     model, tokenizer = bundled
     dialogues = bundled_dialogues()

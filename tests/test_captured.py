@@ -132,7 +132,7 @@ def test_graph_lengths_are_few_and_add_an_eighth_at_most():
     assert graph_length(1025) == 1152
 
 
-def test_rare_lengths_share_the_next_graph():
+def test_rare_lengths_use_the_next_larger_graph():
     batches = [48] * LEAST + [64] * (LEAST - 1) + [80] * LEAST + [272] * LEAST + [1000]
     assert choose_lengths(batches, longest=1000) == [48, 80, 288, 1000]
     assert choose_lengths([], longest=112) == [112]

@@ -55,7 +55,7 @@ def test_a_pipe_gets_an_answer_for_each_line(work):
     assert open_source(work / "talks" / "talk.json").format == "turns"
 
 
-def test_a_model_without_known_names_is_bot_until_it_is_named(work):
+def test_a_model_without_known_names_is_called_bot_by_default(work):
     options = ("tiny", "--max-new-tokens", "3", "--seed", "1")
     done = piped(work, "Hi!", *options)
     assert (done.returncode, done.stdout[:5]) == (0, "Bot: ")
@@ -93,7 +93,7 @@ def typed(monkeypatch, capsys) -> Typed:
     return Typed(monkeypatch, capsys)
 
 
-def test_each_command_does_what_the_help_says(typed):
+def test_each_chat_command_works_as_documented(typed):
     said = typed("/undo", "/again", "/save x.json")[1]
     assert said.count("there is no message yet") == 2
     assert said.count("there is no answer yet") == 1

@@ -62,7 +62,7 @@ def saved(vocabulary, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("template", "learn", "dialogue"), CASES)
-def test_ids_and_learned_mask_are_those_of_training(saved, template, learn, dialogue):
+def test_ids_and_learned_mask_equal_those_of_training(saved, template, learn, dialogue):
     folder, conversations = saved(template, learn, dialogue)
     theirs = AutoTokenizer.from_pretrained(folder)
     encoded = theirs.apply_chat_template(
@@ -79,7 +79,7 @@ def test_ids_and_learned_mask_are_those_of_training(saved, template, learn, dial
         )
 
 
-def test_messages_are_read_and_rendered_alike(saved, tmp_path):
+def test_the_template_and_the_reader_agree_on_messages(saved, tmp_path):
     """The template leaves out what the reader leaves out, among system messages, tools, parts and empty texts."""
     messages = [
         {"role": "System", "content": [{"type": "text", "text": "Be kind."}]},
@@ -103,7 +103,7 @@ def test_messages_are_read_and_rendered_alike(saved, tmp_path):
 
 
 @pytest.mark.parametrize("template", ["prompt", "labels", "tokens"])
-def test_the_generation_prompt_is_ours(saved, template):
+def test_the_generation_prompt_equals_ours(saved, template):
     dialogue = Dialogue(TALK[:2])
     folder, conversations = saved(template, "all", dialogue)
     messages = as_messages(dialogue, template)

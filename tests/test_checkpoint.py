@@ -168,7 +168,7 @@ def test_a_log_with_missing_lines_is_reported(model, tmp_path, monkeypatch, caps
     assert "metrics.jsonl has lost lines" in capsys.readouterr().out
 
 
-def test_a_checkpoint_of_another_model_run_or_version_is_refused(model, tmp_path, monkeypatch):
+def test_a_checkpoint_of_a_different_model_run_or_version_is_refused(model, tmp_path, monkeypatch):
     broken_off(model, tmp_path, monkeypatch, "take_step", 4)
     small = GPTModel(GPTConfig(n_layer=2, n_head=2, n_embd=16, vocab_size=101, n_positions=64))
     with pytest.raises(UserError, match="step-3.safetensors belongs to another model"):
@@ -181,7 +181,7 @@ def test_a_checkpoint_of_another_model_run_or_version_is_refused(model, tmp_path
         run(model, tmp_path)
 
 
-def test_a_full_disk_loses_the_checkpoint_but_not_the_run(model, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_prevents_a_checkpoint_but_does_not_stop_the_run(model, tmp_path, monkeypatch, capsys):
     real, saved = checkpoint.save_file, 0
 
     def full(*arguments):
@@ -317,7 +317,7 @@ class TestBestWeights:
         assert "no training step lowered the validation loss of the base model" in capsys.readouterr().out
         assert not logged(tmp_path, "kept_step")
 
-    def test_a_full_disk_loses_the_best_weights_but_not_the_run(self, model, tmp_path, monkeypatch, capsys):
+    def test_a_full_disk_loses_the_best_weights_but_does_not_stop_the_run(self, model, tmp_path, monkeypatch, capsys):
         def refuse(*_):
             raise UserError("cannot write best-3.bin: No space left on device")
 

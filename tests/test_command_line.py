@@ -228,7 +228,7 @@ class TestSettings:
         assert written(work) == []
 
     @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
-    def test_errors_are_printed_on_a_console_of_any_encoding(self, command, encoding):
+    def test_errors_are_printed_in_any_console_encoding(self, command, encoding):
         done = command("finetune.py", "--batch-size", "x", PYTHONUTF8="0", PYTHONIOENCODING=encoding)
         assert "--batch-size x: must be a whole number" in refused(done)
 
@@ -238,7 +238,7 @@ class TestSettings:
             assert option in line
 
 
-def test_every_number_has_a_largest_value():
+def test_every_number_has_a_maximum():
     """Except the seed, which has its own, and --max-length, which is compared with the model's context."""
     tried = 0
     for group in (TrainingSettings, GenerationSettings, RunSettings, DataSettings, AnswerSettings, EvaluateSettings):
@@ -318,7 +318,7 @@ class TestModels:
         (model_folder / name).write_bytes(content[: len(content) // 2])
         assert name in refused(command("finetune.py", "--model", model_folder))
 
-    def test_weights_of_another_shape_are_an_error(self, command, model_folder, vocabulary, tmp_path):
+    def test_weights_of_a_different_shape_are_an_error(self, command, model_folder, vocabulary, tmp_path):
         other = write_layout(tiny_reference(n_embd=32, n_layer=4), vocabulary, tmp_path / "other", "bare")
         shutil.copy(other / "model.safetensors", model_folder)
         line = refused(command("finetune.py", "--model", model_folder))
@@ -336,7 +336,7 @@ class TestModels:
         assert "h.1.ln_1.weight missing" in line
         assert "19 more missing" in line
 
-    def test_a_vocabulary_of_another_model_is_an_error(self, command, vocabulary, tmp_path):
+    def test_a_vocabulary_of_a_different_model_is_an_error(self, command, vocabulary, tmp_path):
         folder = write_layout(tiny_reference(vocab_size=500), vocabulary, tmp_path / "m", "bare")
         line = refused(command("finetune.py", "--model", folder))
         assert "the vocabulary has 400 tokens and the weights 500" in line
@@ -382,7 +382,7 @@ class TestModels:
         assert "pytorch_model.bin is" in refused(command("finetune.py", "--model", folder))
 
     @pytest.mark.parametrize("number", ["399", -1, None, 1 << 40])
-    def test_an_impossible_token_id_is_an_error(self, command, model_folder, number):
+    def test_an_out_of_range_token_id_is_an_error(self, command, model_folder, number):
         path = model_folder / "vocab.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "<|endoftext|>": number}))
         assert "the ids of its vocabulary are not 0 to 399" in refused(command("finetune.py", "--model", model_folder))
@@ -466,7 +466,7 @@ class TestPlacesThatCannotBeWritten:
         assert len(json.loads((work / "target.json").read_text())) == 3
 
     @pytest.mark.skipif(sys.platform != "linux", reason="closes a pipe in the POSIX way")
-    def test_a_closed_output_ends_a_preview_but_no_training(self, work, model_folder):
+    def test_a_closed_output_ends_a_preview_but_not_a_training_run(self, work, model_folder):
         options = shlex.join(["--model", str(model_folder), *map(str, QUICK), "--run-dir", "run"])
         for more, code in (("--preview", 2), ("", 0)):
             script = f'"{sys.executable}" "{PROJECT}/finetune.py" {options} {more} | true; exit ${{PIPESTATUS[0]}}'
@@ -527,7 +527,7 @@ class TestPlacesThatCannotBeWritten:
             subprocess.run(["umount", small], check=True)
 
 
-def test_repeated_options_add_up():
+def test_repeated_options_accumulate():
     def paths(*arguments: str) -> list[str]:
         return list(map(str, parse_command_line(FinetuneSettings, arguments).data.paths))
 

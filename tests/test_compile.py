@@ -20,7 +20,7 @@ from training.device import for_training
 from training.pace import Pace
 
 
-def test_a_compiled_model_learns_the_same(tmp_path, monkeypatch):
+def test_a_compiled_model_has_the_same_losses(tmp_path, monkeypatch):
     """The graphs are traced and differentiated as for any backend, but the C++ compiler is not tested."""
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))

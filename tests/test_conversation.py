@@ -62,7 +62,7 @@ def fed(conversation: Conversation, monkeypatch) -> list[int]:
 
 
 @pytest.mark.parametrize("template", ["prompt", "labels", "tokens"])
-def test_a_prompt_is_what_training_sees(template):
+def test_a_prompt_has_the_tokens_of_training(template):
     """Before each answer, the prompt is the same dialogue in training, up to the text of that turn."""
     conversation = talk(template)
     trained = Conversations.of(Renderer(load_tokenizer(BUNDLED), template), [Dialogue(TURNS)])
@@ -101,7 +101,7 @@ def test_an_answer_equals_that_of_an_uncached_prompt(template):
         assert conversation.turns[-1] == Turn(conversation.people.you, expected)
 
 
-def test_a_turn_costs_only_its_own_tokens(monkeypatch):
+def test_only_the_tokens_of_the_new_turn_are_computed(monkeypatch):
     conversation = talk()
     sizes = fed(conversation, monkeypatch)
     for number in range(10):
@@ -113,7 +113,7 @@ def test_a_turn_costs_only_its_own_tokens(monkeypatch):
     assert len(conversation.seen) > 200
 
 
-def test_again_and_undo_compute_nothing_twice(monkeypatch):
+def test_again_and_undo_reuse_the_cache(monkeypatch):
     conversation = talk()
     first = answer(conversation, "Hi! How are you?")
     sizes = fed(conversation, monkeypatch)
@@ -133,7 +133,7 @@ def test_again_and_undo_compute_nothing_twice(monkeypatch):
     assert not conversation.take_back_answer()
 
 
-def test_a_new_conversation_has_dropped_nothing():
+def test_a_new_conversation_resets_the_dropped_tokens():
     conversation = talk()
     answer(conversation, "so far so good " * 667)
     assert conversation.dropped
@@ -320,7 +320,7 @@ class TestPeople:
             ("Dora", "Emil", "all", ("Dora", "Emil")),
         ],
     )
-    def test_the_people_follow_from_the_options_and_the_training(self, me, you, learn, expected):
+    def test_the_speakers_are_chosen_from_the_options_and_the_training(self, me, you, learn, expected):
         people = choose_people({**KNOWN, "learn": learn}, me, you)
         assert (people.me, people.you) == expected
         assert people.instruction == "A talk."
@@ -337,7 +337,7 @@ class TestPeople:
             (["Ann"], None, "Ann", ("You", "Ann")),
         ],
     )
-    def test_unknown_people_are_you_and_bot(self, names, me, you, expected):
+    def test_unknown_speakers_are_called_you_and_bot(self, names, me, you, expected):
         people = choose_people({"speakers": names}, me, you)
         assert (people.me, people.you) == expected
 
@@ -350,7 +350,7 @@ class TestPeople:
             ({**KNOWN, "template": "alpaca"}, "Ann", None, "leave them out"),
         ],
     )
-    def test_impossible_people_are_refused(self, dialogue, me, you, words):
+    def test_invalid_speakers_are_refused(self, dialogue, me, you, words):
         with pytest.raises(UserError, match=words):
             choose_people(dialogue, me, you)
 
@@ -392,7 +392,7 @@ def test_a_conversation_without_an_answer_is_not_saved():
         (AnswerSettings(temperature=100, top_p=1, max_new_tokens=999), "cut off after 256 tokens (half of"),
     ],
 )
-def test_an_answer_that_is_cut_off_says_so(settings, note):
+def test_a_truncated_answer_is_reported(settings, note):
     conversation = talk()
     answer(conversation, "Hi!", settings)
     assert [found[: len(note)] for found in conversation.notes] == [note]

@@ -110,7 +110,7 @@ def test_the_summary_has_means_and_intervals_over_the_folds(job):
     assert "hits_at_1" in summary["too_small"]["model"]
 
 
-def test_an_interval_equals_a_calculation_by_hand():
+def test_an_interval_equals_a_manual_calculation():
     assert asdict(estimate([1.0, 2.0, 3.0, 6.0])) == {
         "values": [1.0, 2.0, 3.0, 6.0],
         "mean": 3.0,
@@ -161,7 +161,7 @@ def test_a_job_that_is_killed_in_its_second_fold_resumes(job, model, here, capsy
             assert (folder / fold / name).read_bytes() == (job / fold / name).read_bytes(), (fold, name)
 
 
-def test_a_finished_job_only_writes_its_summary_again(job, capsys):
+def test_a_finished_job_only_rewrites_its_summary(job, capsys):
     def never(settings: FinetuneSettings) -> None:
         raise AssertionError(settings)
 
@@ -174,7 +174,7 @@ def test_a_finished_job_only_writes_its_summary_again(job, capsys):
         find_run(str(job))
 
 
-def test_no_model_outlives_its_fold(here, model):
+def test_each_model_is_freed_after_its_fold(here, model):
     """Even in a reference cycle, such as PyTorch makes with the first optimizer of a process."""
     kept: list[weakref.ref[GPTModel]] = []
 
@@ -195,7 +195,7 @@ def test_no_model_outlives_its_fold(here, model):
     assert len(kept) == 2
 
 
-def test_a_stopped_job_prints_how_to_resume_all_of_it(here, model):
+def test_a_stopped_job_prints_how_to_resume_the_whole_job(here, model):
     settings = parse(model, "--folds", 2)
     with pytest.raises(KeyboardInterrupt) as stop:
         cross_validate(settings, record_and_stop)
@@ -211,7 +211,7 @@ def test_a_stopped_job_prints_how_to_resume_all_of_it(here, model):
         (["--folds", 3], "--folds 3: the run has 2"),
     ],
 )
-def test_a_job_can_only_be_resumed_with_its_own_options(here, model, options, problem):
+def test_a_job_can_only_be_resumed_with_the_same_options(here, model, options, problem):
     with pytest.raises(KeyboardInterrupt):
         cross_validate(parse(model, "--folds", 2, "--run-dir", "job"), record_and_stop)
     with pytest.raises(UserError, match=problem):
@@ -305,7 +305,7 @@ class TestTryingLearningRates:
         assert lines[5].startswith("0.1 is at the end of the range")
         assert re.fullmatch(r"train with the best: .*finetune.py --learning-rate 0.1", lines[6])
 
-    def test_rates_above_one_are_left_out(self, here, model):
+    def test_learning_rates_above_one_are_left_out(self, here, model):
         settings = parse(model, "--learning-rate", 0.6)
         data = read_data(open_data(settings.data), model, settings.data, 1)
         assert choose_rates(settings, data) == (settings, [0.15, 0.3, 0.6])
@@ -325,7 +325,7 @@ class TestTryingLearningRates:
         with pytest.raises(UserError, match="holds the runs of a cross-validation; name one of them, such as .*fold-1"):
             find_run("job")
 
-    def test_rates_that_the_folds_cannot_tell_apart_are_reported(self):
+    def test_indistinguishable_rates_are_reported(self):
         losses = {1e-5: estimate([3.0, 3.1, 3.2]), 2e-5: estimate([2.0, 2.1, 2.2]), 4e-5: estimate([2.1, 2.1, 2.15])}
         lines = show_rates(losses, FinetuneSettings())
         assert lines[5] == "no clear difference between 2e-05 and 4e-05"

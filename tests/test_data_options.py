@@ -30,7 +30,7 @@ def run_ledger(work, name: str = "run") -> dict:
 
 
 class TestPreview:
-    def test_it_shows_the_data_and_writes_it_and_stops(self, command, work):
+    def test_preview_shows_and_writes_the_data_and_stops(self, command, work):
         done = command("finetune.py", "--preview", "--learn", "replies")
         assert done.returncode == 0, done.stderr
         shown = done.stdout
@@ -49,7 +49,7 @@ class TestPreview:
         assert (work / "train_data.txt").read_text(encoding="utf-8").count("<|endoftext|>\n") == 7
 
     @pytest.mark.slow
-    def test_a_run_shows_what_it_learns_as_the_preview_does(self, command, work):
+    def test_a_run_writes_the_learned_text_like_the_preview(self, command, work):
         shown = command("finetune.py", "--preview", "--learn", "Bob").stdout
         done = command("finetune.py", "--learn", "Bob", "--max-steps", 1, "--cases", 1, "--run-dir", "run")
         assert done.returncode == 0, done.stderr
@@ -59,7 +59,7 @@ class TestPreview:
         assert learned.count("learned text in brackets") == 7
         assert learned.count("[") == learned.count("###]") + learned.count("<|endoftext|>]") == 7
 
-    def test_the_table_is_the_batch(self, command):
+    def test_the_preview_table_equals_the_batch(self, command):
         """In the table, each target is the next row's input, or -100 if the target is not learned."""
         shown = command("finetune.py", "--preview", "--learn", "Bob", "--batch-size", 1).stdout
         rows = re.findall(r"^ *(\d+) +(\d+) +(-?\d+)  '", shown, re.MULTILINE)
@@ -71,14 +71,14 @@ class TestPreview:
                 learned += target != "-100"
         assert 0 < learned < len(rows) - 10
 
-    def test_no_weights_are_needed(self, command, work, model_folder):
+    def test_a_preview_needs_no_weights(self, command, work, model_folder):
         (model_folder / "model.safetensors").unlink()
         done = command("finetune.py", "--model", model_folder, "--preview", "--run-dir", "seen", "--split", "60/20/20")
         assert done.returncode == 0, done.stderr
         assert written(work) == ["seen", *(f"seen/{name}_data.txt" for name in ("test", "train", "val"))]
         assert "model.safetensors missing" in refused(command("finetune.py", "--model", model_folder))
 
-    def test_it_does_not_overwrite_the_data(self, command, work):
+    def test_a_preview_does_not_overwrite_the_data(self, command, work):
         (work / "train_data.txt").write_text("\n\n".join(f"A: {number}\nB: yes" for number in range(10)))
         line = refused(command("finetune.py", "--preview", "--data", "train_data.txt"))
         assert "would overwrite train_data.txt" in line
@@ -127,7 +127,7 @@ class TestLedger:
         assert (train["dialogues"], val["dialogues"]) == (6, 3)
         assert "1 turns (or system prompts) exceed --max-length and lose their end" in done.stdout
 
-    def test_the_user_is_warned_about_another_language(self, tmp_path):
+    def test_a_language_unsuited_to_the_vocabulary_is_reported(self, tmp_path):
         russian = tmp_path / "data.json"
         talk = [{"Аня": f"Как прошёл твой день номер {day}?", "Боря": "Спасибо, хорошо."} for day in range(10)]
         russian.write_text(json.dumps(talk))
@@ -136,7 +136,7 @@ class TestLedger:
             lines = ledger_lines(make_ledger(data.sources, make_datasets(data, 0, 512), TrainingSettings()))
             assert any(line.startswith("warning: many tokens per word") for line in lines) == warned
 
-    def test_a_long_system_prompt_does_not_cost_the_first_turn(self, command, work):
+    def test_a_long_system_prompt_does_not_displace_the_first_turn(self, command, work):
         talks = [
             [
                 {"role": "system", "content": "Be kind. " * 600},
@@ -276,7 +276,7 @@ class TestTemplates:
         assert first == {"<|endofturn|>": 400, "<|Alex|>": 401, "<|Bob|>": 402}
         assert second == {**first, "<|Cem|>": 403}
 
-    def test_instructions_are_answered_as_transformers_answers_them(self, command, work, vocabulary, tmp_path):
+    def test_instructions_get_the_same_answers_as_in_transformers(self, command, work, vocabulary, tmp_path):
         folder = write_layout(tiny_reference(std=0.2, n_positions=512), vocabulary, tmp_path / "m", "bare")
         records = [
             {"instruction": f"Double {number}.", "input": "now" * (number % 2), "output": str(2 * number)}
@@ -306,7 +306,7 @@ class TestTemplates:
             theirs = tokenizer.decode(reply, skip_special_tokens=True)
             assert case["model_response"] == theirs.split("\n\n###")[0].strip()
 
-    def test_pairs_can_be_instructions(self, command, work):
+    def test_pairs_can_be_used_as_instructions(self, command, work):
         answers = ["a", "", *"bcdefgh"]
         records = [{"prompt": f"q{number}", "completion": answer} for number, answer in enumerate(answers)]
         (work / "data.jsonl").write_text("\n".join(map(json.dumps, records)))
@@ -320,7 +320,7 @@ class TestTemplates:
         assert "--rename: the speakers of the alpaca template are fixed" in line
 
 
-def test_a_days_chat_is_learned_whole(command, work):
+def test_a_chat_without_pauses_is_learned_completely(command, work):
     """20,000 tokens without a pause become many examples of 512 positions, and no turn is lost."""
     lines = [
         f"[01.03.24, {10 + n // 300:02}:{n // 5 % 60:02}] {'AB'[n % 2]}: this is message number {n} of today"

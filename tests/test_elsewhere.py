@@ -60,7 +60,7 @@ def say(talker: TextGenerationPipeline, conversations: Conversations, reply: lis
     return answer["generated_text"][-1]
 
 
-def test_a_message_ends_with_its_turn(talker):
+def test_a_message_ends_at_the_end_of_its_turn(talker):
     model, conversations = talker
     renderer, second = conversations.renderer, conversations[0].turns[1].text
     said = renderer.tokenizer.encode_ordinary(renderer.template.space + second)
@@ -79,7 +79,7 @@ def test_one_token_ends_a_turn_in_programs_that_accept_only_one(talker):
     assert renderer.tokenizer.decode([ends[0]]) == text
 
 
-def test_the_config_has_the_keys_that_the_converter_of_llama_cpp_reads(model_folder, tmp_path):
+def test_the_config_has_the_keys_that_llama_cpp_needs(model_folder, tmp_path):
     model, _ = load_model(model_folder)
     copy_vocabulary(model_folder, tmp_path / "saved")
     save_model(model, tmp_path / "saved", {"template": "prompt", "instruction": "", "speakers": [], "learn": "all"})
@@ -90,7 +90,7 @@ def test_the_config_has_the_keys_that_the_converter_of_llama_cpp_reads(model_fol
 
 
 @pytest.mark.parametrize("question", ["Do you have any pets?", "What do you like to eat for breakfast?"])
-def test_the_bundled_model_replies_alike_everywhere(question, tmp_path):
+def test_the_bundled_model_gives_the_same_reply_everywhere(question, tmp_path):
     """Greedy decoding in fp32 gives the same turn here, in the pipeline and in CTranslate2."""
     model, tokenizer = load_model(BUNDLED)
     renderer = Renderer(tokenizer)

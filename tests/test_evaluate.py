@@ -90,7 +90,7 @@ class TestTheEndOfARun:
         for name in ("loss.png", "context_use.png", "report.html"):
             assert (run / name).stat().st_size > 1000
 
-    def test_the_losses_equal_those_of_the_training(self, finished):
+    def test_the_losses_equal_those_of_training(self, finished):
         run = finished / "runs" / "first"
         found, losses = evaluation(run)["metrics"], logged(run, "val_loss")
         assert found["base"]["loss"] == pytest.approx(losses[0], rel=1e-6)
@@ -238,7 +238,7 @@ class TestEvaluate:
             (["runs/first", "--max-length", "5000"], "--max-length 5000: the model has 128 positions"),
         ],
     )
-    def test_a_mistake_is_one_error_and_writes_nothing(self, command, work_in, arguments, message):
+    def test_an_error_takes_one_line_and_writes_nothing(self, command, work_in, arguments, message):
         before = written(work_in)
         assert message in refused(command("evaluate.py", *arguments))
         assert written(work_in) == before
@@ -344,7 +344,7 @@ def test_an_evaluation_of_one_dialogue_says_why_metrics_are_missing(tmp_path):
     assert found["loss"] > 0
 
 
-def test_a_column_survives_its_file_unchanged():
+def test_a_column_survives_a_round_trip_through_its_file():
     model, subject = make_subject(bundled_dialogues()[:3])
     column = measure_column(Decoder(model), subject)
     again = Column.from_json(json.loads(json.dumps(column.to_json())))
@@ -352,7 +352,7 @@ def test_a_column_survives_its_file_unchanged():
     assert compare({"model": again}, subject) == compare({"model": column}, subject)
 
 
-def test_a_nan_metric_is_null_in_its_file():
+def test_a_nan_metric_is_written_as_null():
     nan = Estimate(math.nan, [math.nan, 1.0])
     values = Metrics(loss=Estimate(2.0), bits_per_byte=nan, loss_by_turn={"1": nan}, mrr=TooFew("more")).to_json()
     again = json.loads(json.dumps(values, allow_nan=False))
@@ -446,7 +446,7 @@ class TestFindings:
         assert found[3] == "empty replies: 1"
         assert found[4].startswith("the model repeats itself: 30%")
 
-    def test_the_kept_evaluation_counts_as_the_last(self):
+    def test_findings_treat_the_kept_evaluation_as_the_last(self):
         losses = self.losses(2.5, 1.9, 2.0, 2.1)
         losses.kept_step, losses.kept_train_set = 10, 1.5
         found = measure_overfitting(losses)
@@ -458,7 +458,7 @@ class TestFindings:
             " optimistic (--split 80/10/10 measures on a separate test part)"
         )
 
-    def test_findings_say_nothing_about_training_without_one(self):
+    def test_findings_without_a_run_say_nothing_about_training(self):
         losses = read_losses([])
         assert measure_overfitting(losses) is None
         assert find_out(self.evaluation(losses), losses)[0].startswith("fine-tuning")

@@ -187,7 +187,7 @@ def test_a_run_stopped_during_generation_repeats_only_the_generation(work, comma
 
 @POSIX
 @pytest.mark.slow
-def test_adapters_are_resumed_too(work, command, base):
+def test_runs_with_adapters_can_be_resumed(work, command, base):
     """After a stop in training, adapters are in the checkpoint; after a kill in generation, in their own folder."""
     options = ("--model", base, *RUN, "--lora-rank", 4, "--template", "tokens")
     assert command("finetune.py", *options, "--run-dir", "unbroken").returncode == 0
@@ -303,7 +303,7 @@ def test_changed_conversations_are_refused_but_moved_ones_are_not(stopped, comma
     assert done.returncode == 0, done.stderr
 
 
-def test_a_run_can_resume_in_another_precision_with_a_warning(stopped, command):
+def test_a_run_can_resume_in_a_different_precision_with_a_warning(stopped, command):
     used = json.loads((stopped / "settings.json").read_text())["machine"]["precision"]
     other = "fp32" if used == "bf16" else "bf16"
     done = command("finetune.py", "--resume", stopped, "--precision", other, "--epochs", 3, "--output", "else.json")
@@ -335,7 +335,7 @@ def test_options_that_no_longer_exist_are_reported_and_ignored(stopped, command)
         assert "options that no longer exist are ignored: --padding-free True" in done.stderr
 
 
-def test_the_facts_of_older_runs_are_read(tmp_path):
+def test_the_facts_in_older_settings_are_read(tmp_path):
     write_json(tmp_path / "settings.json", {"data": {"fold": 2, "folds": 3}, "training": {"processes": 4}})
     assert read_facts(tmp_path) == RunFacts(fold=2, processes=4)
     write_json(tmp_path / "settings.json", {"facts": {"fold": "x"}})
@@ -369,7 +369,7 @@ def test_damaged_settings_are_refused(tmp_path, content, reason):
         parse_finetune_settings(["--resume", str(tmp_path)])
 
 
-def test_the_record_of_the_machine_is_compared_on_resume(tmp_path, capsys):
+def test_machines_are_compared_on_resume(tmp_path, capsys):
     machine = {"torch": "2.13", "threads": 2, "processes": 1}
     record = Record(RunFacts(), machine, {"model": "a", "conversations": "b"})
     whole = asdict(record)
@@ -452,7 +452,7 @@ def test_a_changed_model_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_from_a_pipe_needs_its_conversations_again(work):
+def test_a_run_with_piped_conversations_needs_them_again_on_resume(work):
     data = (PROJECT / "llm_train_text.json").read_text(encoding="utf-8")
 
     def run(script: str, *options: object) -> subprocess.CompletedProcess[str]:

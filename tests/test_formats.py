@@ -306,7 +306,7 @@ def test_notices_in_an_export_are_skipped(tmp_path):
         ),
     ],
 )
-def test_every_member_of_a_published_record_is_read_or_named(record, dialogue, not_used, tmp_path):
+def test_every_key_of_a_published_record_is_read_or_named(record, dialogue, not_used, tmp_path):
     """This holds even if the first record is empty."""
     path = tmp_path / "data.json"
     path.write_text(json.dumps([record] * 2 if dialogue.turns else [record, {**record, "output": "x"}]))
@@ -315,7 +315,7 @@ def test_every_member_of_a_published_record_is_read_or_named(record, dialogue, n
     assert source.not_used == not_used
 
 
-def test_tables_of_spreadsheets_are_read(tmp_path):
+def test_spreadsheet_exports_are_read(tmp_path):
     path = tmp_path / "table"
     expected = [talk(("A", "a"), ("B", "b")), talk(("A", "c"), ("B", "d"))]
     for name in ("Conversation ID", "dialogueId", "session_id"):
@@ -330,7 +330,7 @@ def test_tables_of_spreadsheets_are_read(tmp_path):
     assert read(path) == expected
 
 
-def test_blank_lines_between_all_turns_separate_nothing(tmp_path):
+def test_blank_lines_after_every_turn_do_not_separate_dialogues(tmp_path):
     path = tmp_path / "chat.txt"
     path.write_text("Ann: Tea?\n\nCem: Please.\n\nAnn: Here.\n")
     assert read(path) == [talk(("Ann", "Tea?"), ("Cem", "Please."), ("Ann", "Here."))]
@@ -404,7 +404,7 @@ def test_texts_that_look_like_something_else_are_read(kind, tmp_path):
     assert read(path) == ODD_TEXTS[kind][1]
 
 
-def test_tables_and_chats_can_mark_turns_as_context(tmp_path):
+def test_tables_and_chats_can_declare_turns_as_context(tmp_path):
     path = tmp_path / "data"
     path.write_text("dialogue,speaker,text,weight\n1,Ann,Tea?,1\n1,Cem,No.,0\n1,Ann,Why?,1\n")
     assert [dialogue.context for dialogue in read(path)] == [(1,)]
@@ -553,7 +553,7 @@ def test_a_forced_format_is_used(tmp_path):
         refusal(path, name)
 
 
-def test_odd_text_is_kept(tmp_path):
+def test_unusual_text_is_kept(tmp_path):
     """It has right-to-left marks, NUL characters, emoji, or 20 MB on one line."""
     path = tmp_path / "data.json"
     odd = "\u200fשלום\u200e \u202eabc \0 🙂\u200d♂️ <|endoftext|> ### Bob:"

@@ -82,7 +82,7 @@ def is_skipped(turn: dict, empty: bool = True) -> bool:
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=st.one_of(records, st.lists(records, max_size=4)), lines=st.booleans())
-def test_generated_json_is_read_whole_or_refused_in_one_line(value, lines, tmp_path):
+def test_generated_json_is_read_completely_or_refused_in_one_line(value, lines, tmp_path):
     path = tmp_path / "data"
     listed = value if isinstance(value, list) else [value]
     content = "\n".join(map(json.dumps, listed)) if lines else json.dumps(value)

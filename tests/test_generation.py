@@ -141,7 +141,7 @@ def test_cases_hold_the_opening_the_true_reply_and_the_models_reply(vocabulary, 
     assert len(cases[1]["model_response"]) > 10
 
 
-def test_a_model_that_learned_one_speaker_writes_that_speakers_turn(vocabulary, tmp_path):
+def test_a_model_that_learned_one_speaker_writes_a_turn_of_that_speaker(vocabulary, tmp_path):
     model, tokenizer = load_model(write_layout(tiny_reference(std=0.25), vocabulary, tmp_path / "m", "bare"))
     dialogue = Dialogue((Turn("Ann", "Hi."), Turn("Cem", "Hey!"), Turn("Ann", "You?"), Turn("Cem", "Me.")))
     settings = GenerationSettings(max_new_tokens=20)
@@ -192,7 +192,7 @@ def test_a_dialogue_that_outgrows_the_context_continues_from_whole_turns(vocabul
     assert generate(Decoder(model), [prompt], Bounds(-1, renderer.newest_turns), settings, 0) == [expected]
 
 
-def test_cases_in_batches_equal_cases_alone(vocabulary, tmp_path):
+def test_cases_in_batches_equal_single_cases(vocabulary, tmp_path):
     model, tokenizer = load_model(write_layout(tiny_reference(std=0.25), vocabulary, tmp_path / "m", "bare"))
     dialogues = [Dialogue((Turn("A", f"number {number}"), Turn("B", "yes"))) for number in range(BATCH + 3)]
     config = CompletionConfig(Renderer(tokenizer), "all", GenerationSettings(max_new_tokens=8), seed=1)

@@ -46,7 +46,7 @@ def test_published_models_have_their_published_sizes(name):
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
 
 
-def test_initialisation_is_gpt2s():
+def test_initialisation_equals_that_of_gpt2():
     torch.manual_seed(0)
     model = GPTModel(GPTConfig(n_layer=8, n_head=4, n_embd=256, vocab_size=1000))
     parameters = dict(model.named_parameters())

@@ -53,7 +53,7 @@ def refusal(*paths: Path | str) -> str:
 class TestOpen:
     @pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress, bz2.compress])
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
-    def test_every_packing_and_encoding_gives_the_same_text(self, tmp_path, pack, encoding):
+    def test_every_compression_and_encoding_gives_the_same_text(self, tmp_path, pack, encoding):
         mark = "\ufeff" if encoding.endswith(("le", "be")) else ""
         text = TALK * 40_000  # more than one piece to recode
         (tmp_path / "talk").write_bytes(pack((mark + text).encode(encoding)))
@@ -78,7 +78,7 @@ class TestOpen:
         expected = list(enumerate(io.BytesIO(text.encode()), 1))
         assert list(Input.of(tmp_path / "talk").lines()) == expected
 
-    def test_a_file_that_would_fill_the_memory_is_refused(self, tmp_path, monkeypatch):
+    def test_a_file_too_large_for_memory_is_refused(self, tmp_path, monkeypatch):
         (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(20_000_000)))
         one = Input.of(tmp_path / "bomb.gz")
         assert len(one.read(20_000_000)) == 20_000_000
@@ -93,7 +93,7 @@ class TestOpen:
         with pytest.raises(UserError, match="it exceeds 1.98e-07 GB, too much to read at once"):
             list(many.lines(198))
 
-    def test_damage_is_reported_wherever_it_appears(self, tmp_path):
+    def test_damage_is_reported_anywhere_in_a_file(self, tmp_path):
         packed = gzip.compress(os.urandom(1_000_000))
         (tmp_path / "cut.gz").write_bytes(packed[:500_000])
         cut = Input.of(tmp_path / "cut.gz")
@@ -153,7 +153,7 @@ class TestArchives:
         assert all(each.found and each.read().decode() == TALK for each in found.inputs)
         assert found.ignored == {"pictures, sounds and films": 1, "hidden files": 1, "other files": 1}
 
-    def test_files_sent_in_a_chat_are_not_chats(self, tmp_path):
+    def test_attachments_of_a_chat_are_not_read_as_chats(self, tmp_path):
         path = self.archive(tmp_path / "a.zip", "00000012-notes.txt", "_chat.txt", "00000013-PHOTO.jpg")
         found = find_inputs([path])
         assert [each.member for each in found.inputs] == ["_chat.txt"]
@@ -174,7 +174,7 @@ class TestArchives:
         path.write_bytes(content)
         assert refusal(path) == f"{path}/a.txt: the archive is encrypted; unpack it"
 
-    def test_names_can_not_take_over_the_terminal(self, tmp_path):
+    def test_control_characters_in_file_names_are_escaped(self, tmp_path):
         path = self.archive(tmp_path / "a.zip", "\x1b[2J.txt")
         assert Input.of(path).name == f"{path}/\\x1b[2J.txt"
 
@@ -187,7 +187,7 @@ class TestPaths:
         assert Input.of(tmp_path / "[a].txt").read().decode() == TALK
         assert "no file matches this pattern" in refusal(tmp_path / "*.json")
 
-    def test_paths_add_up_and_a_file_is_read_once(self, tmp_path):
+    def test_paths_accumulate_and_each_file_is_read_once(self, tmp_path):
         fill(tmp_path, "b.txt", "a/1.txt")
         found = find_inputs([tmp_path / "b.txt", tmp_path / "a", tmp_path / "a" / ".." / "b.txt", tmp_path])
         assert [Path(each.name).name for each in found.inputs] == ["b.txt", "1.txt"]
@@ -200,7 +200,7 @@ class TestPaths:
         assert "it is a web address: download the file" in refusal("https://example.org/talk.json")
         assert "hf download" not in refusal("chats/talk.json")
 
-    def test_a_path_below_a_file_does_not_exist(self, tmp_path):
+    def test_a_path_below_a_file_is_reported_as_missing(self, tmp_path):
         fill(tmp_path, "talk.txt")
         assert "does not exist" in refusal(tmp_path / "talk.txt" / "x.txt")
 
@@ -225,7 +225,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_kind_that_is_not_read_says_what_to_do(name, tmp_path):
+def test_unsupported_files_get_advice(name, tmp_path):
     content, message = KINDS[name]
     (tmp_path / name).write_bytes(content)
     assert f"{name} is {message}" in refusal(tmp_path / name)
@@ -236,7 +236,7 @@ def test_a_kind_that_is_not_read_says_what_to_do(name, tmp_path):
 @pytest.mark.parametrize(
     "start", ["RIFF: hello", "GIF8: hi", "ID3: hi", "OggS: hi", "Not ftyp: hi", "7z: hi", "PK: hi"]
 )
-def test_a_talk_that_begins_like_another_kind_of_file_is_read(start, tmp_path):
+def test_a_chat_that_begins_like_a_different_kind_of_file_is_read(start, tmp_path):
     fill(tmp_path, "talk.txt", content=f"{start}\n{TALK}")
     assert Input.of(tmp_path / "talk.txt").read().decode() == f"{start}\n{TALK}"
 
@@ -282,7 +282,7 @@ print(spool_folder().name)
         assert second.startswith("/dev/fd/")
         assert second.endswith(" True b'A: b\\n'")
 
-    def test_several_processes_can_not_share_it(self, monkeypatch):
+    def test_several_processes_cannot_share_standard_input(self, monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "2")
         assert "--data -, a pipe, needs a single process" in refusal("-")
 

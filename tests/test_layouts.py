@@ -323,13 +323,13 @@ def read(path, **options) -> list[list[tuple[str, str]]]:
 
 
 @pytest.mark.parametrize("layout", IN_ROLES)
-def test_a_layout_of_users_and_assistants_is_read(layout, tmp_path):
+def test_layouts_with_users_and_assistants_are_read(layout, tmp_path):
     (tmp_path / "data").write_text(IN_ROLES[layout], encoding="utf-8")
     assert read(tmp_path / "data") == expected(ROLES)
 
 
 @pytest.mark.parametrize("layout", OF_PEOPLE | OF_LINES)
-def test_a_layout_of_people_is_read(layout, tmp_path):
+def test_layouts_with_people_are_read(layout, tmp_path):
     (tmp_path / "data").write_text((OF_PEOPLE | OF_LINES)[layout], encoding="utf-8")
     assert read(tmp_path / "data") == expected()
 
@@ -370,7 +370,7 @@ def test_a_file_without_conversations_is_refused_with_advice(kind, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_phones_say_which_messages_their_owner_sent(tmp_path):
+def test_messages_from_the_owner_of_the_phone_are_recognised(tmp_path):
     """They use a word or Android's number, and always give the name of the other person."""
     talk = [("Me", "Is the soup ready?"), ("Cem", "Nearly."), ("Me", "Good.")]
     rows = [["Out" if who == "Me" else "In", "+15550100", "Cem", text] for who, text in talk]
@@ -406,7 +406,7 @@ def test_a_date_above_a_recording_is_not_a_message(tmp_path):
     assert read(tmp_path / "otter.txt") == [expected()[0]]
 
 
-def test_a_prompt_that_holds_a_talk_is_several_turns(tmp_path):
+def test_a_prompt_that_contains_a_dialogue_becomes_several_turns(tmp_path):
     record = {
         "prompt": "\n\nHuman: Tea?\n\nAssistant: Yes.\n\nHuman: Milk?\n\nAssistant:",
         "chosen": " No.",
@@ -417,20 +417,20 @@ def test_a_prompt_that_holds_a_talk_is_several_turns(tmp_path):
     assert read(tmp_path / "data.jsonl") == [talk] * 2
 
 
-def test_questions_and_answers_listed_as_data_are_separate_dialogues(tmp_path):
+def test_question_answer_pairs_listed_as_data_are_separate_dialogues(tmp_path):
     pairs = [{"input": "Tea?", "output": "Yes."}, {"input": "Milk?", "output": "No."}]
     (tmp_path / "data.json").write_text(json.dumps({"version": "1", "data": pairs}), encoding="utf-8")
     assert read(tmp_path / "data.json") == [[("User", pair["input"]), ("Assistant", pair["output"])] for pair in pairs]
 
 
-def test_letters_can_mark_questions_and_answers(tmp_path):
+def test_letters_can_label_questions_and_answers(tmp_path):
     (tmp_path / "court.txt").write_text("Q. Were you there?\nA. I was: all day.\nQ. Alone?\nA. No.\n")
     talk = [("Q", "Were you there?"), ("A", "I was: all day."), ("Q", "Alone?"), ("A", "No.")]
     assert read(tmp_path / "court.txt") == [talk]
 
 
 @pytest.mark.parametrize("kind", ["csv", "json", "jsonl"])
-def test_any_columns_can_be_named(kind, tmp_path):
+def test_columns_with_any_name_can_be_mapped(kind, tmp_path):
     rows = [{"Wann": number, "Figur1": name, "Satz1": text} for number, _, name, text, _ in messages()]
     content = {"csv": table(list(rows[0]), [list(row.values()) for row in rows]), "json": json.dumps(rows)}
     (tmp_path / "data").write_text(content.get(kind, json_lines(rows)), encoding="utf-8")
@@ -455,7 +455,7 @@ def test_questions_and_answers_of_one_conversation_stay_together(kind, tmp_path)
 
 @pytest.mark.parametrize("language", ["German", "English", "Spanish", "Hindi", "Japanese"])
 @pytest.mark.parametrize("seed", [1, 2])  # iPhone and Android
-def test_a_whatsapp_chat_is_read_whole(language, seed, tmp_path):
+def test_a_whatsapp_chat_is_read_completely(language, seed, tmp_path):
     dialogues, counts = write_chat(tmp_path / "chat.txt", language, 1500, seed)
     source = open_source(tmp_path / "chat.txt")
     found = list(dialogues_of(source))
@@ -510,7 +510,7 @@ class TestCommand:
             cwd=PROJECT, input=input, capture_output=True, encoding="utf-8", check=False,
         )  # fmt: skip
 
-    def test_it_can_read_what_it_prints(self, tmp_path):
+    def test_printed_dialogues_can_be_read_again(self, tmp_path):
         (tmp_path / "talk.txt").write_text(OF_LINES["IRC"], encoding="utf-8")
         (tmp_path / "data.jsonl").write_text(IN_ROLES["a turn a line"], encoding="utf-8")
         done = self.run(tmp_path / "talk.txt", tmp_path / "data.jsonl")
@@ -530,13 +530,13 @@ class TestCommand:
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.splitlines()[-1].endswith("the key 'prompt' occurs 2 times; remove or rename the others")
 
-    def test_no_torch_is_imported(self, tmp_path):
+    def test_reading_does_not_import_torch(self, tmp_path):
         (tmp_path / "a.txt").write_text("Dora: Hi\nCem: Ho\n")
         code = "import sys; from dialogues.__main__ import main; main([sys.argv[1]]); assert 'torch' not in sys.modules"
         subprocess.run([sys.executable, "-c", code, tmp_path / "a.txt"], cwd=PROJECT, check=True, capture_output=True)
 
 
-def test_a_message_of_weight_zero_is_context(tmp_path):
+def test_a_message_with_weight_zero_is_context(tmp_path):
     turns = [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b", "weight": 0},

@@ -53,7 +53,7 @@ print(*load_and_save(large, saved / "large"))
 @pytest.mark.parametrize(
     ("layout", "dtype", "copies"), [("bare", "float32", 1), ("old bin", "float32", 1), ("bare", "bfloat16", 0.5)]
 )
-def test_loading_takes_one_copy_of_the_weights_and_saving_none(layout, dtype, copies, vocabulary, tmp_path):
+def test_loading_needs_one_copy_of_the_weights_and_saving_none(layout, dtype, copies, vocabulary, tmp_path):
     """Loading 202 MB of weights adds the memory of the weights, not that of the file as well."""
     small = write_layout(tiny_reference(), vocabulary, tmp_path / "small", layout)
     large = write_layout(tiny_reference(n_layer=4, n_embd=1024), vocabulary, tmp_path / "large", layout)
@@ -92,7 +92,7 @@ def test_finite_weights_with_an_infinite_sum_are_loaded(vocabulary, tmp_path):
         (lambda weight: weight.to(torch.int8), "as int8"),
     ],
 )
-def test_tensors_without_floating_point_numbers_are_refused_by_name(change, form, vocabulary, tmp_path):
+def test_non_float_tensors_are_refused_by_name(change, form, vocabulary, tmp_path):
     folder = write_layout(tiny_reference(), vocabulary, tmp_path / "m", "bin")
     tensors = torch.load(folder / "pytorch_model.bin")
     tensors["h.0.mlp.c_fc.weight"] = change(tensors["h.0.mlp.c_fc.weight"])

@@ -280,7 +280,7 @@ def test_an_adapter_that_does_not_fit_is_refused(model_folder, tmp_path):
         load_adapter(adapted(model_folder), tmp_path / "adapter")
 
 
-def test_the_initial_adapters_depend_on_the_seed_alone(model_folder):
+def test_the_initial_adapters_depend_only_on_the_seed(model_folder):
     first = adapted(model_folder).state_dict()
     torch.manual_seed(77)
     again, other = adapted(model_folder).state_dict(), adapted(model_folder, seed=2).state_dict()

@@ -115,7 +115,7 @@ def test_running_out_of_memory_gives_the_same_advice(error):
         raise error
 
 
-def test_another_process_reports_that_it_is_out_of_memory(capsys):
+def test_a_process_other_than_the_first_reports_that_it_is_out_of_memory(capsys):
     with pytest.raises(UserError), explain_lack_of_memory(MEDIUM, FULL, BF16._replace(processes=2, rank=1)):
         raise MemoryError
     assert capsys.readouterr().err == "process 1 is out of memory\n"
@@ -129,7 +129,7 @@ def test_other_errors_are_not_changed():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
-def test_a_run_that_cannot_fit_says_so_before_it_starts(work):
+def test_a_run_that_cannot_fit_is_refused_before_it_starts(work):
     """The bundled model with 700 long dialogues in a batch and 12 GB of address space."""
     import resource
 

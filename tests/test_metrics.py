@@ -65,7 +65,7 @@ class TestRatio:
         ) == [0, 1]
 
     @pytest.mark.parametrize(("size", "least"), [(3, 0.92), (5, 0.92), (10, 0.92), (30, 0.92)])
-    def test_an_interval_contains_the_truth_about_as_often_as_it_says(self, size, least):
+    def test_intervals_have_their_nominal_coverage(self, size, least):
         """For 400 samples of a normal distribution. For ten dialogues, the plain middle 95% would contain it in 89%."""
         random = np.random.default_rng(size)
         samples = random.normal(1, 1, (400, size))
@@ -154,14 +154,14 @@ def test_a_rank_counts_the_candidates_that_are_at_least_as_likely():
     assert metrics.ranks(map(np.array, losses)).tolist() == [1, 3, 4, 3, 1]
 
 
-def test_a_nan_loss_wins_no_comparison():
+def test_a_nan_loss_counts_against_the_true_reply():
     losses = [[math.nan, 1, 2], [math.nan] * 3, [1.0, math.nan, 2]]
     assert metrics.ranks(map(np.array, losses)).tolist() == [3, 3, 2]
     assert not excludes(0, metrics.Estimate(math.nan, [math.nan, math.nan]))
 
 
 class TestDiversity:
-    def test_distinct_divides_different_ngrams_by_all_ngrams(self):
+    def test_distinct_divides_distinct_ngrams_by_all_ngrams(self):
         replies = [["a", "b", "a"], ["b"], []]
         assert metrics.distinct(replies, 1) == 2 / 4
         assert metrics.distinct(replies, 2) == 2 / 2  # (a b) and (b a); no 2-gram spans two replies
@@ -301,7 +301,7 @@ class TestCopies:
         assert [text[a:b] for a, b in found.marks] == ["I DON’T know, what to say"]
         assert found.longest == (7, 32, 6, 2)
 
-    def test_two_runs_with_a_word_between_them_are_two_marks(self):
+    def test_two_runs_separated_by_a_word_are_marked_separately(self):
         text = "a b c d e X f g h i j"
         (found,) = metrics.find_copies([text], [["f g h i j"], ["a b c d e"]])
         assert [text[a:b] for a, b in found.marks] == ["a b c d e", "f g h i j"]

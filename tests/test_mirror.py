@@ -175,7 +175,7 @@ class TestWhatIsShown:
         ]
         assert [code for _, code in fake_wandb("finish")] == [1, 0, 0]  # the first was stopped
 
-    def test_a_file_that_is_truncated_meanwhile_is_read_again(self, run_folder, fake_wandb):
+    def test_a_file_truncated_while_it_is_read_is_read_again(self, run_folder, fake_wandb):
         """The table has each reply once."""
         running = start_mirror("wandb", run_folder)
         write_lines(run_folder, STOPPED)
@@ -193,7 +193,7 @@ class TestWhatIsShown:
         mirror_in_a_process("wandb", run_folder)
         assert len(fake_wandb("log")) == len(STOPPED)
 
-    def test_a_killed_run_is_shown_as_far_as_it_came(self, run_folder, fake_wandb):
+    def test_a_killed_run_is_shown_up_to_its_end(self, run_folder, fake_wandb):
         """The mirror then ends by itself."""
         script = (
             "import sys, time, pathlib; from training.mirror import start_mirror\n"
@@ -251,7 +251,7 @@ class TestTheRunIsUnaffected:
 
 
 class TestAPackageThatIsNotInstalled:
-    def test_one_line_says_how_to_install_it(self, tmp_path, monkeypatch):
+    def test_the_error_says_how_to_install_the_tracker(self, tmp_path, monkeypatch):
         monkeypatch.setitem(REQUIREMENTS, "nosuchtracker", "nosuchtracker>=1,<2")
         monkeypatch.syspath_prepend(tmp_path)
         for _ in range(2):
@@ -327,7 +327,7 @@ class TestTensorBoard:
         mirror_stopped_and_resumed(run_folder, lambda: mirror_here("tensorboard", run_folder))
         self.check(run_folder)
 
-    def test_a_file_that_is_truncated_meanwhile_is_read_again(self, run_folder):
+    def test_a_file_truncated_while_it_is_read_is_read_again(self, run_folder):
         write_lines(run_folder, STOPPED)
         ended = threading.Event()
         reader = threading.Thread(target=mirror, args=("tensorboard", run_folder, ended), daemon=True)
@@ -347,7 +347,7 @@ class TestTensorBoard:
         mirror_in_a_process("tensorboard", run_folder)
         self.check(run_folder)
 
-    def test_odd_texts_are_shown_verbatim(self):
+    def test_unusual_texts_are_shown_verbatim(self):
         shown_by = pytest.importorskip("tensorboard.plugin_util")
         page = shown_by.markdown_to_safe_html(markdown_table(CASES).encode("utf-8", "replace"))
         rows = [re.findall(r"<t[dh]>(.*?)</t[dh]>", row, re.DOTALL) for row in page.split("<tr>")[1:]]

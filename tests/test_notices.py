@@ -455,7 +455,7 @@ def test_notices_are_recognised(program):
 
 
 @pytest.mark.parametrize("text", TALK)
-def test_messages_of_people_are_not_notices(text):
+def test_messages_from_people_are_not_notices(text):
     assert not is_notice(text)
 
 
@@ -499,7 +499,7 @@ def test_upper_case_and_decomposed_notices_are_recognised():
         ("", ""),
     ],
 )
-def test_marks_are_stripped_from_texts(text, kept):
+def test_markers_are_stripped_from_texts(text, kept):
     assert strip_marks(text) == kept
     assert strip_marks(kept) == kept
 
@@ -642,7 +642,7 @@ def test_a_whole_chat_is_read(language, seed, tmp_path):
     assert again.read_bytes() == path.read_bytes()
 
 
-def test_phrases_have_the_form_in_which_texts_are_compared():
+def test_phrases_are_normalised_like_texts():
     for module in (phrases, system_phrases):
         for name, family in vars(module).items():
             if name.isupper():

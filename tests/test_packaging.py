@@ -41,7 +41,7 @@ def test_pip_and_uv_install_the_same_packages(file):
     assert FILES[file] == of_pip(file), ADVICE
 
 
-def test_a_package_has_the_same_range_everywhere():
+def test_a_package_has_the_same_version_range_everywhere():
     ranges = {line.partition(">=")[0].partition("==")[0]: line for line in itertools.chain(*FILES.values())}
     assert set(ranges.values()) == set(itertools.chain(*FILES.values()))
 
@@ -77,9 +77,7 @@ def test_the_tools_check_against_the_oldest_supported_python():
         ("my project", "elsewhere", '"{}"'),
     ],
 )
-def test_the_line_that_installs_an_extra_reaches_the_python_that_runs(
-    folder, started_in, python, tmp_path, monkeypatch
-):
+def test_the_install_command_targets_the_running_python(folder, started_in, python, tmp_path, monkeypatch):
     executable = tmp_path / folder / ".venv" / "python"
     (tmp_path / started_in).mkdir()
     monkeypatch.chdir(tmp_path / started_in)

@@ -112,7 +112,7 @@ def visitor(page_address):
         browser.close()
 
 
-def test_answers_stream_and_two_visitors_stay_apart(visitor):
+def test_answers_stream_and_two_visitors_are_separate(visitor):
     ann, other = visitor(), visitor()
     ann.page.evaluate(WATCH)
     ann.say(f"Hi, how are you? {OUTSIDE}")
@@ -204,7 +204,7 @@ def slider_values(desk: Desk) -> list[float]:
     return [getattr(desk.settings, name) for name in RANGES]
 
 
-def test_the_base_model_answers_the_messages_so_far_by_itself():
+def test_the_base_model_answers_earlier_messages_when_it_is_added():
     """It must not be shown with the answers of the fine-tuned model."""
     desk = Desk(talk, talk, AnswerSettings(max_new_tokens=3))
     visit = desk.arrive()

@@ -67,12 +67,12 @@ def test_the_page_accepts_the_names_of_this_computer(client, host):
         ("0.0.0.0", ["*"]),
     ],
 )
-def test_the_page_accepts_the_host_it_is_served_at(host, names):
+def test_the_page_accepts_the_host_at_which_it_is_served(host, names):
     (middleware,) = guards(host)["middleware"]
     assert middleware.kwargs["allowed_hosts"] == names
 
 
-def test_a_page_on_every_interface_accepts_every_name():
+def test_a_page_on_all_interfaces_accepts_every_host_name():
     page, client = ask_at("0.0.0.0")
     with contextlib.closing(client):
         assert status(client, "GET", "/", "my-computer:7860") == 200
@@ -85,7 +85,7 @@ def test_uploads_are_rejected(client):
     assert client.post("/gradio_api/upload/", files=FILE, follow_redirects=True).status_code == 404
 
 
-def test_no_conversation_is_written_to_a_file(client):
+def test_conversations_are_not_written_to_files(client):
     client.post("/gradio_api/run/take", json={"data": [None, "Hi!"], "session_hash": "a"})
     assert client.get("/gradio_api/deep_link?session_hash=a").status_code == 404
 

@@ -192,7 +192,7 @@ class TestCounts:
         assert hidden[1] == plain[1]
 
     @pytest.mark.parametrize("mask", [False, True])
-    def test_several_processes_count_like_one(self, work, tmp_path, mask):
+    def test_several_processes_give_the_same_counts_as_one(self, work, tmp_path, mask):
         code = f"""
 import sys
 sys.path.insert(0, {str(PROJECT)!r})
@@ -245,12 +245,12 @@ class TestTheAccount:
         line = "private: 5 e-mail addresses in 5 dialogues (Al 2, Bo 1, Cy 1, 1 more); --mask replaces them"
         assert self.lines(tmp_path, talks) == [line]
 
-    def test_data_without_private_data_gets_no_line(self, tmp_path):
+    def test_nothing_is_printed_without_private_data(self, tmp_path):
         talks = [{"Nora": f"Number {number}?", "Timo": "Yes."} for number in range(5)]
         assert self.lines(tmp_path, talks) == []
         assert self.lines(tmp_path, talks, mask=True) == ["masked: nothing was found to mask; names are not masked"]
 
-    def test_speakers_who_go_by_a_number_are_reported(self, tmp_path):
+    def test_speakers_named_by_a_phone_number_are_reported(self, tmp_path):
         talks = [{"+49 170 1234567": "Hi!", "Timo": f"Yes, {number}?"} for number in range(5)]
         (line,) = self.lines(tmp_path, talks)
         assert line.startswith("private: speakers who go by a phone number, an address or a link: 1;")
@@ -271,7 +271,7 @@ def run_of_masked(tmp_path_factory):
 
 
 class TestARun:
-    def test_every_file_has_the_placeholders(self, run_of_masked):
+    def test_every_written_file_has_the_placeholders(self, run_of_masked):
         folder, done = run_of_masked
         assert done.returncode == 0, done.stderr
         kinds = ("phone numbers", "Nora"), ("e-mail addresses", "Timo"), ("links", "Timo"), ("IBANs", "Nora")
@@ -291,7 +291,7 @@ class TestARun:
         assert ledger["private"]["phone"] == {"count": 10, "dialogues": 10, "speakers": {"Nora": 10}}
 
     @pytest.mark.slow
-    def test_it_is_evaluated_and_talked_to_masked(self, run_of_masked):
+    def test_a_masked_run_is_evaluated_and_chatted_with_masked(self, run_of_masked):
         folder, _ = run_of_masked
         for options in ((), ("--mask",)):
             done = run_in(folder, "evaluate.py", "run", *options, "--max-new-tokens", 2)
@@ -301,7 +301,7 @@ class TestARun:
         assert done.returncode == 0, done.stderr
 
     @pytest.mark.slow
-    def test_it_is_resumed_masked(self, run_of_masked):
+    def test_a_masked_run_is_resumed_masked(self, run_of_masked):
         folder, _ = run_of_masked
         done = run_in(folder, "finetune.py", "--resume", "run", "--max-steps", 2)
         assert done.returncode == 0, done.stderr
@@ -325,7 +325,7 @@ class TestARun:
 
 class TestWithoutTheLibraries:
     @pytest.mark.parametrize("missing", REQUIREMENTS)
-    def test_one_line_says_how_to_install_them(self, missing, monkeypatch):
+    def test_the_error_says_how_to_install_the_libraries(self, missing, monkeypatch):
         find = importlib.util.find_spec
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else find(name))
         line = f'--mask: the package {missing} is not installed; .* pip install "phonenumbers>=.*" "python-stdnum>=.*"'

@@ -82,7 +82,7 @@ def test_a_checkpoint_resumes_with_any_number_of_processes(work, command, model_
     assert logged(work / "other", "train_loss") == pytest.approx(losses, rel=1e-4)
 
 
-def test_a_users_mistake_is_reported_in_one_line(work):
+def test_a_user_error_is_reported_in_one_line(work):
     done = torchrun(work, 2, "--epochs", 0)
     assert done.returncode != 0
     assert done.stderr.count("error: --epochs 0") == 1

@@ -262,7 +262,7 @@ def test_an_outdated_plot_is_removed(run):
 
 @pytest.mark.parametrize("content", [b"", b"{", b"3", b"\xff\xfe", b"[" * 100_000, b'{"a": ' * 5000])
 @pytest.mark.parametrize("name", sorted(set(READ) - {"metrics.jsonl"}))
-def test_a_broken_file_costs_only_its_section(name, content, run, no_plots, capsys):
+def test_a_broken_file_affects_only_its_section(name, content, run, no_plots, capsys):
     (run / name).write_bytes(content)
     page = page_of(run)
     assert "Validation loss went from 2.617" in page.text
@@ -296,7 +296,7 @@ def test_a_note_names_a_single_broken_line(run, no_plots, capsys):
     )
 
 
-def test_nan_infinite_and_huge_losses_break_no_plot(run):
+def test_nan_infinite_and_huge_losses_do_not_break_the_plot(run):
     with open(run / "metrics.jsonl", "a") as file:
         for step, value in enumerate(("NaN", "Infinity", "1e300", "1" + "0" * 400, "null", '"x"', "5000"), start=13):
             file.write(f'{{"step": {step}, "epoch": null, "train_loss": {value}}}\n')
@@ -325,7 +325,7 @@ def test_thinning_averages_neighbouring_points():
     assert plots.thin_out([]) == []
 
 
-def test_a_line_lies_where_the_axes_say():
+def test_a_line_is_drawn_at_the_right_coordinates():
     """In the wide and in the narrow picture."""
     losses = Losses(val=[Point(0, 0, 3.0), Point(4, 1, 2.0), Point(8, 2, 2.5)], train=[Point(1, 0, 2.5)])
     chart = plots.loss_chart(losses)
@@ -385,7 +385,7 @@ def test_the_lowest_loss_is_a_validation_loss():
     assert Losses().best is None
 
 
-def test_the_known_part_of_another_version_is_shown(run, no_plots, capsys):
+def test_known_fields_of_a_newer_version_are_shown(run, no_plots, capsys):
     content = evaluation()
     content.update(version=7, extra={"x": 1})
     del content["metrics"]["base"], content["metrics"]["model"]["chrf"], content["data"], content["overfitting"]
@@ -425,7 +425,7 @@ ODD = (
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(st.lists(st.tuples(st.sampled_from(list(nodes(evaluation()))), st.sampled_from(ODD)), min_size=1, max_size=4))
-def test_no_odd_evaluation_breaks_the_report(run, no_plots, changes):
+def test_malformed_evaluations_do_not_break_the_report(run, no_plots, changes):
     content = evaluation()
     for path, value in changes:
         inside: Any = content
@@ -458,7 +458,7 @@ def has(inside: dict | list, key: Any) -> bool:
     return key in inside if isinstance(inside, dict) else isinstance(key, int) and key < len(inside)
 
 
-def test_odd_numbers_break_no_plot(run):
+def test_unusual_numbers_do_not_break_the_plots(run):
     content = evaluation()
     content["metrics"]["model"]["context_use_by_turns"] = {
         "1": 1e300,
@@ -479,7 +479,7 @@ def test_number_returns_none_for_anything_but_a_finite_number(value):
     assert number(value) is None
 
 
-def test_hostile_text_stays_text(tmp_path, no_plots):
+def test_hostile_text_is_escaped(tmp_path, no_plots):
     plain, hostile = write_run(tmp_path / "plain"), write_run(tmp_path / "hostile", HOSTILE)
     one, other = page_of(plain), page_of(hostile)
     assert one.tags == other.tags
@@ -546,7 +546,7 @@ def test_a_folder_without_a_run_gives_a_user_error(tmp_path, monkeypatch):
         report.main()
 
 
-def test_a_command_writes_the_report_again_without_torch(run):
+def test_a_command_rewrites_the_report_without_torch(run):
     code = (
         "import sys, evaluation.report as report; heavy = {'torch', 'PIL', 'jinja2'} & set(sys.modules);"
         " assert not heavy, heavy; report.main(); assert 'torch' not in sys.modules"

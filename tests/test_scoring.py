@@ -112,7 +112,7 @@ class TestTokenLosses:
 
 @pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("learned", [0, 1, 15, 16, 17, EVALUATED_ROWS, EVALUATED_ROWS + 1, 3 * EVALUATED_ROWS - 5])
-def test_unreduced_losses_sum_up_to_the_loss(learned, gradients, pair):
+def test_unreduced_losses_add_up_to_the_loss(learned, gradients, pair):
     model, reference = pair[0].model, pair[1]
     generator = torch.Generator().manual_seed(learned)
     ids = torch.randint(400, (4, 101), generator=generator)
@@ -141,7 +141,7 @@ class TestContinuations:
                 learned = np.arange(len(context) + len(branch)) >= len(context)
                 np.testing.assert_allclose(part, reference_losses(reference, context + branch, learned), atol=1e-4)
 
-    def test_each_continuation_has_the_loss_it_has_alone(self, pair):
+    def test_each_continuation_has_the_same_loss_as_alone(self, pair):
         """Contexts of 1 to 100 tokens, each with 1 to 20 continuations of 1 to 29 tokens."""
         random = np.random.default_rng(2)
         draw = lambda size: random.integers(400, size=size).tolist()  # noqa: E731
@@ -305,7 +305,7 @@ class TestCandidates:
         return [tuple(conversations.renderer.tokenizer.encode_ordinary(turn.text)) for turn in dialogues]
 
     @pytest.mark.parametrize("dialogues", [4, 30])
-    def test_the_true_reply_comes_before_different_texts_of_other_dialogues(self, dialogues, conversations):
+    def test_the_true_reply_comes_first_and_candidates_are_distinct(self, dialogues, conversations):
         replies = [Reply(dialogue, turn) for dialogue in range(dialogues) for turn in (1, 2, 3)]
         texts, recorder = self.texts(conversations, replies), Recorder(1024)
         losses = score_candidates(recorder, conversations, replies, 6)
@@ -352,7 +352,7 @@ class TestCandidates:
             assert [len(each) for each in losses] == [11] * 12
             assert np.isfinite(losses).all()
 
-    def test_an_untrained_model_ranks_at_chance(self, conversations, tokenizer):
+    def test_an_untrained_model_ranks_at_chance_level(self, conversations, tokenizer):
         """The replies are unrelated to their context, so every rank is equally likely."""
         random = np.random.default_rng(9)
         dialogues = [
@@ -371,7 +371,7 @@ class TestCandidates:
 
 
 class TestChooseReplies:
-    def test_few_dialogues_give_all_replies_and_many_give_one_each(self, tokenizer):
+    def test_all_replies_of_few_dialogues_or_one_of_each_of_many_are_chosen(self, tokenizer):
         _, conversations = small_conversations(tokenizer)
         everything = [(0, turn) for turn in range(1, 7)] + [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2)]
         assert choose_replies(conversations, np.arange(3), 100, 0) == everything

@@ -67,21 +67,21 @@ class TestDialogues:
         files=st.lists(st.integers(0, 20), min_size=1, max_size=200).map(sorted),
         shares=shares.filter(lambda shares: len(shares) < 4),
     )
-    def test_several_files_have_the_shares_together(self, files, shares):
+    def test_the_split_applies_to_all_files_together(self, files, shares):
         parts = choose_parts(np.array(files), np.arange(len(files)), shares)
         for part, bound in enumerate(list(accumulate(shares))[:-1]):
             assert abs((parts <= part).sum() - len(files) * bound / sum(shares)) < 2
         for file in set(files):  # in the order of the file
             assert sorted(mine := parts[np.array(files) == file].tolist()) == mine
 
-    def test_each_of_several_files_is_divided(self):
+    def test_each_of_several_files_is_split(self):
         parts = choose_parts(np.repeat([0, 1], [10, 20]), np.arange(30), [70, 30])
         assert parts.tolist() == [0] * 7 + [1] * 3 + [0] * 14 + [1] * 6
         parts = choose_parts(np.arange(10), np.arange(10), [70, 30])
         assert (parts == 0).sum() == 7
 
     @given(equal=st.lists(st.integers(0, 30), min_size=1, max_size=100), shares=shares)
-    def test_equal_dialogues_are_in_the_part_of_the_first(self, equal, shares):
+    def test_equal_dialogues_are_in_the_same_part(self, equal, shares):
         parts = choose_parts(np.zeros(len(equal), int), np.array(equal), shares)
         kinds = list(dict.fromkeys(equal))
         of_kinds = choose_parts(np.zeros(len(kinds), int), np.arange(len(kinds)), shares)
@@ -90,7 +90,7 @@ class TestDialogues:
 
 class TestTurns:
     @given(turns=st.lists(st.integers(2, 9), min_size=1, max_size=5), shares=shares)
-    def test_every_part_gets_its_turns_or_none_can(self, turns, shares):
+    def test_every_part_gets_turns_if_there_are_enough(self, turns, shares):
         if sum(size // 2 for size in turns) < len(shares):  # too few pieces of two turns
             with pytest.raises(UserError, match=r"in all (are too few|is too little) for --split x"):
                 divide_turns(turns, shares, "--split x")
@@ -103,14 +103,14 @@ class TestTurns:
             assert len(mine) == len(cuts) + 1
             assert all(end - start >= 2 for start, end in pairwise([0, *cuts, size]))
 
-    def test_the_cuts_are_where_the_shares_meet(self):
+    def test_the_cuts_match_the_shares(self):
         assert divide_turns([1000], [70, 30], "") == [([700], [0, 1])]
         assert divide_turns([1000], [80, 10, 10], "") == [([800, 900], [0, 1, 2])]
         assert divide_turns([8], [1] * 4, "") == [([2, 4, 6], [0, 1, 2, 3])]
         assert divide_turns([10] * 5, [80, 10, 10], "") == [([], [0])] * 4 + [([5], [1, 2])]
 
     @pytest.mark.parametrize("template", TEMPLATES)
-    def test_pieces_hold_the_turns_that_were_said(self, template, vocabulary):
+    def test_pieces_contain_the_original_turns(self, template, vocabulary):
         turns = tuple(Turn(name, f"é {number}") for number, name in enumerate(("Alex", "Bob", "Bob") * 4))
         first, second = Dialogue(turns, "Once upon a time."), Dialogue(turns[1:3], "")
         whole = Conversations.of(Renderer(load_tokenizer(vocabulary), template), [first, second], "Bob")
@@ -123,7 +123,7 @@ class TestTurns:
         learned = [whole.tokens[whole.learned], divided.tokens[divided.learned]]
         assert abs(len(learned[0]) - len(learned[1])) <= 2  # the ends of text
 
-    def test_copies_are_cut_alike_and_a_part_of_copies_is_refused(self, vocabulary):
+    def test_copies_are_cut_at_the_same_turns_and_a_part_of_copies_is_refused(self, vocabulary):
         turns = tuple(Turn("AB"[number % 2], f"word {number}") for number in range(10))
         renderer = Renderer(load_tokenizer(vocabulary))
         twice = Conversations.of(renderer, [Dialogue(turns)] * 2)
@@ -135,7 +135,7 @@ class TestTurns:
 
 
 class TestFiles:
-    def test_each_file_is_divided_and_counted(self, tmp_path):
+    def test_each_file_is_split_and_counted(self, tmp_path):
         (tmp_path / "b.txt").write_text("Ann: one\nCem: two\n\nAnn: three\nCem: four\n\nAnn: five\nCem: six\n")
         write(tmp_path / "a.jsonl", talks(*[2] * 10))
         data = read(tmp_path / "b.txt", tmp_path / "a.jsonl")
@@ -154,14 +154,14 @@ class TestFiles:
         assert [len(part) for part in data.parts.values()] == [7, 3]
         assert "split: 10 of 10 files have too few dialogues for a share in every part" in data.notes[0]
 
-    def test_small_files_fill_the_folds_without_being_cut(self, tmp_path):
+    def test_small_files_fill_the_folds_uncut(self, tmp_path):
         paths = [write(tmp_path / f"{n}.jsonl", talks(5, start=10 * n)) for n in range(10)]
         folds = [read(*paths, folds=9, fold=fold) for fold in range(1, 10)]
         assert all(len(data.conversations) == 10 for data in folds)  # nothing is cut
         held_out = np.concatenate([data.parts["val"] for data in folds])
         assert sorted(held_out.tolist()) == list(range(10))
 
-    def test_shuffling_is_over_all_files(self, tmp_path):
+    def test_all_files_are_shuffled_together(self, tmp_path):
         paths = [write(tmp_path / f"{n}.jsonl", talks(*[2] * 10, start=100 * n)) for n in range(2)]
         data = read(*paths, shuffle=True, seed=3)
         order = np.random.default_rng(3).permutation(20)
@@ -176,14 +176,14 @@ class TestFiles:
         assert sum(map(len, parts)) == len(set.union(*parts)) == 12
         assert sum(map(len, data.parts.values())) == 28
 
-    def test_a_copy_of_a_file_does_not_change_the_division(self, tmp_path):
+    def test_a_copy_of_a_file_does_not_change_the_split(self, tmp_path):
         records = talks(*[2] * 10)
         data = read(*(write(tmp_path / name, records) for name in ("a.jsonl", "b.jsonl")))
         assert [len(part) for part in data.parts.values()] == [14, 6]
 
 
 class TestOneLongChat:
-    def test_it_is_cut_by_turns(self, tmp_path):
+    def test_a_single_dialogue_is_cut_between_turns(self, tmp_path):
         data = read(write(tmp_path / "chat.jsonl", talks(40)), split="80/10/10")
         words = [f"word {number}" for number in range(40)]
         assert said(data) == {"train": [words[:32]], "val": [words[32:36]], "test": [words[36:]]}
@@ -192,7 +192,7 @@ class TestOneLongChat:
             " 1 became 3",
         )
 
-    def test_each_fold_holds_out_another_piece(self, tmp_path):
+    def test_each_fold_holds_out_a_different_piece(self, tmp_path):
         path = write(tmp_path / "chat.jsonl", talks(12, 2))
         folds = [said(read(path, folds=5, fold=fold)) for fold in range(1, 6)]
         held_out = [piece for each in folds for piece in each["val"]]
@@ -200,7 +200,7 @@ class TestOneLongChat:
         assert all(sorted(each["train"] + each["val"]) == sorted(held_out) for each in folds)
 
     @pytest.mark.slow
-    def test_it_can_be_trained_and_measured(self, command, work):
+    def test_a_single_dialogue_can_be_trained_on_and_evaluated(self, command, work):
         write(work / "chat.jsonl", talks(30))
         options = ["--data", "chat.jsonl", "--epochs", 1, "--max-new-tokens", 2, "--run-dir", "run"]
         done = command("finetune.py", *options)
@@ -222,7 +222,7 @@ class TestOneLongChat:
 
 class TestTheCommand:
     @pytest.mark.slow
-    def test_several_files_in_several_forms_make_one_run(self, command, work):
+    def test_several_files_in_several_formats_make_one_run(self, command, work):
         (work / "chats").mkdir()
         lines = [f"[{day:02}.03.24, 10:00] A: hi {day}\n[{day:02}.03.24, 10:01] B: ho\n" for day in range(1, 11)]
         (work / "chats" / "chat_2.txt").write_text("".join(lines))

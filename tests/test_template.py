@@ -74,7 +74,7 @@ class TestEveryTemplate:
         assert renderer.tokenizer.decode(tokens[start:end]).strip() == text
         assert not set(tokens[start:end]) & set(renderer.tokenizer._special_tokens.values())
 
-    def test_generated_text_becomes_turns_again(self, template, vocabulary):
+    def test_generated_text_is_parsed_into_turns(self, template, vocabulary):
         renderer = make_renderer(vocabulary, template)
         prompt = renderer.encode_prompt(DIALOGUE, 1)
         written = renderer.tokenizer.decode(renderer.encode(DIALOGUE).tokens[len(prompt) : -1])
@@ -123,7 +123,7 @@ class TestEveryTemplate:
         assert runs == {"replies": said[1:], "Alex": said[::2], "Bob": said[1:2]}[learn]
 
 
-def test_only_text_that_looks_like_a_label_is_one(vocabulary):
+def test_only_text_in_the_format_of_a_label_is_a_label(vocabulary):
     prompt, labels = (Renderer(load_tokenizer(vocabulary), name) for name in ("prompt", "labels"))
     assert prompt.parse_turns("a\n\nb ### c:\n\n### ", "Bob", []) == [Turn("Bob", "a\n\nb ### c:")]
     assert prompt.parse_turns("Fine.\n\n### Instruc", "Bob", []) == [Turn("Bob", "Fine.")]
@@ -150,7 +150,7 @@ def test_an_unknown_name_is_refused_with_a_list_of_speakers(vocabulary):
 
 
 @pytest.mark.parametrize("name", ["endoftext", "endofturn"])
-def test_a_name_that_would_be_another_token_is_refused(name, vocabulary):
+def test_a_name_that_collides_with_a_token_is_refused(name, vocabulary):
     dialogue = Dialogue((Turn(name, "a"), Turn("B", "b")))
     with pytest.raises(UserError, match="already has a meaning; use --rename"):
         Conversations.of(Renderer(load_tokenizer(vocabulary), "tokens"), [dialogue])
@@ -174,7 +174,7 @@ def test_skipped_turns_are_counted(vocabulary):
     assert conversations.fingerprints[0] == conversations.fingerprints[1]
 
 
-def test_the_user_comes_first_whoever_begins(vocabulary):
+def test_the_user_comes_first_whoever_speaks_first(vocabulary):
     dialogue = Dialogue((Turn("Assistant", "Welcome!"), Turn("Zoe", "Hm."), Turn("User", "Hi.")))
     conversations = Conversations.of(Renderer(load_tokenizer(vocabulary)), [dialogue, DIALOGUE])
     assert conversations.describe([0])["speakers"] == ["User", "Assistant", "Zoe"]
@@ -189,7 +189,7 @@ def test_renamed_roles_keep_their_order(vocabulary):
     assert conversations.describe([0])["speakers"] == ["Anna", "Bot"]
 
 
-def test_the_description_holds_what_a_model_has_learned(vocabulary):
+def test_the_description_of_a_model_says_what_it_learned(vocabulary):
     other = DIALOGUE._replace(instruction="Two people talk.")
     conversations = Conversations.of(Renderer(load_tokenizer(vocabulary)), [DIALOGUE, other, DIALOGUE], "Bob")
     assert conversations.describe([0, 1, 2]) == {
@@ -200,7 +200,7 @@ def test_the_description_holds_what_a_model_has_learned(vocabulary):
     }
 
 
-def test_long_runs_of_white_space_have_the_tokens_of_tiktoken(vocabulary):
+def test_long_runs_of_white_space_get_the_same_tokens_as_tiktoken(vocabulary):
     """The runs are shorter and longer than the length at which a text is cut, and of many kinds of white space."""
     chance, tokenizer = random.Random(0), load_tokenizer(vocabulary)
     spaces = [" ", "\n", "\t", "\r\n", "\x85", "\xa0", "\u2003", "\u3000", "\x1c", "\u200b", "  "]
@@ -213,7 +213,7 @@ def test_long_runs_of_white_space_have_the_tokens_of_tiktoken(vocabulary):
 
 
 @pytest.mark.parametrize("space", [" ", "\n", " \t\n"])
-def test_a_million_spaces_before_a_word_are_ordinary_text(vocabulary, space):
+def test_a_million_spaces_before_a_word_are_tokenized(vocabulary, space):
     renderer, text = make_renderer(vocabulary, "prompt"), "Hi" + space * 1_000_000 + "Bob!"
     tokens, texts = renderer.encode(Dialogue((Turn("Alex", text), Turn("Bob", "Yes."))))
     assert renderer.tokenizer.decode(tokens[slice(*texts[0])]) == text

@@ -107,7 +107,7 @@ def test_batch_lengths_are_rounded_up_but_not_beyond_the_positions(model):
     assert make_batch(odd, [0], END, CPU)[0].shape == (1, 50)
 
 
-def test_a_run_ends_after_max_steps(model, tmp_path):
+def test_a_run_ends_at_max_steps(model, tmp_path):
     settings = TrainingSettings(epochs=10**9, batch_size=1, learning_rate=1e-3, schedule="linear", max_steps=4)
     optimizer = make_optimizer(model, settings)
     fit(model, make_dataset(20, 30, 25), make_dataset(10), settings, tmp_path, optimizer=optimizer)
@@ -135,7 +135,7 @@ def test_accumulation_equals_one_large_batch(tmp_path, batch_size, accumulation)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_of_nan_stops_the_run_before_the_weights_change(model, tmp_path, value):
+def test_a_nan_loss_stops_the_run_before_the_weights_change(model, tmp_path, value):
     model.ln_f.register_forward_hook(lambda module, _, x: x * value if module.training else x)
     before = model.wte.weight.clone()
     settings = TrainingSettings(epochs=1, batch_size=1, gradient_accumulation=2, learning_rate=1e-3)
@@ -155,7 +155,7 @@ def test_the_defaults_depend_on_the_size_of_the_model():
     assert explain(TrainingSettings(max_steps=7), 82_000_000).endswith("; at most 7 steps (as requested)")
 
 
-def test_a_small_model_gets_larger_batches_for_much_data():
+def test_a_small_model_gets_larger_batches_for_a_lot_of_data():
     much = {"epochs": 3, "learning_rate": 5e-4, "batch_size": 8, "schedule": "linear"}
     assert defaults(TrainingSettings(), 7_000_000, 2_000_000) == much
     assert complete(TrainingSettings(), 7_000_000, 2_000_000) == TrainingSettings(**much)
@@ -185,7 +185,7 @@ def test_the_machine_has_the_requested_device_and_precision():
             choose_machine("cuda", "auto")
 
 
-def test_a_gpu_does_not_use_the_attention_of_cudnn(monkeypatch):
+def test_cudnn_attention_is_off_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     before = torch.backends.cuda.cudnn_sdp_enabled()
     try:
@@ -238,7 +238,7 @@ def test_dropout_is_on_in_training_and_off_in_evaluation(model, tmp_path):
     assert with_dropout[1] != without[1]  # the first step
 
 
-def test_bf16_is_used_if_it_is_chosen(model, tmp_path):
+def test_bf16_is_used_when_chosen(model, tmp_path):
     again = copy.deepcopy(model)
     exact = first_losses(model, tmp_path, "fp32")
     rounded = first_losses(again, tmp_path, "bf16", Machine(torch.device("cpu"), "bf16", ""))
@@ -247,7 +247,7 @@ def test_bf16_is_used_if_it_is_chosen(model, tmp_path):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path, dropout):
+def test_gradient_checkpointing_only_changes_the_memory(tmp_path, dropout):
     torch.manual_seed(0)
     model = GPTModel(GPTConfig(n_layer=2, n_head=2, n_embd=32, vocab_size=101, n_positions=64), dropout)
     again = copy.deepcopy(model)
@@ -296,7 +296,7 @@ def test_a_step_whose_fp16_gradient_overflows_is_skipped(model, tmp_path):
         take_step(Learner(model, optimizer, scaler, 1.0), [batch], FP16)
 
 
-def test_the_scale_of_fp16_is_saved_with_the_checkpoint(model, tmp_path):
+def test_the_fp16_gradient_scale_is_saved_in_the_checkpoint(model, tmp_path):
     settings = TrainingSettings(epochs=2, batch_size=1, learning_rate=1e-3)
     state = fit(model, make_dataset(20, 30), make_dataset(10), settings, tmp_path, FP16)
     assert state.scaler == {}  # nothing was saved
@@ -307,7 +307,7 @@ def test_the_scale_of_fp16_is_saved_with_the_checkpoint(model, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_gradient_of_nan_is_not_applied(model, tmp_path, precision):
+def test_a_nan_gradient_is_not_applied(model, tmp_path, precision):
     before = copy.deepcopy(model.state_dict())
     model.ln_f.weight.register_hook(lambda gradient: gradient * math.nan)
     settings = TrainingSettings(epochs=1, batch_size=3, learning_rate=1e-3)
@@ -317,7 +317,7 @@ def test_a_gradient_of_nan_is_not_applied(model, tmp_path, precision):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_validation_loss_of_nan_stops_the_run(model, tmp_path):
+def test_a_nan_validation_loss_stops_the_run(model, tmp_path):
     with torch.no_grad():
         model.wpe.weight[60] = math.nan  # a position that no training example reaches
     settings = TrainingSettings(epochs=1, batch_size=3, learning_rate=1e-3)

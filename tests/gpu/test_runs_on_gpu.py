@@ -71,7 +71,7 @@ def test_a_command_writes_the_same_bytes_twice(gpu, way, tmp_path):
 
 
 @pytest.mark.parametrize("way", ["defaults", "accumulation", "LoRA"])
-def test_a_killed_and_resumed_run_writes_the_bytes_of_an_unbroken_one(gpu, way, tmp_path):
+def test_a_killed_and_resumed_run_writes_the_bytes_of_an_uninterrupted_one(gpu, way, tmp_path):
     options = (*WAYS[way], "--epochs", "20", "--checkpoint-minutes", "0")
     finetune(tmp_path / "whole", *options)
     finetune(tmp_path / "killed", *options, kill_after=17)
