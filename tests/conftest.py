@@ -1,4 +1,4 @@
-"""Shared fixtures: tiny models in every published layout, made by transformers, and how to run commands."""
+"""Shared fixtures: tiny models in every published layout, made by transformers, and helpers that run commands."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # two tests run in parallel
-os.environ["HF_HUB_OFFLINE"] = "1"  # transformers must not use the network either
+os.environ["HF_HUB_OFFLINE"] = "1"  # transformers must also not use the network
 
 import numpy as np
 import pytest
@@ -213,5 +213,5 @@ needs_browser = pytest.mark.skipif(
 
 
 def written(work: Path) -> list[str]:
-    """All files and folders in the current folder of a command."""
+    """All files and folders in a command's current folder."""
     return sorted(str(path.relative_to(work)) for path in work.rglob("*"))

@@ -14,8 +14,8 @@ class StandInHub(ThreadingHTTPServer):
     """Serve the files of `folder` as the repository `repo`, and record the requests.
 
     Faults: `busy` sends that many 503 responses first; `cut_after` breaks the connection once, after that many bytes of
-    a large file; `stall_after` sends nothing more after that many; `flip` damages each large file; `refuse_ranges`
-    always sends the whole file; `login_page` answers every request with a login page, as a hotel network does.
+    a large file; `stall_after` stops sending after that many bytes; `flip` damages each large file; `refuse_ranges`
+    always sends the whole file; `login_page` answers every request with a login page, like a captive portal.
     """
 
     daemon_threads = True

@@ -63,7 +63,7 @@ def test_every_turn_is_learned_exactly_once(lengths, max_length):
         assert 0 < end - start <= max_length + 1  # the last token is only a target
         assert start in bounds or start == learn_from - 1
         assert learn_from in bounds
-        assert start < learn_from or start == 0  # something predicts every first token but the very first
+        assert start < learn_from or start == 0  # every first token except the very first has context
         learned += range(learn_from, end)
     assert len(learned) == len(set(learned))
     dropped = set(range(bounds[-1])) - set(learned)

@@ -1,4 +1,4 @@
-"""Optimizer steps in the form that a GPU captures give the same numbers as plain steps; tested on the CPU."""
+"""Capturable optimizer steps give the same numbers as plain steps; tested on the CPU."""
 
 import copy
 from collections import Counter

@@ -45,7 +45,7 @@ def as_messages(dialogue: Dialogue, template: str) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def saved(vocabulary, tmp_path_factory):
-    """`saved(template, learn, dialogue)`: a model folder as a run writes it, and its conversations."""
+    """`saved(template, learn, dialogue)` returns a model folder in the layout of a run, and its conversations."""
     base = write_layout(tiny_reference(), vocabulary, tmp_path_factory.mktemp("base"), "bare")
 
     def save(template: str, learn: str, dialogue: Dialogue):
@@ -80,7 +80,7 @@ def test_ids_and_learned_mask_equal_those_of_training(saved, template, learn, di
 
 
 def test_the_template_and_the_reader_agree_on_messages(saved, tmp_path):
-    """The template leaves out what the reader leaves out, among system messages, tools, parts and empty texts."""
+    """The template and the reader leave out the same system messages, tools, parts and empty texts."""
     messages = [
         {"role": "System", "content": [{"type": "text", "text": "Be kind."}]},
         {"role": "developer", "content": " Be brief. "},
@@ -125,7 +125,7 @@ def test_the_alpaca_prompt_has_the_published_wording(saved):
 
 
 def test_speaker_tokens_have_the_same_ids_everywhere(saved, tmp_path):
-    """Our tokenizer and transformers' agree, also after transformers has saved its own again."""
+    """Our tokenizer and that of transformers agree, even after transformers has saved its tokenizer again."""
     folder, conversations = saved("tokens", "all", Dialogue(TALK))
     ours = conversations.renderer.tokenizer
     added = {token: number for token, number in ours._special_tokens.items() if token != "<|endoftext|>"}

@@ -75,7 +75,7 @@ def test_runs_with_different_seeds_differ(model, tmp_path):
 @pytest.mark.parametrize("make", [make_optimizer, lambda model, settings: MuonAndAdamW(model, settings.weight_decay)])
 @pytest.mark.parametrize(("name", "call"), [("take_step", 1), ("take_step", 5), ("evaluate", 3), ("evaluate", 5)])
 def test_a_resumed_run_is_bit_identical(model, tmp_path, monkeypatch, make: Callable, name, call):
-    """Stopped before a step or during an evaluation, it ends with the same weights and the same log."""
+    """A run stopped before a step or during an evaluation ends with the same weights and the same log."""
 
     def optimized(folder: Path) -> dict[str, torch.Tensor]:
         trained = copy.deepcopy(model)
@@ -204,7 +204,7 @@ def test_a_full_disk_prevents_a_checkpoint_but_does_not_stop_the_run(model, tmp_
 
 
 class TestWatching:
-    """With sampling and dropout, so that both use the random generator."""
+    """Sampling and dropout are on, so that both use the random generator."""
 
     @staticmethod
     def reply(model: GPTModel) -> dict[str, str]:

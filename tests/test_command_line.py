@@ -239,7 +239,7 @@ class TestSettings:
 
 
 def test_every_number_has_a_maximum():
-    """Except the seed, which has its own, and --max-length, which is compared with the model's context."""
+    """The exceptions are the seed, which has a separate maximum, and --max-length, which the model's context limits."""
     tried = 0
     for group in (TrainingSettings, GenerationSettings, RunSettings, DataSettings, AnswerSettings, EvaluateSettings):
         for field in fields(group):
@@ -487,7 +487,7 @@ class TestPlacesThatCannotBeWritten:
 
     @pytest.mark.slow
     def test_the_source_folder_may_be_deleted_during_the_run(self, work, model_folder, tmp_path):
-        """The files that the result needs from it are copied before training."""
+        """The files of the source folder that the result needs are copied before training."""
         shutil.copytree(model_folder, work / "gone")
         options = ["--model", "gone", "--epochs", "60", "--max-new-tokens", "2", "--run-dir", "run"]
         process = subprocess.Popen(

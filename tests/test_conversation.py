@@ -1,4 +1,4 @@
-"""A conversation has the tokens of training, computes only its new tokens, and nobody else speaks in it."""
+"""A conversation has the tokens of training, computes only its new tokens, and has no other speakers."""
 
 import itertools
 import re
@@ -172,7 +172,7 @@ def test_again_gives_another_answer():
 
 
 def test_a_conversation_that_outgrows_the_model_drops_its_oldest_turns(monkeypatch):
-    """This frees half of the space, so the cache lasts for many turns until the next time."""
+    """This frees half of the space, so the cache stays valid for many turns."""
     conversation = talk()
     sizes, notes, costly = fed(conversation, monkeypatch), [], 0
     for number in range(60):
@@ -226,7 +226,7 @@ def test_typed_text_is_one_turn_and_nothing_else(template, typed, text):
 
 
 def pieces(template: str, text: str, specials: bool = False) -> list[str]:
-    """What `read_turn` yields if the model writes `text`, byte by byte where there is no token for it."""
+    """The output of `read_turn` if the model writes `text`, byte by byte where there is no token."""
     renderer = talk(template).renderer
     encoding = renderer.tokenizer
     tokens = encoding.encode(text, allowed_special="all") if specials else encoding.encode_ordinary(text)
@@ -291,7 +291,7 @@ def test_a_stopped_answer_stays_in_the_conversation():
 
 
 def test_the_penalty_applies_to_the_answer_and_not_to_the_template():
-    """The words of the answer become less likely; the marks that end it do not."""
+    """The words of the answer become less likely, but not the tokens that end it."""
     conversation = talk()
     plain = answer(conversation, "What did you do yesterday?")
     conversation.undo()

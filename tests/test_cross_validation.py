@@ -88,7 +88,7 @@ def test_a_fold_is_an_ordinary_run(job, model, here):
     finetune(parse(model, "--split", "60/40", "--epochs", EPOCHS, *QUICK), RunFacts())
     for name in RESULTS:
         assert (here / "runs/small-1" / name).read_bytes() == (job / "fold-3" / name).read_bytes(), name
-        differs = name != "generated_conversations.json"  # replies of two tokens are alike
+        differs = name != "generated_conversations.json"  # replies of two tokens are often equal
         assert not differs or (job / "fold-1" / name).read_bytes() != (job / "fold-3" / name).read_bytes(), name
 
 
@@ -120,7 +120,7 @@ def test_an_interval_equals_a_manual_calculation():
 
 
 @pytest.mark.parametrize(
-    ("freedom", "expected"),  # scipy.stats.t.ppf(0.975, freedom), as in any printed table
+    ("freedom", "expected"),  # scipy.stats.t.ppf(0.975, freedom), as in printed tables
     [(1, 12.7062047), (2, 4.3026527), (3, 3.1824463), (4, 2.7764451), (9, 2.2621572), (30, 2.0422725), (99, 1.9842170)],
 )
 def test_quantiles_equal_those_of_students_distribution(freedom, expected):
@@ -175,7 +175,7 @@ def test_a_finished_job_only_rewrites_its_summary(job, capsys):
 
 
 def test_each_model_is_freed_after_its_fold(here, model):
-    """Even in a reference cycle, such as PyTorch makes with the first optimizer of a process."""
+    """This holds even for a reference cycle, such as PyTorch creates with the first optimizer of a process."""
     kept: list[weakref.ref[GPTModel]] = []
 
     def keep_in_a_ring(settings: FinetuneSettings, facts: RunFacts) -> None:

@@ -1,4 +1,4 @@
-"""How `--data` and its options change what the model sees and learns, and what is counted and shown."""
+"""`--data` and its options: their effect on the examples, the counts and the printed data."""
 
 import json
 import re

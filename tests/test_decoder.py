@@ -41,7 +41,7 @@ def test_left_padding_does_not_change_the_logits(model):
 
 
 def test_a_captured_step_equals_a_plain_one(model):
-    """With padded rows, and a cache that has unused, uninitialized room and is cut back."""
+    """The rows are padded, and the cache has unused, uninitialised space and is cut back."""
     prompt, more = random_ids(2, 9), random_ids(2, 8)
     decodings = [Decoder(model).start(torch.tensor([0, 4]), 40) for _ in range(2)]
     caches = [decoding.cache for decoding in decodings]
@@ -60,7 +60,7 @@ def test_a_captured_step_equals_a_plain_one(model):
 
 
 def test_a_cache_is_freed_with_its_step(model):
-    """At once, not by the cycle collector: on a GPU the cache of each batch takes gigabytes."""
+    """It is freed immediately, not by the cycle collector: on a GPU, the cache of each batch takes gigabytes."""
     decoding = Decoder(model).start(torch.zeros(1, dtype=torch.long), 8)
     decoding.step = CapturedStep(model, decoding.cache)
     gone = weakref.ref(decoding.cache)

@@ -159,13 +159,13 @@ class TestEvaluate:
         before, page = evaluation(run), (run / "report.html").read_bytes()
         (run / "evaluation.json").unlink()
         (run / "report.html").unlink()
-        done = command("evaluate.py")  # the newest run
+        done = command("evaluate.py")  # by default, the newest run
         assert done.returncode == 0, done.stderr
         assert "the 3 held out by the run (val)" in done.stdout
         after = evaluation(run)
         for name, column in before["metrics"].items():
             for key, value in column.items():
-                if isinstance(value, float) and not key.startswith("context_use"):  # measured on more replies
+                if isinstance(value, float) and not key.startswith("context_use"):  # these are measured on more replies
                     assert after["metrics"][name][key] == pytest.approx(value, rel=1e-5, abs=1e-9), (name, key)
         assert (before["data"]["replies"], after["data"]["replies"]) == (3, 6)
         assert after["cases"] == before["cases"]

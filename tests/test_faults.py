@@ -85,7 +85,7 @@ def unbroken(base, tmp_path_factory) -> Path:
 @POSIX
 @pytest.mark.parametrize("kills", [1, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_run_killed_at_random_moments_gives_the_same_results(work, command, kills):
-    """SIGKILL comes at any time from the creation of the run folder to the end, even while saving."""
+    """SIGKILL arrives at any time from the creation of the run folder to the end, even during saving."""
     chance = random.Random(kills)
     short = ("--max-steps", 8, "--checkpoint-minutes", 1e-9, "--dropout", 0.1, "--max-new-tokens", 20, "--watch")
     assert command("finetune.py", *short, "--run-dir", "unbroken").returncode == 0
@@ -114,7 +114,7 @@ def test_a_run_killed_at_random_moments_gives_the_same_results(work, command, ki
 @POSIX
 @pytest.mark.slow
 def test_a_run_killed_while_saving_gives_the_same_results(work, base, unbroken):
-    """The run is killed twice when it has a half-written file; then it may finish."""
+    """The run is killed twice while it has a half-written file; then it may finish."""
     saving = ("--checkpoint-minutes", 1e-9)
     folder, kills = work / "run", 0
     process = start(work, "--model", base, *RUN, *saving, "--run-dir", folder)
@@ -317,7 +317,7 @@ def test_a_run_can_resume_in_a_different_precision_with_a_warning(stopped, comma
 
 @pytest.mark.slow
 def test_options_that_no_longer_exist_are_reported_and_ignored(stopped, command):
-    """Older versions wrote such options. Those at their defaults are not mentioned."""
+    """Older versions wrote such options. Options at their defaults are not mentioned."""
     recorded = json.loads((stopped / "settings.json").read_text())
     del recorded["facts"]
     recorded["data"]["fold"] = 0

@@ -1,4 +1,4 @@
-"""Conversation files in every form are recognised and read whole, or refused in one line."""
+"""Conversation files in every format are recognised and read completely, or refused in one line."""
 
 import bz2
 import gzip
@@ -426,7 +426,7 @@ def test_messages_are_sorted_even_if_some_times_or_ids_are_missing(tmp_path):
     in_order = talk(("A", "m0"), ("C", "m1"), ("A", "m2"), ("C", "m3"))
     assert read(path) == [in_order]
     counted = [{"turn": place % 2, "speaker": "AC"[place % 2], "text": f"m{place}"} for place in range(4)]
-    path.write_text(json.dumps(counted))  # a dialogue begins where the numbers begin again
+    path.write_text(json.dumps(counted))  # a dialogue begins where the numbers restart
     assert read(path) == [talk(("A", "m0"), ("C", "m1")), talk(("A", "m2"), ("C", "m3"))]
     quoted = [
         {"id": place, "reply_to": {2: 0, 3: 1}.get(place), "sender": "AC"[place % 2], "text": f"m{place}"}
@@ -554,7 +554,7 @@ def test_a_forced_format_is_used(tmp_path):
 
 
 def test_unusual_text_is_kept(tmp_path):
-    """It has right-to-left marks, NUL characters, emoji, or 20 MB on one line."""
+    """The text has right-to-left marks, NUL characters, emoji, or 20 MB on one line."""
     path = tmp_path / "data.json"
     odd = "\u200fשלום\u200e \u202eabc \0 🙂\u200d♂️ <|endoftext|> ### Bob:"
     path.write_text(json.dumps([{"A": odd, "B": "b"}]))
@@ -567,7 +567,7 @@ def test_unusual_text_is_kept(tmp_path):
 
 @pytest.mark.parametrize("number", ["1" * 400, "-" + "1" * 400, "1e999", json.dumps("1" * 5000)])
 def test_numbers_too_large_for_a_float_are_accepted(number, tmp_path):
-    """They may be times, turn numbers, or the ranks of answers."""
+    """The numbers are times, turn numbers, or the ranks of answers."""
     two = [{"role": "prompter", "text": "a"}, {"role": "assistant", "text": "b"}]
     numbered = [{"dialogue_id": 1, "turn": 0, **turn, "timestamp": 0} for turn in two]
     ranked = {"prompt": {**two[0], "replies": [{**two[1], "rank": 0}, {**two[1], "rank": 0}]}}

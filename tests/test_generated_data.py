@@ -1,4 +1,4 @@
-"""Generated conversation files are read whole, or refused in one line."""
+"""Generated conversation files are read completely, or refused in one line."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ records = st.one_of(
 
 
 def count_turns(record: dict) -> int:
-    """The number of turns of a record in any form; a system message at the beginning does not count."""
+    """The number of turns in a record of any format; a system message at the beginning does not count."""
     for key in ("messages", "conversations", "turns"):
         if key in record and isinstance(record[key], list):
             spoken = [not is_skipped(turn) and role_of(turn) != "system" for turn in record[key]]
@@ -68,7 +68,7 @@ def role_of(turn: dict) -> str | None:
 
 
 def is_skipped(turn: dict, empty: bool = True) -> bool:
-    """Whether a message is not a turn: it is a tool's, an image, or (if `empty`) without text."""
+    """Whether a message is not a turn: it comes from a tool, is an image, or (if `empty`) has no text."""
     content = turn.get("content", turn.get("value", turn.get("text")))
     parts = (
         [part.get("text") if isinstance(part, dict) else part for part in content] if isinstance(content, list) else []

@@ -1,4 +1,4 @@
-"""Sampling, batches of prompts, and texts that outgrow the context."""
+"""Sampling, batches of prompts, and texts that exceed the context."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The same talk, written in the layouts of chat programs, data sets and people, is read back unchanged."""
+"""The same conversations, written in many layouts of chat programs, data sets and people, are read back unchanged."""
 
 import csv
 import html
@@ -371,7 +371,7 @@ def test_a_file_without_conversations_is_refused_with_advice(kind, tmp_path):
 
 
 def test_messages_from_the_owner_of_the_phone_are_recognised(tmp_path):
-    """They use a word or Android's number, and always give the name of the other person."""
+    """Their exports use a word or Android's number, and always contain the name of the other person."""
     talk = [("Me", "Is the soup ready?"), ("Cem", "Nearly."), ("Me", "Good.")]
     rows = [["Out" if who == "Me" else "In", "+15550100", "Cem", text] for who, text in talk]
     (tmp_path / "sms.csv").write_text(table(["Type", "Number", "Name", "Message"], rows), encoding="utf-8")

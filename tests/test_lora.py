@@ -53,7 +53,7 @@ def adapted(folder: Path, new_tokens: int = 0, dtype: torch.dtype = torch.float3
 
 def some_ids(vocab_size: int = 400, T: int = 40) -> torch.Tensor:
     ids = torch.randint(vocab_size, (2, T), generator=torch.Generator().manual_seed(5))
-    ids[:, 7] = vocab_size - 1  # the newest token too
+    ids[:, 7] = vocab_size - 1  # include the newest token
     return ids
 
 
@@ -330,7 +330,7 @@ def header_of(path: Path) -> dict:
 
 @pytest.mark.slow
 def test_high_ranks_are_no_worse_than_a_low_one(tmp_path):
-    """On five folds of the bundled conversations, one learning rate suits the ranks 8, 64 and 256."""
+    """On five folds of the bundled conversations, the same learning rate suits ranks 8, 64 and 256."""
     dialogues = bundled_dialogues()
     losses: dict[int, list[float]] = {}
     for rank in (8, 64, 256):

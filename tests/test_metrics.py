@@ -46,12 +46,12 @@ def tail(dialogues: int) -> float:
 
 class TestRatio:
     def test_the_value_is_a_ratio_of_sums(self):
-        """It is not the mean of the dialogues' means, 1.5."""
+        """The value is not the mean of the dialogues' means, 1.5."""
         assert metrics.ratio(np.array([1.0, 20.0]), np.array([1.0, 10.0]), seed=0).value == 21 / 11
 
     @pytest.mark.parametrize("dialogues", [3, 4, 7])
     def test_few_dialogues_get_students_interval(self, dialogues):
-        """If all are equally long, it is the interval of a mean, with t from tables."""
+        """If all dialogues are equally long, this is the interval of a mean, with t from tables."""
         t = {3: 4.3027, 4: 3.1824, 7: 2.4469}[dialogues]
         losses = np.random.default_rng(dialogues).uniform(10, 90, dialogues)
         value, interval = metrics.ratio(losses, np.full(dialogues, 10.0), seed=1)
@@ -208,7 +208,7 @@ class TestDiversity:
 
 class TestLikeness:
     def test_word_f1_counts_shared_words(self):
-        """Each word counts as often as both texts have it."""
+        """A word counts as many times as it occurs in both texts."""
         assert metrics.word_f1(["a", "a", "b"], ["a", "b", "b", "c"]) == pytest.approx(2 * (2 / 3) * (2 / 4) / (7 / 6))
         assert metrics.word_f1(["a"], ["a"]) == 1
         assert metrics.word_f1(["a"], ["b"]) == metrics.word_f1([], ["b"]) == metrics.word_f1(["a"], []) == 0
@@ -368,7 +368,7 @@ class TestLikelihood:
         """A dialogue's first token has no loss, so its bytes do not count. Bob's texts include their stop."""
         model, _ = bundled
         reference, dialogues = GPT2LMHeadModel.from_pretrained(BUNDLED, dtype=torch.float32), bundled_dialogues()
-        dialogues[0] = Dialogue((Turn("Alex", "Größe?"), Turn("Bob", "Übergröße 🙂, 大")))  # bytes are not letters
+        dialogues[0] = Dialogue((Turn("Alex", "Größe?"), Turn("Bob", "Übergröße 🙂, 大")))  # letters of several bytes
         conversations = Conversations.of(Renderer(bundled[1].renderer.tokenizer), dialogues, learn)
         found = measure(model, make_subject(conversations, range(10)))
         bits, sizes = [], []
@@ -383,7 +383,7 @@ class TestLikelihood:
                 text = conversations.render(number).removesuffix("<|endoftext|>").removeprefix("The")
                 sizes.append(len(text.encode()))
             else:
-                stops = ["\n\n###"] * (len(dialogue.turns) - 1) + [""]  # the end of text has no bytes
+                stops = ["\n\n###"] * (len(dialogue.turns) - 1) + [""]  # the end-of-text token has no bytes
                 turns = zip(dialogue.turns, stops, strict=True)
                 sizes.append(sum(len((text + stop).encode()) for (name, text), stop in turns if name == "Bob"))
         assert found["bits_per_byte"] == pytest.approx(sum(bits) / sum(sizes), rel=1e-5)

@@ -1,4 +1,4 @@
-"""A tracker shows the numbers of a run, and nothing that a tracker does affects the run."""
+"""A tracker shows the numbers of a run, and never affects the run."""
 
 import html
 import json
@@ -173,7 +173,7 @@ class TestWhatIsShown:
         assert [(row["step"], "val_loss" in row) for row in rows[:-1]] == [
             (line["step"], "val_loss" in line) for line in WHOLE
         ]
-        assert [code for _, code in fake_wandb("finish")] == [1, 0, 0]  # the first was stopped
+        assert [code for _, code in fake_wandb("finish")] == [1, 0, 0]  # the first run was stopped
 
     def test_a_file_truncated_while_it_is_read_is_read_again(self, run_folder, fake_wandb):
         """The table has each reply once."""
@@ -194,7 +194,7 @@ class TestWhatIsShown:
         assert len(fake_wandb("log")) == len(STOPPED)
 
     def test_a_killed_run_is_shown_up_to_its_end(self, run_folder, fake_wandb):
-        """The mirror then ends by itself."""
+        """The mirror then exits on its own."""
         script = (
             "import sys, time, pathlib; from training.mirror import start_mirror\n"
             "print(start_mirror('wandb', pathlib.Path(sys.argv[1])), flush=True); time.sleep(60)"
@@ -257,7 +257,7 @@ class TestAPackageThatIsNotInstalled:
         for _ in range(2):
             with pytest.raises(UserError, match='^--track nosuchtracker: .* pip install "nosuchtracker>=1,<2"$'):
                 check_tracker("nosuchtracker")
-            (tmp_path / "nosuchtracker").mkdir(exist_ok=True)  # a folder, as wandb leaves one, is no package
+            (tmp_path / "nosuchtracker").mkdir(exist_ok=True)  # a plain folder is not a package
 
     def test_an_installed_package_is_accepted(self, tmp_path, monkeypatch):
         monkeypatch.setitem(REQUIREMENTS, "sometracker", "sometracker>=1,<2")

@@ -168,7 +168,7 @@ def test_the_base_model_answers_next_to_the_model(visitor):
     ann.say("Hi!")
     first = ann.wait_for_answer(1)
     ann.page.get_by_label("Compare with the base model").check()
-    ann.wait_for_answer(1, column=1)  # to the message that was sent before
+    ann.wait_for_answer(1, column=1)  # the answer to the earlier message
     assert ann.said() == [first]
     ann.say("What did you do yesterday?")
     ann.wait(lambda: len(ann.said(column=1)) == 2)

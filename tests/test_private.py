@@ -1,4 +1,4 @@
-"""Phone numbers, e-mail addresses, links and IBANs are found by their form, counted, and masked in the whole run."""
+"""Phone numbers, e-mail addresses, links and IBANs are found by their format, counted, and masked everywhere."""
 
 import importlib.util
 import json

@@ -51,13 +51,13 @@ def test_two_processes_equal_one_with_twice_the_batch(work, command, model_folde
         one = logged(work / "one", name)
         assert logged(work / "two", name) == pytest.approx(one, rel=1e-4)
         assert logged(work / "accumulated", name) == pytest.approx(one, rel=1e-4)
-    assert len(logged(work / "two", "train_loss")) == 4  # not one for each process
+    assert len(logged(work / "two", "train_loss")) == 4  # not one per process
     assert len(logged(work / "two", "watched")) == len(logged(work / "two", "val_loss")) == 5
 
 
 @pytest.mark.slow
 def test_a_checkpoint_resumes_with_any_number_of_processes(work, command, model_folder):
-    """With the same number bit for bit, with another number up to rounding: processes then get other batches.
+    """With the same number, results are bit-identical; with a different number, equal up to rounding. (Batches differ.)
 
     Dropout depends on the batch, not on the process. The last step of an epoch has only one of the 7 examples, and
     leaves one of two processes idle.

@@ -168,7 +168,7 @@ class TestContinuations:
 
 
 def shortened(renderer: Renderer, turns, turn: int, first: int, instruction: str) -> tuple[list[int], int]:
-    """The tokens of a dialogue from its turn `first` to the end of `turn`, and the place where `turn`'s text starts."""
+    """The tokens of a dialogue from its turn `first` to the end of the text of `turn`, and the index where that text starts."""
     tokens, texts = renderer.encode(Dialogue(tuple(turns[first : turn + 2]), instruction))
     start = texts[turn - first][0]
     if turn + 1 < len(turns):
@@ -204,7 +204,7 @@ class TestHistories:
             for other in range(3):
                 texts = [text for _, text in dialogues[other].turns[:-1]][
                     :turn
-                ]  # a dialogue's last turn is no beginning
+                ]  # a dialogue's last turn is not used as a beginning
                 said = [Turn(speaker, text) for (speaker, _), text in zip(own, texts, strict=False)]
                 turns = [*said, *own[turn:]]
                 tokens, start = shortened(conversations.renderer, turns, len(said), 0, instruction)
@@ -218,7 +218,7 @@ class TestHistories:
     def test_a_reply_after_its_whole_history_is_the_same_as_in_training(self, template, instruction, tokenizer):
         _, conversations = small_conversations(tokenizer, template, instruction)
         trained = small_conversations(tokenizer, template, instruction, learn="Bob")[1]
-        replies = [Reply(0, 1), Reply(0, 4), Reply(1, 1), Reply(2, 2)]  # all that Bob says
+        replies = [Reply(0, 1), Reply(0, 4), Reply(1, 1), Reply(2, 2)]  # all turns of Bob
         examples, places = make_histories(conversations, replies, 10_000, seed=4)
         learned = []
         for (number, _), place in zip(replies, places["all"], strict=True):
@@ -272,9 +272,9 @@ def test_the_summed_losses_equal_those_of_transformers(pair, tokenizer):
             assert sums["tokens"][place] == len(tokens) - start
     assert (
         len({round(float(sums[name][0]), 3) for name in ("none", "1", "2", "all")}) == 4
-    )  # the histories do make a difference
+    )  # the histories make a difference
     assert sums["4"].tolist() == sums["all"].tolist()
-    assert sums["other"].tolist() == sums["all"].tolist()  # a single dialogue is its own partner
+    assert sums["other"].tolist() == sums["all"].tolist()  # a single dialogue is paired with itself
 
 
 class Recorder:

@@ -1,4 +1,4 @@
-"""What reaches a terminal, and what happens when the output is closed."""
+"""Text is escaped for the terminal, and a run survives a closed output."""
 
 import json
 import os

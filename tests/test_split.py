@@ -121,7 +121,7 @@ class TestTurns:
         assert [divided[number] for number in range(4)] == [*expected, second]
         assert divided.speakers == whole.speakers
         learned = [whole.tokens[whole.learned], divided.tokens[divided.learned]]
-        assert abs(len(learned[0]) - len(learned[1])) <= 2  # the ends of text
+        assert abs(len(learned[0]) - len(learned[1])) <= 2  # because of the end-of-text tokens
 
     def test_copies_are_cut_at_the_same_turns_and_a_part_of_copies_is_refused(self, vocabulary):
         turns = tuple(Turn("AB"[number % 2], f"word {number}") for number in range(10))

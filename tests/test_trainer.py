@@ -46,7 +46,7 @@ def test_fifty_steps_have_the_loss_curve_of_transformers(vocabulary, tmp_path):
     model, tokenizer = load_model(write_layout(tiny_reference(std=0.05), vocabulary, tmp_path / "m", "bare"))
     conversations = Conversations.of(Renderer(tokenizer), bundled_dialogues(), learn="replies")
     dataset = DialogueDataset(conversations, np.arange(7), 112)
-    assert len(dataset) == 12  # three steps an epoch, none of them short
+    assert len(dataset) == 12  # three full steps per epoch
     fit(model, dataset, dataset, SETTINGS, tmp_path / "ours")
 
     taken = all_steps(dataset.lengths(), SETTINGS)

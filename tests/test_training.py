@@ -36,7 +36,7 @@ def model() -> GPTModel:
 
 
 def test_an_evaluation_is_the_mean_over_all_tokens(model):
-    """Not a mean of batch means: the value is that of the definition, example by example."""
+    """The value follows the definition, example by example; it is not a mean of batch means."""
     dataset = make_dataset(5, 50, 9, 30, 64, 12)
     total, tokens = 0.0, 0
     for example in map(dataset.__getitem__, range(6)):
@@ -50,7 +50,7 @@ def test_an_evaluation_is_the_mean_over_all_tokens(model):
 
 
 def test_the_loss_of_a_step_counts_every_token_once(model):
-    """A batch of a long and a short example has the gradient of all tokens together, whatever the padding."""
+    """A batch with a long and a short example has the gradient of all tokens together, regardless of padding."""
     long, short = (Example(ids.numpy(), np.ones(len(ids), bool)) for ids in (torch.arange(40), torch.arange(50, 56)))
     inputs, targets = collate([long, short], END)
     (model(inputs, targets) / 44).backward()
@@ -319,7 +319,7 @@ def test_a_nan_gradient_is_not_applied(model, tmp_path, precision):
 
 def test_a_nan_validation_loss_stops_the_run(model, tmp_path):
     with torch.no_grad():
-        model.wpe.weight[60] = math.nan  # a position that no training example reaches
+        model.wpe.weight[60] = math.nan  # no training example reaches this position
     settings = TrainingSettings(epochs=1, batch_size=3, learning_rate=1e-3)
     with pytest.raises(UserError, match="step 0: the evaluation loss is not finite"):
         # No reply can be sampled from such weights.

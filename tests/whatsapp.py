@@ -5,14 +5,14 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-MARK = "\u200e"  # iOS writes it before everything that no person typed
+MARK = "\u200e"  # iOS writes this before all text that no person typed
 PAUSE = timedelta(hours=8)
 
 
 class Country(NamedTuple):
-    """What the phones of a country write: stamps, WhatsApp's words, names and sentences."""
+    """The texts that phones in a country write: timestamps, WhatsApp's words, names and sentences."""
 
-    android: str  # the stamp
+    android: str  # the timestamp
     ios: str
     names: tuple[str, ...]
     sentences: tuple[str, ...]
@@ -211,8 +211,8 @@ def write_chat(path: Path, language: str, messages: int, seed: int) -> tuple[lis
     """Write an export of `messages` texts and notices, from an iPhone if `seed` is odd, else from Android.
 
     Returns the dialogues that a reader must find, as lists of (name, text). They are cut at pauses of eight hours;
-    consecutive messages of one person form one turn, separated by line feeds. On iOS every line has a name, at least
-    that of the group, so everything that is not a text counts as a notice.
+    consecutive messages of one person form one turn, separated by line feeds. On iOS, every line has a name, at least
+    that of the group, so every line that is not a text counts as a notice.
     """
     chat = Chat(COUNTRIES[language], bool(seed % 2), Random(seed))
     chat.tell(chat.country.encrypted)
@@ -236,7 +236,7 @@ class Chat:
         self.notices = self.system_lines = self.files = 0
 
     def write(self, rest: str, marked: bool = False) -> None:
-        """Write a line with a stamp; on iOS, U+200E comes before it if the program wrote the message."""
+        """Write a line with a timestamp; on iOS, U+200E precedes it if the program wrote the message."""
         stamp = stamp_of(self.time, self.country.ios if self.ios else self.country.android)
         self.lines.append(f"{MARK * (marked and self.ios)}{stamp}{rest}" + ("\r\n" if self.ios else "\n"))
 
@@ -270,11 +270,11 @@ class Chat:
         self.time += PAUSE + timedelta(minutes=self.random.randint(1, 3000))
 
     def said(self, name: str) -> str:
-        """A name as it begins a line; people who are not in the phone's contacts have a tilde on iOS."""
+        """A name at the beginning of a line; on iOS, people who are not in the phone's contacts have a tilde."""
         return f"~\u202f{name}: " if self.ios and name == self.country.names[1] else f"{name}: "
 
     def text(self, name: str) -> str:
-        """Write a text with the marks of the program; return it without them."""
+        """Write a text with the program's markers; return it without them."""
         random, country = self.random, self.country
         kept = " ".join(random.choices(country.sentences, k=random.randint(1, 3))).format(n=random.randint(3, 900))
         written, kind = kept, random.random()
@@ -289,7 +289,7 @@ class Chat:
         return kept
 
     def notice(self, name: str) -> None:
-        """Write a notice of the program under a person's name."""
+        """Write a notice from the program under a person's name."""
         random, country = self.random, self.country
         title, option = country.poll
         poll = f"{title}:\n{random.choice('ABCD')}?\n{option}: 1 (2 ✓)\n{option}: 2 (0 ✓)"
@@ -308,7 +308,7 @@ class Chat:
 
 
 def stamp_of(time: datetime, form: str) -> str:
-    """A time as the phones of a country write it."""
+    """A time in the format of a country's phones."""
     return form.format(
         d=time.day,
         dd=f"{time.day:02}",
