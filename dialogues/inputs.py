@@ -28,7 +28,7 @@ from dialogues.layouts.records import FormatError, NotRecognisedError
 from support.errors import UserError, check_one_process, printable, reason
 
 PACKED = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open, b"BZh": bz2.open}
-ARCHIVE = (b"PK\x03\x04", b"PK\x05\x06")  # the second one marks an empty archive
+ARCHIVE = (b"PK\x03\x04", b"PK\x05\x06")  # the second is the signature of an empty archive
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 DAMAGED = (
     *(EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zipfile.BadZipFile, NotImplementedError),
@@ -48,7 +48,7 @@ NO_CONVERSATIONS = re.compile(
     r"|(dataset_infos?|dataset_dict|state)\.json|cache-.*\.arrow",
     re.IGNORECASE,
 )
-OF_A_MODEL = ("model.safetensors", "metrics.jsonl")  # files that mark model folders and run folders
+OF_A_MODEL = ("model.safetensors", "metrics.jsonl")  # files that identify model folders and run folders
 IOS_CHAT = "_chat.txt"  # the chat in an iPhone export; the files sent in the chat are next to it
 DATA_SET = re.compile(r"[\w.-]+/[\w.-]+")
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")

@@ -1,4 +1,4 @@
-"""Recognise files that this program does not read by their first bytes, and say how to convert them."""
+"""Recognise unsupported files by their first bytes, and give advice on converting them."""
 
 import codecs
 from collections.abc import Iterable

@@ -92,7 +92,7 @@ class Source(NamedTuple):
 
 
 def choose_template(sources: Iterable[Source], template: str) -> str:
-    """Return the template that `auto` stands for: alpaca if all sources hold instruction data, else prompt."""
+    """Return the template that `auto` means: alpaca if all sources hold instruction data, else prompt."""
     if template != "auto":
         return template
     return "alpaca" if all(source.form == "alpaca" for source in sources) else "prompt"

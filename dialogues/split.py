@@ -65,7 +65,7 @@ def split_turns(
     firsts, first = first_of_each(conversations.fingerprints[order])
     turns = np.diff(conversations.turn_starts)[order[firsts]].tolist()
     divisions = divide_turns(turns, shares, option)
-    divisions = [divisions[place] for place in first]  # equal dialogues are cut alike
+    divisions = [divisions[place] for place in first]  # equal dialogues get the same cuts
     cuts = {number: division.cuts for number, division in zip(order.tolist(), divisions, strict=True)}
     conversations, origins = conversations.divide(cuts)
     begins, learned = np.searchsorted(origins, order).tolist(), set(conversations.with_something_learned().tolist())

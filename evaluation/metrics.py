@@ -291,7 +291,7 @@ def common_prefix(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def marks(found: Sequence[tuple[str, int, int]], places: Iterable[int]) -> list[tuple[int, int]]:
-    """The ranges of characters of the copied 5-grams that begin at `places`, merged where they overlap."""
+    """The ranges of characters of the copied 5-grams that begin at the indices `places`, merged where they overlap."""
     merged: list[tuple[int, int]] = []
     last = -1  # index of the last marked word
     for place in sorted(places):

@@ -3,7 +3,7 @@
 Replaces: the second full-size gradient that autograd allocates for the looked-up rows and adds to the head's. The head
 comes first in the backward pass and records its gradient (`shared_weight`); the lookup adds its rows to it in place.
 Saves: 206 MB of peak memory and 11 ms per step of gpt2-medium (two cores of AMD EPYC Zen 4, `benchmarks/LOG.md`).
-Also a second at start-up: torch's layer initialises random weights that loading overwrites.
+Also saves a second at start-up: torch's layer initialises random weights that loading overwrites.
 Off: if the head has no gradient, and in a model that is compiled as a whole; torch's gradient is used then.
 """
 

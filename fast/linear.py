@@ -3,7 +3,7 @@
 Replaces: autocast's casts of fp32 weights, which stay in memory until the end of the backward pass. Here a weight is
 cast on use, a block of rows at a time; casting twice is cheaper than allocating fresh memory.
 Saves: 0.8 of 7.1 GB in a step of gpt2-medium, at the same speed (two cores of AMD EPYC Zen 4, `benchmarks/LOG.md`).
-Also a second at start-up: torch's layer initialises random weights that loading overwrites.
+Also saves a second at start-up: torch's layer initialises random weights that loading overwrites.
 Off: without autocast, and for a frozen weight that is stored in autocast's precision.
 """
 

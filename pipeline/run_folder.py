@@ -91,7 +91,7 @@ def check_report_folder(folder: Path, model: Path) -> None:
     """Check early that the evaluation of a model or run `model` can be written into `folder`; create nothing.
 
     Raises:
-        UserError: the folder can't be written, or belongs to another run.
+        UserError: the folder can't be written, or belongs to a different run.
     """
     with writing(folder):
         if (folder / SETTINGS).exists() and resolved(folder) != resolved(model):

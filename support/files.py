@@ -116,7 +116,7 @@ def read_json(path: Path, kind: type, advice: str) -> Any:
         advice: how to fix a damaged file, for the error.
 
     Raises:
-        UserError: the file is unreadable, not JSON, or of another kind.
+        UserError: the file is unreadable, not JSON, or not of this kind.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))

@@ -281,7 +281,7 @@ class TestWatching:
 
 
 class TestBestWeights:
-    """Training on one kind of dialogue makes the model worse at another."""
+    """Training on one kind of dialogue makes the model worse at a different kind."""
 
     SETTINGS = replace(SETTINGS, epochs=40, schedule="constant", early_stopping=2)
 

@@ -59,7 +59,7 @@ def test_compiled_blocks_can_be_checkpointed(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_model_can_be_compiled_as_a_whole():
-    """The loss then runs inside the graph too."""
+    """The loss then also runs inside the graph."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     model = GPTModel(GPTConfig(n_layer=1, n_head=2, n_embd=40, vocab_size=101, n_positions=64))

@@ -67,7 +67,7 @@ def test_a_prompt_has_the_tokens_of_training(template):
     conversation = talk(template)
     trained = Conversations.of(Renderer(load_tokenizer(BUNDLED), template), [Dialogue(TURNS)])
     tokens = trained.tokens_of(0).tolist()
-    if template == "tokens":  # in the conversation, Cy has a token, too
+    if template == "tokens":  # in the conversation, Cy also has a token
         assert conversation.renderer.tokenizer.n_vocab == trained.renderer.tokenizer.n_vocab + 1
     for place in (1, 3):
         conversation.turns[:] = TURNS[:place]

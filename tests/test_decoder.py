@@ -88,7 +88,7 @@ def test_a_copy_in_bf16_rounds_the_matrices_and_shares_the_rest(model):
 
 @pytest.mark.skipif(torch.backends.quantized.engine not in ("x86", "fbgemm"), reason="the kernels are for x86")
 def test_a_bf16_model_decodes_with_packed_weights(model):
-    """The packed weights have another layout, but the logits equal those of the same weights in fp32."""
+    """The packed weights have a different layout, but the logits equal those of the same weights in fp32."""
     rounded, ids = Decoder(model, torch.bfloat16), random_ids(3, 12)
     exact = copy.deepcopy(model)
     with torch.no_grad():

@@ -25,7 +25,7 @@ DIALOGUES = {"prompt": TALK, "labels": TALK, "tokens": TALK, "alpaca": ALPACA_TA
 
 
 class Dictation(LogitsProcessor):
-    """Makes a model generate the given tokens, whatever its weights are."""
+    """Makes a model generate the given tokens, regardless of its weights."""
 
     def __init__(self, prompt: int, tokens: list[int]) -> None:
         self.prompt, self.tokens = prompt, tokens

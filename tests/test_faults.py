@@ -222,7 +222,7 @@ def test_a_run_killed_before_the_first_checkpoint_starts_again(work, command, ba
 @POSIX
 @pytest.mark.parametrize(("megabytes", "code"), [(60, 0), (10, 2)])
 def test_a_full_disk_is_reported_and_leaves_no_partial_files(work, megabytes, code):
-    """A limit of 60 MB for each file stops the checkpoints (91 MB); a limit of 10 MB stops the model, too (30 MB)."""
+    """A limit of 60 MB for each file stops the checkpoints (91 MB); a limit of 10 MB also stops the model (30 MB)."""
     import resource
 
     limit = (megabytes << 20, megabytes << 20)

@@ -21,7 +21,7 @@ from dialogues.reading import open_source
 from support.errors import UserError
 from whatsapp import write_chat
 
-# The texts contain colons, times, quotation marks, a link and an emoji. Each talk has its own day.
+# The texts contain colons, times, quotation marks, a link and an emoji. Each conversation is on a different day.
 TALKS = [
     ["Did the bus: 12 come?", "Yes 😀 at 20:15, they said.", 'He wrote "Cem: stay".', "See https://example.org/a?b=1"],
     ["Is the soup ready?", "Nearly: ten minutes.", "Good."],

@@ -76,7 +76,7 @@ def test_advice_names_options_that_fit_and_their_memory(monkeypatch):
 
 
 def test_a_run_that_is_certain_to_fail_is_refused(monkeypatch):
-    """Weights, gradients and moments take 16 bytes per parameter, whatever else is needed."""
+    """Weights, gradients and moments take 16 bytes per parameter, in addition to everything else."""
     give(monkeypatch, 5.6)
     with pytest.raises(UserError, match="5.6 GB are free"):
         check_memory(MEDIUM, FULL, BF16)

@@ -274,7 +274,7 @@ class TestCopies:
             assert copied.ngrams == max(0, len(words) - COPIED_WORDS + 1)
             assert copied.copied == len(fives)
             assert set(marked) == covered
-            # Adjacent runs that don't overlap stay two marks.
+            # Adjacent runs that don't overlap stay separate.
             assert len(copied.marks) == sum(not {start - n for n in range(1, 5)} & set(fives) for start in fives)
             assert all(text[a].isalpha() and text[b - 1].isalpha() for a, b in copied.marks)
             longest = max((end - start for start, end in runs), default=0)

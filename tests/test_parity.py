@@ -26,7 +26,7 @@ def test_logits_equal_transformers(layout, vocabulary, tmp_path):
     reference = tiny_reference()
     model, _ = load_model(write_layout(reference, vocabulary, tmp_path / "m", layout))
     if layout == "fp16":
-        reference.half().float()  # compare with what the file holds
+        reference.half().float()  # compare with the rounded weights in the file
     ids = torch.randint(400, (3, 90), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = reference(ids).logits

@@ -326,7 +326,7 @@ def test_thinning_averages_neighbouring_points():
 
 
 def test_a_line_is_drawn_at_the_right_coordinates():
-    """In the wide and in the narrow picture."""
+    """This holds for the wide and the narrow picture."""
     losses = Losses(val=[Point(0, 0, 3.0), Point(4, 1, 2.0), Point(8, 2, 2.5)], train=[Point(1, 0, 2.5)])
     chart = plots.loss_chart(losses)
     assert chart
@@ -440,7 +440,7 @@ def test_malformed_evaluations_do_not_break_the_report(run, no_plots, changes):
 
 
 def test_the_page_never_shows_nan(run, no_plots):
-    """Put NaN in each place of an evaluation in turn."""
+    """Replace the values of an evaluation by NaN, one at a time."""
     shown = []
     for path in nodes(evaluation()):
         content = evaluation()

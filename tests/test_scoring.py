@@ -63,7 +63,7 @@ def reference_losses(reference: GPT2LMHeadModel, tokens, learned) -> np.ndarray:
 
 
 def small_dialogue(number: int, turns: int, instruction: str = INSTRUCTION) -> Dialogue:
-    """Three people in turn, with texts that no other dialogue has; Carla opens the third dialogue."""
+    """Three people who take turns, with texts that no other dialogue has; Carla opens the third dialogue."""
     said = [
         f"{ANIMALS[turn]} {COLOURS[number]}" + " and so on" * ((turn * 7 + number) % 4) + "." for turn in range(turns)
     ]
@@ -168,7 +168,7 @@ class TestContinuations:
 
 
 def shortened(renderer: Renderer, turns, turn: int, first: int, instruction: str) -> tuple[list[int], int]:
-    """The tokens of a dialogue from its turn `first` to the end of the text of `turn`, and the index where that text starts."""
+    """The tokens of a dialogue from its turn `first` to the end of `turn`, and the start index of that turn's text."""
     tokens, texts = renderer.encode(Dialogue(tuple(turns[first : turn + 2]), instruction))
     start = texts[turn - first][0]
     if turn + 1 < len(turns):
@@ -332,7 +332,7 @@ class TestCandidates:
         assert chosen[0] == chosen[1] != chosen[2]
 
     def test_contexts_and_texts_are_cut_to_fit_few_positions(self, pair, tokenizer):
-        """This holds for an odd number of positions too."""
+        """This also holds for an odd number of positions."""
         random = np.random.default_rng(8)
         dialogues = [
             Dialogue(

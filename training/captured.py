@@ -157,7 +157,7 @@ class CapturedSteps:
                 for key in sorted(works, reverse=True):  # longest first: the others then fit in its memory
                     self.graphs[key] = capture(works[key], pool)
             except torch.OutOfMemoryError:
-                self.graphs.clear()  # as long as the pool exists, an eager step may not fit
+                self.graphs.clear()  # while the pool exists, an eager step may not fit in memory
                 self.optimizer.zero_grad(set_to_none=not self.accumulates)
             for group in self.optimizer.param_groups:
                 group["capturable"] = False  # otherwise PyTorch warns at each eager step

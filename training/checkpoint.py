@@ -150,7 +150,7 @@ class Checkpoints:
         """Load the newest intact checkpoint and return its state, or None. Damaged ones are reported and removed.
 
         Raises:
-            UserError: a checkpoint belongs to another run, another model, or another version of the program.
+            UserError: a checkpoint belongs to a different run, model or version of the program.
         """
         for path in self.paths():
             try:
@@ -216,7 +216,7 @@ class Checkpoints:
 
         Raises:
             Damaged: the file was changed after it was written.
-            UserError: it belongs to another run, or to another version of the program.
+            UserError: the file belongs to a different run or version of the program.
         """
         try:
             with safe_open(path, framework="pt") as file:
@@ -273,7 +273,7 @@ def restore(model: nn.Module, optimizer: Optimizer, path: Path) -> None:
     """Load the tensors of a checkpoint into the model and the optimizer.
 
     Raises:
-        UserError: they belong to another model.
+        UserError: the tensors belong to a different model.
     """
     parameters = {f"model.{name}": parameter for name, parameter in trainable(model).items()}
     with safe_open(path, framework="pt") as file:

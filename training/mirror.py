@@ -235,7 +235,7 @@ TRACKERS = {"wandb": WandbTracker, "tensorboard": TensorBoardTracker}
 
 
 def markdown_table(cases: list[dict[str, str]]) -> str:
-    """`cases` as a table that shows every text verbatim, whatever Markdown or HTML it contains."""
+    """`cases` as a table that shows every text verbatim, even if it contains Markdown or HTML."""
     rows = [list(cases[0]), *(list(case.values()) for case in cases)]
     lines = ["| " + " | ".join(map(markdown_cell, row)) + " |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
@@ -252,7 +252,7 @@ def read_unicode(path: Path) -> Any:
 
 
 def encodable(content: Any) -> Any:
-    """JSON `content` with question marks in place of lone surrogates, which no tracker can encode."""
+    """JSON `content` with lone surrogates, which no tracker can encode, replaced by question marks."""
     return json.loads(json.dumps(content, ensure_ascii=False).encode("utf-8", "replace"))
 
 

@@ -70,7 +70,7 @@ def put_rows_in_order(
 
 
 def find_times(rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    """Return the first key with an ISO time in every row, whatever its name; empty without one."""
+    """Return the first key, of any name, with an ISO time in every row; empty if there is none."""
     isos = (key for key in rows[0] if all(isinstance(row.get(key), str) and ISO.match(row[key]) for row in rows))
     return tuple(islice(isos, 1))
 

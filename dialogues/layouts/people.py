@@ -57,7 +57,7 @@ def people_of(record: Any) -> list[tuple[str, Any]]:
 
 
 def fits_names(record: Any) -> bool:
-    """Whether an object has plain values under two or more keys that do not belong to another format."""
+    """Whether an object has plain values under two or more keys that do not belong to a different format."""
     pairs = pairs_of(record)
     if not pairs or any(is_container(text) for _, text in pairs):
         return False
