@@ -60,7 +60,7 @@ def read_cases(run: RunFiles) -> Cases:
 
 
 def split_turns(text: Any, speakers: list[str]) -> list[dict[str, str]]:
-    """Split `Alex: ... Bob: ...`, the format of generated_conversations.json; without names, the text is one nameless turn."""
+    """Split `Alex: ... Bob: ...`, the format of generated_conversations.json; a text without names is one turn."""
     text = text if isinstance(text, str) else ""
     names = "|".join(map(re.escape, sorted(speakers, key=len, reverse=True)))
     parts = re.split(rf"(?:^|(?<= ))({names}): ", text) if names else [text]

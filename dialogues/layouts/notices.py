@@ -194,7 +194,7 @@ def is_file(line: str) -> bool:
 
 
 def is_system_line(text: str) -> bool:
-    """Whether a line without a name is about the chat itself, such as who joined; `text` is the line after the timestamp.
+    """Whether a line without a name is about the chat itself, such as a join; `text` is the line after the timestamp.
 
     If the line has a colon, only the part before the first one is searched for such phrases.
     """
