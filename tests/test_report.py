@@ -439,6 +439,7 @@ def test_malformed_evaluations_do_not_break_the_report(run, no_plots, changes):
     assert "nan" not in page.text.lower().split()
 
 
+@pytest.mark.slow
 def test_the_page_never_shows_nan(run, no_plots):
     """Replace the values of an evaluation by NaN, one at a time."""
     shown = []
