@@ -19,7 +19,7 @@ from pipeline.run_folder import check_report_folder, lock_run_folder, make_repor
 from pipeline.run_settings import read_facts, read_fingerprints
 from settings import ConversationSettings, EvaluateSettings
 from support.command_line import parse_command_line
-from support.errors import UserError, check_one_process, display
+from support.errors import UserError, amount, check_one_process, display
 from support.files import resolved
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def complete_options(measured: FinishedModel, named: EvaluateSettings) -> tuple[
         settings = parse_command_line(EvaluateSettings, default=replace(default, data=data))
         if PIPE in recorded.data.paths and named.data.paths == ConversationSettings.paths:
             raise UserError(
-                f"{measured.run} was trained on conversations from a pipe, which were not kept; name conversations"
+                f"{measured.run} was trained on conversations from a pipe, which were not kept; give conversations"
                 " with --data"
             )
         if list(map(resolved, settings.data.locate())) == list(map(resolved, recorded.data.paths)):
@@ -128,7 +128,7 @@ def read_held_out(measured: FinishedModel, settings: EvaluateSettings, own: bool
     if fingerprint(data) != read_fingerprints(run).get("conversations"):
         raise UserError(
             f"{data.name} has changed since {run} was trained on it, so its held-out part is unknown;"
-            " restore it, or name other conversations with --data"
+            " restore it, or choose other conversations with --data"
         )
     chosen = {field.name: getattr(settings.data, field.name) for field in fields(settings.data)}
     if replace(recorded.data, **chosen) == recorded.data:
@@ -159,7 +159,7 @@ def print_plan(folder: Path, base: Path | None, data: Data, own: bool, machine: 
     display(f"model: {folder}{beside}", machine.explanation)
     what = f"the {len(data.held_out):,} held out by the run ({data.held_out_part})" if own else "all of them"
     template, learn = data.conversations.renderer.name, data.conversations.learn
-    total = f"{len(data.conversations):,} dialogues"
+    total = amount(len(data.conversations), "dialogue")
     formats = name_formats(data.sources)
     display(f"data: {data.name} ({formats}), {total}, measured on {what}; template: {template}; learned: {learn}")
     display(*data.notes)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from talking.generation import Case
 
 NEXT_STEP = """
-This was the small bundled model, for practice. GPT-2 with 355M parameters (a 1.5 GB download) writes far better:"""
+This was the small bundled model, for practice.
+GPT-2 with 355M parameters (a 1.5 GB download) should write much better:"""
 
 
 def main() -> None:

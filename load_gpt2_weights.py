@@ -178,7 +178,7 @@ def read_config(path: Path) -> GPTConfig:
     if not isinstance(epsilon, float) or not 0 < epsilon < 1:
         problems.append(f"layer_norm_epsilon is {reprlib.repr(epsilon)}")
     if not problems and raw["n_embd"] % raw["n_head"]:
-        problems.append(f"n_embd {raw['n_embd']} does not divide into {raw['n_head']} heads")
+        problems.append(f"n_embd {raw['n_embd']} is not divisible by n_head {raw['n_head']}")
     if problems:
         raise UserError(f"{path} is not the configuration of a GPT-2 that can be loaded: {'; '.join(problems)}")
     return GPTConfig(**{key: raw[key] for key in numbers}, layer_norm_epsilon=epsilon)
@@ -229,7 +229,7 @@ def match_tensors(shapes: dict[str, torch.Size], expected: dict[str, torch.Size]
         "missing": [f"{name} missing" for name in expected if name not in stored],
         "twice": [f"{name} twice" for name in stored if name in shapes and f"transformer.{name}" in shapes],
         "unexpected": [f"{name} unexpected" for name in stored if name not in expected],
-        "of another shape": [
+        "of a different shape": [
             f"{name} has shape {tuple(shapes[stored[name]])}, not {tuple(shape)}"
             for name, shape in expected.items()
             if name in stored and shapes[stored[name]] != shape

@@ -18,8 +18,8 @@ BUNDLED_DATA = Path("llm_train_text.json")
 RUNS = Path("runs")  # parent of run folders without --run-dir
 COLUMNS = ("speaker", "text", "dialogue", "time", "prompt", "reply")  # the possible contents of a column
 MOST = 1_000_000_000  # upper limit of counts and times: larger values are typos, and would overflow
-FROM_ONE = ("from 1 to 1e9", lambda value: 1 <= value <= MOST)
-FROM_ZERO = ("from 0 to 1e9", lambda value: 0 <= value <= MOST)
+FROM_ONE = ("between 1 and 1e9", lambda value: 1 <= value <= MOST)
+FROM_ZERO = ("between 0 and 1e9", lambda value: 0 <= value <= MOST)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class FormatSettings:
         wrong = [pair for pair, (what, name) in pairs if what not in COLUMNS or not name]
         found = [f"--columns {pair}: expected one of {known}" for pair in wrong]
         if not self.paths:
-            found.append("no data: name a file, a folder, or - for standard input")
+            found.append("no data: give a file, a folder, or - for standard input")
         if len(set(holds)) < len(holds) or ("prompt" in holds) != ("reply" in holds):
             found.append(f"--columns {' '.join(self.columns)}: give each name once, and prompt= together with reply=")
         return found + out_of_range(self, "above 0 and at most 1e6", lambda value: 0 < value <= 1e6, "pause_hours")
@@ -130,7 +130,9 @@ class DataSettings(ConversationSettings):
             found.append(f"--split {self.split}: the parts sum to {sum(self.percents)}, not 100")
         elif self.folds and self.split != DataSettings.split:
             found.append(f"--split {self.split}: --folds {self.folds} makes its own split; leave out one of the two")
-        return found + out_of_range(self, "0, or 2 to 100", lambda value: value == 0 or 2 <= value <= 100, "folds")
+        return found + out_of_range(
+            self, "0, or between 2 and 100", lambda value: value == 0 or 2 <= value <= 100, "folds"
+        )
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class MachineSettings:
     """random seed"""
 
     def problems(self) -> list[str]:
-        return out_of_range(self, "from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63, "seed")
+        return out_of_range(self, "between 0 and 2**63 - 1", lambda value: 0 <= value < 2**63, "seed")
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class TrainingSettings(MachineSettings):
     max_steps: int = 0
     """maximum optimizer steps (0: no limit)"""
     max_minutes: float = 0.0
-    """approximate minutes to train; the first steps set how many steps fit (0: no limit)"""
+    """approximate minutes to train; the step count follows from the speed of the first steps (0: no limit)"""
     batch_size: int = 2
     """examples per batch (8 for small models on much data, see docs/training.md)"""
     gradient_accumulation: int = 1
@@ -198,7 +200,7 @@ class TrainingSettings(MachineSettings):
         return [
             *out_of_range(self, *FROM_ONE, "epochs", "batch_size", "gradient_accumulation"),
             *out_of_range(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "learning_rate"),
-            *out_of_range(self, "from 0 to 1", lambda value: 0 <= value <= 1, "weight_decay"),
+            *out_of_range(self, "between 0 and 1", lambda value: 0 <= value <= 1, "weight_decay"),
             *out_of_range(self, "at least 0 and below 1", lambda value: 0 <= value < 1, "dropout", "warmup"),
             *out_of_range(self, *FROM_ZERO, "max_grad_norm", "evaluate_every", "max_steps", "max_minutes"),
             *out_of_range(self, *FROM_ZERO, "early_stopping", "lora_rank"),
@@ -222,10 +224,12 @@ class SamplingSettings:
     def problems(self) -> list[str]:
         return [
             *out_of_range(self, *FROM_ONE, "max_new_tokens"),
-            *out_of_range(self, "0, or 0.01 to 100", lambda value: value == 0 or 0.01 <= value <= 100, "temperature"),
+            *out_of_range(
+                self, "0, or between 0.01 and 100", lambda value: value == 0 or 0.01 <= value <= 100, "temperature"
+            ),
             *out_of_range(self, *FROM_ZERO, "top_k"),
             *out_of_range(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "top_p"),
-            *out_of_range(self, "from 0.1 to 10", lambda value: 0.1 <= value <= 10, "repetition_penalty"),
+            *out_of_range(self, "between 0.1 and 10", lambda value: 0.1 <= value <= 10, "repetition_penalty"),
         ]
 
 
@@ -286,9 +290,9 @@ class FinetuneSettings:
         many = "--try" if self.data.try_ != "nothing" else "--folds" * bool(self.data.folds)
         found = [f"--preview shows a single run; leave out {many}"] * bool(self.preview and many)
         if not output.exists() and (output in (folder, *folder.parents) or numbered):
-            found.append(f"--output {self.output}: the run creates a folder of that name; name a file")
+            found.append(f"--output {self.output}: the run creates a folder of that name; give a file name")
         elif self.run.run_dir and folder in output.parents and output != folder / GENERATED:
-            found.append(f"--output {self.output}: the run folder gets its own copy; name a file elsewhere")
+            found.append(f"--output {self.output}: the run folder gets its own copy; choose a file elsewhere")
         return found
 
 
@@ -296,7 +300,7 @@ class FinetuneSettings:
 class EvaluateSettings(MachineSettings):
     """Measure a model on held-out conversations, and write a report."""
 
-    model: Annotated[tyro.conf.Positional[str | None], arg(metavar="MODEL")] = None
+    model: Annotated[tyro.conf.Positional[str | None], arg(metavar="[MODEL]")] = None
     """run folder, model folder or model name (unset: the newest finished run in runs/)"""
     model_path: Path = Path("models")
     """folder that holds the models and receives downloads"""
@@ -331,7 +335,7 @@ class AnswerSettings(SamplingSettings):
 class ChatSettings:
     """Chat with a model: you write as one speaker, and it answers as the other."""
 
-    model: Annotated[tyro.conf.Positional[str | None], arg(metavar="MODEL")] = None
+    model: Annotated[tyro.conf.Positional[str | None], arg(metavar="[MODEL]")] = None
     """run folder, model folder or model name (unset: the newest finished run in runs/)"""
     model_path: Path = Path("models")
     """folder that holds the models and receives downloads"""
@@ -357,7 +361,7 @@ class ChatSettings:
 
     def problems(self) -> list[str]:
         return [
-            *out_of_range(self, "from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63, "seed"),
+            *out_of_range(self, "between 0 and 2**63 - 1", lambda value: 0 <= value < 2**63, "seed"),
             *out_of_range(self, "from 1 to 65535", lambda value: 1 <= value <= 65535, "port"),
         ]
 

@@ -18,7 +18,7 @@ from dialogues.private import mask_dialogue
 from dialogues.reading import Source
 from settings import ReadSettings
 from support.command_line import parse_command_line
-from support.errors import UserError, display, printable
+from support.errors import UserError, amount, display, printable
 
 MOST_NAMED = 6  # maximum number of speakers and of fields to list in the summary
 
@@ -54,7 +54,7 @@ def read_source(source: Source, settings: ReadSettings) -> list[str]:
     for dialogue in read_dialogues(source):
         skipped.update(dialogue.skipped)
         if len(dialogue.turns) < 2:
-            skipped["turns that stand alone"] += len(dialogue.turns)
+            skipped["single turns"] += len(dialogue.turns)
             continue
         dialogue = mask_dialogue(dialogue)[0] if settings.mask else dialogue
         speakers.update(turn.speaker for turn in dialogue.turns)
@@ -87,7 +87,8 @@ def describe(source: Source, dialogues: int, speakers: Counter[str], skipped: Co
     named = ", ".join(f"{name[:40]} {count:,}" for name, count in speakers.most_common(MOST_NAMED))
     more = f" and {len(speakers) - MOST_NAMED:,} more" if len(speakers) > MOST_NAMED else ""
     lines = [
-        f"{source.input}: {source.format}, {dialogues:,} dialogues, {speakers.total():,} turns; {named}{more}",
+        f"{source.input}: {source.format}, {amount(dialogues, 'dialogue')}, {amount(speakers.total(), 'turn')};"
+        f" {named}{more}",
         *source.account,
     ]
     if skipped:

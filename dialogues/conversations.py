@@ -15,7 +15,7 @@ from dialogues.layouts.words import ASSISTANT, USER
 from dialogues.private import PrivateCounts, list_private, mask_dialogue
 from dialogues.template import Renderer
 from dialogues.tokenizer import speaker_token
-from support.errors import UserError
+from support.errors import UserError, amount
 
 FIRST = 3  # number of locations to keep per reason for skipping
 SAMPLE = 1000  # number of dialogues to sample for estimates
@@ -65,7 +65,7 @@ def encode_block(renderer: Renderer, dialogues: Iterable[tuple[int, Dialogue]], 
             block.skipped.extend((number, why, count) for why, count in Counter(dialogue.skipped).items())
         if len(dialogue.turns) < 2:
             if dialogue.turns:
-                block.skipped.append((number, "turns that stand alone", 1))
+                block.skipped.append((number, "single turns", 1))
             elif not dialogue.skipped:
                 block.skipped.append((number, "dialogues without a turn", 1))
             continue
@@ -220,7 +220,7 @@ class Conversations:
         """
         if len(self.speakers) > MOST_SPEAKERS:
             raise UserError(
-                f"{len(self.speakers):,} speakers are too many for a token each (at most {MOST_SPEAKERS:,}):"
+                f"{len(self.speakers):,} speakers are too many to give each a token (at most {MOST_SPEAKERS:,});"
                 " choose another --template"
             )
         renderer = Renderer(renderer.tokenizer, renderer.name, self.speakers)
@@ -301,7 +301,8 @@ class Conversations:
         """Return the speakers and their numbers of turns as text, in descending order."""
         turns = np.bincount(self.texts[:, 2], minlength=len(self.speakers))
         named = [
-            f"{self.speakers[place][:40]} ({turns[place]:,} turns)" for place in np.argsort(-turns, kind="stable")[:6]
+            f"{self.speakers[place][:40]} ({amount(int(turns[place]), 'turn')})"
+            for place in np.argsort(-turns, kind="stable")[:6]
         ]
         more = len(self.speakers) - len(named)
         return ", ".join(named) + (f" and {more:,} more" if more else "")

@@ -70,7 +70,7 @@ def encode_source(
         raise UserError(f"{name}: no dialogue of two turns or more; it was read as {name_formats(sources)}", account)
     if unknown := changes.rename.keys() - conversations.renamed:
         names = conversations.name_speakers()
-        raise UserError(f"--rename {unknown.pop()}=...: nobody in {name} has that name; the speakers are {names}")
+        raise UserError(f"--rename {unknown.pop()}=...: no speaker in {name} has that name; the speakers are {names}")
     if len(conversations.speakers) == 1:
         raise UserError(f"{name}: only {conversations.speakers[0]} speaks; a conversation needs two", account)
     return conversations
@@ -126,7 +126,7 @@ def map_in_processes(function: Callable[[Item], Result], items: Iterable[Item]) 
             while pending:
                 yield pending.popleft().result()
         except BrokenProcessPool:
-            raise UserError("a process that reads the data was killed; if memory ran out, use less data") from None
+            raise UserError("a process reading the data was killed; if memory ran out, use less data") from None
         finally:
             for future in pending:
                 future.cancel()

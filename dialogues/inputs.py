@@ -82,7 +82,7 @@ class Input(NamedTuple):
         inputs = find_inputs([path]).inputs
         if len(inputs) > 1:
             names = ", ".join(each.name for each in inputs[:3])
-            raise UserError(f"{path} holds {len(inputs)} files ({names}, …); name one")
+            raise UserError(f"{path} holds {len(inputs)} files ({names}, …); choose one")
         return inputs[0]
 
     def __str__(self) -> str:
@@ -181,11 +181,11 @@ def reading(name: object) -> Iterator[None]:
     except FormatError as error:
         raise UserError(f"{name}: {error}", error.account) from None
     except FileNotFoundError:
-        raise UserError(f"--data {name} does not exist; name your conversation file") from None
+        raise UserError(f"--data {name} does not exist; give the path of your conversation file") from None
     except DAMAGED as error:
         raise UserError(f"{name} is damaged or cut short: {error}") from None
     except MemoryError:
-        raise UserError(f"{name}: not enough memory to read it; save it as several files") from None
+        raise UserError(f"{name}: not enough memory to read it; split it into several files") from None
     except OSError as error:
         raise UserError(f"cannot read --data {name}: {reason(error)}") from error
 
@@ -214,7 +214,7 @@ def recoded(file: IO[bytes]) -> Iterator[bytes]:
             yield decoder.decode(piece).encode()
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
-        raise FormatError("it begins like UTF-16 but is not; save the file as UTF-8") from None
+        raise FormatError("it starts like UTF-16 but is not; save the file as UTF-8") from None
 
 
 def find_inputs(paths: Iterable[Path]) -> Found:
@@ -231,7 +231,7 @@ def find_inputs(paths: Iterable[Path]) -> Found:
         for each in inputs_of(path, ignored):
             key = each.path.resolve(), each.member
             if key in inputs:
-                ignored["files named twice"] += 1
+                ignored["files given twice"] += 1
             inputs.setdefault(key, each)
     return Found(list(inputs.values()), dict(ignored))
 
@@ -258,20 +258,20 @@ def inputs_of(path: Path, ignored: Counter[str]) -> list[Input]:
 
 def advice_for_missing(path: str) -> str:
     if ADDRESS.match(path) and "huggingface.co" not in path:
-        return "it is a web address: download the file, then name it"
+        return "it is a web address: download it, then give the path of the file"
     if ADDRESS.match(path) or (DATA_SET.fullmatch(path) and PurePath(path).suffix.lower() not in NAMES):
         name = re.sub(r".*huggingface\.co/(datasets/)?", "", path)
         return (
-            "name your conversation file; to use a data set of Hugging Face, download it first:"
+            "give the path of your conversation file; to use a Hugging Face dataset, download it first:"
             f" hf download {name} --repo-type dataset --local-dir FOLDER, then --data FOLDER"
         )
-    return "name your conversation file"
+    return "give the path of your conversation file"
 
 
 def inputs_of_folder(folder: Path, ignored: Counter[str]) -> list[Input]:
     """Return the inputs in a folder and its subfolders."""
     if is_of_a_model(folder):
-        raise UserError(f"--data {folder} is the folder of a run or a model; name a conversation file instead")
+        raise UserError(f"--data {folder} is a run or model folder; give a conversation file instead")
     found, others = [], []
     for path in sorted(files_below(folder, ignored), key=as_people_count):
         if kind := ignored_kind(path):
@@ -281,8 +281,8 @@ def inputs_of_folder(folder: Path, ignored: Counter[str]) -> list[Input]:
             found += inputs_of_file(path, printable(str(path)), ignored, found=True)
     if not found:
         for path in others[:1]:
-            named_input(path, str(path)).open().close()  # raises an error with advice for known kinds of files
-        raise UserError(f"--data {folder} holds no conversation file ({', '.join(sorted(NAMES))}); name another folder")
+            named_input(path, str(path)).open().close()  # a known kind raises an error with advice
+        raise UserError(f"--data {folder} has no conversation file ({', '.join(sorted(NAMES))}); choose another folder")
     return found
 
 
@@ -306,7 +306,7 @@ def ignored_kind(path: PurePath) -> str | None:
     if any(map(is_hidden, path.parts)):
         return "hidden files"
     if suffixes[-1:] and suffixes[-1] in MEDIA_NAMES:
-        return "pictures, sounds and films"
+        return "images, audio and video"
     last = suffixes[-2:-1] if suffixes and suffixes[-1] in PACKED_NAMES else suffixes[-1:]
     if NO_CONVERSATIONS.fullmatch(path.name) or not NAMES.union((".zip",)).intersection(last):
         return "other files"
@@ -347,7 +347,7 @@ def inputs_of_file(path: Path, name: str, ignored: Counter[str], found: bool = F
         members = chats
     ignored.update(kind for kind in kinds.values() if kind)
     if not members:
-        raise UserError(f"{name} holds no conversation file ({', '.join(sorted(NAMES))}); unpack it and name the file")
+        raise UserError(f"{name} has no conversation file ({', '.join(sorted(NAMES))}); unpack it and give the file")
     return [Input(printable(f"{name}/{member}"), path, member, found=found or len(members) > 1) for member in members]
 
 
@@ -383,7 +383,7 @@ def spool(path: Path) -> Path:
     """
     check_one_process(f"reading --data {path}, a pipe,")
     if path == PIPE and sys.stdin.isatty():
-        raise UserError("--data -: nothing is piped into it; try: cat talk.txt | python finetune.py --data - ...")
+        raise UserError("--data -: nothing is piped in; try: cat talk.txt | python finetune.py --data - ...")
     with reading(path), tempfile.NamedTemporaryFile(dir=spool_folder().name, delete=False) as copy:
         if path == PIPE:
             shutil.copyfileobj(sys.stdin.buffer, copy)

@@ -8,29 +8,29 @@ HEAD = 512  # number of bytes to look at
 
 AS_TEXT = "save it as plain text with lines such as `Alex: Hello!`"
 AS_TABLE = "save it as CSV with the columns speaker and text"
-UNPACK = "unpack it and name the file or the folder"
-MEDIA = "a picture, sound or film; make a transcript of it, as text with lines such as `Alex: Hello!`"
+UNPACK = "unpack it and give the file or the folder"
+MEDIA = "an image, audio or video file; make a transcript of it, as text with lines such as `Alex: Hello!`"
 DATABASE = (
     "a database; export the conversations from it as CSV (WhatsApp: in the chat, More > Export chat;"
     " Messages: imessage-exporter -f txt)"
 )
-SMS = "a backup of text messages in XML; open it in a spreadsheet and save the columns speaker and text as CSV"
+SMS = "an SMS backup in XML; open it in a spreadsheet and save the columns speaker and text as CSV"
 HTML = (
     'a web page; export the chat as JSON (Telegram Desktop: format "Machine-readable JSON"; Messenger and Instagram:'
     " format JSON), or save its text with lines such as `Alex: Hello!`"
 )
 XML = f"XML; {AS_TABLE}"
-YAML = f"YAML; turn it into JSON, or {AS_TEXT}"
+YAML = f"YAML; convert it to JSON, or {AS_TEXT}"
 
 # (offset, signature, kind of file and advice)
 MARKS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"%PDF", f"a PDF; {AS_TEXT}"),
-    (0, b"{\\rtf", f"a document in RTF; {AS_TEXT}"),
-    (0, b"\xd0\xcf\x11\xe0", f"a document of an old version of Office; {AS_TEXT}, or a spreadsheet as CSV"),
+    (0, b"{\\rtf", f"an RTF document; {AS_TEXT}"),
+    (0, b"\xd0\xcf\x11\xe0", f"an old Office document; {AS_TEXT}, or a spreadsheet as CSV"),
     (0, b"SQLite format 3\0", DATABASE),
     (0, b"7z\xbc\xaf\x27\x1c", f"a 7z archive; {UNPACK}"),
     (0, b"Rar!", f"a RAR archive; {UNPACK}"),
-    (0, b"\x28\xb5\x2f\xfd", f"packed with zstd; {UNPACK}"),
+    (0, b"\x28\xb5\x2f\xfd", f"compressed with zstd; {UNPACK}"),
     (257, b"ustar", f"a tar archive; {UNPACK}"),
 )
 # Images, audio and video: (offset, signature). Some signatures are also words, so they need NUL bytes in the file.

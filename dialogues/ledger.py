@@ -10,6 +10,7 @@ from dialogues.conversations import FIRST, SAMPLE, Conversations
 from dialogues.private import KINDS, PrivateCounts, find_private
 from dialogues.reading import Source, name_formats, name_sources
 from settings import TrainingSettings
+from support.errors import amount
 from support.files import Json, without_none
 
 FILES = 10  # maximum number of files to print
@@ -196,12 +197,14 @@ def count_part(dataset: DialogueDataset, training: TrainingSettings, processes: 
 def ledger_lines(ledger: Ledger) -> list[str]:
     """Return the ledger as lines to print."""
     lines = [
-        f"data: {ledger.file} ({ledger.format}), {ledger.dialogues:,} dialogues, {ledger.turns:,} turns,"
-        f" {ledger.tokens:,} tokens, {ledger.tokens_per_word} tokens a word; {ledger.named_speakers}"
+        f"data: {ledger.file} ({ledger.format}), {amount(ledger.dialogues, 'dialogue')},"
+        f" {amount(ledger.turns, 'turn')}, {ledger.tokens:,} tokens, {ledger.tokens_per_word} tokens per word;"
+        f" {ledger.named_speakers}"
     ]
     files = ledger.files or []
     lines += [
-        f"  {each.file} ({each.format}): {each.dialogues:,} dialogues, {each.turns:,} turns" for each in files[:FILES]
+        f"  {each.file} ({each.format}): {amount(each.dialogues, 'dialogue')}, {amount(each.turns, 'turn')}"
+        for each in files[:FILES]
     ]
     if len(files) > FILES:
         lines.append(f"  and {len(files) - FILES:,} more files; ledger.json has all of them")
@@ -210,31 +213,31 @@ def ledger_lines(ledger: Ledger) -> list[str]:
     ]
     if ledger.duplicates:
         lines.append(
-            f"duplicates: {ledger.duplicates:,} dialogues equal an earlier one; they are kept, in the same part"
+            f"duplicates: {amount(ledger.duplicates, 'dialogue')} equal to an earlier one; kept, in the same part"
         )
     if ledger.not_used:
         lines.append(f"not used: the fields {', '.join(map(repr, ledger.not_used))}")
     if ledger.nothing_to_learn:
-        lines.append(f"left out: {ledger.nothing_to_learn:,} dialogues with nothing to learn")
+        lines.append(f"left out: {amount(ledger.nothing_to_learn, 'dialogue')} with nothing to learn")
     lines += private_lines(ledger)
     if ledger.many_tokens_per_word:
         lines.append(
             "warning: many tokens per word; GPT-2 learned English, so expect weaker replies in other languages"
         )
     for name, part in ledger.parts.items():
-        examples = f" in {part.examples:,} examples" if part.examples != part.dialogues else ""
+        examples = f" in {amount(part.examples, 'example')}" if part.examples != part.dialogues else ""
         lines.append(
-            f"{name}: {part.dialogues:,} dialogues{examples}, {part.turns:,} turns, {part.tokens:,} tokens,"
-            f" {part.learned_share:.0%} learned, longest {part.longest:,}; {part.steps_per_epoch:,} steps an"
-            f" epoch, {part.padding_share:.0%} padding"
+            f"{name}: {amount(part.dialogues, 'dialogue')}{examples}, {amount(part.turns, 'turn')},"
+            f" {part.tokens:,} tokens, {part.learned_share:.0%} learned, longest {part.longest:,};"
+            f" {amount(part.steps_per_epoch, 'step')} per epoch, {part.padding_share:.0%} padding"
         )
         if part.shortened_turns:
             lines.append(
-                f"  {part.shortened_turns:,} turns (or system prompts) exceed --max-length and lose their end"
+                f"  {amount(part.shortened_turns, 'turn')} (or system prompts) longer than --max-length, cut at the end"
                 f" ({part.cut_off_tokens:,} tokens)"
             )
         if part.unlearned_examples:
-            lines.append(f"  {part.unlearned_examples:,} examples with nothing to learn are left out")
+            lines.append(f"  left out: {amount(part.unlearned_examples, 'example')} with nothing to learn")
     return lines + ledger.notes
 
 
@@ -245,7 +248,7 @@ def private_lines(ledger: Ledger) -> list[str]:
         named = [f"{speaker[:40]} {count:,}" for speaker, count in list(private.speakers.items())[:SPOKEN_BY]]
         if (rest := len(private.speakers) - SPOKEN_BY) > 0:
             named.append(f"{rest:,} more")
-        in_dialogues = f"{private.dialogues:,}" + ("" if told else f" dialogue{'s' * (private.dialogues > 1)}")
+        in_dialogues = f"{private.dialogues:,}" if told else amount(private.dialogues, "dialogue")
         told.append(f"{private.count:,} {KINDS[kind][private.count > 1]} in {in_dialogues} ({', '.join(named)})")
     lines = []
     if ledger.masked:
@@ -254,8 +257,8 @@ def private_lines(ledger: Ledger) -> list[str]:
         lines.append(f"private: {', '.join(told)}; --mask replaces them")
     if ledger.private_names:
         lines.append(
-            f"private: speakers who go by a phone number, an address or a link: {ledger.private_names:,}; the model"
-            " learns it as their name; --rename gives them another"
+            f"private: speakers named by a phone number, an address or a link: {ledger.private_names:,}; the model"
+            " learns these names; --rename replaces them"
         )
     return lines
 

@@ -158,7 +158,7 @@ def recognise_container(head: bytes, input: Input, format: str, columns: Columns
     if b"\0" in head:
         raise NotRecognisedError("this is a binary file; conversations must be text")
     if b"\r" in head and b"\n" not in head and head[:1] not in b"[{":
-        raise FormatError("its lines end with CR only, as on old Macs; save it with LF or CRLF line ends")
+        raise FormatError("its lines end with CR only, as on old Macs; save it with LF or CRLF line endings")
     if format in ("text", "csv", "tsv"):
         return format
     text = head.decode("utf-8-sig", errors="replace").strip()
@@ -283,14 +283,14 @@ def rows_problem(rows: Sequence[Any], columns: Columns) -> str | None:
     names = [str(row.get(keys.speaker[0])) for row in objects] if keys.speaker else []
     if keys.identity or len(set(names)) <= MOST_ROWS * len(names):
         return None
-    return f"the values of {keys.speaker[0]!r} do not recur, as speakers do; {unknown_record(objects[:PEEKED])}"
+    return f"the values of {keys.speaker[0]!r} do not repeat, as speakers do; {unknown_record(objects[:PEEKED])}"
 
 
 def table_source(input: Input, lines: list[str], format: str, options: Options) -> Source:
     """Open a table whose rows are turns or conversations."""
     rows = list(rows_of_table(iter(lines), format, options.columns))
     if not rows:
-        raise FormatError("there are no rows below the names of the columns")
+        raise FormatError("the table has a header but no rows")
     columns = options.columns
     forms = fitting(rows[0][1], columns)
     keys = turn_keys(tuple(rows[0][1]), columns)
@@ -328,7 +328,7 @@ def transcript_source(
     whole_ones = sum(len(dialogue.turns) > 1 for _, dialogue in read.dialogues) if read else 0
     if read is None or len(read.speakers) < 2 or whole_ones < MOST_ROWS * len(records):
         raise NotRecognisedError(
-            f"the text of {key!r} names no speakers (no `Name: text`);"
+            f"the text of {key!r} contains no speaker names (no `Name: text`);"
             f" {unknown_record([record for _, record in records[:PEEKED]])}"
         )
     return Source(input, format, "turns", "record", *whole(read), unused, tuple(read.account.lines()))
@@ -344,7 +344,7 @@ def text_source(input: Input, read: "Read", allow_loss: bool) -> Source:
     unit = "dialogue" if read.cut else "line"
     if not allow_loss and read.account.lost_share > MOST_LOST:
         error = FormatError(
-            f"read as {read.format}, {read.account.lost_share:.0%} of its text is unaccounted for"
+            f"{read.account.lost_share:.0%} of its text is unaccounted for when read as {read.format}"
             f" ({'; '.join(read.account.examples[:2])}); remove those lines, or read it anyway with --allow-loss"
         )
         error.account = account
@@ -382,5 +382,7 @@ def convert_record(name: str, format: str, options: Options, record: Any) -> lis
         return [from_every_key(record)]
     others = [] if format in FORMATS or form.fits(record, options.columns) else fitting(record, options.columns)
     if others and not {name, *others} <= LISTS:
-        raise FormatError(f"this is {' or '.join(others)}, but the first record was {name}; a file must have one form")
+        raise FormatError(
+            f"this is {' or '.join(others)}, but the first record was {name}; all records must have the same format"
+        )
     return form.convert(record, options)

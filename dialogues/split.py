@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dialogues.conversations import Conversations
-from support.errors import UserError
+from support.errors import UserError, amount
 
 FEWEST = 2  # minimum number of turns in a dialogue
 
@@ -47,13 +47,13 @@ def split_conversations(
         before, dialogues = len(conversations), len(first_of_each(equal)[0])
         conversations, order, parts = split_turns(conversations, order, shares, option)
         notes.append(
-            f"split: dialogues are cut between turns, because {option} needs more than {dialogues} different ones:"
-            f" {before} became {len(conversations)}"
+            f"split: dialogues are cut between turns, because {option} needs more than"
+            f" {amount(dialogues, 'distinct dialogue')}: {before} became {len(conversations)}"
         )
     elif (small := small_files(files, equal, shares)) and len(runs(files)) > 2:
         notes.append(
-            f"split: {small} of {len(runs(files)) - 1} files have too few dialogues for a share in every part;"
-            " the shares apply to all files together"
+            f"split: {small} of {len(runs(files)) - 1} files have too few dialogues for every part; the"
+            " percentages apply to all files together"
         )
     return Split(conversations, [order[parts == part] for part in range(len(shares))], notes)
 
@@ -80,8 +80,8 @@ def split_turns(
     parts = parts[firsts][first]
     if len(np.unique(parts)) < len(shares):
         raise UserError(
-            f"there are too few dialogues for {option}: even cut between turns, some part has nothing to learn, or"
-            " nothing that another part lacks; add dialogues or change the option"
+            f"there are too few dialogues for {option}: even when they are cut between turns, a part has nothing to"
+            " learn, or only duplicates of another part; add dialogues or change the option"
         )
     return conversations, numbers, parts
 
@@ -165,10 +165,10 @@ def divide_turns(turns: Sequence[int], shares: Sequence[int], option: str) -> li
     for _ in shares[1:]:
         cut = next((cut for cut in range(latest[0] - 1, 0, -1) if fits(cut, 0, latest[0])), None)
         if cut is None:
-            dialogues, few = ("dialogues", "are too few") if len(turns) > 1 else ("dialogue", "is too little")
             raise UserError(
-                f"{len(turns)} different {dialogues} of {total} turns in all {few} for {option}: each part needs a"
-                f" dialogue, or {FEWEST} turns of a longer one; add dialogues or change the option"
+                f"too little data for {option}: {amount(len(turns), 'distinct dialogue')} with"
+                f" {amount(total, 'turn')}; each part needs a dialogue, or {FEWEST} turns of a longer one; add"
+                " dialogues or change the option"
             )
         latest.insert(0, cut)
     cuts = [0]

@@ -34,7 +34,7 @@ def load_tokenizer(folder: Path) -> tiktoken.Encoding:
     added = read_added_tokens(folder, vocabulary)
     check_ids([*vocabulary.values(), *added.values()], folder)
     if END_OF_TEXT not in vocabulary:
-        raise UserError(f"{folder}: the vocabulary has no {END_OF_TEXT}, so it is not in GPT-2's form")
+        raise UserError(f"{folder}: the vocabulary has no {END_OF_TEXT}, so it is not GPT-2's")
     try:
         ranks = read_ranks("\n".join(["#version: 0.2", *merges, ""]), json.dumps(vocabulary))
     except (AssertionError, KeyError, ValueError):

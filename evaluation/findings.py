@@ -1,9 +1,10 @@
 """Conclusions from an evaluation's numbers, in sentences; and the short table for the terminal."""
 
-from evaluation.metric_table import GROUPS, columns_of, make_cell
+from evaluation.metric_table import GROUPS, columns_of, make_cell, show
 from evaluation.metrics import Estimate
 from evaluation.results import Evaluation, Metrics, Overfitting, Size, value_of
 from evaluation.run_files import Losses, Point
+from support.errors import amount
 
 SHORT_TABLE = (
     *("loss", "perplexity", "bits_per_byte", "context_use", "context_use_beyond_other", "hits_at_1"),
@@ -70,8 +71,8 @@ def about_losses(losses: Losses, overfitting: Overfitting | None, part: str) -> 
     gap, before = overfitting.gap, start.loss - losses.train_set[0].loss if losses.train_set else 0
     if gap is not None and gap - before > LARGE_GAP:
         found.append(
-            f"the gap between training and validation loss grew from {before:.3f} to {gap:.3f}: the model is"
-            " starting to overfit"
+            f"the gap between training and validation loss grew from {show(before, '{:.3f}')} to {gap:.3f}: the model"
+            " is starting to overfit"
         )
     return found
 
@@ -159,14 +160,15 @@ def excludes(value: float, estimate: Estimate) -> bool:
 
 
 def with_interval(estimate: Estimate, unit: str = "") -> str:
-    interval = f" [{estimate.interval[0]:.3f}, {estimate.interval[1]:.3f}]" if estimate.interval else ""
-    return f"{estimate.value:.3f}{unit}{interval}"
+    interval = " [{}, {}]".format(*(show(end, "{:.3f}") for end in estimate.interval)) if estimate.interval else ""
+    return f"{show(estimate.value, '{:.3f}')}{unit}{interval}"
 
 
 def describe_size(size: Size) -> str:
     """One line about the amount of data behind the metrics."""
-    dialogues = f"{size.held_out:,} dialogue{'s' * (size.held_out != 1)}"
-    return f"measured on {size.part}: {dialogues}; {size.replies:,} replies scored, {size.answers:,} written"
+    scored = amount(size.replies, "true reply", "true replies")
+    generated = amount(size.answers, "reply", "replies")
+    return f"measured on {size.part}: {amount(size.held_out, 'dialogue')}; {scored} scored, {generated} generated"
 
 
 def short_table(metrics: dict[str, Metrics]) -> list[str]:

@@ -97,7 +97,7 @@ def measure_likelihood(scorer: Scorer, subject: Subject) -> tuple[Metrics, np.nd
         found = found.joined(context_use(histories.sums(scorer.token_losses(histories.examples, "context")), subject))
         found = found.joined(coherence(scorer, subject))
     else:
-        needs = TooFew("needs a turn that answers another, but every learned turn opens its dialogue")
+        needs = TooFew("needs a reply, but every learned turn is the first of its dialogue")
         context = Metrics(context_use=needs, context_use_beyond_other=needs, context_use_of_other_history=needs)
         found = found.joined(context).joined(Metrics(hits_at_1=needs, mrr=needs, chance_hits_at_1=needs))
     return found, sums[sums[:, 1] > 0]

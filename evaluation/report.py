@@ -359,7 +359,7 @@ def flat_settings(settings: Json, above: str = "") -> list[tuple[str, str]]:
 
 def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        raise UserError("name a run folder: python -m evaluation.report runs/tiny-1")
+        raise UserError("give a run folder: python -m evaluation.report runs/tiny-1")
     display(f"written: {write_report(Path(sys.argv[1]))}")
 
 

@@ -109,10 +109,10 @@ def read_run(folder: Path) -> RunFiles:
         UserError: the folder does not exist, or has no files of a run.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; name a run folder, such as runs/tiny-1")
+        raise UserError(f"{folder}: no such folder; give a run folder, such as runs/tiny-1")
     if not any((folder / name).is_file() for name in READ):
         raise UserError(
-            f"{folder} is not a run folder (it has none of {', '.join(READ)}); name a run folder, such as runs/tiny-1"
+            f"{folder} is not a run folder (it has none of {', '.join(READ)}); give a run folder, such as runs/tiny-1"
         )
     run = RunFiles(folder)
     run.settings = read_file(run, "settings.json", dict)

@@ -48,8 +48,10 @@ def download_model(hub_id: str, folder: Path, weights: bool = True) -> Path:
                 fetch_missing(hub_id, missing, folder)
     except UserError as error:
         raise UserError(f"{error}; {by_hand}") from error
-    except (ValueError, ImportError) as error:  # a malformed HF_ENDPOINT, HF_TOKEN or proxy, or a missing proxy library
-        raise UserError(f"cannot reach the hub for {hub_id}: {error}; check HF_* and *_PROXY, {by_hand}") from error
+    except (ValueError, ImportError) as error:  # a malformed HF_ENDPOINT, HF_TOKEN or proxy, or no library for it
+        raise UserError(
+            f"cannot reach the hub for {hub_id}: {error}; check the HF_* and *_PROXY variables, {by_hand}"
+        ) from error
     return folder
 
 
@@ -133,7 +135,7 @@ def fetch(hub_id: str, name: str, folder: Path) -> None:
     url = hf_hub_url(hub_id, name)
     metadata = get_hf_file_metadata(url)
     if metadata.commit_hash is None or metadata.etag is None:
-        raise UserError(f"{url} is not a Hugging Face hub (perhaps a login page of the network)")
+        raise UserError(f"{url} is not a Hugging Face hub (perhaps a captive portal)")
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{name}.part"
     with open(part, "ab") as file:

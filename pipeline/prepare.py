@@ -116,7 +116,7 @@ def open_data(settings: ConversationSettings) -> OpenedData:
     template = choose_template(sources, settings.template)
     notes += [f"{source.input}: {line}" for source in sources for line in source.account[1:]]
     if any(map(is_pipe, settings.paths)):
-        notes.append("read from a pipe: to resume or evaluate this run, name the conversations again with --data")
+        notes.append("read from a pipe: to resume or evaluate this run, give the conversations again with --data")
     return OpenedData([source.for_template(template) for source in sources], template, tuple(notes))
 
 
@@ -212,7 +212,7 @@ def choose_length(max_length: int, n_positions: int) -> int:
         UserError: `max_length` exceeds the model's positions.
     """
     if max_length > n_positions:
-        raise UserError(f"--max-length {max_length}: the model has {n_positions} positions")
+        raise UserError(f"--max-length {max_length}: must be at most {n_positions}, the model's context")
     return max_length or n_positions
 
 

@@ -33,7 +33,7 @@ def create_run_folder(run_dir: Path | None, model_name: str, needed: int) -> Pat
             folder = run_dir
             folder.mkdir(parents=True, exist_ok=True)
             if any(folder.iterdir()):
-                raise UserError(f"--run-dir {folder} is not empty; name a new folder, or resume its run with --resume")
+                raise UserError(f"--run-dir {folder} is not empty; choose a new folder, or resume with --resume")
             temporary_path(folder / SETTINGS).touch()
             temporary_path(folder / SETTINGS).unlink()
         try:
@@ -69,7 +69,7 @@ def find_run(name: str | None) -> Path | None:
         finished = [path.parent for path in RUNS.glob(f"*/{OUTPUT}") if (path.parent / SETTINGS).exists()]
         if not finished:
             raise UserError(
-                f"there is no finished run in runs/; name a model, or train one: {command_for('finetune.py')}"
+                f"there is no finished run in runs/; give a model, or train one: {command_for('finetune.py')}"
             )
         return max(finished, key=lambda folder: (folder / OUTPUT).stat().st_mtime_ns)
     folder = Path(name)
@@ -79,7 +79,7 @@ def find_run(name: str | None) -> Path | None:
         return None
     if (folder / FOLDS).exists() or (folder / RATES).exists():
         run = min(folder.rglob("fold-1"))
-        raise UserError(f"{folder} holds the runs of a cross-validation; name one of them, such as {run}")
+        raise UserError(f"{folder} holds the runs of a cross-validation; choose one of them, such as {run}")
     if not (folder / OUTPUT).exists():
         raise UserError(
             f"{folder} has not finished; resume with: {command_for('finetune.py')} --resume {shlex.quote(name)}"
@@ -95,7 +95,7 @@ def check_report_folder(folder: Path, model: Path) -> None:
     """
     with writing(folder):
         if (folder / SETTINGS).exists() and resolved(folder) != resolved(model):
-            raise UserError(f"--report-dir {folder} is the folder of another run; name a new one")
+            raise UserError(f"--report-dir {folder} belongs to another run; choose a new folder")
         there = next(parent for parent in (folder, *resolved(folder).parents) if parent.exists())
         temporary_path(there / SETTINGS).touch()
         temporary_path(there / SETTINGS).unlink()
@@ -130,8 +130,8 @@ def lock_run_folder(folder: Path) -> FileLock | None:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(f"{folder}: another run is working in this folder; wait for it, or stop it") from None
-        for leftover in folder.rglob(".*tmp*"):  # ours end in .tmp, and those of safetensors begin with .tmp
+            raise UserError(f"{folder}: another run is using this folder; wait for it, or stop it") from None
+        for leftover in folder.rglob(".*tmp*"):  # ours end in .tmp, those of safetensors begin with .tmp
             if leftover.is_file():
                 leftover.unlink()
     return lock

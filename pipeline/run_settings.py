@@ -68,7 +68,7 @@ def parse_finetune_settings(arguments: list[str] | None = None) -> FinetuneSetti
     recorded = read_settings(typed.run.resume)
     if PIPE in recorded.data.paths and typed.data.paths == DataSettings.paths:
         raise UserError(
-            f"--resume {typed.run.resume}: its conversations came from a pipe, and no copy was kept; name them"
+            f"--resume {typed.run.resume}: its conversations came from a pipe, and no copy was kept; give them"
             " again with --data"
         )
     # A flag is set if it is set in the run or on the command line.
@@ -78,7 +78,7 @@ def parse_finetune_settings(arguments: list[str] | None = None) -> FinetuneSetti
     except (TypeError, AttributeError) as error:
         raise unknown_settings(typed.run.resume, error) from None
     if settings.preview:
-        raise UserError("--preview shows a new run: leave out --resume")
+        raise UserError("--preview needs a new run; leave out --resume")
     if problems := [*settings.problems(), *changed_options(recorded, settings)]:
         raise UserError(f"{typed.run.resume} can't be resumed with {'; '.join(problems)}; change it or start a new run")
     return settings
@@ -103,7 +103,7 @@ def read_settings(folder: Path) -> FinetuneSettings:
         UserError: there is no run, or its settings have options that this version does not know.
     """
     if not (folder / SETTINGS).is_file():
-        raise UserError(f"--resume {folder}: no {SETTINGS} there; name a folder of a run, such as runs/tiny-1")
+        raise UserError(f"--resume {folder}: no {SETTINGS} there; give a run folder, such as runs/tiny-1")
     recorded = read_json_object(folder / SETTINGS, ADVICE)
     if isinstance(data := recorded.get("data"), dict) and "path" in data:  # older versions read a single file
         data["paths"] = [data.pop("path")]
@@ -164,7 +164,7 @@ def read_facts(folder: Path | None) -> RunFacts:
 
 
 def unknown_settings(folder: Path, error: Exception) -> UserError:
-    return UserError(f"{folder / SETTINGS}: not the settings of this version of the program ({error})")
+    return UserError(f"{folder / SETTINGS}: settings of another version of the program ({error})")
 
 
 def from_json(kind: Any, values: Json) -> Any:

@@ -92,7 +92,7 @@ def leave_out_trained(data: Data, run: Path) -> Data:
     new = [number for number in data.held_out.tolist() if hash(data.conversations.render(number)) not in trained]
     seen = len(data.held_out) - len(new)
     if not new:
-        raise UserError(f"{data.name}: {run} was trained on all of these conversations; name others with --data")
+        raise UserError(f"{data.name}: {run} was trained on all of these conversations; choose others with --data")
     if seen:
         display(f"{seen:,} of {len(data.held_out):,} dialogues are left out: the model was trained on them")
     return data._replace(parts={"all": np.array(new)})

@@ -40,7 +40,7 @@ def parse_command_line(
             raise
         words = explain(complaint.getvalue())
         if words.startswith(UNEXPECTED) and "data" in get_type_hints(command):
-            words += "; name files of conversations with --data"
+            words += "; give conversation files with --data"
         raise UserError(f"{words} ({command_for()} --help lists all options)") from None
     groups = [settings, *vars(settings).values()]
     if problems := [problem for group in groups if hasattr(group, "problems") for problem in group.problems()]:

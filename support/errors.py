@@ -123,6 +123,11 @@ def display(*lines: object, file: TextIO | None = None, end: str = "\n") -> None
         print(*(printable(str(line)) for line in lines), sep="\n", end=end, file=file, flush=True)
 
 
+def amount(number: int, one: str, many: str = "") -> str:
+    """A number with its noun: `1 turn`, `1,200 turns`, and with `many` for irregular plurals, `2 replies`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def printable(text: str, json: bool = False) -> str:
     """Escape what could manipulate a terminal: control characters, and characters that change the text direction.
 

@@ -137,12 +137,12 @@ def check_output_path(path: Path, inputs: Sequence[Path]) -> None:
     """
     with writing(path):
         if path.exists() and not path.is_file():
-            raise UserError(f"--output {path} is not a file that can be replaced; name a file")
+            raise UserError(f"--output {path} is not a file that can be replaced; give a file name")
         if not path.parent.is_dir():
-            raise UserError(f"--output {path}: the folder {path.parent} does not exist; create it or name another")
+            raise UserError(f"--output {path}: the folder {path.parent} does not exist; create it or choose another")
         for read in inputs:
             if resolved(path) == resolved(read):
-                raise UserError(f"--output {path} would overwrite {read}, which this run reads; name another file")
+                raise UserError(f"--output {path} would overwrite {read}, which this run reads; choose another file")
         probe = temporary_path(path)
         probe.touch()
         probe.unlink()
@@ -154,5 +154,5 @@ def check_free_space(folder: Path, needed: int, what: str) -> None:
     if free < needed:
         raise UserError(
             f"the disk of {folder} is too full for {what}: {needed / MEGABYTE:,.0f} MB needed,"
-            f" {free / MEGABYTE:,.0f} MB free; make room or choose another folder"
+            f" {free / MEGABYTE:,.0f} MB free; free up space or choose another folder"
         )

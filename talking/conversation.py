@@ -12,7 +12,7 @@ from dialogues.dialogue import ALPACA, ALPACA_SPEAKERS, ALPACA_WITH_INPUT, INSTR
 from dialogues.template import Renderer
 from dialogues.tokenizer import encode_text
 from settings import SamplingSettings
-from support.errors import UserError
+from support.errors import UserError, amount
 from talking.decoder import Decoder
 from talking.generation import draw, penalize_repetition
 
@@ -168,8 +168,8 @@ class Conversation:
 
 
 def describe_dropped(turns: int, cut: bool, tokens: int) -> str:
-    """Describe in one line the turns that the model no longer sees."""
-    found = [f"the oldest {turns} turn(s)"] * bool(turns) + ["the beginning of a turn"] * cut
+    """Describe in one line what the model no longer sees."""
+    found = [f"the oldest {amount(turns, 'turn')}"] * bool(turns) + ["the beginning of a turn"] * cut
     return f"the conversation is too long for the model: it no longer sees {' and '.join(found)}, only {tokens} tokens"
 
 

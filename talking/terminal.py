@@ -105,7 +105,7 @@ class Terminal:
         name, _, value = words.partition(" ")
         name = name.strip("-").replace("-", "_")
         if words and name not in kinds:
-            raise UserError(f"/set {name}: no such setting; there are {', '.join(kinds)}")
+            raise UserError(f"/set {name}: no such setting; settings are: {', '.join(kinds)}")
         if words:
             try:
                 changed = replace(self.settings, **{name: kinds[name](value)})
@@ -119,7 +119,7 @@ class Terminal:
 
     def save(self, name: str) -> None:
         if not name:
-            raise UserError("/save: name a file, as in /save talk.json")
+            raise UserError("/save: give a file name, as in /save talk.json")
         try:
             path = Path(name).expanduser()
         except RuntimeError as error:
@@ -127,7 +127,7 @@ class Terminal:
         conversation = self.conversation.as_json()
         with writing(path):
             if path.exists():
-                raise UserError(f"/save {name}: the file exists already; name a new one")
+                raise UserError(f"/save {name}: the file already exists; choose another name")
             path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, conversation)
         self.tell(f"(saved to {path})")

@@ -51,7 +51,7 @@ def test_a_pipe_gets_an_answer_for_each_line(work):
     assert [turn["speaker"] for turn in saved["turns"]] == ["Ann", "Bo"] * 3
     assert [turn["text"] for turn in saved["turns"]][2::2] == ["Do you like tea? <|endoftext|>", "### Bo:"]
     assert [f"Bo: {turn['text']}" for turn in saved["turns"]][1::2] == answers[1:4]
-    assert "the file exists already" in second.stderr
+    assert "the file already exists" in second.stderr
     assert open_source(work / "talks" / "talk.json").format == "turns"
 
 
@@ -109,7 +109,7 @@ def test_each_chat_command_works_as_documented(typed):
     assert typed.conversation.turns == []
     typed(" /what is this?")
     assert typed.conversation.turns[0].text == "/what is this?"
-    assert "name a file" in typed("/save")[1]
+    assert "give a file name" in typed("/save")[1]
     assert "/save ~nobody-of-that-name/x: " in typed("/save ~nobody-of-that-name/x")[1]
     assert "cannot write" in typed(f"/save {PROJECT / 'chat.py' / 'talk.json'}")[1]
 
@@ -121,10 +121,10 @@ def test_set_changes_known_settings_and_rejects_others(typed):
     for line, words in {
         "/set temperature hot": "must be a number",
         "/set temperature": "must be a number",
-        "/set temperature -1": "must be 0, or 0.01 to 100",
+        "/set temperature -1": "must be 0, or between 0.01 and 100",
         "/set top_p 0": "--top-p 0.0: must be above 0",
         "/set top_k 1.5": "must be a whole number",
-        "/set colour red": "/set colour: no such setting; there are max_new_tokens",
+        "/set colour red": "/set colour: no such setting; settings are: max_new_tokens",
     }.items():
         assert words in typed(line)[1]
     assert "the answer is always the same" in typed("Hi!", "/again")[1]

@@ -171,7 +171,7 @@ class TestTheWholeJob:
         (work / "data.json").write_text(DATA.replace("one", "so " * 300).replace("three", "and " * 20))
         done = command("finetune.py", "--model", model_folder, *QUICK, "--data", "data.json")
         assert done.returncode == 0, done.stderr
-        assert "1 turns (or system prompts) exceed --max-length and lose their end" in done.stdout
+        assert "1 turn (or system prompts) longer than --max-length, cut at the end" in done.stdout
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent the POSIX way")
@@ -207,7 +207,7 @@ class TestSettings:
         ("arguments", "message"),
         [
             (["--bathc-size", 2], "there is no option --bathc-size; did you mean --batch-size? ("),
-            (["chat.zip"], "unexpected argument: chat.zip; name files of conversations with --data ("),
+            (["chat.zip"], "unexpected argument: chat.zip; give conversation files with --data ("),
             (["--temperature", "hot"], "--temperature hot: must be a number ("),
             (["--schedule", "steps"], "--schedule steps: must be one of constant, linear, cosine ("),
             (["--epochs"], "--epochs needs a value ("),
@@ -219,8 +219,8 @@ class TestSettings:
             (["--learning-rate", "nan"], "--learning-rate nan"),
             (["--max-length", 3], "--max-length 3: must be 16 or more"),
             (["--top-p", 0.5], "add --temperature 0.7"),
-            (["--temperature", "1e-40"], "--temperature 1e-40: must be 0, or 0.01 to 100"),
-            (["--repetition-penalty", 0.01], "--repetition-penalty 0.01: must be from 0.1 to 10"),
+            (["--temperature", "1e-40"], "--temperature 1e-40: must be 0, or between 0.01 and 100"),
+            (["--repetition-penalty", 0.01], "--repetition-penalty 0.01: must be between 0.1 and 10"),
         ],
     )
     def test_an_invalid_value_is_an_error(self, command, work, arguments, message):
@@ -260,7 +260,7 @@ class TestConversations:
                 '[{"A": "b", "B": "c"}, {"A": "d", "B": 5}]',
                 "data.json: record 2: turn 2: the text of 'B' must be",
             ),
-            ('[{"A": "b", "B": "c"}]', "1 different dialogue of 2 turns in all is too little for --split 70/30"),
+            ('[{"A": "b", "B": "c"}]', "too little data for --split 70/30: 1 distinct dialogue with 2 turns"),
         ],
     )
     def test_a_file_without_usable_conversations_is_an_error(self, command, work, model_folder, content, message):
@@ -273,7 +273,7 @@ class TestConversations:
         line = refused(command("finetune.py", "--model", model_folder, "--data", "nowhere.json"))
         assert "--data nowhere.json does not exist" in line
         line = refused(command("finetune.py", "--model", model_folder, "--data", "."))
-        assert "--data . holds no conversation file" in line
+        assert "--data . has no conversation file" in line
         assert written(work) == []
 
 
@@ -324,7 +324,7 @@ class TestModels:
         line = refused(command("finetune.py", "--model", model_folder))
         assert "wte.weight has shape (400, 32), not (400, 48)" in line
         assert "h.0.ln_1.weight has shape (32,), not (48,)" in line
-        assert "35 more of another shape" in line
+        assert "35 more of a different shape" in line
         assert "h.3.attn.c_attn.weight unexpected" in line
         assert "7 more unexpected" in line
         assert len(line) < 2000
@@ -411,7 +411,7 @@ class TestModels:
 
     def test_a_max_length_beyond_the_context_is_an_error(self, command, model_folder, work):
         line = refused(command("finetune.py", "--model", model_folder, "--max-length", 129))
-        assert "--max-length 129: the model has 128 positions" in line
+        assert "--max-length 129: must be at most 128, the model's context" in line
         assert written(work) == []
 
 
@@ -421,22 +421,22 @@ class TestPlacesThatCannotBeWritten:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--output", "no/such/out.json"], "does not exist; create it or name another"),
+            (["--output", "no/such/out.json"], "does not exist; create it or choose another"),
             (["--output", "."], "is not a file that can be replaced"),
             (["--output", "data.json/out.json"], "does not exist"),
             (["--output", "data.json"], "would overwrite data.json, which this run reads"),
             (["--output", "x" * 300], "File name too long"),
             (["--output", "x" * 250], "File name too long"),
-            (["--run-dir", "r", "--output", "r"], "--output r: the run creates a folder of that name; name a file"),
-            (["--run-dir", "r/s", "--output", "r"], "--output r: the run creates a folder of that name; name a file"),
+            (["--run-dir", "r", "--output", "r"], "the run creates a folder of that name; give a file name"),
+            (["--run-dir", "r/s", "--output", "r"], "the run creates a folder of that name; give a file name"),
             (
                 ["--run-dir", "r", "--output", "r/settings.json"],
                 "settings.json: the run folder gets its own copy",
             ),
-            (["--output", "runs"], "--output runs: the run creates a folder of that name; name a file"),
+            (["--output", "runs"], "--output runs: the run creates a folder of that name; give a file name"),
             (["--output", "runs/tiny-random-1"], "--output runs/tiny-random-1: the run creates a folder of that name"),
             (["--run-dir", "data.json/run"], "cannot create the run folder data.json"),
-            (["--run-dir", "full"], "--run-dir full is not empty; name a new folder"),
+            (["--run-dir", "full"], "--run-dir full is not empty; choose a new folder"),
         ],
     )
     def test_an_unusable_output_or_run_folder_is_an_error(self, command, work, model_folder, arguments, message):

@@ -170,7 +170,7 @@ def test_a_finished_job_only_rewrites_its_summary(job, capsys):
     cross_validate(parse_finetune_settings(["--resume", str(job)]), never)
     assert (job / "folds.json").read_bytes() == before
     assert capsys.readouterr().out.count("already finished: ") == 3
-    with pytest.raises(UserError, match="name one of them, such as .*fold-1"):
+    with pytest.raises(UserError, match="choose one of them, such as .*fold-1"):
         find_run(str(job))
 
 
@@ -246,7 +246,7 @@ def test_a_job_whose_conversations_have_changed_is_refused(here, model):
         (["--folds", 101], "--folds 101: must be 0, or 2 to 100"),
         (["--folds", 5, "--split", "80/20"], "--split 80/20: --folds 5 makes its own split"),
         (["--folds", 5, "--preview"], "--preview shows a single run; leave out --folds"),
-        (["--folds", 11], "10 different dialogues of 30 turns in all are too few for --folds 11"),
+        (["--folds", 11], "too little data for --folds 11: 10 distinct dialogues with 30 turns"),
         (["--folds", 2, "--max-length", 999], "--max-length 999: the model has 128 positions"),  # from the first run
     ],
 )
@@ -322,7 +322,7 @@ class TestTryingLearningRates:
         (here / "job" / "rate-3e-05" / "fold-1").mkdir(parents=True)
         for name in ("settings.json", "rates.json"):
             (here / "job" / name).write_text("{}")
-        with pytest.raises(UserError, match="holds the runs of a cross-validation; name one of them, such as .*fold-1"):
+        with pytest.raises(UserError, match="the runs of a cross-validation; choose one of them, such as .*fold-1"):
             find_run("job")
 
     def test_indistinguishable_rates_are_reported(self):

@@ -42,7 +42,7 @@ class TestPreview:
         assert "would love to meet her.<|endoftext|>]" in shown
         assert "position  input target  piece of the input" in shown
         assert "train: 7 dialogues, 21 turns, 524 tokens" in shown
-        assert re.search(r"4 steps an epoch, \d+% padding", shown)
+        assert re.search(r"4 steps per epoch, \d+% padding", shown)
         assert re.search(r"memory: about 0\.\d GB to train", shown)
         assert "template: prompt (the default); learned: replies; split 70/30, in file order" in shown
         assert written(work) == ["train_data.txt", "val_data.txt"]
@@ -123,9 +123,9 @@ class TestLedger:
         assert train["cut_off_tokens"] > 100
         assert 0 < train["learned_share"] < 0.1
         assert "skipped: 10 tool calls (line 1, 2, 3, …)" in done.stdout
-        assert "duplicates: 2 dialogues equal an earlier one; they are kept, in the same part" in done.stdout
+        assert "duplicates: 2 dialogues equal to an earlier one; kept, in the same part" in done.stdout
         assert (train["dialogues"], val["dialogues"]) == (6, 3)
-        assert "1 turns (or system prompts) exceed --max-length and lose their end" in done.stdout
+        assert "1 turn (or system prompts) longer than --max-length, cut at the end" in done.stdout
 
     def test_a_language_unsuited_to_the_vocabulary_is_reported(self, tmp_path):
         russian = tmp_path / "data.json"
@@ -149,8 +149,8 @@ class TestLedger:
         done = command("finetune.py", "--preview", "--data", "data.jsonl", "--learn", "User")
         assert done.returncode == 0, done.stderr
         assert "train: 7 dialogues, 14 turns" in done.stdout
-        assert "7 turns (or system prompts) exceed --max-length" in done.stdout
-        assert "7 examples with nothing to learn are left out" in done.stdout
+        assert "7 turns (or system prompts) longer than --max-length" in done.stdout
+        assert "left out: 7 examples with nothing to learn" in done.stdout
         assert re.search(r"### User:\n\[Hi\n\n###\] Assistant:\nHo", done.stdout)
 
     def test_a_part_with_nothing_to_learn_is_refused(self, command, work):
@@ -162,7 +162,7 @@ class TestLedger:
     def test_the_error_for_one_long_chat_advises_shorter_pauses(self, command, work):
         (work / "chat.txt").write_text("[01.03.24, 10:00] A: hi\n[01.03.24, 10:01] B: ho")
         line = refused(command("finetune.py", "--data", "chat.txt"))
-        assert "chat.txt: 1 different dialogue of 2 turns in all is too little for --split 70/30" in line
+        assert "chat.txt: too little data for --split 70/30: 1 distinct dialogue with 2 turns" in line
         assert "or cut the chat at shorter pauses with --pause-hours" in line
 
 
@@ -196,7 +196,7 @@ class TestLearnAndNames:
             ),
             (
                 ["--rename", "Zoe=Al"],
-                "--rename Zoe=...: nobody in data.json has that name; the speakers are Ann",
+                "--rename Zoe=...: no speaker in data.json has that name; the speakers are Ann",
             ),
             (["--rename", "Zoe"], "--rename Zoe: expected OLD=NEW"),
             (["--rename", "Zoe=", "=Al"], "--rename =Al: expected OLD=NEW"),
@@ -334,7 +334,7 @@ def test_a_chat_without_pauses_is_learned_completely(command, work):
     assert found, done.stdout
     assert int(found[2].replace(",", "")) > 20_000
     assert int(found[1]) > 40
-    assert "lose their end" not in done.stdout
+    assert "cut at the end" not in done.stdout
 
 
 def test_a_large_file_is_read_by_several_processes(work, tmp_path):

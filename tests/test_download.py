@@ -189,7 +189,7 @@ def test_a_login_page_is_not_taken_for_a_model(hub, fetch, tmp_path):
     hub.login_page = True
     code, output = fetch(hub)
     assert code == 2
-    assert "is not a Hugging Face hub (perhaps a login page of the network)" in output
+    assert "is not a Hugging Face hub (perhaps a captive portal)" in output
     assert not (tmp_path / "models").exists()
     hub.login_page = False
     assert fetch(hub)[0] == 0

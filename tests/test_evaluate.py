@@ -227,10 +227,10 @@ class TestEvaluate:
             (["runs/first", "--data", "missing.json"], "missing.json"),
             (["runs/first", "--base", "tiny"], "its vocabulary differs from"),
             (["runs/first", "--base", "tiny", "--report-dir", "new/report"], "its vocabulary differs from"),
-            (["runs/first", "--dialogues", "0"], "--dialogues 0: must be from 1 to 1e9"),
+            (["runs/first", "--dialogues", "0"], "--dialogues 0: must be between 1 and 1e9"),
             (["runs/first", "--report-dir", "others.json"], "cannot write others.json"),
             (["runs/first", "--data", "others.json", "--learn", "Zoe"], "--learn Zoe"),
-            (["base", "--data", "others.json", "--report-dir", "runs/first"], "is the folder of another run"),
+            (["base", "--data", "others.json", "--report-dir", "runs/first"], "belongs to another run"),
             (
                 ["runs/first", "--template", "tokens", "--report-dir", "runs/first"],
                 "the model has no speaker tokens",
@@ -305,7 +305,7 @@ class TestEvaluate:
         (run / "settings.json").write_text(json.dumps(settings))
         assert "has changed since runs/first was trained on it" in refused(command("evaluate.py", "runs/first"))
         (run / "settings.json").write_text(json.dumps({**settings, "newer": {"option": 1}}))
-        assert "not the settings of this version of the program (unknown: newer)" in refused(command("evaluate.py"))
+        assert "settings of another version of the program (unknown: newer)" in refused(command("evaluate.py"))
         (run / "generated_conversations.json").unlink()
         assert "finetune.py --resume runs/first" in refused(command("evaluate.py", "runs/first"))
         assert "there is no finished run in runs/" in refused(command("evaluate.py"))
@@ -427,7 +427,7 @@ class TestFindings:
         assert find_out(self.evaluation(losses), losses) == [
             "validation loss was lowest after epoch 2 (1.900) and higher in the 2 evaluations since: --keep"
             " best would keep better weights",
-            "the gap between training and validation loss grew from -0.500 to 1.000: the model is starting to overfit",
+            "the gap between training and validation loss grew from −0.500 to 1.000: the model is starting to overfit",
             "fine-tuning lowered the loss on these conversations from 2.500 to 2.000, by 0.500 [0.400, 0.600]",
             "the dialogue so far lowers the loss of a reply by 0.500 nats per token [0.400, 0.600], 80% of it with the"
             " last turn alone; that is 0.300 [0.200, 0.400] more than another dialogue's history does",
@@ -440,7 +440,7 @@ class TestFindings:
         losses = self.losses(2.5, 2.4, train=(2.5, 2.4))
         intervals = {"context_use": [-0.1, 0.6], "hits_at_1": [0.0, 0.5], "loss_change": [-0.6, 0.1]}
         found = find_out(self.evaluation(losses, intervals=intervals, empty_replies=1.0, repetition=0.3), losses)
-        assert "which may be chance: -0.500 [-0.600, 0.100]" in found[0]
+        assert "which may be chance: −0.500 [−0.600, 0.100]" in found[0]
         assert found[1].startswith("it is unclear whether the model uses the dialogue so far")
         assert found[2].endswith("so it may be guessing")
         assert found[3] == "empty replies: 1"

@@ -261,7 +261,7 @@ def stopped(work, prepared) -> Path:
 
 def test_another_run_in_the_same_folder_is_refused(stopped, command):
     lock = lock_run_folder(stopped)
-    assert "another run is working in this folder" in refused(command("finetune.py", "--resume", stopped))
+    assert "another run is using this folder" in refused(command("finetune.py", "--resume", stopped))
     assert lock
     lock.release()
     assert command("finetune.py", "--resume", stopped).returncode == 0
@@ -281,7 +281,7 @@ def test_an_error_names_the_option_that_was_changed(stopped):
     assert "--seed" not in line
     assert "--epochs 1: the run has 2, and can only be made longer" in refuse("--epochs", "1")
     assert "--max-steps 3: the run has no limit, and can only be made longer" in refuse("--max-steps", "3")
-    assert "--preview shows a new run" in refuse("--preview")
+    assert "--preview needs a new run" in refuse("--preview")
     settings = parse_finetune_settings(["--resume", str(stopped), "--epochs", "5", "--cases", "1", "--keep-epochs"])
     assert (settings.training.epochs, settings.generation.cases) == (5, 1)
     assert settings.run.keep_epochs
@@ -339,7 +339,7 @@ def test_the_facts_in_older_settings_are_read(tmp_path):
     write_json(tmp_path / "settings.json", {"data": {"fold": 2, "folds": 3}, "training": {"processes": 4}})
     assert read_facts(tmp_path) == RunFacts(fold=2, processes=4)
     write_json(tmp_path / "settings.json", {"facts": {"fold": "x"}})
-    with pytest.raises(UserError, match="not the settings of this version"):
+    with pytest.raises(UserError, match="settings of another version"):
         read_facts(tmp_path)
     assert read_facts(None) == RunFacts()
 
@@ -359,8 +359,8 @@ def test_a_finished_run_can_only_be_resumed_with_more_epochs(stopped, command):
     [
         ("{", "is not valid JSON"),
         ("[]", "does not hold a JSON object"),
-        ('{"model": 3}', "not the settings of this version"),
-        ('{"training": {"epochs": "x"}}', "not the settings of this version"),
+        ('{"model": 3}', "settings of another version"),
+        ('{"training": {"epochs": "x"}}', "settings of another version"),
     ],
 )
 def test_damaged_settings_are_refused(tmp_path, content, reason):
@@ -464,7 +464,7 @@ def test_a_run_with_piped_conversations_needs_them_again_on_resume(work):
     begun = run("finetune.py", "--data", "-", "--epochs", 1, "--cases", 1, "--run-dir", "run", "--keep-checkpoint")
     assert begun.returncode == 0, begun.stderr
     assert "data: standard input (names), 10 dialogues" in begun.stdout
-    assert begun.stdout.count("read from a pipe: to resume or evaluate this run, name the conversations") == 1
+    assert begun.stdout.count("read from a pipe: to resume or evaluate this run, give the conversations") == 1
     assert json.loads((work / "run" / "settings.json").read_text())["data"]["paths"] == ["-"]
     assert "its conversations came from a pipe" in refused(run("finetune.py", "--resume", "run", "--epochs", 2))
     assert "was trained on conversations from a pipe" in refused(run("evaluate.py", "run"))

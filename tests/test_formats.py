@@ -40,7 +40,7 @@ EXPECTED = {
                 ("User", RAIN),
                 ("Assistant", "Aye,\nsince Friday."),
                 instruction="Answer like a pirate.",
-                skipped=("tool calls", "tool calls", "messages without text", "messages of more than text"),
+                skipped=("tool calls", "tool calls", "messages without text", "multimodal messages"),
             )
         ],
     ),
@@ -453,27 +453,27 @@ BROKEN = {
     "": "the file is empty",
     '[{"A": "b", "B": ]': "line 1, column 18: not JSON (Expecting value)",
     '[\n {"A": "b",\n]': "line 3, column 1: not JSON",
-    "just prose.": "'just prose.' does not begin a conversation",
+    "just prose.": "no conversation found (the text starts with 'just prose.')",
     "[" * 1_000_000: "its JSON is nested too deeply to hold conversations",
     '{"A": "b", "B": "c"}\n' + "[" * 1_000_000: "line 2: this JSON can't be read",
-    "1" * 10_000: "does not begin a conversation",
+    "1" * 10_000: "no conversation found",
     "[" + "1" * 10_000 + "]": "Exceeds the limit",
     '["a"]': "record 1: text is not a conversation",
     "[[1, 2], [3]]": "record 1: these are token ids",
     '{"input_ids": [1, 2]}': "record 1: these are token ids",
-    '[{"text": "prose", "label": "x"}]': "record 1: no known form of a conversation has the keys 'text', 'label'",
+    '[{"text": "prose", "label": "x"}]': "record 1: no known format has the keys 'text', 'label'",
     '[{"A": "b", "B": "c"}, "text"]': 'record 2: an object {"speaker": "text", ...} is needed; this is text',
     '[{"A": "b", "B": "c"}, {"A": "alone"}]': "record 2: a dialogue needs two turns or more; this has 1",
     '[{"A": "b", "B": 5}]': "record 1: turn 2: the text of 'B' must be a string, not a number",
     '[{"A": "b", "B": null}]': "record 1: turn 2: the text of 'B' must be a string, not null",
     '[{"A": "b", "B": true}]': "record 1: turn 2: the text of 'B' must be a string, not true or false",
-    '[{"A": "b", "B": {"C": "d"}}]': "no known form of a conversation has the keys 'A', 'B'; say what they hold",
+    '[{"A": "b", "B": {"C": "d"}}]': "no known format has the keys 'A', 'B'; say what they hold",
     '[{"A": "b", "B": "  "}]': "record 1: turn 2: 'B' says nothing; remove the turn or add its text",
     '[{"": "b", "B": "c"}]': "record 1: turn 1: '' is not a speaker's name",
     '[{"A\\nB": "b", "B": "c"}]': "is not a speaker's name; use a name on one line",
     json.dumps([{"n" * 10_000: "b", "B": "c"}]): "…' is not a speaker's name",
     '[{"A": "\\ud83d", "B": "c"}]': "record 1: turn 1: it contains half a surrogate pair",
-    '[{"role": "user", "content": "a"}]': "only the user speaks here; the answers are needed too",
+    '[{"role": "user", "content": "a"}]': "only the user speaks here; the answers are missing",
     json.dumps({**CHAT, "prompt": "a", "completion": "b"}): (
         "this could be messages or pairs (the keys 'messages', 'prompt', 'completion'); say which with --format"
     ),
@@ -484,23 +484,23 @@ BROKEN = {
     '{"A": "b", "B": "c"}\n{"A": "b", "B"}': "line 2: column 15: not JSON",
     '{"turns": [{"speaker": "A", "text": "b"}, "c"]}': "record 1: turn 2 must be an object with speaker and text",
     '{"turns": [{"speaker": "A", "text": "b"}, {"text": "c"}]}': "record 1: turn 2 has no speaker",
-    "Ann: Tea?\nCem: Yes.\n\nprose\n": "line 4: nobody says this",
+    "Ann: Tea?\nCem: Yes.\n\nprose\n": "line 4: no speaker for this line",
     "[1/2/23, 10:00] Ann: hi\n[13/13/23, 10:00] Cem: ho": "line 2: no order of day, month and year fits this date",
-    "speaker,text\nAnn,Tea?,again\n": "line 2 has 3 columns, the header 2",
+    "speaker,text\nAnn,Tea?,again\n": "line 2 has 3 columns, but the header has 2",
     'speaker,text\nAnn,"Tea?\n': "line 2: unexpected end of data",
-    "speaker,text\n": "there are no rows below the names of the columns",
+    "speaker,text\n": "the table has a header but no rows",
     "ticket,who,said\n1,Ann,Tea for me?\n2,Cem,Please do.\n": (
-        "no known form of a conversation has the keys 'ticket', 'who', 'said'; say what they hold, as in --columns"
+        "no known format has the keys 'ticket', 'who', 'said'; say what they hold, as in --columns"
         " speaker=who text=said"
     ),
     '[{"messages": [{"role": "user", "content": {"parts": ["a"], "parts": ["b"]}}]}]': "the key 'parts' occurs 2 times",
     '[{"messages": [{"author": {"role": "user", "role": "bot"}, "content": "a"}]}]': "the key 'role' occurs 2 times",
     '[{"Bird": "a", "Hat": "b", "Egg": "c"}, {"Bird": "d", "Hat": "e", "Egg": "f"}]': "all records have the same keys",
     '{"\\n": null}': "say what they hold, as in --columns speaker= text=",
-    "Ann,Tea?\nCem,Please\nAnn,Here\n": "the table's first line does not name the columns; add a line",
-    "INFO: on\nWARN: slow\nINFO: off\nWARN: slow\n": "does not begin a conversation",
-    "host: a\nport: 1\nowner: x\n\nhost: b\nport: 2\nowner: y\n": "does not begin a conversation",
-    "Apple: red\nBanana: long\nCherry: small\nDate: sweet\nElder: dark\n": "does not begin a conversation",
+    "Ann,Tea?\nCem,Please\nAnn,Here\n": "the table's first line has no column names; add a line",
+    "INFO: on\nWARN: slow\nINFO: off\nWARN: slow\n": "no conversation found",
+    "host: a\nport: 1\nowner: x\n\nhost: b\nport: 2\nowner: y\n": "no conversation found",
+    "Apple: red\nBanana: long\nCherry: small\nDate: sweet\nElder: dark\n": "no conversation found",
 }
 
 
@@ -516,7 +516,7 @@ def test_bytes_that_are_not_text_are_refused(tmp_path):
     for content, message in [
         (b"\0\1\2", "a binary file"),
         ("[]".encode("utf-16"), "its list is empty"),
-        ("[]".encode("utf-16")[:-1], "it begins like UTF-16 but is not; save the file as UTF-8"),
+        ("[]".encode("utf-16")[:-1], "it starts like UTF-16 but is not; save the file as UTF-8"),
         ('[{"A": "b",\n"B": "caf\xe9"}]'.encode("latin-1"), "line 2 is not UTF-8 text; save the file as UTF-8"),
         ('{"A": "b", "B": "c"}\n{"A": "b", "B": "caf\xe9"}'.encode("latin-1"), "line 2: not UTF-8 text"),
         ("Ann: caf\xe9\nCem: ja".encode("latin-1"), "line 1 is not UTF-8 text"),
@@ -534,7 +534,7 @@ def test_an_archive_of_several_files_needs_a_choice(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.txt", "Ann: Tea?")
         archive.writestr("b.json", "[]")
-    assert refusal(path) == f"{path} holds 2 files ({path}/a.txt, {path}/b.json, …); name one"
+    assert refusal(path) == f"{path} holds 2 files ({path}/a.txt, {path}/b.json, …); choose one"
 
 
 def test_a_forced_format_is_used(tmp_path):
@@ -545,9 +545,9 @@ def test_a_forced_format_is_used(tmp_path):
     path.write_text('[{"text": "a", "label": "b"}]')
     assert read(path, "names") == [talk(("text", "a"), ("label", "b"))]
     path.write_text("1.1.24 10:00 Ann: hi\nCem: ho")
-    assert "line 1: nobody says this" in refusal(path, "text")
+    assert "line 1: no speaker for this line" in refusal(path, "text")
     path.write_text("Ann: hi\nCem: ho")
-    assert "does not begin a chat-export" in refusal(path, "chat-export")
+    assert "no chat export found" in refusal(path, "chat-export")
     for name in FORMATS:
         path.write_text('{"a": 1}')
         refusal(path, name)

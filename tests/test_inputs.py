@@ -101,7 +101,7 @@ class TestOpen:
             with pytest.raises(UserError, match=r"cut.gz is damaged or cut short"):
                 read()
         (tmp_path / "half").write_bytes(TALK.encode("utf-16")[:-1])
-        with pytest.raises(UserError, match="begins like UTF-16 but is not; save the file as UTF-8"):
+        with pytest.raises(UserError, match="starts like UTF-16 but is not; save the file as UTF-8"):
             Input.of(tmp_path / "half").read()
 
 
@@ -120,17 +120,17 @@ class TestFolders:
             "hidden folders": 2,
             "folders of models and runs": 1,
             "hidden files": 1,
-            "pictures, sounds and films": 2,
+            "images, audio and video": 2,
             "other files": 3,
         }
 
     def test_a_folder_without_conversations_is_refused(self, tmp_path):
-        assert "holds no conversation file (.arrow, .csv, .json" in refusal(tmp_path)
+        assert "has no conversation file (.arrow, .csv, .json" in refusal(tmp_path)
         fill(tmp_path, "messages.html", content="<!DOCTYPE html><html>")
         assert refusal(tmp_path).startswith(f"{tmp_path}/messages.html is a web page; export the chat as JSON")
 
     def test_a_model_is_not_mistaken_for_conversations(self):
-        assert "is the folder of a run or a model" in refusal(PROJECT / "models" / "tiny")
+        assert "is a run or model folder" in refusal(PROJECT / "models" / "tiny")
 
     def test_a_folder_of_archives_is_read(self, tmp_path):
         for name in ("b", "a"):
@@ -151,17 +151,17 @@ class TestArchives:
         found = find_inputs([path])
         assert [each.member for each in found.inputs] == ["1/x.json", "2.txt", "10.txt"]
         assert all(each.found and each.read().decode() == TALK for each in found.inputs)
-        assert found.ignored == {"pictures, sounds and films": 1, "hidden files": 1, "other files": 1}
+        assert found.ignored == {"images, audio and video": 1, "hidden files": 1, "other files": 1}
 
     def test_attachments_of_a_chat_are_not_read_as_chats(self, tmp_path):
         path = self.archive(tmp_path / "a.zip", "00000012-notes.txt", "_chat.txt", "00000013-PHOTO.jpg")
         found = find_inputs([path])
         assert [each.member for each in found.inputs] == ["_chat.txt"]
-        assert found.ignored == {"pictures, sounds and films": 1, "other files": 1}
+        assert found.ignored == {"images, audio and video": 1, "other files": 1}
 
     def test_archives_without_conversations_are_refused(self, tmp_path):
-        assert "holds no conversation file" in refusal(self.archive(tmp_path / "a.zip"))
-        assert "holds no conversation file" in refusal(self.archive(tmp_path / "a.zip", "p.jpg"))
+        assert "has no conversation file" in refusal(self.archive(tmp_path / "a.zip"))
+        assert "has no conversation file" in refusal(self.archive(tmp_path / "a.zip", "p.jpg"))
         assert "is a spreadsheet; save it as CSV" in refusal(self.archive(tmp_path / "a.xlsx", "xl/workbook.xml"))
         assert "is a Word document; save" in refusal(self.archive(tmp_path / "a.docx", "word/document.xml"))
         assert "OpenDocument" in refusal(self.archive(tmp_path / "a.ods", "mimetype", "content.xml"))
@@ -191,13 +191,14 @@ class TestPaths:
         fill(tmp_path, "b.txt", "a/1.txt")
         found = find_inputs([tmp_path / "b.txt", tmp_path / "a", tmp_path / "a" / ".." / "b.txt", tmp_path])
         assert [Path(each.name).name for each in found.inputs] == ["b.txt", "1.txt"]
-        assert found.ignored == {"files named twice": 3}
+        assert found.ignored == {"files given twice": 3}
 
     def test_a_missing_path_gets_advice(self, tmp_path):
-        assert refusal(tmp_path / "no.txt") == f"--data {tmp_path}/no.txt does not exist; name your conversation file"
+        missing = tmp_path / "no.txt"
+        assert refusal(missing) == f"--data {missing} does not exist; give the path of your conversation file"
         for name in ("open/talks", "https://huggingface.co/datasets/open/talks"):
             assert "hf download open/talks --repo-type dataset --local-dir FOLDER, then --data FOLDER" in refusal(name)
-        assert "it is a web address: download the file" in refusal("https://example.org/talk.json")
+        assert "it is a web address: download it" in refusal("https://example.org/talk.json")
         assert "hf download" not in refusal("chats/talk.json")
 
     def test_a_path_below_a_file_is_reported_as_missing(self, tmp_path):
@@ -207,20 +208,20 @@ class TestPaths:
 
 KINDS = {
     "a.pdf": (b"%PDF-1.4", "a PDF; save it as plain text"),
-    "a.rtf": (b"{\\rtf1 hi}", "a document in RTF; save it as plain text"),
-    "a.doc": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a document of an old version of Office"),
+    "a.rtf": (b"{\\rtf1 hi}", "an RTF document; save it as plain text"),
+    "a.doc": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document"),
     "msgstore.db": (b"SQLite format 3\0", "a database; export the conversations"),
-    "sms.xml": (b'<?xml version="1.0"?>\n<smses count="1">', "a backup of text messages in XML"),
+    "sms.xml": (b'<?xml version="1.0"?>\n<smses count="1">', "an SMS backup in XML"),
     "a.xml": (b'<?xml version="1.0"?>\n<log>', "XML; save it as CSV"),
     "a.html": (b"\n<!doctype html>", "a web page; export the chat as JSON"),
     "b.html": (b'<?xml version="1.0"?>\n<html>', "a web page; export the chat as JSON"),
-    "a.yml": (b"- - Hello\n  - Hi\n", "YAML; turn it into JSON"),
+    "a.yml": (b"- - Hello\n  - Hi\n", "YAML; convert it to JSON"),
     "a.jpg": (b"\xff\xd8\xff\xe0\0\x10JFIF", MEDIA),
     "a.webp": (b"RIFF\0\0\0\0WEBP", MEDIA),
     "a.m4a": (b"\0\0\0 ftypM4A ", MEDIA),
     "a.7z": (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it"),
     "a.tar": (bytes(257) + b"ustar", "a tar archive; unpack it"),
-    "a.zst": (b"\x28\xb5\x2f\xfd", "packed with zstd; unpack it"),
+    "a.zst": (b"\x28\xb5\x2f\xfd", "compressed with zstd; unpack it"),
 }
 
 
@@ -340,8 +341,8 @@ def test_a_text_without_conversations_is_left_out_of_a_folder(tmp_path):
     opened = open_paths([tmp_path], ReadSettings())
     assert [source.input.name for source in opened.sources] == [str(tmp_path / "talk.txt")]
     assert len(opened.notes) == 1
-    assert opened.notes[0].startswith(f"not read: {tmp_path / 'notes.txt'}: 'Buy milk' does not begin a conversation")
-    with pytest.raises(UserError, match="'Buy milk' does not begin"):
+    assert opened.notes[0].startswith(f"not read: {tmp_path / 'notes.txt'}: no conversation found (")
+    with pytest.raises(UserError, match="text starts with 'Buy milk'"):
         open_paths([tmp_path / "notes.txt"], ReadSettings())
 
 
@@ -361,7 +362,7 @@ def test_the_error_about_too_little_memory_names_the_file(tmp_path, monkeypatch)
     path = tmp_path / "a.json.gz"
     path.write_bytes(gzip.compress(b"[]"))
     monkeypatch.setattr(gzip.GzipFile, "read", fail)
-    with pytest.raises(UserError, match=r"a\.json\.gz: not enough memory to read it; save it as several"):
+    with pytest.raises(UserError, match=r"a\.json\.gz: not enough memory to read it; split it into several"):
         open_source(path)
 
 

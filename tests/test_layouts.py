@@ -528,7 +528,7 @@ class TestCommand:
         (tmp_path / "b.json").write_text('[{"prompt": "a", "prompt": "b", "completion": "c"}]')
         done = self.run(tmp_path / "a.txt", tmp_path / "b.json")
         assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.splitlines()[-1].endswith("the key 'prompt' occurs 2 times; remove or rename the others")
+        assert "the key 'prompt' occurs 2 times; rename the duplicates" in done.stderr.splitlines()[-1]
 
     def test_reading_does_not_import_torch(self, tmp_path):
         (tmp_path / "a.txt").write_text("Dora: Hi\nCem: Ho\n")

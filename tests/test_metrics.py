@@ -449,7 +449,7 @@ class TestLikelihood:
         assert found["loss"] > 0
         for name in ("context_use", "context_use_of_other_history", "hits_at_1", "mrr"):
             assert found[name] is None
-            assert "needs a turn that answers another" in found["too_small"][name]
+            assert "needs a reply, but every learned turn" in found["too_small"][name]
 
     @pytest.mark.slow
     def test_a_trained_model_uses_context_and_random_weights_do_not(self, bundled):

@@ -253,7 +253,7 @@ class TestTheAccount:
     def test_speakers_named_by_a_phone_number_are_reported(self, tmp_path):
         talks = [{"+49 170 1234567": "Hi!", "Timo": f"Yes, {number}?"} for number in range(5)]
         (line,) = self.lines(tmp_path, talks)
-        assert line.startswith("private: speakers who go by a phone number, an address or a link: 1;")
+        assert line.startswith("private: speakers named by a phone number, an address or a link: 1;")
         assert self.lines(tmp_path, talks, rename=("+49 170 1234567=Nora",)) == []
 
 

@@ -201,15 +201,15 @@ def test_the_sample_of_a_layout_can_be_read(layout, tmp_path):
 
 
 REFUSED = {
-    "nobody says this": "Nora: Hello!\nTimo: Hello!\n\nIt rained.\n\nNora: Tea?\nTimo: Please.",
-    "no known form of a conversation has the keys": '[{"who_asks": "Nora", "what": 1}]',
+    "no speaker for this line": "Nora: Hello!\nTimo: Hello!\n\nIt rained.\n\nNora: Tea?\nTimo: Please.",
+    "no known format has the keys": '[{"who_asks": "Nora", "what": 1}]',
     "this could be messages or pairs": '{"prompt": "Tea?", "completion": "Please.", "messages":'
     ' [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Please."}]}',
     "not UTF-8 text": "Nora: Café?\nTimo: Hello!",
     "only Nora speaks": "[31.12.23, 22:15:40] Nora: Tea?\n[31.12.23, 22:17:00] Nora: Milk?",
-    "its marks separate turns, and nothing says who speaks": "Tea? __eou__ Please. __eou__",
+    "separators mark the turns but not the speakers": "Tea? __eou__ Please. __eou__",
     "no dialogue of two turns or more": "[31.12.23, 22:15:40] Nora: Tea?\n[02.01.24, 22:17:00] Timo: Please.",
-    "line 3 has 1 columns, the header 2": "speaker,text\nNora,Tea?\nTimo",
+    "line 3 has 1 column, but the header has 2": "speaker,text\nNora,Tea?\nTimo",
     "the key 'text' occurs 2 times": '{"turns": [{"speaker": "Nora", "text": "Tea?", "text": "Milk?"}]}',
 }
 

@@ -538,7 +538,7 @@ def test_a_page_shows_12_of_many_watched_replies(run, no_plots):
 
 
 def test_a_folder_without_a_run_gives_a_user_error(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="no such folder; name a run folder"):
+    with pytest.raises(UserError, match="no such folder; give a run folder"):
         write_report(tmp_path / "none")
     with pytest.raises(UserError, match="is not a run folder"):
         write_report(tmp_path)

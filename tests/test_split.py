@@ -92,7 +92,7 @@ class TestTurns:
     @given(turns=st.lists(st.integers(2, 9), min_size=1, max_size=5), shares=shares)
     def test_every_part_gets_turns_if_there_are_enough(self, turns, shares):
         if sum(size // 2 for size in turns) < len(shares):  # too few pieces of two turns
-            with pytest.raises(UserError, match=r"in all (are too few|is too little) for --split x"):
+            with pytest.raises(UserError, match=r"too little data for --split x"):
                 divide_turns(turns, shares, "--split x")
             return
         divisions = divide_turns(turns, shares, "--split x")
@@ -130,7 +130,7 @@ class TestTurns:
         split = split_conversations(twice, np.arange(2), [50, 50], "--split 50/50", by_file=True)
         assert [part.tolist() for part in split.parts] == [[0, 2], [1, 3]]
         echo = Conversations.of(renderer, [Dialogue((Turn("A", "hi"), Turn("B", "ho")) * 2)])
-        with pytest.raises(UserError, match="nothing that another part lacks; add dialogues"):
+        with pytest.raises(UserError, match="only duplicates of another part; add dialogues"):
             split_conversations(echo, np.arange(1), [50, 50], "--split 50/50", by_file=True)
 
 
@@ -152,7 +152,7 @@ class TestFiles:
         paths = [write(tmp_path / f"{n}.jsonl", talks(2, start=10 * n)) for n in range(10)]
         data = read(*paths)
         assert [len(part) for part in data.parts.values()] == [7, 3]
-        assert "split: 10 of 10 files have too few dialogues for a share in every part" in data.notes[0]
+        assert "split: 10 of 10 files have too few dialogues for every part" in data.notes[0]
 
     def test_small_files_fill_the_folds_uncut(self, tmp_path):
         paths = [write(tmp_path / f"{n}.jsonl", talks(5, start=10 * n)) for n in range(10)]
@@ -188,7 +188,7 @@ class TestOneLongChat:
         words = [f"word {number}" for number in range(40)]
         assert said(data) == {"train": [words[:32]], "val": [words[32:36]], "test": [words[36:]]}
         assert data.notes == (
-            "split: dialogues are cut between turns, because --split 80/10/10 needs more than 1 different ones:"
+            "split: dialogues are cut between turns, because --split 80/10/10 needs more than 1 distinct dialogue:"
             " 1 became 3",
         )
 
@@ -205,8 +205,8 @@ class TestOneLongChat:
         options = ["--data", "chat.jsonl", "--epochs", 1, "--max-new-tokens", 2, "--run-dir", "run"]
         done = command("finetune.py", *options)
         assert done.returncode == 0, done.stderr
-        assert "train: 1 dialogues, 21 turns" in done.stdout
-        assert "val: 1 dialogues, 9 turns" in done.stdout
+        assert "train: 1 dialogue, 21 turns" in done.stdout
+        assert "val: 1 dialogue, 9 turns" in done.stdout
         assert done.stdout.count("split: dialogues are cut between turns") == 1
         done = command("evaluate.py", "run", "--base", "none")
         assert done.returncode == 0, done.stderr
@@ -215,7 +215,7 @@ class TestOneLongChat:
     def test_the_error_for_too_few_turns_says_what_to_add(self, command, work):
         write(work / "chat.jsonl", talks(3))
         assert refused(command("finetune.py", "--data", "chat.jsonl")) == (
-            "error: chat.jsonl: 1 different dialogue of 3 turns in all is too little for --split 70/30: each part needs"
+            "error: chat.jsonl: too little data for --split 70/30: 1 distinct dialogue with 3 turns; each part needs"
             " a dialogue, or 2 turns of a longer one; add dialogues or change the option"
         )
 
@@ -237,15 +237,15 @@ class TestTheCommand:
         for line in (
             "data: chats/chat_2.txt, chats/chat_10.txt, more.jsonl (chat-export, text, turns), 20 dialogues, 40 turns",
             "  chats/chat_10.txt (text): 2 dialogues, 4 turns",
-            "skipped: 2 turns that stand alone (chats/chat_10.txt line 4, more.jsonl line 9)",
+            "skipped: 2 single turns (chats/chat_10.txt line 4, more.jsonl line 9)",
             "not read: chats/notes.txt: 'Milk",
-            "not read: 1 pictures, sounds and films",
+            "not read: 1 images, audio and video",
             "train: 14 dialogues, 28 turns",
         ):
             assert done.stdout.count(line) == 1, line
         ledger = json.loads((work / "run" / "ledger.json").read_text())
         assert [each["dialogues"] for each in ledger["files"]] == [10, 2, 8]
-        assert ledger["skipped"]["turns that stand alone"]["first"] == ["chats/chat_10.txt line 4", "more.jsonl line 9"]
+        assert ledger["skipped"]["single turns"]["first"] == ["chats/chat_10.txt line 4", "more.jsonl line 9"]
         recorded = json.loads((work / "run" / "settings.json").read_text())
         assert recorded["data"]["paths"] == [str(work / "chats"), str(work / "more.jsonl")]
         done = command("evaluate.py", "run", "--base", "none")
@@ -263,7 +263,7 @@ class TestTheCommand:
             write(work / f"{name}.jsonl", talks(*[2] * 5))
         line = refused(command("finetune.py", "--data", "*.jsonl", "--output", "b.jsonl"))
         assert "--output b.jsonl would overwrite b.jsonl" in line
-        assert "no data: name a file, a folder, or - for standard input" in refused(command("finetune.py", "--data"))
+        assert "no data: give a file, a folder, or - for standard input" in refused(command("finetune.py", "--data"))
 
     def test_control_characters_in_names_do_not_reach_the_terminal(self, command, work):
         (work / "a.json").write_text(json.dumps([{"A\x1b[31m": f"b{n}", "B": "c"} for n in range(5)]))

@@ -145,7 +145,7 @@ def test_replies_of_instruction_data_are_the_responses(vocabulary):
 
 
 def test_an_unknown_name_is_refused_with_a_list_of_speakers(vocabulary):
-    with pytest.raises(UserError, match=r"--learn Bop: .*the speakers are Alex \(2 turns\), Bob \(1 turns\)"):
+    with pytest.raises(UserError, match=r"--learn Bop: .*the speakers are Alex \(2 turns\), Bob \(1 turn\)"):
         Conversations.of(Renderer(load_tokenizer(vocabulary)), [DIALOGUE], "Bop")
 
 
@@ -158,7 +158,7 @@ def test_a_name_that_collides_with_a_token_is_refused(name, vocabulary):
 
 def test_too_many_speakers_for_tokens_are_refused(vocabulary):
     dialogues = [Dialogue((Turn(f"A{number}", "a"), Turn("B", "b"))) for number in range(1000)]
-    with pytest.raises(UserError, match=r"1,001 speakers are too many for a token each \(at most 1,000\)"):
+    with pytest.raises(UserError, match=r"1,001 speakers are too many to give each a token \(at most 1,000\)"):
         Conversations.of(Renderer(load_tokenizer(vocabulary), "tokens"), dialogues)
 
 
@@ -169,7 +169,7 @@ def test_skipped_turns_are_counted(vocabulary):
     assert conversations.numbers.tolist() == [1, 4]
     assert conversations.skipped == {
         "tool calls": (4, [(0, 2), (0, 3)]),
-        "turns that stand alone": (2, [(0, 2), (0, 3)]),
+        "single turns": (2, [(0, 2), (0, 3)]),
     }
     assert conversations.fingerprints[0] == conversations.fingerprints[1]
 

@@ -228,7 +228,7 @@ class Checkpoints:
         if not whole:
             raise Damaged("its checksum is wrong")
         if header["version"] != VERSION:
-            raise UserError(f"{path} was written by another version of the program; resume with that one")
+            raise UserError(f"{path} was written by another version of the program; resume with that version")
         if header["fingerprints"] != self.fingerprints:
             raise UserError(f"{path} belongs to another run; restore this run's own, or start a new run")
         return header["state"]

@@ -72,7 +72,7 @@ class Trainer:
         self.pace = Pace(run_folder, settings, self.evaluate_every, machine)
         if 0 < former < self.state.steps:
             self.progress.say(
-                f"extended from {former} to {steps} steps: from here the learning-rate schedule is that of {steps},"
+                f"extended from {former} to {steps} steps: the learning-rate schedule now spans {steps} steps,"
                 f" and the evaluation after step {self.state.evaluations[-1][0]} counts like any other"
             )
         self.saved_step, self.saved_at = self.state.step, time.monotonic()

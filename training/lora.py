@@ -117,7 +117,7 @@ def merge_adapters(model: GPTModel, base: Iterable[tuple[str, Tensor]]) -> Itera
         if not torch.equal(parameter.to(frozen[name].dtype), frozen[name].cpu()):
             raise UserError(
                 f"the file of the base model has changed since training began ({name} differs);"
-                " restore the old file: the trained adapter, which is saved, fits no other"
+                " restore the old file: the saved adapter fits only that file"
             )
         if isinstance(layer, LoRALinear | ExtendedEmbedding) and name.endswith("weight"):
             parameter = layer.merge(parameter)
@@ -173,7 +173,7 @@ def load_adapter(model: GPTModel, folder: Path) -> None:
         raise UserError(f"{path} is damaged or cut short ({error})") from None
     tensors = adapter_tensors(model)
     if {name: tensor.shape for name, tensor in stored.items()} != {name: t.shape for name, t in tensors.items()}:
-        raise UserError(f"{path} belongs to a model of another shape, or to another --lora-rank")
+        raise UserError(f"{path} belongs to a model of a different shape, or to a different --lora-rank")
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(stored[name])

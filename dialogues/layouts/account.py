@@ -8,8 +8,8 @@ MOST_LOST = 0.1  # maximum fraction of characters that may be unaccounted for
 MOST_SKIPPED = 0.5  # maximum fraction of turns that may be skipped for a reason in LOSSES
 # Reasons that leave a conversation incomplete, unlike skipped notices or tool calls.
 LOSSES = (
-    *("messages of more than text", "answers to messages of more than text", "questions without an answer"),
-    *("turns that stand alone", "messages of other branches", "system messages inside a conversation"),
+    *("multimodal messages", "answers to multimodal messages", "questions without an answer"),
+    *("single turns", "messages of other branches", "system messages inside a conversation"),
 )
 SHOWN = 3  # number of examples to print
 
@@ -68,5 +68,5 @@ class Account:
         if self.as_text:
             names = ", ".join(repr(name) for name, _ in self.as_text.most_common(SHOWN))
             count = sum(self.as_text.values())
-            told.append(f"read as text: {count:,} lines that begin like a name ({names}), which no speaker has")
+            told.append(f"read as text: {count:,} lines like `Name: text`, but no speaker has that name ({names})")
         return told

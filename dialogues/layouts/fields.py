@@ -194,7 +194,7 @@ def why_skipped(values: Mapping[str, Any], name: str, role: str, text: Any) -> s
     if values.get("isThought") is True:
         return "thoughts"
     if text is NO_TEXT:
-        return "messages of more than text"
+        return "multimodal messages"
     if role == NOBODY or is_notice_type(values):
         return "system lines"
     if plain(name) in ("scenedirections", "stagedirections", "narration"):

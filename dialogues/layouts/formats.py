@@ -153,7 +153,7 @@ def unknown_record(records: Sequence[Any]) -> str:
         return "an object without keys is not a conversation; see the formats in docs/data.md"
     speaker, text = likely_columns(first, records)
     return (
-        f"no known form of a conversation has {keys_of(first)}; say what they hold, as in --columns speaker={speaker}"
+        f"no known format has {keys_of(first)}; say what they hold, as in --columns speaker={speaker}"
         f" text={text} (or prompt=... reply=...; --format names reads every key as a speaker)"
     )
 

@@ -69,7 +69,7 @@ def read_block(
             account.markup += len(line)  # `Date: ...` above a dialogue
         elif line:
             raise FormatError(
-                f"line {number}: nobody says this; a dialogue begins with `Name: text`"
+                f"line {number}: no speaker for this line; a dialogue begins with `Name: text`"
                 " (if texts contain blank lines, separate dialogues by a line of ---)"
             )
     said = [(number, name, TIME_MARK.sub("", "\n".join(texts).strip()).strip()) for number, name, texts in turns]

@@ -39,7 +39,10 @@ def once(record: Any) -> dict[str, Any]:
     """
     if isinstance(record, Pairs):
         key, count = Counter(key for key, _ in record).most_common(1)[0]
-        raise FormatError(f"the key {shorten(key)} occurs {count} times; remove or rename the others")
+        raise FormatError(
+            f"the key {shorten(key)} occurs {count} times; rename the duplicates, or use --format names if"
+            " keys are speakers"
+        )
     return record if isinstance(record, dict) else {}
 
 

@@ -12,6 +12,7 @@ from dialogues.layouts.answers import fits_alpaca, fits_pairs
 from dialogues.layouts.formats import unknown_record
 from dialogues.layouts.records import FormatError, NotRecognisedError, make_object
 from dialogues.layouts.words import TURN_LISTS, Columns, plain, turn_keys
+from support.errors import amount
 
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}
 SEPARATOR = "sep="  # possible beginning of a file saved by a spreadsheet
@@ -77,9 +78,7 @@ def unknown_rows(lines: Sequence[str], format: str = "csv") -> list[dict[str, st
         if len(header.names) < 2 or len(rows) <= 0.8 * len(cells):
             continue
         if any(name in column for name, column in zip(header.names, zip(*rows, strict=True), strict=True)):
-            raise NotRecognisedError(
-                "the table's first line does not name the columns; add a line such as speaker,text"
-            )
+            raise NotRecognisedError("the table's first line has no column names; add a line such as speaker,text")
         if named:
             return [dict(zip(header.names, row, strict=True)) for row in rows]
     return []
@@ -97,12 +96,10 @@ def rows_of_table(lines: Iterator[str], format: str, columns: Columns = ()) -> I
         line, number = next(lines, ""), 3
     header = read_header(line, format, columns) or next(headers(line, format), None)
     if header is None or not any(header.names):
-        raise FormatError("its first line must name the columns")
+        raise FormatError("its first line must contain the column names")
     name, count = Counter(header.names).most_common(1)[0]
     if count > 1:
-        raise FormatError(
-            f"line {number - 1}: {count} columns have the name {name!r}; rename them, or one would be lost"
-        )
+        raise FormatError(f"line {number - 1}: {count} columns are named {name!r}; rename them so that none is lost")
     if not knows_columns(header.names, columns):
         raise FormatError(unknown_record([dict.fromkeys(header.names, "")]))
     yield from read_rows(lines, header, number)
@@ -122,7 +119,9 @@ def read_rows(lines: Iterable[str], header: Header, number: int) -> Iterator[tup
         for row in reader:
             if any(row):
                 if len(row) != len(header.names):
-                    raise FormatError(f"line {number} has {len(row)} columns, the header {len(header.names)}")
+                    raise FormatError(
+                        f"line {number} has {amount(len(row), 'column')}, but the header has {len(header.names)}"
+                    )
                 cells = map(unquote, row) if tabs else row
                 yield number, {name: read_cell(cell) for name, cell in zip(header.names, cells, strict=True)}
             number = first + reader.line_num

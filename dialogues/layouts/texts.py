@@ -66,7 +66,7 @@ def read_file(lines: Sequence[str], format: str, pause: timedelta) -> Read:
     if format == "chat-export":
         if log:
             return log
-        untimed = f"{shown(lines)} does not begin a chat-export: no line has a time; try --format auto"
+        untimed = f"no chat export found (the text starts with {shown(lines)}): no line has a time; try --format auto"
         raise problem or FormatError(untimed)
     if log and log.is_good and 4 * log.turns > sum(map(bool, map(str.strip, lines))):
         return log
@@ -90,8 +90,9 @@ def refuse(lines: Sequence[str]) -> Read:
     if rows := unknown_rows(lines):
         raise NotRecognisedError(unknown_record(rows))
     raise NotRecognisedError(
-        f"{shown(lines)} does not begin a conversation: no line is `Name: text` or begins with a time, and no columns"
-        " of a table are known; see the formats in docs/data.md (for a table: --columns speaker=... text=...)"
+        f"no conversation found (the text starts with {shown(lines)}): no line looks like `Name: text` or starts with a"
+        " time, and no column is recognised; see the formats in docs/data.md (for a table: --columns speaker=..."
+        " text=...)"
     )
 
 
@@ -119,7 +120,7 @@ def read_lines(lines: Sequence[str], forced: bool = False) -> Read | None:
     read = Read("text", dialogues_of_lines(prepared, shape, account), account)
     wordless = sum(not any(map(str.isalpha, turn.text)) for _, dialogue in read.dialogues for turn in dialogue.turns)
     if wordless > MOST_WORDLESS * read.turns and not forced:
-        raise NotRecognisedError("numbers, not words, follow the names; to read it anyway, use --format text")
+        raise NotRecognisedError("the names are followed by numbers, not words; to read it anyway, use --format text")
     return read
 
 
@@ -141,8 +142,8 @@ def read_marked(lines: Sequence[str], forced: bool = False) -> Read | None:
     if SEPARATED.search(first):
         if not forced:
             raise FormatError(
-                "its marks separate turns, and nothing says who speaks: add --format text to read them as User and"
-                " Assistant in turn"
+                "separators mark the turns but not the speakers; add --format text to read them as User and Assistant"
+                " in turn"
             )
         found = [(number, read_separated(line)) for number, line in enumerate(lines, 1) if line.strip()]
         return Read("text", found, account_of_marks(found, lines))

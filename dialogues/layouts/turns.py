@@ -173,7 +173,7 @@ def read_simple(items: Sequence[Any], what: str) -> Iterator[tuple[str, Any]]:
             left, right = next(pair for pair in PAIRS if pair[0] in words and pair[1] in words)
             yield from ((USER, values[words[left]]), (ASSISTANT, values[words[right]]))
         else:
-            raise FormatError(f"turn {number} is {kind(item)}, a different kind of turn from the first")
+            raise FormatError(f"turn {number} is {kind(item)}, unlike the first turn")
 
 
 def read_strings(items: Sequence[Any]) -> Iterator[tuple[str, Any]]:
@@ -273,8 +273,8 @@ def read_group(
                 instruction.append("" if is_nothing(text) else make_turn("system", text, "the system message").text)
             continue
         if unanswered and role and name == ASSISTANT and not why:
-            why = "answers to messages of more than text"
-        unanswered = bool(role) and (why == "messages of more than text" or (unanswered and why == "tool calls"))
+            why = "answers to multimodal messages"
+        unanswered = bool(role) and (why == "multimodal messages" or (unanswered and why == "tool calls"))
         if why:
             messages.append(Message(None, why, time))
             continue
@@ -291,7 +291,7 @@ def read_group(
         messages.append(Message(turn, "", time, is_unlearned(values, keys)))
     unknown = sum(message.turn is not None and message.turn.speaker == UNKNOWN for message in messages)
     if unknown > 3 and 2 * unknown > len(messages):
-        raise FormatError(f"{unknown} of {len(messages)} messages have no speaker; name the key: --columns speaker=...")
+        raise FormatError(f"{unknown} of {len(messages)} messages have no speaker; give its key: --columns speaker=...")
     line = "\n".join(instruction) if instruction else INSTRUCTION
     if times and times[0] and not roles:
         return list(cut(map(without_notice, messages), pause, line)) or [Dialogue((), line)]
@@ -330,6 +330,6 @@ def one_dialogue(messages: Sequence[Message], instruction: str) -> Dialogue:
     if {turn.speaker for turn in dialogue.turns} != {USER}:
         return dialogue
     if not dialogue.skipped:
-        raise FormatError("only the user speaks here; the answers are needed too")
+        raise FormatError("only the user speaks here; the answers are missing")
     unanswered = ["questions without an answer"] * len(dialogue.turns)
     return Dialogue((), instruction, (*dialogue.skipped, *unanswered))
