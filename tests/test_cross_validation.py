@@ -242,12 +242,12 @@ def test_a_job_whose_conversations_have_changed_is_refused(here, model):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (["--folds", 1], "--folds 1: must be 0, or 2 to 100"),
-        (["--folds", 101], "--folds 101: must be 0, or 2 to 100"),
+        (["--folds", 1], "--folds 1: must be 0, or between 2 and 100"),
+        (["--folds", 101], "--folds 101: must be 0, or between 2 and 100"),
         (["--folds", 5, "--split", "80/20"], "--split 80/20: --folds 5 makes its own split"),
         (["--folds", 5, "--preview"], "--preview shows a single run; leave out --folds"),
         (["--folds", 11], "too little data for --folds 11: 10 distinct dialogues with 30 turns"),
-        (["--folds", 2, "--max-length", 999], "--max-length 999: the model has 128 positions"),  # from the first run
+        (["--folds", 2, "--max-length", 999], "--max-length 999: must be at most 128, the model's context"),
     ],
 )
 def test_a_refused_option_leaves_nothing_behind(here, model, options, problem):
@@ -292,7 +292,7 @@ class TestTryingLearningRates:
             try_rates(parse(model, "--try", "learning-rate", "--run-dir", "job"), stop_later)
 
     def test_a_refused_option_leaves_nothing_behind(self, here, model):
-        with pytest.raises(UserError, match="--max-length 999: the model has 128 positions"):
+        with pytest.raises(UserError, match="--max-length 999: must be at most 128, the model's context"):
             try_rates(parse(model, *self.OPTIONS, "--max-length", 999), finetune)
         assert list(here.iterdir()) == []
 

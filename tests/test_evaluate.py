@@ -235,7 +235,7 @@ class TestEvaluate:
                 ["runs/first", "--template", "tokens", "--report-dir", "runs/first"],
                 "the model has no speaker tokens",
             ),
-            (["runs/first", "--max-length", "5000"], "--max-length 5000: the model has 128 positions"),
+            (["runs/first", "--max-length", "5000"], "--max-length 5000: must be at most 128, the model's context"),
         ],
     )
     def test_an_error_takes_one_line_and_writes_nothing(self, command, work_in, arguments, message):

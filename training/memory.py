@@ -106,9 +106,8 @@ def check_memory(size: Size, training: TrainingSettings, machine: Machine) -> st
     together = f", in each of {beside} processes" if beside > 1 else ""
     if beside * sum(need) <= free:
         return f"memory: {need}{together}"
-    line = (
-        f"memory: {need}{together}, but {free / 1e9:.1f} GB are free; {advice(size, training, machine, free // beside)}"
-    )
+    fitting = advice(size, training, machine, free // beside)
+    line = f"memory: {need}{together}, but only {free / 1e9:.1f} GB are free; {fitting}"
     certain = need.weights + need.gradients + need.optimizer  # exact; the rest is an estimate
     if beside * max(certain, sum(need) / TOLERANCE) > with_swap:
         raise UserError(line)

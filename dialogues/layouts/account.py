@@ -60,7 +60,7 @@ class Account:
         if not self.total:
             return []
         told = [
-            f"account: {self.spoken:,} characters in turns, {self.markup:,} of stamps, names and markup,"
+            f"account: {self.spoken:,} characters in turns, {self.markup:,} in stamps, names and markup,"
             f" {self.lost:,} unaccounted for ({self.lost / self.total:.1%})"
         ]
         if self.lost:

@@ -39,7 +39,7 @@ def parse_line(line: bytes) -> Any:
 def advice(content: bytes) -> str:
     """Return advice on how to repair text that is not JSON; empty if there is none."""
     if re.match(rb"\s*[\[{]\s*[{\[]?\s*'", content):
-        return "; it has Python's quotes: write the file with json.dump"
+        return "; it has Python's single quotes: write the file with json.dump"
     return ""
 
 
