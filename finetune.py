@@ -109,7 +109,7 @@ def write_cases(job: Job, cases: "list[Case]") -> str:
 def print_cases(cases: list[dict[str, str]], wanted: int) -> None:
     """Print generated and true conversations side by side."""
     if len(cases) < wanted:
-        display(f"only {len(cases)} cases are available (--cases {wanted})")
+        display(f"--cases {wanted}: only {len(cases)} available")
     for number, case in enumerate(cases, 1):
         display(f"\ncase {number}\n  input      {case['input']}\n  true       {case['response']}")
         display(f"  generated  {case['model_response']}")

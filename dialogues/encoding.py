@@ -19,7 +19,7 @@ from dialogues.layouts.formats import FORMATS
 from dialogues.reading import Source, name_formats, name_sources
 from dialogues.template import Renderer
 from dialogues.tokenizer import load_tokenizer
-from support.errors import UserError
+from support.errors import UserError, amount
 
 BLOCK = 1000  # records to send to a worker process at a time
 LARGE = 16_000_000  # start worker processes for files above this size, in bytes
@@ -81,7 +81,7 @@ def account_of(sources: Sequence[Source], conversations: Conversations) -> list[
     lines = [f"{source.input}: {line}" for source in sources for line in source.account]
     lines += [f"skipped: {count:,} {why}" for why, (count, _) in conversations.skipped.items()]
     if len(conversations):
-        lines.append(f"read: {len(conversations):,} dialogues; {conversations.name_speakers()}")
+        lines.append(f"read: {amount(len(conversations), 'dialogue')}; {conversations.name_speakers()}")
     return lines
 
 

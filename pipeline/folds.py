@@ -20,7 +20,7 @@ from pipeline.prepare import fingerprint, open_data, read_data
 from pipeline.run_folder import FOLDS, OUTPUT, SETTINGS, create_run_folder, lock_run_folder, resumable
 from pipeline.run_settings import Record, changed_options, check_record, read_facts, read_settings, write_settings
 from settings import FinetuneSettings
-from support.errors import UserError, check_one_process, display
+from support.errors import UserError, amount, check_one_process, display
 from support.files import Json, read_json_object, write_json, writing
 
 VERSION = 1
@@ -253,7 +253,9 @@ def show_summary(summary: FoldsSummary) -> list[str]:
     else:
         advice = f"--epochs {max(1, round(median))} for a run on all data"
     if summary.chosen:
-        lines.append(f"{summary.chosen} folds kept an earlier epoch, chosen by this loss, so it is slightly optimistic")
+        lines.append(
+            f"{amount(summary.chosen, 'fold')} kept an earlier epoch, chosen by this loss, so it is slightly optimistic"
+        )
     numbers = ", ".join(f"{epoch:g}" for epoch in summary.best_epochs)
     return [*lines, f"validation loss was lowest after epoch {numbers} (median {median:g}): {advice}"]
 

@@ -158,7 +158,7 @@ class TestTheWholeJob:
         assert (work / "runs" / "first-1" / "test_data.txt").exists()
         assert "replaced: generated_conversations.json" in done.stdout
         assert len(json.loads((work / "generated_conversations.json").read_text())) == 2  # the test part
-        assert "only 2 cases are available (--cases 50)" in done.stdout
+        assert "--cases 50: only 2 available" in done.stdout
 
     def test_end_of_text_in_a_turn_is_plain_text(self, command, work, model_folder):
         (work / "data.json").write_text(DATA.replace("three", "a <|endoftext|> b").replace("seven", "<|endoftext|>"))

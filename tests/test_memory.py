@@ -62,7 +62,7 @@ def test_advice_names_options_that_fit_and_their_memory(monkeypatch):
         r"memory: about [\d.]+ GB to train \(weights 1.4, gradients 1.4, optimizer 2.8, activations .*\)", line
     )
     give(monkeypatch, 9)
-    with pytest.raises(UserError, match=r"memory: about .*program 0.6\), but only 9\.0 GB are free; to fit, use ") as no:
+    with pytest.raises(UserError, match=r"about .*program 0.6\), but only 9\.0 GB are free; to fit, use ") as no:
         check_memory(size, settings, BF16)
     assert "--batch-size 1 --gradient-accumulation 8 (" in str(no.value)
     assert "--lora-rank 8 (" in str(no.value) or "--lora-rank 8 --gradient-checkpointing (" in str(no.value)
