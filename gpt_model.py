@@ -40,7 +40,7 @@ PUBLISHED = {
 
 
 class KVCache:
-    """Keys and values of all tokens so far, so that a new token needs the work of one token, not of the whole text.
+    """Keys and values of all tokens so far, so that a decode step computes only the new token.
 
     Args:
         padding: (B,) number of padding tokens at the left of each row; they are masked.

@@ -180,7 +180,7 @@ def read_config(path: Path) -> GPTConfig:
     if not problems and raw["n_embd"] % raw["n_head"]:
         problems.append(f"n_embd {raw['n_embd']} is not divisible by n_head {raw['n_head']}")
     if problems:
-        raise UserError(f"{path} is not the configuration of a GPT-2 that can be loaded: {'; '.join(problems)}")
+        raise UserError(f"{path} is not a supported GPT-2 configuration: {'; '.join(problems)}")
     return GPTConfig(**{key: raw[key] for key in numbers}, layer_norm_epsilon=epsilon)
 
 
@@ -201,7 +201,8 @@ def open_weights(path: Path) -> tuple[dict[str, torch.Size], Callable[[str], Ten
         raise UserError(f"{path} is damaged or cut short ({why}); delete it and download it again") from None
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path} is refused: it is cut short, or holds more than tensors and could run code; use model.safetensors"
+            f"{path} is refused: it is truncated, or holds objects other than tensors,"
+            " which could run code; use model.safetensors"
         ) from None
     except DAMAGED_PICKLE:
         raise UserError(

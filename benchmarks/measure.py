@@ -124,7 +124,7 @@ def run_process(
 
 
 def tell(**values: Any) -> None:
-    """Print the figures of a measured script."""
+    """Report figures to the process that measures this script."""
     print(RESULT + json.dumps(values), flush=True)
 
 

@@ -80,7 +80,7 @@ def split_turns(
     parts = parts[firsts][first]
     if len(np.unique(parts)) < len(shares):
         raise UserError(
-            f"there are too few dialogues for {option}: even when they are cut between turns, a part has nothing to"
+            f"too few dialogues for {option}: even after cutting them between turns, a part would have nothing to"
             " learn, or only duplicates of another part; add dialogues or change the option"
         )
     return conversations, numbers, parts

@@ -74,7 +74,7 @@ class Renderer:
             taken = {END_OF_TURN, END_OF_TEXT}
             tokens = list(map(speaker_token, speakers))
             if clashing := taken & set(tokens):
-                raise UserError(f"the speaker token {clashing.pop()} already has a meaning; use --rename")
+                raise UserError(f"the speaker token {clashing.pop()} clashes with a special token; use --rename")
             tokenizer = add_tokens(tokenizer, tokens)
         self.tokenizer = tokenizer
         self.stop = self.mark(self.template.stop)

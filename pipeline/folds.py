@@ -73,7 +73,9 @@ def find_job(settings: FinetuneSettings) -> Path | None:
     if read_facts(folder).fold:
         raise UserError(f"{folder} is one fold of a cross-validation; resume it with --resume, or choose a new folder")
     if problems := changed_options(read_settings(folder), settings):
-        raise UserError(f"{folder} can't be resumed with {'; '.join(problems)}; change this, or choose a new folder")
+        raise UserError(
+            f"{folder} can't be resumed with {'; '.join(problems)}; correct these options, or choose a new folder"
+        )
     return folder
 
 

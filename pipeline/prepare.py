@@ -160,7 +160,7 @@ def read_conversations(opened: OpenedData, vocabulary: Path, settings: Conversat
     """
     sources, template, notes = opened
     if template == "alpaca" and settings.rename:
-        raise UserError("--rename: the speakers of the alpaca template are fixed; leave it out")
+        raise UserError("--rename: the alpaca template has fixed speakers; leave out --rename")
     changes = Changes(settings.new_names, settings.mask)
     conversations = encode_source(sources, vocabulary, template, settings.learn, changes)
     skipped = {why: count for why, (count, _) in conversations.skipped.items()}

@@ -80,7 +80,9 @@ def parse_finetune_settings(arguments: list[str] | None = None) -> FinetuneSetti
     if settings.preview:
         raise UserError("--preview needs a new run; leave out --resume")
     if problems := [*settings.problems(), *changed_options(recorded, settings)]:
-        raise UserError(f"{typed.run.resume} can't be resumed with {'; '.join(problems)}; change it or start a new run")
+        raise UserError(
+            f"{typed.run.resume} can't be resumed with {'; '.join(problems)}; correct these options or start a new run"
+        )
     return settings
 
 

@@ -120,7 +120,7 @@ def check_resumed(folder: Path, job: Job, record: Record) -> TrainingState | Non
             if trained and trained.measured
             else "more --epochs extend it if its checkpoint was kept (--keep-checkpoint)"
         )
-        raise UserError(f"{folder} is finished; {longer}, and --model {folder} starts a new run from its model")
+        raise UserError(f"{folder} has finished; {longer}, and --model {folder} starts a new run from its model")
     return trained
 
 

@@ -347,7 +347,7 @@ def test_the_facts_in_older_settings_are_read(tmp_path):
 @pytest.mark.slow
 def test_a_finished_run_can_only_be_resumed_with_more_epochs(stopped, command):
     assert command("finetune.py", "--resume", stopped, "--keep-checkpoint").returncode == 0
-    assert "is finished; more --epochs" in refused(command("finetune.py", "--resume", stopped))
+    assert "has finished; more --epochs" in refused(command("finetune.py", "--resume", stopped))
     done = command("finetune.py", "--resume", stopped, "--epochs", 3)
     assert done.returncode == 0, done.stderr
     assert "resuming after step 8" in done.stdout

@@ -472,7 +472,7 @@ BROKEN = {
     '[{"": "b", "B": "c"}]': "record 1: turn 1: '' is not a speaker's name",
     '[{"A\\nB": "b", "B": "c"}]': "is not a speaker's name; use a name on one line",
     json.dumps([{"n" * 10_000: "b", "B": "c"}]): "…' is not a speaker's name",
-    '[{"A": "\\ud83d", "B": "c"}]': "record 1: turn 1: it contains half a surrogate pair",
+    '[{"A": "\\ud83d", "B": "c"}]': "record 1: turn 1: it contains an unpaired surrogate",
     '[{"role": "user", "content": "a"}]': "only the user speaks here; the answers are missing",
     json.dumps({**CHAT, "prompt": "a", "completion": "b"}): (
         "this could be messages or pairs (the keys 'messages', 'prompt', 'completion'); say which with --format"

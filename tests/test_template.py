@@ -152,7 +152,7 @@ def test_an_unknown_name_is_refused_with_a_list_of_speakers(vocabulary):
 @pytest.mark.parametrize("name", ["endoftext", "endofturn"])
 def test_a_name_that_collides_with_a_token_is_refused(name, vocabulary):
     dialogue = Dialogue((Turn(name, "a"), Turn("B", "b")))
-    with pytest.raises(UserError, match="already has a meaning; use --rename"):
+    with pytest.raises(UserError, match="clashes with a special token; use --rename"):
         Conversations.of(Renderer(load_tokenizer(vocabulary), "tokens"), [dialogue])
 
 

@@ -50,5 +50,5 @@ def load_best(path: Path, tensors: Iterable[Tensor]) -> None:
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous tensor on the CPU."""
+    """A byte view of a contiguous CPU tensor, without a copy."""
     return tensor.view(-1).view(torch.uint8).numpy().data

@@ -230,7 +230,7 @@ class Checkpoints:
         if header["version"] != VERSION:
             raise UserError(f"{path} was written by another version of the program; resume with that version")
         if header["fingerprints"] != self.fingerprints:
-            raise UserError(f"{path} belongs to another run; restore this run's own, or start a new run")
+            raise UserError(f"{path} belongs to another run; restore this run's checkpoint, or start a new run")
         return header["state"]
 
 
@@ -280,7 +280,7 @@ def restore(model: nn.Module, optimizer: Optimizer, path: Path) -> None:
         names = file.keys()
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names if name.startswith("model.")}
     if shapes != {name: tuple(parameter.shape) for name, parameter in parameters.items()}:
-        raise UserError(f"{path} belongs to another model; restore this run's own, or start a new run")
+        raise UserError(f"{path} belongs to another model; restore this run's checkpoint, or start a new run")
     put(parameters, path)
     for name, value in tensors_of(path, (name for name in names if name.startswith("optimizer."))):
         parameter_name, _, key = name.removeprefix("optimizer.").rpartition(".")

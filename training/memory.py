@@ -52,7 +52,7 @@ class Need(NamedTuple):
 
 
 def expected_memory(size: Size, training: TrainingSettings, precision: str) -> Need:
-    """Estimate the bytes that training needs at its peak, in the batch with the longest examples; accurate to 25%.
+    """Estimate the bytes that training needs at its peak, in the batch with the longest examples, to within 25%.
 
     Weights, gradients and AdamW's two moments take 16 bytes per trained parameter; frozen weights take 4, or 2 in bf16.
     The rest is fitted to peaks measured on a CPU, with 7.6M and 355M parameters and 160 to 8,192 tokens.

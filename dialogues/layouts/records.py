@@ -86,7 +86,7 @@ def make_turn(speaker: str, text: Any, where: str) -> Turn:
             (name + turn.text).encode()
         except UnicodeEncodeError:
             raise FormatError(
-                f"{where}: it contains half a surrogate pair (such as \\ud83d); save the text again as UTF-8"
+                f"{where}: it contains an unpaired surrogate (such as \\ud83d); save the text again as UTF-8"
             ) from None
     return turn
 

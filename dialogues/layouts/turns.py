@@ -291,7 +291,7 @@ def read_group(
         messages.append(Message(turn, "", time, is_unlearned(values, keys)))
     unknown = sum(message.turn is not None and message.turn.speaker == UNKNOWN for message in messages)
     if unknown > 3 and 2 * unknown > len(messages):
-        raise FormatError(f"{unknown} of {len(messages)} messages have no speaker; give its key: --columns speaker=...")
+        raise FormatError(f"{unknown} of {len(messages)} messages have no speaker; name its key: --columns speaker=...")
     line = "\n".join(instruction) if instruction else INSTRUCTION
     if times and times[0] and not roles:
         return list(cut(map(without_notice, messages), pause, line)) or [Dialogue((), line)]
