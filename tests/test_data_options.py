@@ -317,7 +317,7 @@ class TestTemplates:
         assert "skipped: 2 turns of records without an answer (line 2)" in done.stdout
         assert (work / "val_data.txt").read_text().startswith("Below is an instruction that describes a task. Write a")
         line = refused(command("finetune.py", *options, "--rename", "Response=Answer"))
-        assert "--rename: the speakers of the alpaca template are fixed" in line
+        assert "--rename: the alpaca template has fixed speakers" in line
 
 
 def test_a_chat_without_pauses_is_learned_completely(command, work):
