@@ -13,6 +13,7 @@ from fast.loss import TRAINED_ROWS, LinearCrossEntropy
 from fast.optimizer import AdamW
 from gpt_model import GPTConfig, GPTModel
 from settings import TrainingSettings
+from training import captured
 from training.captured import LEAST, MOST, CapturedSteps, choose_lengths, graph_length, why_eager
 from training.loop import batch_seed
 from training.lora import add_adapters
@@ -108,6 +109,26 @@ def test_a_step_whose_loss_or_gradient_is_not_finite_changes_nothing(where, accu
     )
     assert len(results) == 2
     assert (loss, norm) == pytest.approx(take_step(other, batches, CPU)[::2], rel=1e-6)
+
+
+@pytest.mark.parametrize("accumulates", [False, True])
+def test_steps_run_eagerly_if_they_cannot_be_captured(accumulates, monkeypatch):
+    """Neither the warm-up nor the failed capture changes the training."""
+
+    def fail(work, pool):  # a capture records the work without running it
+        raise RuntimeError("operation not permitted\nwhen the stream is capturing")
+
+    monkeypatch.setattr(captured, "warm_up", lambda work: work())
+    monkeypatch.setattr(captured, "capture", fail)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    plan = [make_batches(step, 4, [LENGTHS[step % 3]]) for step in range(4)]
+    learners = [make_learner() for _ in range(2)]
+    steps = [CapturedSteps(learner, CPU, 4, LENGTHS, accumulates) for learner in learners]
+    steps[1].capture()
+    assert steps[1].failure == "operation not permitted"
+    assert not steps[1].graphs
+    assert run(steps[1], learners[1], plan) == run(steps[0], learners[0], plan)
+    torch.testing.assert_close(*(dict(learner.model.named_parameters()) for learner in learners), rtol=0, atol=0)
 
 
 def test_the_loss_over_all_rows_equals_the_loss_over_learned_rows():

@@ -103,6 +103,7 @@ class CapturedSteps:
         self.loss = torch.zeros((), device=device)  # sum over the step's batches so far
         self.result = torch.zeros(2, device=device)  # loss and gradient norm of the latest step
         self.buffers = {length: Buffers(rows, length, device) for length in lengths}
+        self.failure = ""  # why nothing could be captured
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by length; the update's graph under UPDATE
         for group in self.optimizer.param_groups:
             group["lr"] = torch.zeros((), device=device)
@@ -156,7 +157,8 @@ class CapturedSteps:
             try:
                 for key in sorted(works, reverse=True):  # longest first: the others then fit in its memory
                     self.graphs[key] = capture(works[key], pool)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:  # out of memory, or a driver that can't capture this
+                self.failure = str(error).partition("\n")[0]
                 self.graphs.clear()  # while the pool exists, an eager step may not fit in memory
                 self.optimizer.zero_grad(set_to_none=not self.accumulates)
             for group in self.optimizer.param_groups:

@@ -92,8 +92,8 @@ class Trainer:
         steps = CapturedSteps(
             self.learner, machine, min(settings.batch_size, len(train_set)), lengths, accumulates=batches > 1
         )
-        if not steps.graphs:
-            self.progress.say("training steps: without CUDA graphs (too little free memory)")
+        if steps.failure:
+            self.progress.say(f"training steps: without CUDA graphs ({steps.failure})")
             return steps
         self.progress.say(
             f"training steps: {len(steps.graphs)} CUDA graphs, captured in {time.perf_counter() - started:.1f} s;"
