@@ -18,8 +18,7 @@ OURS, PLAIN = "ours", "plain recipe"
 # Simulate a laptop without matrix units or AVX-512. PyTorch's kernels come from oneDNN, MKL and ATen.
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 ALLOWED = 8_000_000_000  # memory limit of the part `constrained`, in bytes
-NOMINAL = {"short": 73, "long": 450}  # approximate number of tokens per dialogue
-GROUPED_STEPS = 60  # enough for grouping by length when lengths vary; only some of them are measured
+GROUPED_STEPS = 60  # steps of data to make if lengths vary, so that batches can be grouped by length
 LORA_RANK = 8
 PROMPT_LENGTHS = (12, 20)  # shortest and longest prompt, in tokens
 THEIR_IMPORTS = "from transformers import GPT2LMHeadModel, Trainer"

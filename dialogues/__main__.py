@@ -46,7 +46,7 @@ def read_source(source: Source, settings: ReadSettings) -> list[str]:
     """Return the dialogues of one file as lines of JSON; print a summary of the file on standard error.
 
     Raises:
-        UserError: a record is broken, the file holds no conversation, or too much of it is skipped.
+        UserError: a record is damaged, the file has no conversation, or too many turns are skipped.
     """
     lines: list[str] = []
     speakers: Counter[str] = Counter()

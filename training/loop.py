@@ -82,11 +82,12 @@ class Trainer:
     def choose_steps(self) -> Callable[[Sequence[Batch]], tuple[float, int, float | None]]:
         """The function that takes a step; on a GPU, it replays CUDA graphs if possible. Prints the choice."""
         machine, settings, started = self.machine, self.settings, time.perf_counter()
-        why = why_eager(machine, settings, self.setup.optimizer)
-        if machine.device.type != "cuda" or why:
-            if why and machine.device.type == "cuda":
-                self.progress.say(f"training steps: without CUDA graphs ({why})")
-            return partial(take_step, self.learner, machine=machine)
+        eager = partial(take_step, self.learner, machine=machine)
+        if machine.device.type != "cuda":
+            return eager
+        if why := why_eager(machine, settings, self.setup.optimizer):
+            self.progress.say(f"training steps: without CUDA graphs ({why})")
+            return eager
         train_set, batches = self.examples.train, settings.step_batches(self.setup.processes)
         lengths = choose_lengths(self.batch_lengths(), train_set.padded(max(train_set.lengths()) - 1))
         steps = CapturedSteps(

@@ -160,7 +160,7 @@ def timed_lines(lines: Sequence[str]) -> list[Line]:
 
 
 def normalise(line: str) -> str:
-    """Return a line without its line end, with plain spaces, and with one plain timestamp in place of several."""
+    """Strip the newline from a line, normalize its spaces, and merge several timestamps into one."""
     line = line.rstrip("\r\n").replace("\u202f", " ").replace("\xa0", " ")
     if line[:1] == "[":
         line = TWO_BRACKETS.sub(r"[\1 \2]", line, count=1)  # Konversation
