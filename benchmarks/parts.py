@@ -18,6 +18,7 @@ OURS, PLAIN = "ours", "plain recipe"
 # Simulate a laptop without matrix units or AVX-512. PyTorch's kernels come from oneDNN, MKL and ATen.
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 ALLOWED = 8_000_000_000  # memory limit of the part `constrained`, in bytes
+BUSY = 4096  # tokens in a batch that keep a GPU busy, so that `--compile` pays off
 GROUPED_STEPS = 60  # steps of data to make if lengths vary, so that batches can be grouped by length
 LORA_RANK = 8
 PROMPT_LENGTHS = (12, 20)  # shortest and longest prompt, in tokens
@@ -126,12 +127,14 @@ def bundled(plan: Plan) -> Iterator[Case]:
     yield Case("bundled", FIRST_RUN, [Contestant(OURS, words)])
 
 
-def step_contestants(plan: Plan, job: dict[str, Any], needs: tuple[str, ...]) -> list[Contestant]:
-    """Training steps of `job` in each precision: our program and a plain loop with transformers; on a GPU, also our
-    program with `--compile`.
+def step_contestants(
+    plan: Plan, job: dict[str, Any], needs: tuple[str, ...], compiles: bool = False
+) -> list[Contestant]:
+    """Training steps of `job` in each precision: our program, if `compiles` also with `--compile`, and a plain loop
+    with transformers.
     """
     ours = [(OURS, {})]
-    if plan.device == "cuda":
+    if compiles:
         ours.append((f"{OURS} with --compile", {"compile": True}))
     theirs = "transformers with peft" if needs == PEFT else "transformers loop"
     contestants = []
@@ -156,7 +159,8 @@ def throughput(plan: Plan) -> Iterator[Case]:
                 continue
             data = make_data(plan, folder, kind, batch, length)
             job = {"folder": folder, "data": data, "batch_size": batch, "lora_rank": 0}
-            steps = step_contestants(plan, job, TRANSFORMERS)
+            busy = plan.device == "cuda" and batch * length >= BUSY
+            steps = step_contestants(plan, job, TRANSFORMERS, compiles=busy)
             size = {"rows": batch * length, "width": config["n_embd"], "device": plan.device}
             products = {one: script("limits.py", "products", **size, precision=one) for one in plan.precisions}
             limits = [Contestant(f"limit: products, {one}", words) for one, words in products.items()]

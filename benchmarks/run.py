@@ -26,7 +26,7 @@ from parts import PARTS, Plan, make, script
 from table import block, render_markdown
 
 SHAPES = (("fixed", 2, 45), ("fixed", 8, 200), ("fixed", 4, 1024), ("short", 8, 73), ("long", 4, 450))
-GPU_SHAPES = (("short", 8, 73), ("fixed", 4, 1024), ("short", 32, 73), ("short", 2, 73), ("fixed", 16, 1024))
+GPU_SHAPES = (("short", 8, 73), ("fixed", 4, 1024), ("fixed", 16, 1024), ("short", 32, 73), ("short", 2, 73))
 ON_GPU = ("main", "bundled", "throughput", "lora", "generation")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "tiktoken", "numpy", "safetensors")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fast.embedding import shared_weight
-from fast.linear import linear
+from fast.linear import linear, product
 
 TRAINED_ROWS = 256  # rows of logits in a chunk in training
 ROWS_ON_GPU = 4096  # the same on a GPU
@@ -116,7 +116,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, compiled: bool) -> Tensor:
         device, dtype, size = x.device, x.dtype, ROWS_ON_GPU if x.is_cuda else TRAINED_ROWS
-        differentiate = compiled_differentiation() if compiled else loss_and_gradient
+        differentiate = compiled_differentiation if compiled else loss_and_gradient
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
         losses, grads, grad_weight = [], [], None
@@ -130,7 +130,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 losses.append(loss.masked_fill_(ignored, 0).sum())
                 grads.append((grad @ cast).masked_fill_(ignored, 0))
                 if ctx.needs_input_grad[1]:
-                    part = grad.t() @ rows.masked_fill(ignored, 0)  # (V + padding, C)
+                    part = product(grad.t(), rows.masked_fill(ignored, 0), weight.dtype)  # (V + padding, C)
                     grad_weight = part.to(weight.dtype) if grad_weight is None else grad_weight.add_(part)
         ctx.save_for_backward(torch.cat(grads), None if grad_weight is None else grad_weight[: len(weight)])
         return torch.stack(losses).sum()
@@ -149,7 +149,13 @@ def loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return -hit, grad.scatter_(1, targets, hit.expm1().to(grad.dtype))
 
 
-@functools.cache
-def compiled_differentiation() -> Callable[..., tuple[Tensor, Tensor]]:
+def compiled_differentiation(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """`loss_and_gradient`, compiled on its first call: its passes over the logits take a tenth of an eager GPU step."""
-    return torch.compile(loss_and_gradient, dynamic=True)
+    for tensor in (logits, targets):
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)  # only the rows: code for any number of columns is slower
+    return compile_once()(logits, targets)
+
+
+@functools.cache
+def compile_once() -> Callable[..., tuple[Tensor, Tensor]]:
+    return torch.compile(loss_and_gradient)

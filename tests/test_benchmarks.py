@@ -82,12 +82,13 @@ def test_goals_are_reported_as_met_or_not():
     ]
 
 
-def test_a_gpu_is_also_measured_with_compile(tmp_path):
-    words = ["--quick", "--device", "cuda", "--cache", str(tmp_path), "--cases", "short"]
-    shapes = (("fixed", 2, 45), ("short", 8, 73))
+def test_large_batches_are_also_measured_with_compile_on_a_gpu(tmp_path):
+    words = ["--quick", "--device", "cuda", "--cache", str(tmp_path), "--cases", "× 64"]
+    shapes = (("short", 8, 73), ("fixed", 2, 64), ("fixed", 64, 64))
     plan = make_plan(parse_options(words), ("bf16",))._replace(shapes=shapes)
-    (case,) = throughput(plan)
-    assert case.name == "quick, 8 × short dialogues"
+    small, case = throughput(plan)
+    assert [one.who for one in small.contestants] == ["ours, bf16", "transformers loop, bf16", "limit: products, bf16"]
+    assert case.name == "quick, 64 × 64"
     assert [one.who for one in case.contestants] == [
         "ours, bf16",
         "ours with --compile, bf16",

@@ -181,7 +181,8 @@ class CapturedSteps:
         """
         learned = sum(batch.learned for batch in batches)
         self.learned.fill_(learned)
-        self.learner.model.train()
+        if not self.learner.model.training:  # visiting every module takes 0.3 ms
+            self.learner.model.train()
         with self.machine.deterministic():
             for batch in batches:
                 length = next(length for length in self.buffers if length >= batch.inputs.size(1))

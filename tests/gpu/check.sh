@@ -5,7 +5,7 @@ set -uo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
 # On INT, pytest and the benchmark report what they have.
-timeout -s INT 220 "$python" -m pytest -m gpu -n 6 --dist load -vv --tb short --durations 10 \
+timeout -s INT 220 "$python" -m pytest -m gpu -n 8 --dist load -vv --tb short --durations 10 \
     tests/gpu/test_step_on_gpu.py tests/gpu/test_runs_on_gpu.py
 tests=$?
 timeout -s INT 250 "$python" benchmarks/run.py --device cuda --repeats 1 --leave-out fp32 plain \
