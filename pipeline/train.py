@@ -100,7 +100,8 @@ def load_run(job: Job) -> OpenRun:
         copy_vocabulary(job.source, folder / "model", tokenizer)  # now: the source may change during training
         write_rendered(folder, job.data)
     folder = Path(job.machine.agree(str(folder)))
-    checkpoints = Checkpoints(folder / "checkpoint", record().fingerprints, job.machine.primary)
+    on_gpu = job.machine.device.type == "cuda"
+    checkpoints = Checkpoints(folder / "checkpoint", record().fingerprints, job.machine.primary, copies_best=on_gpu)
     return OpenRun(replace(job, run_folder=folder, lock=lock), model, checkpoints, trained)
 
 

@@ -285,7 +285,13 @@ class TestBestWeights:
 
     SETTINGS = replace(SETTINGS, epochs=40, schedule="constant", early_stopping=2)
 
-    def test_the_best_weights_are_kept(self, model, tmp_path, capsys):
+    @pytest.fixture(params=[False, True])
+    def copies_best(self, request, monkeypatch) -> bool:
+        """Whether the best weights stay in main memory until a checkpoint, as on a GPU."""
+        monkeypatch.setattr(checkpoint.Checkpoints.__init__, "__defaults__", (True, request.param))
+        return request.param
+
+    def test_the_best_weights_are_kept(self, model, tmp_path, capsys, copies_best):
         trained = copy.deepcopy(model)
         state = fit(trained, make_dataset(20, 30, 25), make_dataset(40), self.SETTINGS, tmp_path)
         losses = logged(tmp_path, "val_loss")
@@ -298,6 +304,7 @@ class TestBestWeights:
         assert logged(tmp_path, "kept_step") == [state.kept] == [state.best]
         place = f"epoch {state.best / 3:.4g} (step {state.best} of {state.step})"
         assert f"kept: the weights of {place}, which have the lowest validation loss" in capsys.readouterr().out
+        assert bool(list(tmp_path.glob("checkpoint/best-*"))) != copies_best
 
     def test_keep_last_keeps_the_last_weights(self, model, tmp_path, capsys):
         settings = replace(self.SETTINGS, keep="last")
@@ -328,6 +335,18 @@ class TestBestWeights:
         assert "the weights of step 3 are not kept: cannot write best-3.bin: No space left on device" in out
         assert f"kept: the last weights; those of step {state.best} had a lower validation loss" in out
         assert training.loop.evaluate(last, make_dataset(40), 100, CPU) == state.evaluations[-1][1]
+
+    def test_a_copy_of_the_best_weights_survives_a_full_disk(self, model, tmp_path, monkeypatch, capsys):
+        def refuse(*_):
+            raise UserError("cannot write best-3.bin: No space left on device")
+
+        monkeypatch.setattr(checkpoint, "save_best", refuse)
+        monkeypatch.setattr(checkpoint.Checkpoints.__init__, "__defaults__", (True, True))
+        trained = copy.deepcopy(model)
+        dataset = make_dataset(20, 30, 25)
+        state = fit(trained, dataset, make_dataset(40), self.SETTINGS, tmp_path, saving=EVERY_STEP)
+        assert "no checkpoint of step 3: cannot write best-3.bin" in capsys.readouterr().out
+        assert training.loop.evaluate(trained, make_dataset(40), 100, CPU) == min(loss for _, loss in state.evaluations)
 
     @pytest.mark.parametrize("damage", [Path.unlink, lambda path: cut_short(path, random.Random(0))])
     def test_the_last_weights_are_kept_if_the_best_are_damaged(self, model, tmp_path, monkeypatch, capsys, damage):
@@ -367,7 +386,7 @@ class TestBestWeights:
             assert same(unbroken, run(model, folder, self.SETTINGS, saving=EVERY_STEP))
             assert not list(folder.glob("checkpoint/best-*.tmp"))
 
-    def test_a_resumed_run_keeps_the_same_weights(self, model, tmp_path, monkeypatch):
+    def test_a_resumed_run_keeps_the_same_weights(self, model, tmp_path, monkeypatch, copies_best):
         unbroken = run(model, tmp_path / "unbroken", self.SETTINGS)
         steps = len(logged(tmp_path / "unbroken", "train_loss"))
         broken_off(model, tmp_path / "run", monkeypatch, "take_step", steps, settings=self.SETTINGS, saving=EVERY_STEP)

@@ -84,11 +84,17 @@ class Checkpoints:
         folder: its path; created when first needed.
         fingerprints: hashes of the data and the model, which identify the run.
         primary: whether this process writes checkpoints.
+        copies_best: whether to keep the best weights in main memory and write them only with a checkpoint. If training
+            itself runs in main memory, they are written at once instead, because a copy may not fit.
     """
 
-    def __init__(self, folder: Path, fingerprints: Mapping[str, str], primary: bool = True) -> None:
-        self.folder, self.primary = folder, primary
+    def __init__(
+        self, folder: Path, fingerprints: Mapping[str, str], primary: bool = True, copies_best: bool = False
+    ) -> None:
+        self.folder, self.primary, self.copies_best = folder, primary, copies_best
         self.fingerprints = dict(fingerprints)
+        self.copy: list[Tensor] = []  # the best weights, with `copies_best`
+        self.copy_is_new = False  # whether `copy` is not yet in a file
 
     def save(self, model: nn.Module, optimizer: Optimizer, state: TrainingState) -> str:
         """Write a checkpoint, delete all but the newest two, and return a line with its size and time.
@@ -105,22 +111,36 @@ class Checkpoints:
         for old in self.paths()[KEPT - 1 :]:
             old.unlink()  # delete first, to make room for the new one
         if state.kept >= 0:
+            if self.copy_is_new:
+                self.write_best(self.copy, state.kept, state)
+                self.copy_is_new = False
             with writing(self.folder):
                 flush(self.best_path(state.kept))
         size = self.write(self.folder / f"step-{state.step}.safetensors", tensors, asdict(state))
         return f"checkpoint: step {state.step}, {size / 1e6:,.0f} MB in {time.perf_counter() - started:.1f} s"
 
     def save_best(self, model: nn.Module, state: TrainingState) -> None:
-        """Write the weights of this step, the best so far, over a file that no checkpoint refers to.
+        """Keep the weights of this step, the best so far.
 
         Raises:
             UserError: the weights can't be written.
         """
+        tensors = [tensor.detach() for tensor in trainable(model).values()]
+        if self.copies_best:
+            self.copy = self.copy or [torch.empty_like(tensor, device="cpu") for tensor in tensors]
+            for copied, tensor in zip(self.copy, tensors, strict=True):
+                copied.copy_(tensor)
+            self.copy_is_new = True
+        else:
+            state.kept = -1  # until the new file is complete, because the previous one may be overwritten
+            self.write_best(tensors, state.step, state)
+        state.kept = state.step
+
+    def write_best(self, tensors: Iterable[Tensor], step: int, state: TrainingState) -> None:
+        """Write the best weights, those of `step`, over a file that no checkpoint refers to."""
         needed = set(map(kept_by, self.paths()))
         spares = [path for path in self.folder.glob("best-*") if path.suffix == ".tmp" or step_of(path) not in needed]
-        state.kept = -1  # until the new file is complete, because the previous one may be overwritten
-        state.kept_crc = save_best(self.best_path(state.step), trainable(model).values(), spares)
-        state.kept = state.step
+        state.kept_crc = save_best(self.best_path(step), tensors, spares)
 
     def check_best(self, state: TrainingState) -> None:
         """Raise `Damaged` if the file of the best weights was changed after `save_best` wrote it."""
@@ -138,8 +158,13 @@ class Checkpoints:
         Raises:
             Damaged: the file was changed after it was written.
         """
-        self.check_best(state)
-        load_best(self.best_path(state.kept), trainable(model).values())
+        tensors = trainable(model).values()
+        if self.copy:
+            for tensor, copied in zip(tensors, self.copy, strict=True):
+                tensor.detach().copy_(copied)
+        else:
+            self.check_best(state)
+            load_best(self.best_path(state.kept), tensors)
 
     def spare(self, state: TrainingState) -> Path | None:
         """Return the file of the best weights if no checkpoint needs it; once loaded, it may be overwritten."""
