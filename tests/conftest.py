@@ -14,6 +14,7 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"  # two tests run in parallel
 os.environ["HF_HUB_OFFLINE"] = "1"  # transformers must also not use the network
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -31,6 +32,9 @@ from training.device import Machine, choose_machine
 from training.loop import Examples, Trainer, TrainingSetup, train
 from training.optimizer import make_optimizer
 from training.stopping import StopSignals
+
+hypothesis.settings.register_profile("repeatable", derandomize=True)  # a change fails only for what it changed
+hypothesis.settings.load_profile("repeatable")
 
 PROJECT = Path(__file__).resolve().parent.parent
 CPU = Machine(torch.device("cpu"), "fp32", "")

@@ -54,13 +54,36 @@ def count_turns(record: dict) -> int:
     """The number of turns in a record of any format; a system message at the beginning does not count."""
     for key in ("messages", "conversations", "turns"):
         if key in record and isinstance(record[key], list):
-            spoken = [not is_skipped(turn) and role_of(turn) != "system" for turn in record[key]]
+            spoken = [is_kept(turn, record[key][:place]) for place, turn in enumerate(record[key])]
             before = record[key][: spoken.index(True)] if any(spoken) else record[key]
             instructions = [turn for turn in before if role_of(turn) == "system" and not is_skipped(turn, empty=False)]
             return len(record[key]) - len(instructions)
     if "instruction" in record:
-        return 2 + (record.get("input") not in (None, ""))
+        return 2 + (record.get("input") is not None and str(record["input"]).strip() != "")
     return len(record)
+
+
+def is_kept(turn: dict, earlier: list[dict]) -> bool:
+    """Whether a message becomes a turn; the assistant's answer to an image does not."""
+    if is_skipped(turn) or role_of(turn) == "system":
+        return False
+    if role_of(turn) not in ("assistant", "gpt"):
+        return True
+    asked = (one for one in reversed(earlier) if not is_tool_call(one))
+    question = next((one for one in asked if role_of(one) != "system" or has_image(one)), None)
+    return question is None or not has_image(question)
+
+
+def has_image(turn: dict) -> bool:
+    content = turn.get("content")
+    parts = content if isinstance(content, list) else []
+    role = role_of(turn) in ("system", "user", "assistant", "human", "gpt")
+    return role and any(isinstance(part, dict) and "image" in part for part in parts)
+
+
+def is_tool_call(turn: dict) -> bool:
+    """Whether a message is to or from a tool: it comes from one, or it calls one and has no text."""
+    return role_of(turn) == "tool" or (is_skipped(turn) and bool(turn.get("tool_calls")) and not has_image(turn))
 
 
 def role_of(turn: dict) -> str | None:
@@ -88,7 +111,7 @@ def test_generated_json_is_read_completely_or_refused_in_one_line(value, lines, 
     content = "\n".join(map(json.dumps, listed)) if lines else json.dumps(value)
     path.write_text(content, encoding="utf-8")
     dialogues = read_or_refused(path)
-    if dialogues is not None:
+    if dialogues is not None and all(isinstance(record, dict) for record in listed):
         counted = sum(len(dialogue.turns) + len(dialogue.skipped) for dialogue in dialogues)
         assert counted == sum(map(count_turns, listed))
 
