@@ -27,20 +27,17 @@ def measure_replies(replies: Sequence[str], subject: Subject, copies: Sequence[C
         copies: the parts of each reply that also occur in the training dialogues; None if they were not searched for.
     """
     spoken, few = [metrics.words(reply) for reply in replies], "needs more words than the replies have"
-    tokens, seed = [encode_text(subject.tokenizer, reply) for reply in replies], subject.seed
-    adjusted = metrics.expectation_adjusted_distinct(tokens, subject.tokenizer.n_vocab)
     found = Metrics(
         distinct_1=or_too_few(metrics.distinct(spoken, 1), few),
         distinct_2=or_too_few(metrics.distinct(spoken, 2), few),
-        expectation_adjusted_distinct=or_too_few(adjusted, few),
-        self_bleu=or_too_few(metrics.self_bleu(replies), "needs two replies with words"),
-        repetition=or_too_few(share([metrics.repetition(reply) for reply in spoken], seed), few),
-        words_per_reply=share([(len(reply), 1) for reply in spoken], seed, most=math.inf),
+        repetition=or_too_few(share([metrics.repetition(reply) for reply in spoken], subject.seed), few),
+        words_per_reply=share([(len(reply), 1) for reply in spoken], subject.seed, most=math.inf),
         empty_replies=Estimate(float(sum(not reply.strip() for reply in replies))),
     )
     if copies is None:
         return found
-    return replace(found, copied_5grams=or_too_few(share([(each.copied, each.ngrams) for each in copies], seed), few))
+    copied = share([(each.copied, each.ngrams) for each in copies], subject.seed)
+    return replace(found, copied_5grams=or_too_few(copied, few))
 
 
 def or_too_few(found: Estimate | float | None, needed: str) -> Estimate | TooFew:
@@ -138,22 +135,15 @@ def compare(columns: dict[str, Column], subject: Subject) -> Comparison:
         if copied_turns:
             measured = replace(measured, longest_copied_span=longest_span(said[name], copied_turns[name]))
         if name in columns:
-            likeness, signatures = measure_likeness(replies[name], true, subject)
-            measured = columns[name].metrics.joined(measured).joined(likeness)
+            likeness, signatures = metrics.likeness(replies[name], true, subject.seed)
+            measured = (
+                columns[name].metrics.joined(measured).joined(Metrics(chrf=likeness["chrf"], bleu=likeness["bleu"]))
+            )
             if name == "model" and "base" in columns:
                 tokens, change = columns[name].losses[:, 1], columns[name].losses[:, 0] - columns["base"].losses[:, 0]
                 measured = replace(measured, loss_change=metrics.ratio(change, tokens, subject.seed))
         found[name] = measured
     return Comparison(found, show_cases(said, cases, copied_turns, subject), signatures)
-
-
-def measure_likeness(texts: Sequence[str], true: Sequence[str], subject: Subject) -> tuple[Metrics, dict[str, str]]:
-    """chrF, BLEU and word F1 against the true replies, and the signatures of the first two."""
-    estimates, signatures = metrics.likeness(texts, true, subject.seed)
-    pairs = zip(map(metrics.words, texts), map(metrics.words, true), strict=True)
-    f1 = np.array([metrics.word_f1(*pair) for pair in pairs])
-    word_f1 = metrics.ratio(f1, np.ones(len(f1)), subject.seed, metrics.SHARE)
-    return Metrics(chrf=estimates["chrf"], bleu=estimates["bleu"], word_f1=word_f1), signatures
 
 
 def find_copies(

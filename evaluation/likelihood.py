@@ -99,7 +99,7 @@ def measure_likelihood(scorer: Scorer, subject: Subject) -> tuple[Metrics, np.nd
     else:
         needs = TooFew("needs a reply, but every learned turn is the first of its dialogue")
         context = Metrics(context_use=needs, context_use_beyond_other=needs, context_use_of_other_history=needs)
-        found = found.joined(context).joined(Metrics(hits_at_1=needs, mrr=needs, chance_hits_at_1=needs))
+        found = found.joined(context).joined(Metrics(hits_at_1=needs, chance_hits_at_1=needs))
     return found, sums[sums[:, 1] > 0]
 
 
@@ -181,7 +181,7 @@ def context_use(sums: dict[str, np.ndarray], subject: Subject) -> Metrics:
 
 
 def coherence(scorer: Scorer, subject: Subject) -> Metrics:
-    """Hits@1 and MRR of the true reply among up to 19 others, ranked by the mean loss of their texts' tokens.
+    """Hits@1 of the true reply among up to 19 others, ranked by the mean loss of their texts' tokens.
 
     This is the task of Dinan et al. 2019, "The Second Conversational Intelligence Challenge (ConvAI2)", with a language
     model's likelihood as the score.
@@ -191,7 +191,7 @@ def coherence(scorer: Scorer, subject: Subject) -> Metrics:
     others = min(map(len, candidates)) - 1
     if others < FEWEST_OTHERS:
         few = TooFew(f"needs {FEWEST_OTHERS} other replies, but there are {others}")
-        return Metrics(hits_at_1=few, mrr=few, chance_hits_at_1=few)
+        return Metrics(hits_at_1=few, chance_hits_at_1=few)
     losses = [
         np.array([part.mean() for part in parts])
         for parts in scorer.continuation_losses(contexts, candidates, "coherence")
@@ -199,6 +199,5 @@ def coherence(scorer: Scorer, subject: Subject) -> Metrics:
     ranks, sums, ones = metrics.ranks(losses), Sums(dialogues, subject.seed), np.ones(len(dialogues))
     return Metrics(
         hits_at_1=sums.ratio((ranks == 1).astype(float), ones, bounds=metrics.SHARE),
-        mrr=sums.ratio(1 / ranks, ones, bounds=metrics.SHARE),
         chance_hits_at_1=Estimate(float(np.mean([1 / len(each) for each in losses]))),
     )

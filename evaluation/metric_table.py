@@ -90,25 +90,16 @@ GROUPS: dict[tuple[str, str], tuple[Metric, ...]] = {
             "How often it ranks the true reply above all others.",
             "{:.0%}",
         ),
-        Metric("mrr", "Mean reciprocal rank", HIGHER, "1 if the true reply always ranks first, ½ if always second."),
     ),
     ("Diversity", "How varied are its replies?"): (
         Metric("distinct_1", "Distinct-1", NEAR, "Distinct words as a share of all words in its replies."),
         Metric("distinct_2", "Distinct-2", NEAR, "The same for pairs of words."),
-        Metric(
-            "expectation_adjusted_distinct",
-            "Expectation-adjusted distinct",
-            NEAR,
-            "Distinct tokens, relative to the number expected by chance. Does not fall as replies get longer.",
-        ),
-        Metric("self_bleu", "Self-BLEU", NEAR, "How similar its replies are to each other, 0 to 100.", "{:.1f}"),
         Metric("repetition", "Repetition", LOWER, "The share of a reply's 4-grams that occur earlier in it.", "{:.1%}"),
         Metric("words_per_reply", "Words per reply", NEAR, "The mean length of a reply.", "{:.1f}"),
     ),
     ("Similarity", "How close are its replies to the true ones?"): (
         Metric("chrf", "chrF", HIGHER, "Character n-grams shared with the true reply, 0 to 100.", "{:.1f}"),
         Metric("bleu", "BLEU", HIGHER, "Word n-grams shared with the true reply, 0 to 100.", "{:.1f}"),
-        Metric("word_f1", "Word F1", HIGHER, "Words shared with the true reply, 0 to 1. A good reply may share none."),
     ),
     ("Memorisation", "Does it repeat its training conversations?"): (
         Metric(

@@ -7,7 +7,6 @@ character is a word.
 import math
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from statistics import NormalDist
@@ -23,7 +22,6 @@ FEWEST_FOR_INTERVAL = 3  # minimum number of dialogues for an interval
 FEWEST_TO_DRAW = 8  # minimum number of dialogues to resample; three have only ten different resamples
 COPIED_WORDS = 5
 REPEATED_WORDS = 4
-SELF_BLEU_REPLIES = 100
 WITHOUT_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # Thai to Han
 # Characters that belong to the letter before them, but do not match `\w`: combining accents, Hebrew and Arabic vowels,
 # the Indic blocks except for their full stops, and joiners.
@@ -156,38 +154,6 @@ def distinct(replies: Sequence[Sequence[str]], n: int) -> float | None:
     return len(set(found)) / len(found) if found else None
 
 
-def expectation_adjusted_distinct(replies: Sequence[Sequence[int]], n_vocab: int) -> float | None:
-    """EAD (Liu et al. 2022, "Rethinking and Refining the Distinct Metric").
-
-    The number of distinct tokens divided by the expected number for C draws from a vocabulary of V,
-    V (1 - ((V - 1) / V) ** C). Longer replies don't lower it. None without tokens.
-
-    Args:
-        replies: token ids in a vocabulary of `n_vocab` tokens.
-    """
-    tokens = [token for reply in replies for token in reply]
-    if not tokens:
-        return None
-    return len(set(tokens)) / (n_vocab * (1 - ((n_vocab - 1) / n_vocab) ** len(tokens)))
-
-
-def self_bleu(replies: Sequence[str]) -> float | None:
-    """Self-BLEU (Zhu et al. 2018, "Texygen"), from 0 to 100; None for fewer than two replies.
-
-    The BLEU of a reply with all others as its references, averaged over at most 100 replies. High for similar replies.
-    """
-    from sacrebleu.metrics.bleu import BLEU
-
-    replies = [reply for reply in replies if words(reply)]
-    step = -(-len(replies) // SELF_BLEU_REPLIES) or 1
-    replies = replies[::step]
-    if len(replies) < 2:
-        return None
-    bleu = BLEU(effective_order=True)  # replies may be shorter than four words
-    scores = [bleu.sentence_score(reply, replies[:n] + replies[n + 1 :]).score for n, reply in enumerate(replies)]
-    return sum(scores) / len(scores)
-
-
 def repetition(reply: Sequence[str]) -> tuple[int, int]:
     """The number of a reply's 4-grams that occur earlier in it, and the number of all its 4-grams.
 
@@ -196,15 +162,6 @@ def repetition(reply: Sequence[str]) -> tuple[int, int]:
     """
     found = list(ngrams(reply, REPEATED_WORDS))
     return len(found) - len(set(found)), len(found)
-
-
-def word_f1(reply: Sequence[str], true: Sequence[str]) -> float:
-    """F1 of the shared words (Rajpurkar et al. 2016, "SQuAD", but with articles)."""
-    common = sum((Counter(reply) & Counter(true)).values())
-    if not common:
-        return float(not reply and not true)
-    precision, recall = common / len(reply), common / len(true)
-    return 2 * precision * recall / (precision + recall)
 
 
 def likeness(replies: Sequence[str], true: Sequence[str], seed: int) -> tuple[dict[str, Estimate], dict[str, str]]:

@@ -49,12 +49,9 @@ class Metrics:
     context_use_beyond_other: Number = None
     context_use_of_other_history: Number = None
     hits_at_1: Number = None
-    mrr: Number = None
     chance_hits_at_1: Number = None
     distinct_1: Number = None
     distinct_2: Number = None
-    expectation_adjusted_distinct: Number = None
-    self_bleu: Number = None
     repetition: Number = None
     words_per_reply: Number = None
     empty_replies: Estimate | None = None
@@ -62,7 +59,6 @@ class Metrics:
     longest_copied_span: CopiedSpan | None = None
     chrf: Estimate | None = None
     bleu: Estimate | None = None
-    word_f1: Estimate | None = None
     loss_change: Estimate | None = None
 
     def joined(self, other: "Metrics") -> "Metrics":

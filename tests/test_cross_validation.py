@@ -133,7 +133,7 @@ def test_quantiles_equal_those_of_students_distribution(freedom, expected):
 )
 def test_the_summary_gives_advice_on_epochs(best, advice):
     columns = {name: {"loss": estimate([1.0, 2.0]), "loss_change": estimate([1.0, 2.0])} for name in ("base", "model")}
-    summary = FoldsSummary(3, columns, {"base": [], "model": ["mrr"]}, best_epochs=best, last_epoch=4.0)
+    summary = FoldsSummary(3, columns, {"base": [], "model": ["hits_at_1"]}, best_epochs=best, last_epoch=4.0)
     assert advice in show_summary(summary)[-1]
 
 

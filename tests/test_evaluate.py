@@ -39,11 +39,10 @@ METRICS = {
         "context_use_of_other_history",
         "context_use_beyond_other",
         "hits_at_1",
-        "mrr",
         "chance_hits_at_1",
     ),
-    *("distinct_1", "distinct_2", "expectation_adjusted_distinct", "self_bleu", "repetition", "words_per_reply"),
-    *("empty_replies", "chrf", "bleu", "word_f1", "copied_5grams", "longest_copied_span", "intervals", "too_small"),
+    *("distinct_1", "distinct_2", "repetition", "words_per_reply"),
+    *("empty_replies", "chrf", "bleu", "copied_5grams", "longest_copied_span", "intervals", "too_small"),
 }
 OTHERS = [
     {"Anna": f"Is it number {number}?", "Cem": f"No, it is {number + 1}.", "Tom": "I don't think so at all."}
@@ -327,8 +326,8 @@ def test_an_evaluation_counts_empty_replies(tmp_path, capsys):
     write_evaluation({"model": replace(column, written=silent)}, ORIGIN, subject, tmp_path, None)
     found = evaluation(tmp_path)["metrics"]["model"]
     assert found["empty_replies"] == len(silent)
-    assert (found["distinct_1"], found["self_bleu"], found["repetition"], found["word_f1"]) == (None, None, None, 0)
-    assert set(found["too_small"]) >= {"distinct_1", "distinct_2", "self_bleu", "repetition"}
+    assert (found["distinct_1"], found["repetition"], found["chrf"]) == (None, None, 0)
+    assert set(found["too_small"]) >= {"distinct_1", "distinct_2", "repetition"}
     assert f"empty replies: {len(silent)}" in capsys.readouterr().out
     assert (tmp_path / "report.html").exists()
 
@@ -354,12 +353,12 @@ def test_a_column_survives_a_round_trip_through_its_file():
 
 def test_a_nan_metric_is_written_as_null():
     nan = Estimate(math.nan, [math.nan, 1.0])
-    values = Metrics(loss=Estimate(2.0), bits_per_byte=nan, loss_by_turn={"1": nan}, mrr=TooFew("more")).to_json()
+    values = Metrics(loss=Estimate(2.0), bits_per_byte=nan, loss_by_turn={"1": nan}, hits_at_1=TooFew("more")).to_json()
     again = json.loads(json.dumps(values, allow_nan=False))
     assert (again["bits_per_byte"], again["loss_by_turn"]) == (None, {"1": None})
     assert again["intervals"] == {"bits_per_byte": [None, 1.0], "loss_by_turn": {"1": [None, 1.0]}}
     assert Metrics.from_json(again).numbers() == {"loss": Estimate(2.0)}
-    assert Metrics.from_json(again).too_small() == {"mrr": "more"}
+    assert Metrics.from_json(again).too_small() == {"hits_at_1": "more"}
 
 
 def test_a_model_with_infinite_logits_is_not_measured():

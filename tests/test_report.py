@@ -33,8 +33,6 @@ def text_metrics(distinct: float, **changes) -> Json:
     return {
         "distinct_1": distinct,
         "distinct_2": 0.9,
-        "expectation_adjusted_distinct": 0.5,
-        "self_bleu": 22.4,
         "repetition": 0.03,
         "words_per_reply": 12.8,
         "copied_5grams": 0.04,
@@ -59,11 +57,9 @@ def metrics(loss: float) -> Json:
         context_use_of_other_history=-0.004,
         context_use_beyond_other=0.19,
         hits_at_1=None,
-        mrr=0.67,
         chance_hits_at_1=0.2,
         chrf=22.5,
         bleu=3.1,
-        word_f1=0.19,
         intervals={"loss": [2.355, 2.645], "context_use_by_turns": {"1": [0.08, 0.2], "all": [None, 0.3]}},
         too_small={"hits_at_1": "needs 5 other replies, but there are 2"},
     )
