@@ -251,6 +251,8 @@ class RunSettings:
     """run folder to create (unset: the next free runs/<model>-<n>)"""
     resume: Path | None = None
     """run folder of a stopped run to resume, with its own options"""
+    settings: Path | None = None
+    """settings.json of a run, or a file with some of its settings: defaults for the options that are not given"""
     checkpoint_minutes: float = 5.0
     """minimum minutes between checkpoints (0: one after each epoch); a stopped run always saves one"""
     keep_checkpoint: bool = False
@@ -266,6 +268,8 @@ class RunSettings:
         found = out_of_range(self, *FROM_ZERO, "checkpoint_minutes")
         if self.resume and self.run_dir:
             found.append(f"--run-dir {self.run_dir}: --resume continues in its own folder; leave out one of the two")
+        if self.resume and self.settings:
+            found.append(f"--settings {self.settings}: a resumed run has its own settings; leave out one of the two")
         return found
 
 

@@ -107,6 +107,7 @@ class Page:
     notes: list[str]
     missing: dict[str, str]
     evaluate: str
+    repeat: str
     loss: Plot | None
     overfitting: str
     metrics: MetricTable
@@ -152,6 +153,7 @@ def write_report(folder: Path) -> Path:
         notes=run.notes,
         missing=run.missing,
         evaluate=f"python evaluate.py {shlex.quote(str(folder))}",
+        repeat=repeat_command(run),
         loss=loss_section(losses, loss),
         overfitting=overfitting_text(mapping(run.evaluation.get("overfitting"))),
         metrics=metric_table(run, metrics),
@@ -197,6 +199,15 @@ def model_name(run: RunFiles) -> str:
         return last_part(name)
     evaluated = run.evaluation.get("base_model") or run.evaluation.get("model")
     return last_part(evaluated) if evaluated else run.folder.resolve().name
+
+
+def repeat_command(run: RunFiles) -> str:
+    """The command that repeats the run; empty without its settings, and for a fold, which is a part of a run."""
+    if not run.settings or mapping(run.settings.get("facts")).get("fold"):
+        return ""
+    here = run.folder.resolve()
+    path = f"{here.parent.name}/{here.name}/settings.json"  # not absolute: a shared report should not show where it was
+    return f"python finetune.py --settings {shlex.quote(path)}"
 
 
 def facts(run: RunFiles, losses: Losses) -> list[str]:

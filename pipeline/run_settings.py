@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -40,6 +41,9 @@ class Record:
     fingerprints: dict[str, str]  # hashes of the conversations and the base model
 
 
+RECORDED = {field.name for field in fields(Record)}  # keys of settings.json that are not options
+
+
 def write_settings(folder: Path, settings: FinetuneSettings, source: Path, record: Record) -> None:
     """Write the dependencies of a run: every option, with absolute paths, and its `record`.
 
@@ -51,7 +55,7 @@ def write_settings(folder: Path, settings: FinetuneSettings, source: Path, recor
     model = replace(settings.model, model_path=settings.model.model_path.absolute())
     if Path(model.name).resolve() in (source.resolve(), source.resolve().parent):  # a path, not a known name
         model = replace(model, name=str(Path(model.name).absolute()))
-    run = replace(settings.run, run_dir=None, resume=None)
+    run = replace(settings.run, run_dir=None, resume=None, settings=None)
     absolute = replace(settings, data=data, model=model, run=run, output=settings.output.absolute())
     write_json(folder / SETTINGS, {**asdict(absolute), **asdict(record)})
 
@@ -63,6 +67,8 @@ def parse_finetune_settings(arguments: list[str] | None = None) -> FinetuneSetti
         UserError: an invalid option, a folder without a run, or an option that would change the run's result.
     """
     typed = parse_command_line(FinetuneSettings, arguments)
+    if typed.run.settings:
+        return parse_with_defaults(arguments, read_defaults(typed.run.settings))
     if typed.run.resume is None:
         return typed
     recorded = read_settings(typed.run.resume)
@@ -71,10 +77,8 @@ def parse_finetune_settings(arguments: list[str] | None = None) -> FinetuneSetti
             f"--resume {typed.run.resume}: its conversations came from a pipe, and no copy was kept; give them"
             " again with --data"
         )
-    # A flag is set if it is set in the run or on the command line.
     try:
-        settings = parse_command_line(FinetuneSettings, arguments, default=map_switches(lambda *_: False, recorded))
-        settings = map_switches(operator.or_, settings, recorded)
+        settings = parse_with_defaults(arguments, recorded)
     except (TypeError, AttributeError) as error:
         raise unknown_settings(typed.run.resume, error) from None
     if settings.preview:
@@ -84,6 +88,12 @@ def parse_finetune_settings(arguments: list[str] | None = None) -> FinetuneSetti
             f"{typed.run.resume} can't be resumed with {'; '.join(problems)}; correct these options or start a new run"
         )
     return settings
+
+
+def parse_with_defaults(arguments: list[str] | None, default: FinetuneSettings) -> FinetuneSettings:
+    """Parse the command line; a flag is set if it is set there or in `default`."""
+    settings = parse_command_line(FinetuneSettings, arguments, default=map_switches(lambda *_: False, default))
+    return map_switches(operator.or_, settings, default)
 
 
 def map_switches(function: Callable[..., bool], *settings: Any) -> Any:
@@ -106,16 +116,37 @@ def read_settings(folder: Path) -> FinetuneSettings:
     """
     if not (folder / SETTINGS).is_file():
         raise UserError(f"--resume {folder}: no {SETTINGS} there; give a run folder, such as runs/tiny-1")
-    recorded = read_json_object(folder / SETTINGS, ADVICE)
+    try:
+        return read_options(folder / SETTINGS, ADVICE)
+    except (TypeError, AttributeError, ValueError) as error:
+        raise unknown_settings(folder, error) from None
+
+
+def read_options(path: Path, advice: str) -> FinetuneSettings:
+    """Read the options in a `settings.json`, even of an older version.
+
+    Raises:
+        UserError: the file can't be read; `advice` says how to fix it.
+        TypeError, AttributeError, ValueError: it has an unknown option or a wrong value.
+    """
+    recorded = read_json_object(path, advice)
     if isinstance(data := recorded.get("data"), dict) and "path" in data:  # older versions read a single file
         data["paths"] = [data.pop("path")]
     if retired := drop_retired(recorded):
-        display(f"{folder / SETTINGS}: options that no longer exist are ignored: {', '.join(retired)}", file=sys.stderr)
-    beside = {field.name for field in fields(Record)}
+        display(f"{path}: options that no longer exist are ignored: {', '.join(retired)}", file=sys.stderr)
+    return from_json(FinetuneSettings, {name: value for name, value in recorded.items() if name not in RECORDED})
+
+
+def read_defaults(path: Path) -> FinetuneSettings:
+    """Read the file of `--settings`: the settings of a run, or some of them.
+
+    Raises:
+        UserError: the file can't be read, or has an unknown setting or a wrong value.
+    """
     try:
-        return from_json(FinetuneSettings, {name: value for name, value in recorded.items() if name not in beside})
+        return read_options(path, "correct it, or leave out --settings")
     except (TypeError, AttributeError, ValueError) as error:
-        raise unknown_settings(folder, error) from None
+        raise UserError(f"--settings {path}: {error}") from None
 
 
 def as_arguments(settings: Any) -> str:
@@ -177,7 +208,7 @@ def from_json(kind: Any, values: Json) -> Any:
     """
     types = get_type_hints(kind)
     if unknown := values.keys() - types.keys():
-        raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
+        raise ValueError("; ".join(f"there is no setting {name}{nearest(name, kind)}" for name in sorted(unknown)))
     made = {}
     for field in fields(kind):
         if field.name not in values:
@@ -186,7 +217,7 @@ def from_json(kind: Any, values: Json) -> Any:
             continue
         value, type_ = values[field.name], types[field.name]
         if not fits(value, type_):
-            raise ValueError(f"{field.name} is {value!r}")
+            raise ValueError(f"{field.name} can't be {value!r}")
         if is_dataclass(type_):
             made[field.name] = from_json(type_, value)
         elif isinstance(value, list):
@@ -196,6 +227,16 @@ def from_json(kind: Any, values: Json) -> Any:
         else:
             made[field.name] = value
     return kind(**made)
+
+
+def nearest(name: str, kind: Any) -> str:
+    """A question about the setting that a wrong name may stand for; empty if none is similar."""
+    groups = {group: type_ for group, type_ in get_type_hints(kind).items() if is_dataclass(type_)}
+    known = {each: each for each in get_type_hints(kind)}
+    for group, type_ in groups.items():
+        known = {each: f"{each} in {group}" for each in get_type_hints(type_)} | known
+    found = get_close_matches(name, known, n=1)
+    return f"; did you mean {known[found[0]]}?" if found else ""
 
 
 def fits(value: Any, kind: Any) -> bool:

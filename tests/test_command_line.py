@@ -17,6 +17,7 @@ import torch
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
 
 from conftest import PROJECT, refused, tiny_reference, write_layout, written
+from pipeline.run_settings import parse_finetune_settings
 from settings import (
     AnswerSettings,
     DataSettings,
@@ -27,6 +28,7 @@ from settings import (
     TrainingSettings,
 )
 from support.command_line import parse_command_line
+from support.errors import UserError
 
 QUICK = ("--epochs", 1, "--max-new-tokens", 2)
 DATA = (
@@ -550,3 +552,46 @@ def test_ctrl_c_during_imports_prints_one_line(command, work, script):
     (work / "start.py").write_text(f"{paths}runpy.run_path('{PROJECT / script}', {{}}, '__main__')\n")
     done = command(work / "start.py")
     assert (done.returncode, done.stderr) == (130, "\nstopped\n")
+
+
+class TestSettingsFile:
+    def test_a_run_can_be_repeated_from_its_settings(self, command, work, model_folder):
+        options = ("--model", model_folder, *QUICK, "--batch-size", 3, "--watch")
+        for each in (options, ("--settings", "runs/tiny-random-1/settings.json")):
+            done = command("finetune.py", *each)
+            assert done.returncode == 0, done.stderr
+        first, again = (work / "runs" / f"tiny-random-{number}" for number in (1, 2))
+        for name in ("settings.json", "metrics.jsonl", "model/model.safetensors"):
+            assert (first / name).read_bytes() == (again / name).read_bytes()
+        report = (first / "report.html").read_text(encoding="utf-8")
+        assert (
+            "To repeat this run: <code>python finetune.py --settings runs/tiny-random-1/settings.json</code>" in report
+        )
+
+    def test_a_file_with_some_settings_gives_defaults_that_options_override(self, tmp_path):
+        path = tmp_path / "mine.json"
+        path.write_text('{"training": {"epochs": 4, "seed": 7}, "data": {"mask": true}, "machine": {"gpu": "any"}}')
+        settings = parse_finetune_settings(["--settings", str(path), "--epochs", "2"])
+        assert (settings.training.epochs, settings.training.seed, settings.data.mask) == (2, 7, True)
+        assert settings.training.batch_size == TrainingSettings().batch_size
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            ('{"training": {"epoch": 3}}', "there is no setting epoch; did you mean epochs?"),
+            ('{"epochs": 3}', "there is no setting epochs; did you mean epochs in training?"),
+            ('{"training": {"epochs": "x"}}', "epochs can't be 'x'"),
+            ('{"training": {"epochs": 0}}', "--epochs 0: must be between"),
+            ("[]", "does not hold a JSON object; correct it, or leave out --settings"),
+        ],
+    )
+    def test_a_wrong_file_is_refused(self, tmp_path, content, reason):
+        path = tmp_path / "mine.json"
+        path.write_text(content)
+        with pytest.raises(UserError) as refusal:
+            parse_finetune_settings(["--settings", str(path)])
+        assert reason in str(refusal.value)
+
+    def test_a_resumed_run_takes_no_other_settings(self):
+        with pytest.raises(UserError, match="--settings a.json: a resumed run has its own settings"):
+            parse_finetune_settings(["--settings", "a.json", "--resume", "runs/tiny-1"])
