@@ -11,6 +11,7 @@ from evaluation.likelihood import Subject
 from evaluation.report import write_report
 from evaluation.results import DAMAGED, Evaluation, Options, Origin, Size
 from evaluation.run_files import EVALUATION_VERSION, read_lines, read_losses
+from pipeline.model_card import write_card
 from pipeline.prepare import rendered_path
 from pipeline.train import OpenRun
 from support.errors import UserError, command_for, display
@@ -52,6 +53,8 @@ def write_evaluation(
 ) -> Path:
     """Write `evaluation.json` and the report into `folder`; print the main metrics and the findings.
 
+    A run's own evaluation also goes into its model card.
+
     Args:
         columns: the measurements of each model: "model", and "base" for its base model.
         trained: the folder of the run whose held-out part was measured, if any; its losses go into the report.
@@ -89,6 +92,8 @@ def write_evaluation(
         display(f"memorisation: not measured ({rendered_path(trained, 'train')} is missing)")
     display("", describe_size(evaluation.size))
     display(*short_table(evaluation.metrics), "", *findings)
+    if folder == trained:
+        write_card(folder)
     return write_report(folder)
 
 
