@@ -2,13 +2,14 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from conftest import PROJECT, logged
+from conftest import PROJECT, logged, written
 from finetune import finetune
 from pipeline.job import RunFacts
 from pipeline.run_settings import parse_finetune_settings
@@ -32,21 +33,46 @@ def torchrun(work: Path, processes: int, *arguments: object) -> subprocess.Compl
     )
 
 
+def two_machines(first: Path, second: Path, *arguments: object) -> list[str]:
+    """Run the command with one process on each of two machines, as two agents of torchrun; return what each prints."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = ("--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port))
+    agents = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *launch, "--node-rank", str(rank)]
+            + [str(PROJECT / "finetune.py"), *map(str, arguments)],
+            cwd=folder,
+            env={**os.environ, "PYTHONUTF8": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank, folder in enumerate((first, second))
+    ]
+    printed = [agent.communicate(timeout=300)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], printed
+    return printed
+
+
 def in_this_process(*arguments: object) -> None:
     """Run the command without starting a process, which saves the seconds to import PyTorch."""
     finetune(parse_finetune_settings([*map(str, arguments)]), RunFacts())
 
 
-def test_two_processes_equal_one_with_twice_the_batch(work, command, model_folder):
-    """8 x 1 = 4 x 2 = two processes."""
+def test_two_machines_equal_one_with_twice_the_batch(work, command, model_folder, tmp_path):
+    """8 x 1 = 4 x 2 = two processes on two machines, of which only the first prints and writes."""
     options = ("--model", model_folder, "--epochs", 4, "--precision", "fp32", "--max-new-tokens", 10)
     assert command("finetune.py", *options, "--batch-size", 8, "--run-dir", "one").returncode == 0
     accumulated = ("--batch-size", 4, "--gradient-accumulation", 2, "--run-dir", "accumulated")
     assert command("finetune.py", *options, *accumulated).returncode == 0
-    done = torchrun(work, 2, *options, "--batch-size", 4, "--run-dir", "two", "--watch")
-    assert done.returncode == 0, done.stderr
-    assert "2 processes, 1 threads" in done.stdout
-    assert done.stdout.count("run folder: ") == 1
+    second = tmp_path / "second"
+    second.mkdir()
+    printed = two_machines(work, second, *options, "--batch-size", 4, "--run-dir", "two", "--watch")
+    assert "2 processes, 1 threads" in printed[0]
+    assert ["run folder: " in each for each in printed] == [True, False]
+    assert not written(second)
     for name in ("train_loss", "val_loss", "train_set_loss", "grad_norm"):
         one = logged(work / "one", name)
         assert logged(work / "two", name) == pytest.approx(one, rel=1e-4)

@@ -38,7 +38,8 @@ FOREIGN_OPTIONS = {
     *("--project", "--extra", "--group", "--with"),  # uv
     *("--requirement", "--extra-index-url"),  # pip
     *("--model_dir", "--output_dir", "--outfile"),  # converters
-    *("--logdir", "--nproc-per-node", "--repo-type", "--local-dir"),  # tensorboard, torchrun, hf
+    *("--logdir", "--repo-type", "--local-dir"),  # tensorboard, hf
+    *("--nnodes", "--node-rank", "--nproc-per-node", "--master-addr", "--master-port"),  # torchrun
     *("--parts", "--quick", "--leave-out"),  # benchmarks/run.py
     "--help",
 }
