@@ -1,6 +1,10 @@
 """A model folder works in other programs: transformers' pipeline and CTranslate2."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import ctranslate2
 import pytest
@@ -117,3 +121,27 @@ def test_the_bundled_model_gives_the_same_reply_everywhere(question, tmp_path):
         end_token=ends,
     )
     assert renderer.parse_turns(tokenizer.decode(result.sequences_ids[0]), "Assistant", []) == [turn]
+
+
+@pytest.mark.extra
+def test_transformers_serves_a_model_like_openai(tmp_path):
+    """Needs transformers[serving], and answers as transformers' own pipeline does, to the end of the turn."""
+    openai = pytest.importorskip("openai")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(BUNDLED), "--port", str(port)]
+    messages = [{"role": "user", "content": "How is the new job going so far?"}]
+    (expected,) = pipeline("text-generation", model=str(BUNDLED))(messages, do_sample=False, max_new_tokens=40)
+    server = subprocess.Popen(words, env={**os.environ, "HF_HUB_OFFLINE": "1"}, cwd=tmp_path)
+    try:
+        client = openai.OpenAI(base_url=f"http://localhost:{port}/v1", api_key="none", max_retries=20)
+        chat = {"model": str(BUNDLED), "messages": messages, "temperature": 0, "max_tokens": 40}
+        answer = client.chat.completions.create(**chat).choices[0]
+        pieces = [chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(**chat, stream=True)]
+    finally:
+        server.terminate()
+        server.wait()
+    assert answer.message.content.strip() == expected["generated_text"][-1]["content"].strip() != ""
+    assert answer.finish_reason == "stop"
+    assert "".join(pieces).strip() == answer.message.content.strip()
