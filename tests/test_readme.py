@@ -39,6 +39,7 @@ FOREIGN_OPTIONS = {
     *("--requirement", "--extra-index-url"),  # pip
     *("--model_dir", "--output_dir", "--outfile"),  # converters
     *("--logdir", "--repo-type", "--local-dir"),  # tensorboard, hf
+    *("--model_args", "--tasks", "--include_path"),  # lm_eval
     *("--nnodes", "--node-rank", "--nproc-per-node", "--master-addr", "--master-port"),  # torchrun
     *("--parts", "--quick", "--leave-out"),  # benchmarks/run.py
     "--help",
