@@ -8,15 +8,22 @@ if __name__ == "__main__":  # before the slow imports, so that Ctrl-C during the
 import secrets
 import signal
 import sys
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dialogues.template import Renderer
 from dialogues.tokenizer import load_tokenizer
-from pipeline.finished_model import find_base, find_finished_model
+from pipeline.finished_model import FinishedModel, find_base, find_finished_model
+from pipeline.prepare import read_held_out
 from settings import ChatSettings
 from support.command_line import parse_command_line
-from support.errors import check_one_process, display
+from support.errors import UserError, check_one_process, display
+
+if TYPE_CHECKING:
+    from talking.conversation import Conversation
+    from talking.guessing import Game
 
 
 def main() -> None:
@@ -33,6 +40,8 @@ def main() -> None:
     from load_gpt2_weights import load_for
     from talking.conversation import Conversation, choose_people
     from talking.decoder import Decoder
+    from talking.guess_page import GuessDesk
+    from talking.guess_terminal import play
     from talking.page import check_page, serve
     from talking.terminal import Terminal
     from training.device import choose_machine, keep_freed_memory
@@ -61,12 +70,55 @@ def main() -> None:
         seed = secrets.randbits(63) if settings.seed is None else settings.seed
         return Conversation(load(folder), renderer, people, seed)
 
+    game = make_game(found, renderer, settings, partial(start, found.folder))
+    if not settings.web:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # Ctrl-C stops an answer; SIGTERM ends the chat
     if settings.web:
         base = find_base(found, settings.base, settings.model_path, partial(display, file=sys.stderr))
         title, beside = f"Chat with {people.you} ({found.folder})", partial(start, base) if base else None
-        serve(partial(start, found.folder), beside, title, settings)
+        guessing = GuessDesk(game, partial(rewrite_report, game.path.parent)) if game else None
+        serve(partial(start, found.folder), beside, title, settings, guessing)
+    elif game:
+        if play(game):
+            rewrite_report(game.path.parent)
     else:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # Ctrl-C stops an answer; SIGTERM ends the chat
         conversation = start(found.folder)
         display(f"you are {people.me}, the model is {people.you}; type /help for commands", file=sys.stderr)
         Terminal(conversation, settings.answer).run()
+
+
+def make_game(
+    found: FinishedModel, renderer: Renderer, settings: ChatSettings, start: "Callable[[], Conversation]"
+) -> "Game | None":
+    """Make the blind test of --guess, which is also the second tab of the page; None if the page goes without it.
+
+    A page that other computers can open has this tab only with --guess, because it shows real conversations.
+
+    Raises:
+        UserError: with --guess, if the model has no held-out conversations, or `guesses.json` is damaged.
+    """
+    from talking.guessing import Game, HeldOut, choose_speakers
+    from talking.page import LOCAL
+
+    if not settings.guess and not (found.run and settings.web and settings.host in LOCAL):
+        return None
+    try:
+        if not found.run:
+            raise UserError(f"--guess needs the held-out conversations of a run; {found.folder} is not part of one")
+        names = found.dialogue.get("speakers", [])
+        part, dialogues = read_held_out(found.run, renderer, names)
+        shown = choose_speakers(found.dialogue.get("learn", "all"), names, settings.you)
+        return Game(HeldOut(part, dialogues, shown), start(), settings.answer, found.run, settings.seed)
+    except UserError as error:
+        if settings.guess:
+            raise
+        display(f"the page has no blind test: {error}", file=sys.stderr)
+        return None
+
+
+def rewrite_report(run: Path) -> None:
+    """Show new guesses in the report of a run, if it has one."""
+    from evaluation.report import REPORT, write_report
+
+    if (run / REPORT).exists():
+        write_report(run)

@@ -354,6 +354,8 @@ class ChatSettings:
     """device to compute on; auto: a GPU if there is one"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """precision of matrix products (weights stay fp32); auto: bf16 on hardware with native support"""
+    guess: bool = False
+    """instead of a chat, guess which of two replies is real and which is generated; --you limits it to one speaker"""
     web: bool = False
     """chat on a web page instead of in the terminal (needs requirements-extra.txt)"""
     host: str = "127.0.0.1"
@@ -364,7 +366,9 @@ class ChatSettings:
     """model to show next to it on the page, or none (unset: the run's base model)"""
 
     def problems(self) -> list[str]:
+        without = "--guess: --me has no effect; --you NAME limits it to the replies of one speaker"
         return [
+            *[without] * bool(self.guess and self.me and not self.web),
             *out_of_range(self, "between 0 and 2**63 - 1", lambda value: 0 <= value < 2**63, "seed"),
             *out_of_range(self, "from 1 to 65535", lambda value: 1 <= value <= 65535, "port"),
         ]

@@ -134,6 +134,17 @@ class Renderer:
         turns = [Turn(first_speaker, first.strip())]
         return turns + [Turn(speaker, text.strip()) for speaker, text in zip(rest[::2], rest[1::2], strict=True)]
 
+    def parse(self, rendered: str, speakers: Iterable[str]) -> Dialogue:
+        """Read a dialogue back from the text that `render` returns; see `parse_turns`."""
+        stop, label, _ = self.template
+        if self.has_tokens:
+            before = label.split("{}")[0]
+            text = rendered.replace(before, stop + before, 1)  # no stop precedes the first label
+        else:
+            text = stop[: -len(stop.lstrip()) or None] + rendered  # without an instruction, the text has no line breaks
+        instruction, *turns = self.parse_turns(text.removesuffix(END_OF_TEXT), "", speakers)
+        return Dialogue(tuple(turns), instruction.text)
+
     def newest_turns(self, tokens: list[int], limit: int) -> list[int]:
         """Return the newest whole turns that fit in `limit` tokens, to continue a conversation beyond the context.
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from evaluation.guesses import describe_guesses
 from evaluation.metric_table import Group, columns_of, interval_of, metric_groups, show
 from evaluation.metrics import FEWEST_TO_DRAW
 from evaluation.plots import (
@@ -111,6 +112,7 @@ class Page:
     loss: Plot | None
     overfitting: str
     metrics: MetricTable
+    guesses: str
     context: Plot | None
     by_turn: Plot | None
     by_speaker: SpeakerLosses
@@ -157,6 +159,7 @@ def write_report(folder: Path) -> Path:
         loss=loss_section(losses, loss),
         overfitting=overfitting_text(mapping(run.evaluation.get("overfitting"))),
         metrics=metric_table(run, metrics),
+        guesses=describe_guesses(run),
         context=series_section(*context, worth, "Context use by number of preceding turns"),
         by_turn=series_section(*turns, by_turn, "Loss by turn"),
         by_speaker=speaker_losses(metrics),

@@ -4,12 +4,14 @@ import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from dialogues.conversations import Changes
+from dialogues.dialogue import Dialogue
 from dialogues.encoding import account_of, encode_source
 from dialogues.inputs import is_pipe
 from dialogues.layouts.account import judge_turns
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 
 LEARNED_EXAMPLES = 100  # maximum number of examples in learned.txt
+MOST_READ_BACK = 10_000  # maximum number of held-out dialogues to read back from a run folder
 
 
 def prepare_job(settings: FinetuneSettings, facts: RunFacts) -> Job:
@@ -303,3 +306,20 @@ def read_turns(path: Path, renderer: Renderer, speakers: Sequence[str]) -> Itera
     """Yield the turns of each dialogue in a file written by `write_rendered`; the first includes the instruction."""
     for text in read_rendered(path):
         yield [turn.text for turn in renderer.parse_turns(text.removesuffix(END_OF_TEXT), "", speakers)]
+
+
+def read_held_out(run: Path, renderer: Renderer, speakers: Sequence[str]) -> tuple[str, list[Dialogue]]:
+    """Return the held-out part of a run (test if there is one, else val), and its dialogues.
+
+    Only files in the run folder are read, so the original conversations may be gone.
+
+    Raises:
+        UserError: the run folder has no held-out dialogues.
+    """
+    part = "test" if rendered_path(run, "test").exists() else "val"
+    path = rendered_path(run, part)
+    texts = islice(read_rendered(path), MOST_READ_BACK) if path.is_file() else ()
+    dialogues = [renderer.parse(text, speakers) for text in texts]
+    if not dialogues:
+        raise UserError(f"{path} is missing or empty, so {run} has no held-out conversations")
+    return part, dialogues

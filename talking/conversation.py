@@ -37,6 +37,7 @@ class Conversation:
     Attributes:
         turns: the turns so far.
         notes: remarks on the last answer: turns that were dropped for it, and whether it was cut off.
+        cut_off: whether the last answer reached the token limit.
     """
 
     def __init__(self, decoder: Decoder, renderer: Renderer, people: People, seed: int) -> None:
@@ -45,6 +46,7 @@ class Conversation:
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.turns: list[Turn] = []
         self.notes: list[str] = []
+        self.cut_off = False
         self.dropped = 0  # number of tokens at the beginning of the conversation that the model no longer sees
         self.seen: list[int] = []  # the tokens whose keys and values are in the cache
         self.decoding = decoder.start(torch.zeros(1, dtype=torch.long, device=self.device), self.positions)
@@ -128,7 +130,7 @@ class Conversation:
     @torch.inference_mode()
     def draw_tokens(self, settings: SamplingSettings) -> Iterator[int]:
         """Yield the model's next tokens up to the limit; the caller stops at the end of the turn."""
-        self.notes = []
+        self.notes, self.cut_off = [], False
         room = min(settings.max_new_tokens, self.positions // 2)
         prompt = self.prompt(room)
         mine = [turn for turn in self.turns if turn.speaker == self.people.you]
@@ -145,7 +147,7 @@ class Conversation:
             yield token
             used.append(token)
             new = [token]
-        # Reached only when the answer hits the token limit.
+        self.cut_off = True  # reached only when the answer hits the token limit
         most = "max_new_tokens" if room == settings.max_new_tokens else "half of the model's context"
         self.notes.append(f"cut off after {room} tokens ({most})")
 

@@ -14,6 +14,7 @@ from settings import AnswerSettings, ChatSettings
 from support.errors import UserError, check_extra, display, reason
 from talking.conversation import Conversation
 from talking.generation import UnusableModelError
+from talking.guess_page import GUESS_STYLE, GuessDesk
 
 if TYPE_CHECKING:
     import gradio
@@ -229,17 +230,19 @@ def serve(
     start_beside: Callable[[], Conversation] | None,
     title: str,
     settings: ChatSettings,
+    guessing: GuessDesk | None = None,
 ) -> None:
     """Serve the page until Ctrl-C.
 
     Args:
         start: starts a conversation with the model.
         start_beside: starts a conversation with the base model, which is loaded first if needed; None: no base model.
-        settings: the page's address, and the initial values of the sliders.
+        settings: the page's address, the initial values of the sliders, and whether to open the blind test first.
+        guessing: the blind test, in a second tab; None: no second tab.
     """
     # Set this before gradio is imported, so that nothing leaves this computer.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
-    page = lay_out(Desk(start, start_beside, settings.answer), title)
+    page = lay_out(Desk(start, start_beside, settings.answer), title, guessing, settings.guess)
     open_page(page, settings.host, settings.port)
     display(f"open {page.local_url} in a browser; Ctrl-C stops the server")
     try:
@@ -258,7 +261,7 @@ def open_page(page: "gradio.Blocks", host: str, port: int) -> None:
         share=False,
         quiet=True,
         ssr_mode=False,
-        css=STYLE,
+        css=STYLE + GUESS_STYLE,
         footer_links=[],
         run_history=False,  # do not store conversations in the browser
     )
@@ -287,45 +290,59 @@ def guards(host: str) -> dict[str, Any]:
     }
 
 
-def lay_out(desk: Desk, title: str) -> "gradio.Blocks":
-    """Build the page and connect its events."""
+def lay_out(desk: Desk, title: str, guessing: GuessDesk | None = None, guess_first: bool = False) -> "gradio.Blocks":
+    """Build the page: the chat, and the blind test in a second tab if there is one."""
     import gradio
 
     with gradio.Blocks(title=title, analytics_enabled=False) as page:
         gradio.Markdown(f"### {title}")
-        with gradio.Row():
-            chat, beside = (
-                gradio.Chatbot(
-                    label=name, visible=there, render_markdown=False, latex_delimiters=[], buttons=[], height="60vh"
-                )
-                for name, there in ((desk.people.you, True), (f"{desk.people.you} (base model)", False))
-            )
-        box = gradio.Textbox(placeholder=f"Type a message as {desk.people.me}", show_label=False, interactive=False)
-        with gradio.Row():
-            send, stop, new = gradio.Button("Send", variant="primary"), gradio.Button("Stop"), gradio.Button("New chat")
-        wanted = gradio.Checkbox(label="Compare with the base model", visible=desk.start_beside is not None)
-        with gradio.Accordion("Settings", open=False):
-            sliders = [
-                gradio.Slider(min(least, value), max(most, value), value, step=step, label=name.replace("_", " "))
-                for name, (least, most, step) in RANGES.items()
-                for value in [getattr(desk.settings, name)]
-            ]
-        visit = gradio.State(time_to_live=FORGOTTEN)
-        shown = [visit, chat, beside]
-        turns = {"concurrency_id": "turns", "concurrency_limit": AT_ONCE}  # one limit for all events
-
-        # The text box is enabled once a visit exists that can hold its messages.
-        page.load(lambda: (desk.arrive(), gradio.update(interactive=True)), None, [visit, box])
-        # A message is queued immediately and answered after earlier ones, so that none is lost.
-        sent = [box.submit, send.click]
-        taken = gradio.on(sent, desk.take, [visit, box], visit, queue=False, trigger_mode="multiple")
-        gradio.on(sent, None, None, box, js="() => ''")  # clear in the browser, to keep text typed meanwhile
-        taken.then(desk.say, [visit, *sliders], shown, trigger_mode="multiple", **turns)
-        chat.retry(desk.again, [visit, *sliders], shown, **turns)
-        chat.undo(desk.undo, visit, shown, **turns)
-        gradio.on([new.click, chat.clear, beside.clear], desk.start_over, visit, shown, **turns)
-        stop.click(desk.stop, visit, queue=False)
-        wanted.input(desk.set_beside, [visit, wanted, *sliders], [*shown, wanted], **turns)
+        if guessing:
+            with gradio.Tabs(selected="guess" if guess_first else "chat"):
+                with gradio.Tab("Chat", id="chat"):
+                    lay_out_chat(desk, page)
+                with gradio.Tab("Which one is real?", id="guess"):
+                    guessing.lay_out()
+        else:
+            lay_out_chat(desk, page)
     for function in page.fns.values():  # only for the page, not an API for programs
         function.api_visibility = "private"
     return page
+
+
+def lay_out_chat(desk: Desk, page: "gradio.Blocks") -> None:
+    """Build the chat and connect its events."""
+    import gradio
+
+    with gradio.Row():
+        chat, beside = (
+            gradio.Chatbot(
+                label=name, visible=there, render_markdown=False, latex_delimiters=[], buttons=[], height="60vh"
+            )
+            for name, there in ((desk.people.you, True), (f"{desk.people.you} (base model)", False))
+        )
+    box = gradio.Textbox(placeholder=f"Type a message as {desk.people.me}", show_label=False, interactive=False)
+    with gradio.Row():
+        send, stop, new = gradio.Button("Send", variant="primary"), gradio.Button("Stop"), gradio.Button("New chat")
+    wanted = gradio.Checkbox(label="Compare with the base model", visible=desk.start_beside is not None)
+    with gradio.Accordion("Settings", open=False):
+        sliders = [
+            gradio.Slider(min(least, value), max(most, value), value, step=step, label=name.replace("_", " "))
+            for name, (least, most, step) in RANGES.items()
+            for value in [getattr(desk.settings, name)]
+        ]
+    visit = gradio.State(time_to_live=FORGOTTEN)
+    shown = [visit, chat, beside]
+    turns = {"concurrency_id": "turns", "concurrency_limit": AT_ONCE}  # one limit for all events
+
+    # The text box is enabled once a visit exists that can hold its messages.
+    page.load(lambda: (desk.arrive(), gradio.update(interactive=True)), None, [visit, box])
+    # A message is queued immediately and answered after earlier ones, so that none is lost.
+    sent = [box.submit, send.click]
+    taken = gradio.on(sent, desk.take, [visit, box], visit, queue=False, trigger_mode="multiple")
+    gradio.on(sent, None, None, box, js="() => ''")  # clear in the browser, to keep text typed meanwhile
+    taken.then(desk.say, [visit, *sliders], shown, trigger_mode="multiple", **turns)
+    chat.retry(desk.again, [visit, *sliders], shown, **turns)
+    chat.undo(desk.undo, visit, shown, **turns)
+    gradio.on([new.click, chat.clear, beside.clear], desk.start_over, visit, shown, **turns)
+    stop.click(desk.stop, visit, queue=False)
+    wanted.input(desk.set_beside, [visit, wanted, *sliders], [*shown, wanted], **turns)
