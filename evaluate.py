@@ -48,7 +48,7 @@ def main() -> None:
     from evaluation.comparison import Column, measure_column
     from evaluation.results import Origin
     from load_gpt2_weights import load_for, read_config
-    from pipeline.measure import write_evaluation
+    from pipeline.measure import measure_trained, write_evaluation
     from pipeline.subject import REPLIES, Scope, choose_subject, leave_out_trained
     from talking.decoder import Decoder
     from training.device import choose_machine, keep_freed_memory
@@ -66,14 +66,16 @@ def main() -> None:
     scope = Scope(length, asked, min(asked, replies), asked, settings.generation, settings.seed)
     subject = choose_subject(data, measured.run, machine, scope)
 
-    def measure(folder: Path, whole: bool = False) -> Column:
+    def measure(folder: Path) -> Column:
         model = load_for(tokenizer, folder, machine.device, machine.inference_dtype)
+        decoder = Decoder(model, machine.inference_dtype)
         try:
-            return measure_column(Decoder(model, machine.inference_dtype), subject, whole=whole)
+            trained = folder == measured.folder
+            return measure_trained(decoder, subject, measured.run) if trained else measure_column(decoder, subject)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from None
 
-    columns = {"model": measure(measured.folder, whole=True)}
+    columns = {"model": measure(measured.folder)}
     if base:
         columns["base"] = measure(base)
     folder = make_report_folder(folder, measured.run or measured.folder)

@@ -56,6 +56,8 @@ LOOKS = {
     ),
 }
 LOOK = re.compile("|".join(f"(?P<{kind}>{look})" for kind, look in LOOKS.items()), re.IGNORECASE)
+# Six digits or more in one piece, or three or more groups of four, as on cards. --mask does not replace them.
+NUMBER = re.compile(rf"{ALONE}(?:\d{{4}}(?:[{MARK}{SPACE}]\d{{4}}){{2,}}|\d{{6,}}){END}")
 PERHAPS_IBAN = re.compile(rf"{BEGIN}[A-Z]{{2}}[\W_]?\d\d(?:[\W_]?[A-Z\d]){{11,30}}", re.IGNORECASE)
 
 
@@ -118,6 +120,16 @@ def find_private(text: str) -> list[Span]:
     if not may_hold(text):
         return []
     return [Span(*match.span(), match.lastgroup or "") for match in LOOK.finditer(text)]
+
+
+def find_private_and_numbers(text: str) -> list[Span]:
+    """Return the spans of `find_private`, and of other numbers of six digits or more, in order and without overlaps."""
+    if not may_hold(text):
+        return []
+    found = find_private(text)
+    numbers = (Span(*match.span(), "number") for match in NUMBER.finditer(text))
+    found += [new for new in numbers if not any(new.start < old.end and old.start < new.end for old in found)]
+    return sorted(found)
 
 
 def list_private(dialogue: Dialogue) -> list[tuple[str, str]]:

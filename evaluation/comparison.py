@@ -11,7 +11,7 @@ from dialogues.tokenizer import encode_text
 from evaluation import metrics
 from evaluation.likelihood import Subject, measure_likelihood
 from evaluation.metrics import Copied, Estimate
-from evaluation.results import CopiedSpan, Metrics, ShownCase, ShownTurn, TooFew
+from evaluation.results import CopiedSpan, Exposure, Metrics, ShownCase, ShownTurn, TooFew
 from evaluation.scoring import Scorer
 from support.files import Json
 from talking.decoder import Decoder
@@ -67,11 +67,13 @@ class Column:
     Attributes:
         losses: (held-out dialogues, 2) the summed loss of each dialogue, in nats, and its number of tokens.
         written: the model's completions of the answered dialogues.
+        exposure: the private strings that it gives away; only of a fine-tuned model, and not part of the JSON.
     """
 
     metrics: Metrics
     losses: np.ndarray
     written: list[Case]
+    exposure: Exposure | None = None
 
     def to_json(self) -> Json:
         return {"metrics": self.metrics.to_json(), "losses": self.losses.tolist(), "written": self.written}

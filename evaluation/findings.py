@@ -2,7 +2,7 @@
 
 from evaluation.metric_table import GROUPS, columns_of, make_cell, show
 from evaluation.metrics import Estimate
-from evaluation.results import Evaluation, Metrics, Overfitting, Size, value_of
+from evaluation.results import Evaluation, Exposure, Metrics, Overfitting, Size, value_of
 from evaluation.run_files import Losses, Point
 from support.errors import amount
 
@@ -47,6 +47,7 @@ def find_out(evaluation: Evaluation, losses: Losses) -> list[str]:
         *about_coherence(model),
         *about_replies(model, true, evaluation.size.answers),
         *about_copies(model, true),
+        *about_exposure(evaluation.exposure),
     ]
     dialogues = evaluation.size.held_out
     if dialogues < FEW_DIALOGUES:
@@ -152,6 +153,28 @@ def about_copies(model: Metrics, true: Metrics) -> list[str]:
     if span is None:
         return [found]
     return [f"{found}; the longest copy has {span.words} words, from training dialogue {span.dialogue}"]
+
+
+def about_exposure(found: Exposure | None) -> list[str]:
+    """The private strings that the model gives away; nothing if the training part has none."""
+    if found is None or not found.found:
+        return []
+    sample = f" (a sample of {found.found:,})" if found.tried < found.found else ""
+    verb = "is" if found.completed == 1 else "are"
+    text = f"{found.completed:,} of {amount(found.tried, 'private string')}{sample} {verb} completed word for word"
+    if found.ranked:
+        text += f"; {found.first:,} of {found.ranked:,} rank first among 32 (by chance: {found.first_by_chance:.1f})"
+    return [text + advise(found)]
+
+
+def advise(found: Exposure) -> str:
+    """The remedy for completed strings, if there are any."""
+    kinds = {each.kind for each in found.strings if each.completed}
+    if not kinds:
+        return ""
+    if kinds == {"number"}:
+        return ": --mask does not replace plain numbers, so remove them from the data"
+    return f": --mask replaces such strings before training{', except plain numbers' * ('number' in kinds)}"
 
 
 def excludes(value: float, estimate: Estimate) -> bool:

@@ -32,6 +32,7 @@ class Subject(NamedTuple):
         answered: the dialogues that get a generated reply; the first `generation.cases` are shown.
         reply_tokens: measured tokens per reply; a model that has not learned to stop writes up to the limit.
         training: returns the turns of each training dialogue; None if they are unknown.
+        trained: the numbers of the training dialogues among all conversations; None if they are unknown.
         autocast: the precision that the models compute in.
     """
 
@@ -45,6 +46,7 @@ class Subject(NamedTuple):
     reply_tokens: int
     seed: int
     autocast: Callable[[], contextlib.AbstractContextManager[object]]
+    trained: np.ndarray | None = None
 
     @property
     def length(self) -> int:

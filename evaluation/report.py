@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation.guesses import describe_guesses
+from evaluation.exposure_section import ExposureSection, exposure_section
 from evaluation.metric_table import Group, columns_of, interval_of, metric_groups, show
 from evaluation.metrics import FEWEST_TO_DRAW
 from evaluation.plots import (
@@ -113,6 +114,7 @@ class Page:
     overfitting: str
     metrics: MetricTable
     guesses: str
+    exposure: ExposureSection | None
     context: Plot | None
     by_turn: Plot | None
     by_speaker: SpeakerLosses
@@ -160,6 +162,7 @@ def write_report(folder: Path) -> Path:
         overfitting=overfitting_text(mapping(run.evaluation.get("overfitting"))),
         metrics=metric_table(run, metrics),
         guesses=describe_guesses(run),
+        exposure=exposure_section(run),
         context=series_section(*context, worth, "Context use by number of preceding turns"),
         by_turn=series_section(*turns, by_turn, "Loss by turn"),
         by_speaker=speaker_losses(metrics),

@@ -209,6 +209,74 @@ class Options:
 
 
 @dataclass(frozen=True)
+class ExposedString:
+    """A private string of the training part, and how well the model knows it.
+
+    Attributes:
+        shown: its first two characters; dots replace the others.
+        completed: whether the model writes it word for word after its own history.
+        rank: its rank among alternatives of the same form, 1 for the likeliest; None if it was not ranked.
+        among: the number of alternatives plus one.
+        exposure: log2(among) - log2(rank), in bits.
+        occurrences: how many times it occurs in the training dialogues that were looked through.
+        dialogue: the record or line number of the dialogue whose history was used, after the file if there are several.
+    """
+
+    kind: str
+    shown: str
+    completed: bool
+    rank: int | None
+    among: int | None
+    exposure: float | None
+    occurrences: int
+    dialogue: int | str
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """The private strings of the training part that a model gives away.
+
+    Attributes:
+        looked_through: number of training dialogues that were searched.
+        dialogues: number of training dialogues.
+        found: number of different strings.
+        tried: number of strings that were tested.
+        completed: number of strings that the model writes word for word.
+        ranked: number of tested strings that have enough alternatives to be ranked.
+        first: number of strings that rank first.
+        first_by_chance: expected number of these for a model that knows none of the strings.
+        strings: the worst of them.
+    """
+
+    looked_through: int
+    dialogues: int
+    found: int
+    tried: int
+    completed: int
+    ranked: int
+    first: int
+    first_by_chance: float
+    strings: list[ExposedString]
+
+    @classmethod
+    def from_json(cls, values: Json) -> "Exposure":
+        """Read the exposure in evaluation.json.
+
+        Raises:
+            one of `DAMAGED`: `values` has a different structure.
+        """
+        known = {field.name: values[field.name] for field in fields(cls)}
+        strings = [ExposedString(**each) for each in known.pop("strings")]
+        numbers = [*known.values(), *(each.occurrences for each in strings)]
+        numbers += [value for each in strings for value in (each.rank, each.among, each.exposure) if value is not None]
+        texts = all(isinstance(text, str) for each in strings for text in (each.kind, each.shown))
+        places = all(isinstance(each.dialogue, int | str) for each in strings)
+        if not (texts and places) or any(number(value) is None for value in numbers):
+            raise ValueError("not a text, a place or a finite number")
+        return cls(**known, strings=strings)
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The content of evaluation.json."""
 
@@ -218,6 +286,7 @@ class Evaluation:
     metrics: dict[str, Metrics]
     cases: list[ShownCase]
     overfitting: Overfitting | None
+    exposure: Exposure | None = None
     findings: Sequence[str] = ()
 
     def to_json(self) -> Json:
@@ -240,5 +309,6 @@ class Evaluation:
             "metrics": {name: metrics.to_json() for name, metrics in self.metrics.items()},
             "cases": [asdict(case, dict_factory=without_none) for case in self.cases],
             "overfitting": self.overfitting and asdict(self.overfitting),
+            "exposure": self.exposure and asdict(self.exposure),
             "findings": self.findings,
         }

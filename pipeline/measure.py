@@ -5,17 +5,20 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
+
 from evaluation.comparison import Column, compare, measure_column
+from evaluation.exposure import measure_exposure
 from evaluation.findings import describe_size, find_out, measure_overfitting, short_table
 from evaluation.likelihood import Subject
 from evaluation.report import write_report
 from evaluation.results import DAMAGED, Evaluation, Options, Origin, Size
-from evaluation.run_files import EVALUATION_VERSION, read_lines, read_losses
+from evaluation.run_files import EVALUATION_VERSION, number, read_lines, read_losses
 from pipeline.model_card import write_card
 from pipeline.prepare import rendered_path
 from pipeline.train import OpenRun
 from support.errors import UserError, command_for, display
-from support.files import read_json_object, write_json
+from support.files import Json, read_json_object, write_json
 from talking.decoder import Decoder
 from talking.generation import Case
 
@@ -48,6 +51,12 @@ def measure_base(run: OpenRun, subject: Subject) -> Column | None:
     return column
 
 
+def read_logs(run: Path) -> list[Json]:
+    """The lines of a run's metrics.jsonl, if it exists."""
+    path = run / "metrics.jsonl"
+    return read_lines(path, []) if path.exists() else []
+
+
 def write_evaluation(
     columns: dict[str, Column], origin: Origin, subject: Subject, folder: Path, trained: Path | None
 ) -> Path:
@@ -66,8 +75,7 @@ def write_evaluation(
         UserError: `folder` can't be written.
     """
     found = compare(columns, subject)
-    logs = trained and trained / "metrics.jsonl"
-    losses = read_losses(read_lines(logs, []) if logs and logs.exists() else [])
+    losses = read_losses(read_logs(trained) if trained else [])
     conversations = subject.conversations
     dialogues = {name: len(dataset.dialogues) for name, dataset in subject.datasets.items()}
     evaluation = Evaluation(
@@ -85,6 +93,7 @@ def write_evaluation(
         metrics=found.metrics,
         cases=found.cases,
         overfitting=measure_overfitting(losses),
+        exposure=columns["model"].exposure,
     )
     findings = find_out(evaluation, losses)
     write_json(folder / "evaluation.json", replace(evaluation, findings=findings).to_json())
@@ -97,9 +106,23 @@ def write_evaluation(
     return write_report(folder)
 
 
+def measure_trained(decoder: Decoder, subject: Subject, run: Path | None, written: list[Case] | None = None) -> Column:
+    """Measure a fine-tuned model, and if the data is that of its `run`, the private strings that it gives away.
+
+    Args:
+        written: existing completions; None to generate them, the shown dialogues to their end.
+    """
+    column = measure_column(decoder, subject, written, whole=True)
+    if run is None or subject.trained is None:
+        return column
+    epochs = max([number(line.get("epoch")) or 0 for line in read_logs(run)], default=0)
+    tokens = int(np.diff(subject.conversations.starts)[subject.trained].sum())
+    return replace(column, exposure=measure_exposure(decoder, subject, epochs * tokens))
+
+
 def measure_run(run: OpenRun, subject: Subject, base: Column | None, decoder: Decoder, cases: list[Case]) -> Path:
     """Compare the trained model of a run, which generated `cases`, with its base; see `write_evaluation`."""
-    columns = {"model": measure_column(decoder, subject, cases)} | ({"base": base} if base else {})
+    columns = {"model": measure_trained(decoder, subject, run.folder, cases)} | ({"base": base} if base else {})
     job = run.job
     origin = Origin(
         model=str(run.folder / "model"),

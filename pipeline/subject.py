@@ -75,6 +75,7 @@ def choose_subject(data: Data, run: Path | None, machine: Machine, scope: Scope)
         generation=scope.generation,
         seed=scope.seed,
         autocast=machine.autocast,
+        trained=data.parts.get("train"),
     )
 
 

@@ -82,6 +82,28 @@ def evaluation(text: str = "It goes well.") -> Json:
         "settings": {"seed": 123, "template": "prompt", "resamples": 1000, "confidence": 0.95, "chrf": "nc:6"},
         "metrics": {"base": metrics(2.617), "model": metrics(2.485), "true_replies": text_metrics(0.74)},
         "overfitting": {"best_step": 8, "best_epoch": 2.0, "train_set_loss": 1.515, "gap": 0.97},
+        "exposure": {
+            "looked_through": 7,
+            "dialogues": 7,
+            "found": 2,
+            "tried": 2,
+            "completed": 1,
+            "ranked": 2,
+            "first": 1,
+            "first_by_chance": 0.0625,
+            "strings": [
+                {
+                    "kind": "phone",
+                    "shown": "+4••••",
+                    "completed": True,
+                    "rank": 1,
+                    "among": 32,
+                    "exposure": 5.0,
+                    "occurrences": 30,
+                    "dialogue": 3,
+                }
+            ],
+        },
         "findings": ["Validation loss was lowest after epoch 2."],
         "cases": [
             {
