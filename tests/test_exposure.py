@@ -153,6 +153,7 @@ def test_the_history_is_that_of_the_training_example(bundled):
         ("phone", PLANTED, r"\+49 170 4\d{6}"),
         ("number", "482913", r"\d{6}"),
         ("number", CARD, r"4929 1234 56\d\d \d{4}"),
+        ("number", "٤٨٢٩١٣", r"[٠-٩]{6}"),
         ("iban", IBAN, r"DE89 3704 0044 0532 \d{4} \d\d"),
         ("email", "Nora.k7@mail.org", r"(Fire|Wind|Rain)\.[a-z]\d@mail\.org"),
         ("email", "xyz_ab@mail.org", r"[a-z]{3}_[a-z]{2}@mail\.org"),
