@@ -34,11 +34,11 @@ MOST_DIALOGUES = 20_000  # maximum number of training dialogues to look through
 MOST_SHOWN = 20  # maximum number of strings in evaluation.json
 ALTERNATIVES = 31  # per string; the finding, the report and docs/private.md name this number
 ATTEMPTS = 10 * ALTERNATIVES  # draws before a string counts as having too few alternatives
-SHARE = 5  # process at most a fifth of the trained tokens: a forward pass takes a third of a training step
+SHARE = 8  # process at most this fraction of the trained tokens: a forward pass takes a third to half of a step
 SECRET_DIGITS = 6  # the digits before these are often shared: country, area, bank
 SPELLED = ("email", "link")  # kinds whose letters are replaced too
 WORD_SOURCES = 1000  # number of dialogues to take words from
-VISIBLE, LONGEST_SHOWN = 2, 20  # characters
+VISIBLE, LONGEST_SHOWN = 2, 12  # characters
 
 
 class PrivateString(NamedTuple):
@@ -72,7 +72,7 @@ def measure_exposure(decoder: Decoder, subject: Subject, trained_tokens: float) 
 
     Args:
         trained_tokens: the number of tokens that the model was trained on, over all epochs. The test processes at most
-            a fifth as many, but at least one string.
+            an eighth as many, but at least one string.
     """
     assert subject.trained is not None
     random, dialogues = np.random.default_rng(subject.seed), subject.trained

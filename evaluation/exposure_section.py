@@ -6,7 +6,6 @@ from dialogues.private import KINDS
 from evaluation.metric_table import show
 from evaluation.results import DAMAGED, ExposedString, Exposure
 from evaluation.run_files import RunFiles
-from support.errors import amount
 
 NUMBER = ("number", "numbers")
 MOST_ROWS = 20
@@ -60,7 +59,7 @@ def row_of(each: ExposedString) -> list[str]:
         f"{KINDS.get(each.kind, NUMBER)[0]} {each.shown}",
         "yes" if each.completed else "no",
         "–" if each.rank is None else f"{each.rank:,.0f} of {each.among:,.0f}",
-        "–" if each.exposure is None else f"{show(each.exposure, '{:.1f}')} bits",
-        amount(int(each.occurrences), "time"),
+        "–" if each.exposure is None else show(each.exposure, "{:.1f}"),
+        f"{each.occurrences:,.0f}",
         str(each.dialogue),
     ]

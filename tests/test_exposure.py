@@ -18,6 +18,7 @@ from dialogues.private import find_private_and_numbers
 from dialogues.template import TEMPLATES, Renderer
 from evaluation.exposure import (
     ALTERNATIVES,
+    SHARE,
     PrivateString,
     choose_strings,
     collect_words,
@@ -225,7 +226,7 @@ def test_exposure_by_hand(bundled, monkeypatch):
     ]
 
 
-def test_the_test_processes_at_most_a_fifth_of_the_trained_tokens(bundled, monkeypatch):
+def test_the_test_processes_at_most_an_eighth_of_the_trained_tokens(bundled, monkeypatch):
     numbers = np.random.default_rng(0).integers(100_000, 999_999, 60).tolist()
     subject = subject_of(conversations_of(bundled[1], *(f"it's {number}" for number in numbers), "val"))
     strings = found_in(subject.conversations)
@@ -237,9 +238,9 @@ def test_the_test_processes_at_most_a_fifth_of_the_trained_tokens(bundled, monke
     monkeypatch.setattr("evaluation.exposure.MOST_DIALOGUES", 10)
     monkeypatch.setattr("evaluation.exposure.rank_strings", lambda _, tried, __: [1] * len(tried))
     monkeypatch.setattr("evaluation.exposure.complete_strings", lambda _, tried, __: [False] * len(tried))
-    found = measure_exposure(SimpleNamespace(model=None), subject, 5 * cost * 3.5)
+    found = measure_exposure(SimpleNamespace(model=None), subject, SHARE * cost * 3.5)
     assert (found.looked_through, found.dialogues, found.found, found.tried) == (10, 60, 10, 3)
-    again = measure_exposure(SimpleNamespace(model=None), subject, 5 * cost * 3.5)
+    again = measure_exposure(SimpleNamespace(model=None), subject, SHARE * cost * 3.5)
     assert again == found
 
 
@@ -268,7 +269,7 @@ def test_a_string_is_complete_only_without_more_digits():
 
 def test_only_two_characters_are_shown():
     assert hide("482913") == "48••••"
-    assert hide("https://x.org/" + "a" * 99) == "ht" + "•" * 18
+    assert hide("https://x.org/" + "a" * 99) == "ht" + "•" * 10
 
 
 SHOWN = ExposedString("number", "48••••", True, 1, 32, 5.0, 3, 7)
@@ -291,7 +292,7 @@ def test_the_section_of_the_report():
         "Private strings in the training dialogues: 300 (looked through: 20,000 of 30,000, chosen at random); 41 of"
         " them, chosen at random, were tested. Completed word for word: 3. First among 32: 9 of 40 (by chance: 1.2)."
     )
-    assert page.rows == [["number 48••••", "yes", "1 of 32", "5.0 bits", "3 times", "7"]]
+    assert page.rows == [["number 48••••", "yes", "1 of 32", "5.0", "3", "7"]]
     assert (page.more, page.completed) == (40, True)
 
 
