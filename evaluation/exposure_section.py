@@ -58,7 +58,7 @@ def row_of(each: ExposedString) -> list[str]:
     return [
         f"{KINDS.get(each.kind, NUMBER)[0]} {each.shown}",
         "yes" if each.completed else "no",
-        "–" if each.rank is None else f"{each.rank:,.0f} of {each.among:,.0f}",
+        "–" if each.rank is None else f"{each.rank:,.0f}",
         "–" if each.exposure is None else show(each.exposure, "{:.1f}"),
         f"{each.occurrences:,.0f}",
         str(each.dialogue),
