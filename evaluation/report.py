@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluation.guesses import describe_guesses
 from evaluation.exposure_section import ExposureSection, exposure_section
+from evaluation.guesses import describe_guesses
 from evaluation.metric_table import Group, columns_of, interval_of, metric_groups, show
 from evaluation.metrics import FEWEST_TO_DRAW
 from evaluation.plots import (
