@@ -13,6 +13,7 @@ from evaluation.likelihood import Subject, measure_likelihood
 from evaluation.metrics import Copied, Estimate
 from evaluation.results import CopiedSpan, Exposure, Metrics, ShownCase, ShownTurn, TooFew
 from evaluation.scoring import Scorer
+from evaluation.voice import measure_voice
 from support.files import Json
 from talking.decoder import Decoder
 from talking.generation import Case, CompletionConfig, complete_dialogues
@@ -105,11 +106,13 @@ def measure_column(
         conversations, shown = subject.conversations, subject.generation.cases if whole else 0
         dialogues = [conversations[number] for number in subject.answered]
         config = CompletionConfig(conversations.renderer, conversations.learn, subject.generation, subject.seed)
-        short = replace(subject.generation, max_new_tokens=min(subject.reply_tokens, subject.generation.max_new_tokens))
         written = complete_dialogues(decoder, dialogues[:shown], config)
-        written += complete_dialogues(decoder, dialogues[shown:], replace(config, sampling=short, one_turn=True))
+        written += complete_dialogues(
+            decoder, dialogues[shown:], replace(config, sampling=subject.short_sampling, one_turn=True)
+        )
     scorer = Scorer(decoder.model, subject.autocast, subject.tokenizer.eot_token)
-    return Column(*measure_likelihood(scorer, subject), written)
+    found, losses = measure_likelihood(scorer, subject)
+    return Column(found.joined(measure_voice(decoder, scorer, subject)), losses, written)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Conclusions from an evaluation's numbers, in sentences; and the short table for the terminal."""
 
-from evaluation.metric_table import GROUPS, columns_of, make_cell, show
+from evaluation.metric_table import columns_of, metric_groups, show
 from evaluation.metrics import Estimate
 from evaluation.results import Evaluation, Exposure, Metrics, Overfitting, Size, value_of
 from evaluation.run_files import Losses, Point
@@ -8,6 +8,7 @@ from support.errors import amount
 
 SHORT_TABLE = (
     *("loss", "perplexity", "bits_per_byte", "context_use", "context_use_beyond_other", "hits_at_1"),
+    *("voice", "voice_true", "voice_generated"),
     *("distinct_2", "repetition", "chrf", "copied_5grams"),
 )
 LARGE_GAP = 0.3  # report a gap that grew by more than this, in nats
@@ -15,6 +16,7 @@ REPETITIVE = 0.05  # report repetition that exceeds that of the true replies by 
 UNIFORM = 0.05  # report a distinct-2 that is below that of the true replies by more than this
 ENOUGH_REPLIES = 10  # minimum number of replies for comparing diversity
 CHOSEN = ", so this loss is slightly optimistic (--split 80/10/10 measures on a separate test part)"
+MOST_NAMED = 2  # number of people to name in a finding
 FEW_DIALOGUES = 30  # warn about wide intervals below this number of dialogues
 
 
@@ -45,6 +47,7 @@ def find_out(evaluation: Evaluation, losses: Losses) -> list[str]:
         *about_training(model, base),
         *about_context(model),
         *about_coherence(model),
+        *about_voice(model),
         *about_replies(model, true, evaluation.size.answers),
         *about_copies(model, true),
         *about_exposure(evaluation.exposure),
@@ -128,6 +131,22 @@ def about_coherence(model: Metrics) -> list[str]:
     ]
 
 
+def about_voice(model: Metrics) -> list[str]:
+    """Whether the model tells the speakers apart, and whether its own replies sound like the right one."""
+    voice, chance = model.voice, value_of(model.chance_voice)
+    if not isinstance(voice, Estimate) or chance is None:
+        return []
+    low_high = f" [{voice.interval[0]:.0%}, {voice.interval[1]:.0%}]" if voice.interval else ""
+    share = f"it attributes {voice.value:.0%}{low_high} of the true replies to the right speaker"
+    if not voice.interval or voice.interval[0] <= chance:
+        return [f"the model can't tell the speakers apart: {share}; chance is {chance:.0%}"]
+    own = [
+        f"{found.value:.0%} of its own replies as {name} to {name}"
+        for name, found in list((model.voice_generated or {}).items())[:MOST_NAMED]
+    ]
+    return [", and ".join([f"{share} (chance is {chance:.0%})", *own])]
+
+
 def about_replies(model: Metrics, true: Metrics, replies: int) -> list[str]:
     """Findings on empty, repetitive and uniform replies."""
     found = []
@@ -197,16 +216,13 @@ def describe_size(size: Size) -> str:
 def short_table(metrics: dict[str, Metrics]) -> list[str]:
     """The main metrics with their intervals: a line for each metric, a column for each model."""
     columns = {name: column.to_json() for name, column in metrics.items()}
-    titles = columns_of(columns)
-    known = {metric.key: metric for group in GROUPS.values() for metric in group}
-    rows = [["", *(title.lower() for title in titles.values())]]
-    for key in SHORT_TABLE:
-        cells = [make_cell(known[key], columns[name]) for name in titles]
+    rows = [["", *(title.lower() for title in columns_of(columns).values())]]
+    for metric, cells in (row for group in metric_groups(columns)[0] for row in group.rows):
         shown = [
             cell.value + (f" ({cell.below[0]})" if cell.below and cell.value != "too few" else "") for cell in cells
         ]
-        if any(cell.value != "–" for cell in cells):
-            rows.append([known[key].name, *shown])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(titles) + 1)]
+        if metric.key in SHORT_TABLE and any(cell.value != "–" for cell in cells):
+            rows.append([metric.name, *shown])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return ["", *lines]

@@ -29,6 +29,7 @@ class Subject(NamedTuple):
         datasets: the dialogues of each part; the loss is measured on every part.
         part: the held-out part, a key of `datasets`; all other metrics are measured on it.
         replies: turns that are scored after several histories and ranked among others.
+        voices: turns whose speaker the model guesses.
         answered: the dialogues that get a generated reply; the first `generation.cases` are shown.
         reply_tokens: measured tokens per reply; a model that has not learned to stop writes up to the limit.
         training: returns the turns of each training dialogue; None if they are unknown.
@@ -40,6 +41,7 @@ class Subject(NamedTuple):
     datasets: dict[str, DialogueDataset]
     part: str
     replies: list[Reply]
+    voices: list[Reply]
     answered: list[int]
     training: Callable[[], Iterable[Sequence[str]]] | None
     generation: GenerationSettings
@@ -52,6 +54,12 @@ class Subject(NamedTuple):
     def length(self) -> int:
         """The maximum number of tokens that a model sees at once."""
         return self.datasets[self.part].max_length
+
+    @property
+    def short_sampling(self) -> GenerationSettings:
+        """The settings for writing a reply that is measured and not shown."""
+        tokens = min(self.reply_tokens, self.generation.max_new_tokens)
+        return replace(self.generation, max_new_tokens=tokens)
 
     @property
     def tokenizer(self) -> tiktoken.Encoding:

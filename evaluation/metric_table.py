@@ -1,10 +1,14 @@
 """The table of an evaluation's metrics: their meaning, their better direction, and their values with intervals."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from evaluation.run_files import mapping, number
 from support.files import Json
 
+CHANCE = {"hits_at_1": "chance_hits_at_1"} | dict.fromkeys(("voice", "voice_true", "voice_generated"), "chance_voice")
+MOST_PEOPLE = 4  # maximum number of people with rows of their own
+LONGEST_NAME = 12  # longest name in the first column of the table, in characters
 COLUMNS = {"base": "Base model", "model": "Fine-tuned", "true_replies": "True replies"}
 LOWER, HIGHER, NEAR = "lower is better", "higher is better", "should match true replies"
 
@@ -15,6 +19,8 @@ class Metric(NamedTuple):
     better: str
     meaning: str
     form: str = "{:.2f}"
+    speaker: str | None = None
+    """the person, for a metric with a value for each"""
 
 
 class Cell(NamedTuple):
@@ -91,6 +97,9 @@ GROUPS: dict[tuple[str, str], tuple[Metric, ...]] = {
             "{:.0%}",
         ),
     ),
+    ("Voice", "Does it sound like each person?"): (  # followed by two rows for each person
+        Metric("voice", "Voice", HIGHER, "How often it tells who wrote a true reply: the mean over people.", "{:.0%}"),
+    ),
     ("Diversity", "How varied are its replies?"): (
         Metric("distinct_1", "Distinct-1", NEAR, "Distinct words as a share of all words in its replies."),
         Metric("distinct_2", "Distinct-2", NEAR, "The same for pairs of words."),
@@ -135,7 +144,7 @@ def metric_groups(metrics: Json) -> tuple[list[Group], list[str]]:
     groups, absent = [], []
     for (name, question), members in GROUPS.items():
         rows = []
-        for metric in members:
+        for metric in (*members, *(voices(columns) if name == "Voice" else ())):
             if any(metric.key in column or metric.key in mapping(column.get("too_small")) for column in columns):
                 rows.append(Row(metric, [make_cell(metric, column) for column in columns]))
             else:
@@ -143,6 +152,21 @@ def metric_groups(metrics: Json) -> tuple[list[Group], list[str]]:
         if rows:
             groups.append(Group(name, question, rows))
     return groups, absent
+
+
+def voices(columns: Sequence[Json]) -> Iterator[Metric]:
+    """Rows for the first people whose voices were measured: true replies, and replies that the model wrote as them."""
+    true, generated = (
+        list(dict.fromkeys(name for column in columns for name in mapping(column.get(key))))
+        for key in ("voice_true", "voice_generated")
+    )
+    for name in true[:MOST_PEOPLE]:
+        short = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+        meaning = f"How often it attributes a true reply of {name} to {name}, not to another speaker."
+        yield Metric("voice_true", f"Voice of {short}, true", HIGHER, meaning, "{:.0%}", name)
+        if name in generated:
+            meaning = f"The same for the replies that the model writes as {name}."
+            yield Metric("voice_generated", f"Voice of {short}, generated", "", meaning, "{:.0%}", name)
 
 
 def with_part_losses(values: Json) -> Json:
@@ -161,11 +185,14 @@ def make_cell(metric: Metric, values: Json) -> Cell:
         return Cell("too few", [too_small])
     if metric.key == "longest_copied_span":
         return span_cell(values)
-    value = number(values.get(metric.key))
+    value, interval = values.get(metric.key), mapping(values.get("intervals")).get(metric.key)
+    if metric.speaker is not None:
+        value, interval = mapping(value).get(metric.speaker), mapping(interval).get(metric.speaker)
+    value = number(value)
     if value is None:
         return Cell("–", [])
-    below = interval_text(mapping(values.get("intervals")).get(metric.key), metric.form)
-    chance = number(values.get("chance_hits_at_1")) if metric.key == "hits_at_1" else None
+    below = interval_text(interval, metric.form)
+    chance = number(values.get(CHANCE.get(metric.key, "")))
     if chance is not None:
         below.append(f"by chance {chance:.0%}")
     return Cell(show(value, metric.form), below)

@@ -50,6 +50,10 @@ class Metrics:
     context_use_of_other_history: Number = None
     hits_at_1: Number = None
     chance_hits_at_1: Number = None
+    voice: Number = None
+    chance_voice: Number = None
+    voice_true: Group = None
+    voice_generated: Group = None
     distinct_1: Number = None
     distinct_2: Number = None
     repetition: Number = None

@@ -203,12 +203,12 @@ class Pieces:
         turn = min(turn, len(other.texts) - 1)
         return [label + text for label, text in zip(self.labels[:turn], other.texts[:turn], strict=True)]
 
-    def context(self, turn: int, history: Sequence[list[int]], room: int) -> list[int]:
-        """The tokens before the text of `turn`, cut to `room` tokens: the oldest turns are dropped first."""
-        label, history = self.labels[turn], list(history)
+    def context(self, label: Sequence[int], history: Sequence[list[int]], room: int) -> list[int]:
+        """The tokens before a text, with its label, cut to `room` tokens: the oldest turns are dropped first."""
+        history = list(history)
         while history and len(self.beginning) + sum(map(len, history)) + len(label) > room:
             del history[0]
-        return (self.beginning + [token for piece in history for token in piece] + label)[-room:]
+        return [*self.beginning, *(token for piece in history for token in piece), *label][-room:]
 
 
 class Histories(NamedTuple):
@@ -246,7 +246,7 @@ def make_histories(conversations: Conversations, replies: Sequence[Reply], posit
                 history = own.history_of(pieces[others[dialogue]], turn)
             else:
                 history = own.history(turn, HISTORIES[name])
-            context = own.context(turn, history, positions + 1 - len(text))
+            context = own.context(own.labels[turn], history, positions + 1 - len(text))
             key = (dialogue, turn, *context)
             if key not in known:
                 known[key] = len(found.examples)
@@ -281,7 +281,7 @@ def make_candidates(
                 break
             if replies[other].dialogue != dialogue:
                 others.add(tuple(texts[other]))
-        contexts.append(own.context(turn, own.history(turn), positions - room))
+        contexts.append(own.context(own.labels[turn], own.history(turn), positions - room))
         others.discard(tuple(texts[place]))
         candidates.append([texts[place], *map(list, sorted(others))])
     return contexts, candidates

@@ -10,6 +10,7 @@ from dialogues.batches import DialogueDataset
 from evaluation.comparison import REPLY_TOKENS
 from evaluation.likelihood import Subject
 from evaluation.scoring import choose_replies
+from evaluation.voice import choose_voices
 from pipeline.job import Data
 from pipeline.prepare import choose_length, read_rendered, read_turns, rendered_path
 from pipeline.train import OpenRun
@@ -21,6 +22,7 @@ from training.loop import TRAIN_SAMPLE
 
 MOST_DIALOGUES = 1000  # maximum number of dialogues measured per part at the end of a run
 FEWEST_REPLIES = 5
+FEWEST_VOICES, MOST_VOICES = 24, 200  # number of replies whose speaker is guessed
 REPLIES = 100  # number of replies that evaluate.py scores; if there are more held-out dialogues, one per dialogue
 TRAINED_FOR_EACH_REPLY = 30  # training examples per scored reply, so that scoring stays a small part of a run's time
 
@@ -40,6 +42,11 @@ class Scope:
     answers: int  # number of dialogues with a generated reply, including the shown cases
     generation: GenerationSettings
     seed: int
+
+    @property
+    def voices(self) -> int:
+        """The number of replies whose speaker is guessed."""
+        return min(MOST_VOICES, max(FEWEST_VOICES, 2 * self.replies))
 
 
 def choose_subject(data: Data, run: Path | None, machine: Machine, scope: Scope) -> Subject:
@@ -69,6 +76,7 @@ def choose_subject(data: Data, run: Path | None, machine: Machine, scope: Scope)
         datasets=datasets,
         part=data.held_out_part,
         replies=choose_replies(data.conversations, data.held_out, scope.replies, scope.seed),
+        voices=choose_voices(data.conversations, data.held_out, scope.voices, scope.seed),
         answered=answered,
         reply_tokens=min(REPLY_TOKENS, longest_reply(data, answered)),
         training=(lambda: read_turns(rendered, renderer, speakers)) if rendered and rendered.exists() else None,

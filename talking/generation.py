@@ -64,19 +64,24 @@ def complete_dialogues(decoder: Decoder, dialogues: Sequence[Dialogue], config: 
     model that has learned replies or one speaker can't choose the next speaker, so it writes the first turn of the kind
     it has learned. With the `alpaca` template, it writes the response.
     """
+    turns = [choose_turn(config.renderer, dialogue, config.learn) for dialogue in dialogues]
+    return complete_turns(decoder, list(zip(dialogues, turns, strict=True)), config)
+
+
+def complete_turns(decoder: Decoder, places: Sequence[tuple[Dialogue, int]], config: CompletionConfig) -> list[Case]:
+    """Continue each dialogue from the given turn on; see `complete_dialogues`."""
     renderer = config.renderer
     one_turn = config.one_turn or config.learn != "all"
     stop = renderer.stop if one_turn and renderer.name != "labels" else []  # a newline does not always end the turn
     bounds = Bounds(renderer.tokenizer.eot_token, renderer.newest_turns, stop)
-    turns = [choose_turn(renderer, dialogue, config.learn) for dialogue in dialogues]
-    prompts = [renderer.encode_prompt(dialogue, turn) for dialogue, turn in zip(dialogues, turns, strict=True)]
+    prompts = [renderer.encode_prompt(dialogue, turn) for dialogue, turn in places]
     replies: list[list[int]] = []
     starts = range(0, len(prompts), BATCH)
     for start in tqdm(starts, desc="generating", unit="batch", delay=2, leave=False, disable=None):
         batch = prompts[start : start + BATCH]
         replies += generate(decoder, batch, bounds, config.sampling, config.seed + start)
     cases = []
-    for dialogue, turn, reply in zip(dialogues, turns, replies, strict=True):
+    for (dialogue, turn), reply in zip(places, replies, strict=True):
         speakers = [speaker for speaker, _ in dialogue.turns]
         written = renderer.parse_turns(renderer.tokenizer.decode(reply), speakers[turn], speakers)
         written = written[:1] if one_turn else written

@@ -40,6 +40,8 @@ METRICS = {
         "context_use_beyond_other",
         "hits_at_1",
         "chance_hits_at_1",
+        "voice",
+        "chance_voice",
     ),
     *("distinct_1", "distinct_2", "repetition", "words_per_reply"),
     *("empty_replies", "chrf", "bleu", "copied_5grams", "longest_copied_span", "intervals", "too_small"),

@@ -290,6 +290,7 @@ def make_subject(conversations: Conversations, numbers, replies: list[Reply] | N
         datasets=datasets,
         part="val",
         replies=choose_replies(conversations, numbers, 100, 0) if replies is None else replies,
+        voices=[],
         answered=[],
         training=None,
         generation=GenerationSettings(),

@@ -1,0 +1,172 @@
+"""Does the model tell people apart? It judges who wrote a reply, by the likelihood of the text under each name."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dialogues.conversations import Conversations
+from dialogues.tokenizer import encode_text
+from evaluation.likelihood import Subject, Sums
+from evaluation.metrics import FEWEST_TO_DRAW, SHARE, Estimate
+from evaluation.results import Metrics, TooFew
+from evaluation.scoring import Pieces, Reply, Scorer, text_tokens
+from talking.decoder import Decoder
+from talking.generation import CompletionConfig, complete_turns
+
+CANDIDATES = 5  # maximum number of speakers to choose between
+TIE = 1e-3  # losses that differ by less are equal, in nats: rounding alone changes them
+
+
+class Verdicts(NamedTuple):
+    """Judged texts, as arrays of (texts,)."""
+
+    dialogues: np.ndarray
+    speakers: np.ndarray  # the true ones
+    right: np.ndarray  # 1 if the text is attributed to its speaker, else 0; 1/n if n speakers are tied
+    chances: np.ndarray  # 1 / number of candidates
+
+
+def choose_voices(conversations: Conversations, dialogues: np.ndarray, most: int, seed: int) -> list[Reply]:
+    """Choose `most` replies at random by `seed`, out of all replies in those dialogues that have two or more speakers.
+
+    Instruction data has no people, so nothing is chosen.
+    """
+    if conversations.renderer.name == "alpaca":
+        return []
+    starts, speakers = conversations.turn_starts, conversations.texts[:, 2]
+    several = np.minimum.reduceat(speakers, starts[:-1]) < np.maximum.reduceat(speakers, starts[:-1])
+    several &= np.isin(np.arange(len(conversations)), dialogues)
+    owners = np.repeat(np.arange(len(conversations)), np.diff(starts))
+    turns = np.flatnonzero(several[owners] & (np.arange(len(owners)) > starts[owners]))
+    chosen: list[Reply] = []
+    for turn in np.random.default_rng(seed).permutation(turns).tolist():
+        reply = Reply(int(owners[turn]), turn - int(starts[owners[turn]]))
+        if conversations.renderer.tokenizer.decode(text_tokens(conversations, reply)).strip():
+            chosen.append(reply)
+        if len(chosen) == most:
+            break
+    return sorted(chosen)
+
+
+def measure_voice(decoder: Decoder, scorer: Scorer, subject: Subject) -> Metrics:
+    """How often the model attributes a reply to its speaker: each person's true replies, and those that it writes.
+
+    `voice` is the mean over the people's true replies. A preference for one name cancels out in this mean, so it is at
+    chance if the model learns nothing about the speaker from the text. People with fewer than eight replies count
+    as one.
+
+    Raises:
+        UserError: the model's output is NaN or infinite.
+    """
+    conversations, replies = subject.conversations, subject.voices
+    if conversations.renderer.name == "alpaca":
+        return Metrics()
+    counts = Counter(speaker_of(conversations, reply) for reply in replies)
+    known = [speaker for speaker, count in counts.most_common() if count >= FEWEST_TO_DRAW]
+    most = max(counts.values(), default=0)
+    if min(most, len(replies) - most) < FEWEST_TO_DRAW:
+        few = TooFew(
+            f"needs {FEWEST_TO_DRAW} replies of one person and {FEWEST_TO_DRAW} of others,"
+            f" but there are {most} and {len(replies) - most}"
+        )
+        return Metrics(voice=few, chance_voice=few)
+    found = attribute(scorer, subject, {reply: text_tokens(conversations, reply) for reply in replies})
+    written = attribute(scorer, subject, write_replies(decoder, subject, known))
+    return mean_voice(found, known, subject.seed).joined(
+        Metrics(
+            voice_true=by_speaker(found, known, subject),
+            voice_generated=by_speaker(written, known, subject),
+        )
+    )
+
+
+def mean_voice(found: Verdicts, known: Sequence[int], seed: int) -> Metrics:
+    """The mean over people, with the same weight for each, and that of a model that guesses."""
+    people = np.array([known.index(speaker) if speaker in known else len(known) for speaker in found.speakers])
+    counts = np.bincount(people)[people]
+    weights = np.where(counts < FEWEST_TO_DRAW, 0, 1 / counts)
+    return Metrics(
+        voice=Sums(found.dialogues, seed).ratio(found.right * weights, weights, weights > 0, SHARE),
+        chance_voice=Estimate(float((found.chances * weights).sum() / weights.sum())),
+    )
+
+
+def by_speaker(found: Verdicts, known: Sequence[int], subject: Subject) -> dict[str, Estimate] | None:
+    """The share of each person's texts that are attributed to that person."""
+    there = [speaker for speaker in known if speaker in found.speakers]
+    if not there:
+        return None
+    sums, ones = Sums(found.dialogues, subject.seed), np.ones(len(found.right))
+    return {
+        subject.conversations.speakers[speaker]: sums.ratio(found.right, ones, found.speakers == speaker, SHARE)
+        for speaker in there
+    }
+
+
+def speaker_of(conversations: Conversations, reply: Reply) -> int:
+    return int(conversations.texts_of(reply.dialogue)[reply.turn, 2])
+
+
+def candidates_of(conversations: Conversations, reply: Reply) -> list[int]:
+    """The reply's speaker, then the other speakers of its dialogue with the most turns."""
+    own = speaker_of(conversations, reply)
+    turns = Counter(conversations.texts_of(reply.dialogue)[:, 2].tolist())
+    return [own, *(speaker for speaker, _ in turns.most_common() if speaker != own)][:CANDIDATES]
+
+
+def write_replies(decoder: Decoder, subject: Subject, speakers: Sequence[int]) -> dict[Reply, list[int]]:
+    """The tokens of the texts that the model writes in place of the replies of these `speakers`.
+
+    Empty texts are left out, and so are speakers as whom the model has not learned to write.
+    """
+    conversations, renderer = subject.conversations, subject.conversations.renderer
+    if conversations.learn not in ("all", "replies"):
+        speakers = [speaker for speaker in speakers if conversations.speakers[speaker] == conversations.learn]
+    replies = [reply for reply in subject.voices if speaker_of(conversations, reply) in speakers]
+    config = CompletionConfig(renderer, conversations.learn, subject.short_sampling, subject.seed, one_turn=True)
+    places = [(conversations[dialogue], turn) for dialogue, turn in replies]
+    texts = [case.written[0].text for case in complete_turns(decoder, places, config)]
+    return {
+        reply: encode_text(subject.tokenizer, renderer.template.space + text)
+        for reply, text in zip(replies, texts, strict=True)
+        if text
+    }
+
+
+def attribute(scorer: Scorer, subject: Subject, texts: dict[Reply, list[int]]) -> Verdicts:
+    """Judge the speaker of each text from its likelihood under the label of each candidate.
+
+    Only the text's tokens count, which are the same for all candidates, after the true history and a label.
+
+    Args:
+        texts: the tokens of a text in place of each reply.
+    """
+    conversations, half = subject.conversations, subject.length // 2
+    candidates = [candidates_of(conversations, reply) for reply in texts]
+    pieces = {dialogue: Pieces(conversations, dialogue) for dialogue, _ in texts}
+    contexts, branches = [], []
+    for (dialogue, turn), text, speakers in zip(texts, texts.values(), candidates, strict=True):
+        own, text = pieces[dialogue], text[:half]
+        labels = [conversations.renderer.label(conversations.speakers[speaker])[-half:] for speaker in speakers]
+        room = subject.length + 1 - max(map(len, labels)) - len(text)
+        contexts.append(own.context([], own.history(turn), room))
+        branches.append([label + text for label in labels])
+    losses = scorer.continuation_losses(contexts, branches, "voice") if texts else []
+    sums = [
+        np.array([part[-len(text[:half]) :].sum() for part in parts])
+        for text, parts in zip(texts.values(), losses, strict=True)
+    ]
+    return Verdicts(
+        dialogues=np.array([dialogue for dialogue, _ in texts], int),
+        speakers=np.array([speakers[0] for speakers in candidates], int),
+        right=np.array([share_of_first(nats) for nats in sums]),
+        chances=np.array([1 / len(speakers) for speakers in candidates]),
+    )
+
+
+def share_of_first(losses: np.ndarray) -> float:
+    """1 if the first of the `losses` is the lowest, 0 if another one is, 1/n if n of them are equal."""
+    lowest = losses <= losses.min() + TIE
+    return float(lowest[0] / lowest.sum())
