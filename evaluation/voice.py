@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dialogues.batches import Example
 from dialogues.conversations import Conversations
 from dialogues.tokenizer import encode_text
 from evaluation.likelihood import Subject, Sums
@@ -136,34 +137,42 @@ def write_replies(decoder: Decoder, subject: Subject, speakers: Sequence[int]) -
 
 
 def attribute(scorer: Scorer, subject: Subject, texts: dict[Reply, list[int]]) -> Verdicts:
-    """Judge the speaker of each text from its likelihood under the label of each candidate.
+    """Judge the speaker of each text from its likelihood under the name of each candidate.
 
-    Only the text's tokens count, which are the same for all candidates, after the true history and a label.
+    To try a candidate, exchange the names of the candidate and the speaker in the whole dialogue, so that the order of
+    the speakers makes sense for every candidate. Only the text's tokens count, which are the same for all candidates.
 
     Args:
         texts: the tokens of a text in place of each reply.
     """
-    conversations, half = subject.conversations, subject.length // 2
+    conversations = subject.conversations
     candidates = [candidates_of(conversations, reply) for reply in texts]
     pieces = {dialogue: Pieces(conversations, dialogue) for dialogue, _ in texts}
-    contexts, branches = [], []
-    for (dialogue, turn), text, speakers in zip(texts, texts.values(), candidates, strict=True):
-        own, text = pieces[dialogue], text[:half]
-        labels = [conversations.renderer.label(conversations.speakers[speaker])[-half:] for speaker in speakers]
-        room = subject.length + 1 - max(map(len, labels)) - len(text)
-        contexts.append(own.context([], own.history(turn), room))
-        branches.append([label + text for label in labels])
-    losses = scorer.continuation_losses(contexts, branches, "voice") if texts else []
-    sums = [
-        np.array([part[-len(text[:half]) :].sum() for part in parts])
-        for text, parts in zip(texts.values(), losses, strict=True)
-    ]
+    examples = []
+    for reply, speakers in zip(texts, candidates, strict=True):
+        text = texts[reply][: subject.length // 2]
+        for speaker in speakers:
+            *before, label = exchanged_labels(conversations, reply, speaker)
+            history = [each + said for each, said in zip(before, pieces[reply.dialogue].texts, strict=False)]
+            context = pieces[reply.dialogue].context(label, history, subject.length + 1 - len(text))
+            learned = np.arange(len(context) + len(text)) >= len(context)
+            examples.append(Example(np.array(context + text), learned))
+    losses = iter(scorer.token_losses(examples, "voice") if examples else [])
+    sums = [np.array([next(losses).sum() for _ in speakers]) for speakers in candidates]
     return Verdicts(
         dialogues=np.array([dialogue for dialogue, _ in texts], int),
         speakers=np.array([speakers[0] for speakers in candidates], int),
         right=np.array([share_of_first(nats) for nats in sums]),
         chances=np.array([1 / len(speakers) for speakers in candidates]),
     )
+
+
+def exchanged_labels(conversations: Conversations, reply: Reply, candidate: int) -> list[list[int]]:
+    """The labels of the turns up to `reply`, if its speaker and `candidate` had each other's names."""
+    own, label = speaker_of(conversations, reply), conversations.renderer.label
+    exchanged = {own: candidate, candidate: own}
+    speakers: list[int] = conversations.texts_of(reply.dialogue)[: reply.turn + 1, 2].tolist()
+    return [label(conversations.speakers[exchanged.get(speaker, speaker)]) for speaker in speakers]
 
 
 def share_of_first(losses: np.ndarray) -> float:

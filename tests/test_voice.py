@@ -63,21 +63,26 @@ def make_subject(tokenizer, dialogues, learn="all", template="prompt", length=51
 
 
 class StubScorer:
-    """A judge whose losses are known: under Ann's label a shout costs 1 nat per token, all else costs 2; under Bob's
-    label the other way round. Labels cost 50 nats, which must not count."""
+    """A judge whose losses are known: under Ann's name a shout costs 1 nat per token and all else costs 2; under other
+    names it is the other way round."""
 
     def __init__(self, subject: Subject) -> None:
-        self.renderer, self.contexts, self.branches = subject.conversations.renderer, [], []
+        self.conversations, self.examples = subject.conversations, []
 
-    def continuation_losses(self, contexts, branches, what):
-        self.contexts, self.branches = contexts, branches
-        return [[self.losses(branch) for branch in each] for each in branches]
+    def token_losses(self, examples: list[Example], what: str) -> list[np.ndarray]:
+        self.examples = examples
+        return [np.full(np.count_nonzero(example.learned), self.loss(*self.parts(example))) for example in examples]
 
-    def losses(self, branch: list[int]) -> np.ndarray:
-        ann = self.renderer.label("Ann")
-        by_ann, shout = branch[: len(ann)] == ann, self.renderer.tokenizer.decode(branch)[-1] == "!"
-        size = len(ann if by_ann else self.renderer.label("Bob"))
-        return np.array([50.0] * size + [1.0 if by_ann == shout else 2.0] * (len(branch) - size))
+    def loss(self, name: str, text: str) -> float:
+        return 1.0 if (name == "Ann") == text.endswith("!") else 2.0
+
+    def parts(self, example: Example) -> tuple[str, str]:
+        """The name and the text of the turn that is judged."""
+        start, tokens, renderer = int(example.learned.argmax()), example.tokens.tolist(), self.conversations.renderer
+        assert example.learned[start:].all()
+        labels = {name: renderer.label(name) for name in self.conversations.speakers}
+        names = [name for name, label in labels.items() if tokens[:start][-len(label) :] == label]
+        return (names or [""])[0], renderer.tokenizer.decode(tokens[start:])
 
 
 def stub(subject: Subject) -> Any:
@@ -131,11 +136,8 @@ class TestMeasuring:
         dialogues = [each._replace(turns=(*each.turns, Turn("Ann", "Go!"))) for each in shouting()]
         subject = make_subject(bundled[1], dialogues)
         write(monkeypatch, lambda speaker: "No.")
-        scorer = StubScorer(subject)
-        monkeypatch.setattr(
-            scorer, "losses", lambda branch: np.full(len(branch), float(branch[:4] != scorer.renderer.label("Ann")))
-        )
-        found = measure(subject, scorer)
+        monkeypatch.setattr(StubScorer, "loss", lambda self, name, text: float(name != "Ann"))
+        found = measure(subject, stub(subject))
         assert found["voice_true"] == {"Ann": 1, "Bob": 0}
         assert found["voice"] == pytest.approx(0.5)
         assert found["chance_voice"] == pytest.approx(0.5)
@@ -145,10 +147,7 @@ class TestMeasuring:
         dialogues = [Dialogue((Turn(f"P{n}", "Hm."), Turn("Bob", "No."), Turn(f"P{n}", "Go!"))) for n in range(9)]
         subject = make_subject(bundled[1], dialogues)
         write(monkeypatch, lambda speaker: "No.")
-        bob = subject.conversations.renderer.label("Bob")
-        monkeypatch.setattr(
-            StubScorer, "losses", lambda self, branch: np.full(len(branch), float(branch[: len(bob)] != bob))
-        )
+        monkeypatch.setattr(StubScorer, "loss", lambda self, name, text: float(name != "Bob"))
         found = measure(subject, stub(subject))
         assert found["voice_true"] == found["voice_generated"] == {"Bob": 1}
         assert (found["voice"], found["chance_voice"]) == (pytest.approx(0.5), pytest.approx(0.5))
@@ -167,53 +166,41 @@ class TestMeasuring:
 
 
 class TestAttribution:
-    @pytest.mark.parametrize("template", ["prompt", "labels"])
-    def test_the_losses_equal_those_of_whole_dialogues(self, template, bundled, monkeypatch):
-        """Compare with the dialogue up to the reply, said by each candidate, of which only the text is learned."""
-        model, tokenizer = bundled
-        subject = make_subject(tokenizer, bundled_dialogues(), template=template, most=10)
-        conversations, renderer = subject.conversations, subject.conversations.renderer
-        compared = []
-        monkeypatch.setattr(voice, "share_of_first", lambda losses: compared.append(losses) or 0.0)
-        scorer = Scorer(model, CPU.autocast, tokenizer.eot_token)
-        attribute(scorer, subject, {reply: text_tokens(conversations, reply) for reply in subject.voices})
-        assert len(compared) == 10
-        for (number, turn), losses in zip(subject.voices, compared, strict=True):
-            turns = conversations[number].turns
-            for speaker, loss in zip(candidates_of(conversations, Reply(number, turn)), losses, strict=True):
-                said = (*turns[:turn], Turn(conversations.speakers[speaker], turns[turn].text))
-                tokens, texts = renderer.encode(conversations[number]._replace(turns=said))
-                start, end = texts[-1]
-                place = np.arange(len(tokens))
-                (expected,) = scorer.token_losses([Example(np.array(tokens), (place >= start) & (place < end))], "")
-                assert loss == pytest.approx(expected.sum(), abs=1e-3)
+    @pytest.mark.parametrize("template", [name for name in TEMPLATES if name != "alpaca"])
+    def test_names_are_exchanged_in_the_whole_dialogue(self, template, bundled):
+        """Three people: an example for each candidate, in which the speaker and the candidate swap names."""
+        turns = tuple(Turn(name, f"I am number {n}.") for n, name in enumerate(["Ann", "Bob", "Carla", "Ann", "Bob"]))
+        subject = make_subject(bundled[1], [Dialogue(turns)], template=template)
+        renderer, scorer, reply = subject.conversations.renderer, stub(subject), Reply(0, 3)
+        attribute(scorer, subject, {reply: text_tokens(subject.conversations, reply)})
+        for example, name in zip(scorer.examples, ("Ann", "Bob", "Carla"), strict=True):
+            names = {"Ann": name, name: "Ann"}
+            swapped = Dialogue(tuple(Turn(names.get(each.speaker, each.speaker), each.text) for each in turns))
+            tokens, texts = renderer.encode(swapped)
+            assert example.tokens.tolist() == tokens[: texts[3][1]]
+            assert np.flatnonzero(example.learned).tolist() == list(range(*texts[3]))
 
     @pytest.mark.parametrize("template", [name for name in TEMPLATES if name != "alpaca"])
     def test_the_oldest_turns_are_dropped_if_the_dialogue_is_too_long(self, template, bundled):
-        turns = tuple(Turn("AnnBob"[n % 2 * 3 :][:3], f"I said the number {n}.") for n in range(20))
+        turns = tuple(Turn(("Ann", "Bob")[n % 2], f"I said the number {n}.") for n in range(20))
         subject = make_subject(bundled[1], [Dialogue(turns)], template=template, length=64)
         renderer, scorer = subject.conversations.renderer, stub(subject)
-        texts = {reply: text_tokens(subject.conversations, reply) for reply in subject.voices}
-        attribute(scorer, subject, texts)
-        for (_, turn), text, context, branches in zip(
-            texts, texts.values(), scorer.contexts, scorer.branches, strict=True
-        ):
-            names = dict.fromkeys((turns[turn].speaker, "Ann", "Bob"))
-            assert branches == [renderer.label(name) + text for name in names]
-            assert len(context) + max(map(len, branches)) <= 65
-            first = next(n for n in range(turn) if f"number {n}." in renderer.tokenizer.decode(context))
-            assert context + branches[0] == [*renderer.encode_prompt(Dialogue(turns[first:]), turn - first), *text]
-            assert first == 0 or len(context) + len(branches[0]) > 64 - 20
+        attribute(scorer, subject, {reply: text_tokens(subject.conversations, reply) for reply in subject.voices})
+        for (_, turn), example in zip(subject.voices, scorer.examples[::2], strict=True):
+            text = renderer.tokenizer.decode(example.tokens.tolist())
+            first = next(n for n in range(turn) if f"number {n}." in text)
+            tokens, texts = renderer.encode(Dialogue(turns[first:]))
+            assert example.tokens.tolist() == tokens[: texts[turn - first][1]]
+            assert len(example.tokens) <= 65
+            assert first == 0 or len(example.tokens) > 65 - 20
 
     def test_a_text_longer_than_the_context_is_cut(self, bundled):
         long = Dialogue((Turn("Ann", "word " * 90), Turn("Bob " * 40, "word " * 90)))
-        subject = make_subject(bundled[1], [long], length=16)
+        subject, reply = make_subject(bundled[1], [long], length=16), Reply(0, 1)
         scorer = stub(subject)
-        scorer.losses = lambda branch: np.ones(len(branch))
-        found = attribute(scorer, subject, {Reply(0, 1): text_tokens(subject.conversations, Reply(0, 1))})
-        assert found.right.tolist() == [0.5]
-        assert len(scorer.contexts[0]) + max(map(len, scorer.branches[0])) <= 17
-        assert scorer.contexts[0]
+        found = attribute(scorer, subject, {reply: text_tokens(subject.conversations, reply)})
+        assert found.chances.tolist() == [0.5]
+        assert [(len(tokens), learned.sum()) for tokens, learned in scorer.examples] == [(17, 8), (17, 8)]
 
     def test_speaker_tokens_of_an_untrained_model_are_tied(self, bundled):
         """All speaker tokens start from the same embedding, so the model is at chance exactly."""
