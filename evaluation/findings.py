@@ -144,7 +144,8 @@ def about_voice(model: Metrics) -> list[str]:
         f"{found.value:.0%} of its own replies as {name} to {name}"
         for name, found in list((model.voice_generated or {}).items())[:MOST_NAMED]
     ]
-    return [", and ".join([f"{share} (chance is {chance:.0%})", *own])]
+    share = f"{share} (chance is {chance:.0%})"
+    return [", ".join([share, *own[:-1]]) + f", and {own[-1]}" if own else share]
 
 
 def about_replies(model: Metrics, true: Metrics, replies: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -52,11 +53,11 @@ def choose_voices(conversations: Conversations, dialogues: np.ndarray, most: int
 
 
 def measure_voice(decoder: Decoder, scorer: Scorer, subject: Subject) -> Metrics:
-    """How often the model attributes a reply to its speaker: each person's true replies, and those that it writes.
+    """How often the model attributes each person's true replies, and those that it writes, to that person.
 
-    `voice` is the mean over the people's true replies. A preference for one name cancels out in this mean, so it is at
-    chance if the model learns nothing about the speaker from the text. People with fewer than eight replies count
-    as one.
+    It writes replies only if it tells people apart at all. `voice` is the mean over the people's true replies. A
+    preference for one name cancels out in this mean, so it is at chance if the model learns nothing about the speaker
+    from the text. People with fewer than eight replies count as one.
 
     Raises:
         UserError: the model's output is NaN or infinite.
@@ -74,13 +75,18 @@ def measure_voice(decoder: Decoder, scorer: Scorer, subject: Subject) -> Metrics
         )
         return Metrics(voice=few, chance_voice=few)
     found = attribute(scorer, subject, {reply: text_tokens(conversations, reply) for reply in replies})
+    measured = replace(mean_voice(found, known, subject.seed), voice_true=by_speaker(found, known, subject))
+    if not above_chance(measured):  # generating is slow, and this judge's opinion of generated replies says nothing
+        return measured
     written = attribute(scorer, subject, write_replies(decoder, subject, known))
-    return mean_voice(found, known, subject.seed).joined(
-        Metrics(
-            voice_true=by_speaker(found, known, subject),
-            voice_generated=by_speaker(written, known, subject),
-        )
-    )
+    return replace(measured, voice_generated=by_speaker(written, known, subject))
+
+
+def above_chance(found: Metrics) -> bool:
+    """Whether the interval of `voice` lies above chance."""
+    assert isinstance(found.voice, Estimate)
+    assert isinstance(found.chance_voice, Estimate)
+    return found.voice.interval is not None and found.voice.interval[0] > found.chance_voice.value
 
 
 def mean_voice(found: Verdicts, known: Sequence[int], seed: int) -> Metrics:

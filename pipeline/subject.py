@@ -46,7 +46,7 @@ class Scope:
     @property
     def voices(self) -> int:
         """The number of replies whose speaker is guessed."""
-        return min(MOST_VOICES, max(FEWEST_VOICES, 2 * self.replies))
+        return min(MOST_VOICES, max(FEWEST_VOICES, self.replies))
 
 
 def choose_subject(data: Data, run: Path | None, machine: Machine, scope: Scope) -> Subject:
