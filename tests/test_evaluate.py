@@ -306,7 +306,7 @@ class TestEvaluate:
         (run / "settings.json").write_text(json.dumps(settings))
         assert "has changed since runs/first was trained on it" in refused(command("evaluate.py", "runs/first"))
         (run / "settings.json").write_text(json.dumps({**settings, "newer": {"option": 1}}))
-        assert "settings of another version of the program (unknown: newer)" in refused(command("evaluate.py"))
+        assert "settings of another version of the program (there is no setting newer)" in refused(command("evaluate.py"))
         (run / "generated_conversations.json").unlink()
         assert "finetune.py --resume runs/first" in refused(command("evaluate.py", "runs/first"))
         assert "there is no finished run in runs/" in refused(command("evaluate.py"))
