@@ -76,13 +76,7 @@ def load_model(
     Raises:
         UserError: damaged files, or tensors or a vocabulary that don't fit `config.json`; the message lists the faults.
     """
-    config = read_config(folder / "config.json")
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.n_vocab != config.vocab_size:
-        raise UserError(
-            f"{folder}: the vocabulary has {tokenizer.n_vocab} tokens and the weights {config.vocab_size};"
-            " vocab.json and merges.txt belong to another model"
-        )
+    config, tokenizer = read_description(folder)
     with torch.device("meta"):
         model = GPTModel(config, dropout)
     parameters = dict(read_weights(folder, dtype, device))
@@ -98,6 +92,21 @@ def load_for(
     model = load_model(folder, dtype=dtype, device=device)[0]
     add_embeddings(model, tokenizer.n_vocab)
     return model
+
+
+def read_description(folder: Path) -> tuple[GPTConfig, tiktoken.Encoding]:
+    """Return the configuration of a model folder and its tokenizer.
+
+    Raises:
+        UserError: damaged files, or a vocabulary that doesn't fit `config.json`.
+    """
+    config, tokenizer = read_config(folder / "config.json"), load_tokenizer(folder)
+    if tokenizer.n_vocab != config.vocab_size:
+        raise UserError(
+            f"{folder}: the vocabulary has {tokenizer.n_vocab} tokens and the weights {config.vocab_size};"
+            " vocab.json and merges.txt belong to another model"
+        )
+    return config, tokenizer
 
 
 def read_weights(

@@ -301,13 +301,17 @@ class FinetuneSettings:
 
 
 @dataclass(frozen=True)
-class EvaluateSettings(MachineSettings):
-    """Measure a model on held-out conversations, and write a report."""
-
+class FinishedModelSettings:
     model: Annotated[tyro.conf.Positional[str | None], arg(metavar="[MODEL]")] = None
     """run folder, model folder or model name (unset: the newest finished run in runs/)"""
     model_path: Path = Path("models")
     """folder that holds the models and receives downloads"""
+
+
+@dataclass(frozen=True)
+class EvaluateSettings(FinishedModelSettings, MachineSettings):
+    """Measure a model on held-out conversations, and write a report."""
+
     data: ConversationSettings = field(default_factory=ConversationSettings)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     base: str | None = None
@@ -336,13 +340,9 @@ class AnswerSettings(SamplingSettings):
 
 
 @dataclass(frozen=True)
-class ChatSettings:
+class ChatSettings(FinishedModelSettings):
     """Chat with a model: you write as one speaker, and it answers as the other."""
 
-    model: Annotated[tyro.conf.Positional[str | None], arg(metavar="[MODEL]")] = None
-    """run folder, model folder or model name (unset: the newest finished run in runs/)"""
-    model_path: Path = Path("models")
-    """folder that holds the models and receives downloads"""
     me: str | None = None
     """your name (unset: the first speaker that the model knows, or You)"""
     you: str | None = None
@@ -372,6 +372,20 @@ class ChatSettings:
             *out_of_range(self, "between 0 and 2**63 - 1", lambda value: 0 <= value < 2**63, "seed"),
             *out_of_range(self, "from 1 to 65535", lambda value: 1 <= value <= 65535, "port"),
         ]
+
+
+@dataclass(frozen=True)
+class ExportSettings(FinishedModelSettings):
+    """Write a model as a GGUF file for llama.cpp, and a Modelfile for Ollama (needs requirements-extra.txt)."""
+
+    type: Literal["f32", "f16", "q8_0"] = "f16"
+    """number format of the matrices; q8_0 takes about half the space of f16"""
+    output: Path | None = None
+    """file to write (unset: <name>-<type>.gguf in the run folder, or in the current one for other models)"""
+
+    def problems(self) -> list[str]:
+        wrong = self.output and self.output.suffix != ".gguf"
+        return [f"--output {self.output}: the name must end in .gguf"] if wrong else []
 
 
 def split_pairs(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:

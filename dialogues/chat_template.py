@@ -47,11 +47,14 @@ JINJA = """
 ON, OFF = "{%- generation -%}", "{%- endgeneration -%}"
 
 
-def chat_template(dialogue: Mapping[str, Any]) -> str:
+def chat_template(dialogue: Mapping[str, Any], marked: bool = True) -> str:
     """Return the Jinja template that renders messages as a model with this `dialogue.json` saw them in training.
 
     `user` is the first speaker and `assistant` the second; any other role is a speaker's name. Messages with the role
     `system` at the beginning replace the instruction line; an empty one removes it.
+
+    Args:
+        marked: mark the learned text, which needs a tag that not every program knows.
     """
     name, learn = dialogue["template"], dialogue["learn"]
     template = TEMPLATES[name]
@@ -82,10 +85,10 @@ def chat_template(dialogue: Mapping[str, Any]) -> str:
             learned=replies
             if learn in ("all", "replies")
             else f"names.get(turn['role'], turn['role']) == {literal(learn)}",
-            all_on=ON if learn == "all" else "",
-            all_off=OFF if learn == "all" else "",
-            some_on=ON if learn != "all" else "",
-            some_off=OFF if learn != "all" else "",
+            all_on=ON if marked and learn == "all" else "",
+            all_off=OFF if marked and learn == "all" else "",
+            some_on=ON if marked and learn != "all" else "",
+            some_off=OFF if marked and learn != "all" else "",
         )
     )
 
