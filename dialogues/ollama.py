@@ -29,7 +29,7 @@ TRIM_END = """
 {{{{- if ge (len $text) {size} }}}}{{{{ $rest := len (slice $text {size}) }}}}
 {{{{- if eq (slice $text $rest) {tail} }}}}{{{{ $text = slice $text 0 $rest }}}}{{{{ end }}}}{{{{ end }}}}"""
 MODELFILE = '''\
-# Create the model in this folder: ollama create NAME --file {itself}
+# Create the model in this folder: ollama create NAME -f {itself}
 FROM ./{weights}
 TEMPLATE """{template}"""
 PARAMETER stop """{stop}"""

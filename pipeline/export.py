@@ -47,7 +47,7 @@ def export_model(found: FinishedModel, kind: str, output: Path | None) -> None:
     name = resolved(found.run or found.folder).name
     path = output or (found.run or Path()) / f"{name}-{kind}.gguf"
     beside = path.with_suffix(".Modelfile")
-    check_output_path(path, sorted(found.folder.iterdir()))
+    check_output_path(path, ())
     dialogue = UNKNOWN | found.dialogue
     config, tokenizer = read_description(found.folder)
     end_of_turn = Renderer(tokenizer, dialogue["template"]).stop[-1]
@@ -90,14 +90,19 @@ def add_tokenizer(writer: "gguf.GGUFWriter", folder: Path, tokenizer: tiktoken.E
 
     The end of a turn is both `eos`, for programs that stop at a single token, and `eot`. llama.cpp also stops at
     `<|endoftext|>`, which it recognises by its text.
+
+    llama.cpp does not show control tokens, but it splits a prompt at their texts. An ordinary token at the end of a
+    turn, such as `###`, gets the type `UNUSED`: it is encoded as usual, and not shown at the end of an answer.
     """
     import gguf
 
     vocabulary, merges = read_vocabulary(folder)
     specials = tokenizer._special_tokens
     names = {number: token for token, number in [*vocabulary.items(), *specials.items()]}
-    special_ids = set(specials.values())
-    kinds = [gguf.TokenType.CONTROL if number in special_ids else gguf.TokenType.NORMAL for number in sorted(names)]
+    kinds = [gguf.TokenType.NORMAL] * len(names)
+    kinds[end_of_turn] = gguf.TokenType.UNUSED
+    for number in specials.values():
+        kinds[number] = gguf.TokenType.CONTROL
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([names[number] for number in sorted(names)])

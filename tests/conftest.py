@@ -22,9 +22,13 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from dialogues.batches import DialogueDataset
+from dialogues.conversations import Conversations
 from dialogues.dialogue import Dialogue
 from dialogues.reading import Source, open_source
+from dialogues.template import Renderer
+from dialogues.tokenizer import copy_vocabulary, load_tokenizer
 from gpt_model import GPTModel
+from load_gpt2_weights import add_embeddings, load_model, save_model
 from models.tiny.build import train_vocabulary
 from settings import RunSettings, TrainingSettings
 from training.checkpoint import Checkpoints, TrainingState
@@ -149,6 +153,17 @@ def write_layout(reference: GPT2LMHeadModel, vocabulary: Path, folder: Path, lay
     else:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def save_conversation(base: Path, folder: Path, dialogue: Dialogue, template: str, learn: str = "all") -> Conversations:
+    """Write the model of `base` into `folder` as a run would after training on one dialogue."""
+    conversations = Conversations.of(Renderer(load_tokenizer(base), template), [dialogue], learn)
+    tokenizer = conversations.renderer.tokenizer
+    copy_vocabulary(base, folder, tokenizer)
+    model, _ = load_model(base)
+    add_embeddings(model, tokenizer.n_vocab)
+    save_model(model, folder, conversations.describe([0]))
+    return conversations
 
 
 @pytest.fixture

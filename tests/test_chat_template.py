@@ -5,13 +5,11 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from conftest import dialogues_of, tiny_reference, write_layout
-from dialogues.conversations import Conversations
+from conftest import dialogues_of, save_conversation, tiny_reference, write_layout
 from dialogues.dialogue import ALPACA, ALPACA_WITH_INPUT, INSTRUCTION, Dialogue, Turn
 from dialogues.reading import open_source
-from dialogues.template import Renderer
-from dialogues.tokenizer import copy_vocabulary, load_tokenizer
-from load_gpt2_weights import add_embeddings, load_model, save_model
+from dialogues.tokenizer import load_tokenizer
+from load_gpt2_weights import load_model
 
 TALK = (
     Turn("Zoë 🙂", 'Did you "sleep" well?\nI\'ve not.'),
@@ -49,14 +47,8 @@ def saved(vocabulary, tmp_path_factory):
     base = write_layout(tiny_reference(), vocabulary, tmp_path_factory.mktemp("base"), "bare")
 
     def save(template: str, learn: str, dialogue: Dialogue):
-        renderer = Renderer(load_tokenizer(base), template)
-        conversations = Conversations.of(renderer, [dialogue], learn)
         folder = tmp_path_factory.mktemp("model")
-        copy_vocabulary(base, folder, conversations.renderer.tokenizer)
-        model, _ = load_model(base)
-        add_embeddings(model, conversations.renderer.tokenizer.n_vocab)
-        save_model(model, folder, conversations.describe([0]))
-        return folder, conversations
+        return folder, save_conversation(base, folder, dialogue, template, learn)
 
     return save
 

@@ -12,13 +12,13 @@ import torch
 from ctranslate2.converters import TransformersConverter
 from transformers import GenerationConfig, LogitsProcessor, TextGenerationPipeline, pipeline
 
-from conftest import tiny_reference, write_layout
+from conftest import save_conversation, tiny_reference, write_layout
 from dialogues.conversations import Conversations
 from dialogues.dialogue import ALPACA, Dialogue, Turn
 from dialogues.template import Renderer
-from dialogues.tokenizer import copy_vocabulary, load_tokenizer
+from dialogues.tokenizer import copy_vocabulary
 from hub.find import BUNDLED
-from load_gpt2_weights import add_embeddings, load_model, save_model
+from load_gpt2_weights import load_model, save_model
 from settings import GenerationSettings
 from talking.decoder import Decoder
 from talking.generation import Bounds, generate
@@ -43,13 +43,7 @@ class Dictation(LogitsProcessor):
 def talker(request, vocabulary, tmp_path) -> tuple[TextGenerationPipeline, Conversations]:
     """A pipeline around a saved model, and the one dialogue whose format it was saved with."""
     base = write_layout(tiny_reference(), vocabulary, tmp_path / "base", "bare")
-    renderer = Renderer(load_tokenizer(base), request.param)
-    conversations = Conversations.of(renderer, [DIALOGUES[request.param]])
-    tokenizer = conversations.renderer.tokenizer
-    copy_vocabulary(base, tmp_path / "model", tokenizer)
-    model, _ = load_model(base)
-    add_embeddings(model, tokenizer.n_vocab)
-    save_model(model, tmp_path / "model", conversations.describe([0]))
+    conversations = save_conversation(base, tmp_path / "model", DIALOGUES[request.param], request.param)
     return pipeline("text-generation", model=str(tmp_path / "model")), conversations
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from conftest import PROJECT
 from dialogues import arrow, private
+from pipeline import export
 from support.errors import command_for, install_line
 from talking import page
 from training import mirror
@@ -52,6 +53,7 @@ def test_errors_name_the_packages_of_the_extras():
         "web": [page.REQUIREMENT],
         "data": [arrow.REQUIREMENT],
         "mask": list(private.REQUIREMENTS.values()),
+        "export": [export.REQUIREMENT],
     } == EXTRAS
 
 

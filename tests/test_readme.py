@@ -17,7 +17,7 @@ from conftest import PROJECT, dialogues_of
 from dialogues.__main__ import read_source
 from dialogues.reading import open_source
 from run import parse_options
-from settings import ChatSettings, EvaluateSettings, FinetuneSettings, ReadSettings
+from settings import ChatSettings, EvaluateSettings, ExportSettings, FinetuneSettings, ReadSettings
 from support.command_line import parse_command_line
 from support.errors import UserError
 
@@ -31,13 +31,13 @@ COMMANDS = {
     "finetune.py": FinetuneSettings,
     "evaluate.py": EvaluateSettings,
     "chat.py": ChatSettings,
+    "export.py": ExportSettings,
     "dialogues": ReadSettings,
 }
-FOREIGN_FILES = {"convert_hf_to_gguf.py"}  # of llama.cpp
 FOREIGN_OPTIONS = {
     *("--project", "--extra", "--group", "--with"),  # uv
     *("--requirement", "--extra-index-url"),  # pip
-    *("--model_dir", "--output_dir", "--outfile"),  # converters
+    *("--model_dir", "--output_dir"),  # converters
     *("--logdir", "--repo-type", "--local-dir"),  # tensorboard, hf
     *("--model_args", "--tasks", "--include_path"),  # lm_eval
     *("--nnodes", "--node-rank", "--nproc-per-node", "--master-addr", "--master-port"),  # torchrun
@@ -98,8 +98,6 @@ def test_a_documented_command_is_valid(line):
     words = shlex.split(line)
     place = next(number for number, word in enumerate(words) if word.endswith(".py") or word == "dialogues")
     script, options = words[place], words[place + 1 :]
-    if Path(script).name in FOREIGN_FILES:
-        return
     if script == "benchmarks/run.py":
         assert parse_options(options)  # exits if an option is wrong
     elif script.startswith("tests/"):
@@ -126,7 +124,8 @@ def test_documented_extras_exist():
 
 def test_documented_options_exist():
     rows = write_options.option_rows(FinetuneSettings)
-    rows += write_options.own_rows(EvaluateSettings) + write_options.own_rows(ChatSettings)
+    for command in (EvaluateSettings, ChatSettings, ExportSettings):
+        rows += write_options.own_rows(command)
     known = {row.split("`")[1] for row in rows}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", "\n".join(PAGES.values())))
     assert named - known - FOREIGN_OPTIONS == set()
@@ -153,7 +152,7 @@ def test_links_are_not_broken(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_code_files_named_in_a_page_exist(page):
     known = [path.relative_to(PROJECT).as_posix() for path in PROJECT.rglob("*.py") if ".venv" not in path.parts]
-    for name in set(re.findall(r"`([\w/]+\.py)`", PAGES[page])) - FOREIGN_FILES:
+    for name in set(re.findall(r"`([\w/]+\.py)`", PAGES[page])):
         assert any(path == name or path.endswith(f"/{name}") for path in known), name
 
 
@@ -161,7 +160,7 @@ def test_the_code_tour_names_existing_files():
     tour = re.search(r"```text\n(finetune\.py .*?)```", README, re.DOTALL)
     assert tour
     names = [line.split()[0] for line in tour[1].splitlines()]
-    assert len(names) == 12
+    assert len(names) == 13
     assert [name for name in names if not (PROJECT / name).exists()] == []
 
 

@@ -21,7 +21,7 @@ ROOMS = (
     "commands",
     "benchmarks",
 )
-COMMANDS = ("finetune", "evaluate", "chat")
+COMMANDS = ("finetune", "evaluate", "chat", "export")
 BENCHMARKS = {path.stem for path in (PROJECT / "benchmarks").glob("*.py")}  # they import each other by these names
 
 

@@ -50,6 +50,12 @@ CHAT = """\
 
 It takes these options, and `--model-path`, `--top-k`, `--device` and `--precision` of `finetune.py`.
 """
+EXPORT = """\
+## export.py
+
+It takes these options, and `--model-path` of `finetune.py`. See
+[llama.cpp and Ollama](elsewhere.md#llamacpp-and-ollama).
+"""
 READ = """\
 ## python -m dialogues
 
@@ -120,7 +126,12 @@ def options_page() -> str:
         lines += ["", f"### {heading}", "", *HEADER, *rows]
     rest = [row for row in option_rows(settings.FinetuneSettings) if row not in shown]
     lines += ["", "### Preview and output", "", *HEADER, *rest]
-    for text, command in ((EVALUATE, settings.EvaluateSettings), (CHAT, settings.ChatSettings)):
+    pairs = (
+        (EVALUATE, settings.EvaluateSettings),
+        (CHAT, settings.ChatSettings),
+        (EXPORT, settings.ExportSettings),
+    )
+    for text, command in pairs:
         lines += ["", *text.splitlines(), "", *HEADER, *own_rows(command)]
     read = [row.split(" | ")[0].strip("| ") for row in option_rows(settings.ReadSettings)[1:]]
     lines += ["", *READ.format(", ".join(read)).splitlines()]
