@@ -288,7 +288,6 @@ class FinetuneSettings:
     """file for the generated and true conversations"""
 
     def problems(self) -> list[str]:
-        """Return one message per conflict between option groups."""
         output, folder = resolved(self.output), resolved(self.run.run_dir or RUNS)
         numbered = not self.run.run_dir and output.parent == folder and re.fullmatch(r".+-\d+", output.name)
         many = "--try" if self.data.try_ != "nothing" else "--folds" * bool(self.data.folds)
@@ -366,9 +365,8 @@ class ChatSettings(FinishedModelSettings):
     """model to show next to it on the page, or none (unset: the run's base model)"""
 
     def problems(self) -> list[str]:
-        without = "--guess: --me has no effect; --you NAME limits it to the replies of one speaker"
         return [
-            *[without] * bool(self.guess and self.me and not self.web),
+            *["--guess: --me has no effect; use --you NAME"] * bool(self.guess and self.me and not self.web),
             *out_of_range(self, "between 0 and 2**63 - 1", lambda value: 0 <= value < 2**63, "seed"),
             *out_of_range(self, "from 1 to 65535", lambda value: 1 <= value <= 65535, "port"),
         ]
@@ -384,8 +382,8 @@ class ExportSettings(FinishedModelSettings):
     """file to write (unset: <name>-<type>.gguf in the run folder, or in the current one for other models)"""
 
     def problems(self) -> list[str]:
-        wrong = self.output and self.output.suffix != ".gguf"
-        return [f"--output {self.output}: the name must end in .gguf"] if wrong else []
+        fits = self.output is None or self.output.suffix == ".gguf"
+        return [] if fits else [f"--output {self.output}: the name must end in .gguf"]
 
 
 def split_pairs(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:

@@ -294,7 +294,7 @@ class TestEvaluate:
         ):
             changed = {**settings, group: {**settings[group], name: value}}
             (run / "settings.json").write_text(json.dumps(changed))
-            assert f"({name} is {value!r})" in refused(command("evaluate.py"))
+            assert f"({name} can't be {value!r})" in refused(command("evaluate.py"))
 
     def test_a_changed_or_unfinished_run_is_refused(self, command, work_in):
         run = work_in / "runs" / "first"
@@ -306,7 +306,9 @@ class TestEvaluate:
         (run / "settings.json").write_text(json.dumps(settings))
         assert "has changed since runs/first was trained on it" in refused(command("evaluate.py", "runs/first"))
         (run / "settings.json").write_text(json.dumps({**settings, "newer": {"option": 1}}))
-        assert "settings of another version of the program (there is no setting newer)" in refused(command("evaluate.py"))
+        assert "settings of another version of the program (there is no setting newer)" in refused(
+            command("evaluate.py")
+        )
         (run / "generated_conversations.json").unlink()
         assert "finetune.py --resume runs/first" in refused(command("evaluate.py", "runs/first"))
         assert "there is no finished run in runs/" in refused(command("evaluate.py"))

@@ -234,9 +234,7 @@ def test_a_model_without_held_out_conversations_is_an_error(run):
     assert "val_data.txt is missing or empty" in errors_of(found)
     (run / "val_data.txt").unlink()
     assert "val_data.txt is missing or empty" in errors_of(found)
-    assert ChatSettings(guess=True, me="A").problems() == [
-        "--guess: --me has no effect; --you NAME limits it to the replies of one speaker"
-    ]
+    assert ChatSettings(guess=True, me="A").problems() == ["--guess: --me has no effect; use --you NAME"]
 
 
 def test_the_page_shows_real_conversations_to_other_computers_only_on_request(run, capsys):
