@@ -17,6 +17,8 @@ import torch
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
 
 from conftest import PROJECT, refused, tiny_reference, write_layout, written
+from finetune import finetune
+from pipeline.job import RunFacts
 from pipeline.run_settings import parse_finetune_settings
 from settings import (
     AnswerSettings,
@@ -555,11 +557,11 @@ def test_ctrl_c_during_imports_prints_one_line(command, work, script):
 
 
 class TestSettingsFile:
-    def test_a_run_can_be_repeated_from_its_settings(self, command, work, model_folder):
+    def test_a_run_can_be_repeated_from_its_settings(self, work, model_folder, monkeypatch):
+        monkeypatch.chdir(work)
         options = ("--model", model_folder, *QUICK, "--batch-size", 3, "--watch")
         for each in (options, ("--settings", "runs/tiny-random-1/settings.json")):
-            done = command("finetune.py", *each)
-            assert done.returncode == 0, done.stderr
+            finetune(parse_finetune_settings([*map(str, each)]), RunFacts())
         first, again = (work / "runs" / f"tiny-random-{number}" for number in (1, 2))
         for name in ("settings.json", "metrics.jsonl", "model/model.safetensors"):
             assert (first / name).read_bytes() == (again / name).read_bytes()

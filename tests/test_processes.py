@@ -61,12 +61,12 @@ def in_this_process(*arguments: object) -> None:
     finetune(parse_finetune_settings([*map(str, arguments)]), RunFacts())
 
 
-def test_two_machines_equal_one_with_twice_the_batch(work, command, model_folder, tmp_path):
+def test_two_machines_equal_one_with_twice_the_batch(work, model_folder, tmp_path, monkeypatch):
     """8 x 1 = 4 x 2 = two processes on two machines, of which only the first prints and writes."""
     options = ("--model", model_folder, "--epochs", 4, "--precision", "fp32", "--max-new-tokens", 10)
-    assert command("finetune.py", *options, "--batch-size", 8, "--run-dir", "one").returncode == 0
-    accumulated = ("--batch-size", 4, "--gradient-accumulation", 2, "--run-dir", "accumulated")
-    assert command("finetune.py", *options, *accumulated).returncode == 0
+    monkeypatch.chdir(work)
+    in_this_process(*options, "--batch-size", 8, "--run-dir", "one")
+    in_this_process(*options, "--batch-size", 4, "--gradient-accumulation", 2, "--run-dir", "accumulated")
     second = tmp_path / "second"
     second.mkdir()
     printed = two_machines(work, second, *options, "--batch-size", 4, "--run-dir", "two", "--watch")
