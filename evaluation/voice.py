@@ -65,6 +65,9 @@ def measure_voice(decoder: Decoder, scorer: Scorer, subject: Subject) -> Metrics
     conversations, replies = subject.conversations, subject.voices
     if conversations.renderer.name == "alpaca":
         return Metrics()
+    if not replies:
+        none = TooFew("needs replies of several people; after fewer than 300 training examples, only evaluate.py tries")
+        return Metrics(voice=none, chance_voice=none)
     counts = Counter(speaker_of(conversations, reply) for reply in replies)
     known = [speaker for speaker, count in counts.most_common() if count >= FEWEST_TO_DRAW]
     most = max(counts.values(), default=0)

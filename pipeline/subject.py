@@ -23,6 +23,7 @@ from training.loop import TRAIN_SAMPLE
 MOST_DIALOGUES = 1000  # maximum number of dialogues measured per part at the end of a run
 FEWEST_REPLIES = 5
 FEWEST_VOICES, MOST_VOICES = 24, 200  # number of replies whose speaker is guessed
+ENOUGH_REPLIES = 10  # with fewer scored replies (below 300 training examples), guessing speakers would take too long
 REPLIES = 100  # number of replies that evaluate.py scores; if there are more held-out dialogues, one per dialogue
 TRAINED_FOR_EACH_REPLY = 30  # training examples per scored reply, so that scoring stays a small part of a run's time
 
@@ -46,7 +47,7 @@ class Scope:
     @property
     def voices(self) -> int:
         """The number of replies whose speaker is guessed."""
-        return min(MOST_VOICES, max(FEWEST_VOICES, self.replies))
+        return min(MOST_VOICES, max(FEWEST_VOICES, self.replies)) if self.replies >= ENOUGH_REPLIES else 0
 
 
 def choose_subject(data: Data, run: Path | None, machine: Machine, scope: Scope) -> Subject:

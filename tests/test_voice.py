@@ -157,7 +157,7 @@ class TestMeasuring:
         subject = make_subject(bundled[1], shouting(7))
         needed = "needs 8 replies of one person and 8 of others, but there are 7 and 7"
         assert measure(subject)["too_small"] == {"voice": needed, "chance_voice": needed}
-        assert measure(subject._replace(voices=[]))["too_small"]["voice"].endswith("there are 0 and 0")
+        assert "only evaluate.py tries" in measure(subject._replace(voices=[]))["too_small"]["voice"]
 
     def test_instruction_data_has_no_voices(self, bundled):
         turns = tuple(Turn(speaker, "Sum 1 and 2.") for speaker in ALPACA_SPEAKERS)
