@@ -90,7 +90,7 @@ def main() -> None:
 def make_game(
     found: FinishedModel, renderer: Renderer, settings: ChatSettings, start: "Callable[[], Conversation]"
 ) -> "Game | None":
-    """Make the blind test of --guess, which is also the second tab of the page; None if the page goes without it.
+    """Make the blind test of --guess, which is also the second tab of the page; None if there is none.
 
     A page that other computers can open has this tab only with --guess, because it shows real conversations.
 

@@ -252,7 +252,7 @@ class RunSettings:
     resume: Path | None = None
     """run folder of a stopped run to resume, with its own options"""
     settings: Path | None = None
-    """settings.json of a run, or a file with some of its settings: defaults for the options that are not given"""
+    """file with defaults for all options that are not given: settings.json of a run, or some of its settings"""
     checkpoint_minutes: float = 5.0
     """minimum minutes between checkpoints (0: one after each epoch); a stopped run always saves one"""
     keep_checkpoint: bool = False
@@ -354,7 +354,7 @@ class ChatSettings(FinishedModelSettings):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """precision of matrix products (weights stay fp32); auto: bf16 on hardware with native support"""
     guess: bool = False
-    """instead of a chat, guess which of two replies is real and which is generated; --you limits it to one speaker"""
+    """blind test instead of a chat: guess which of two replies is real; --you shows only one speaker's replies"""
     web: bool = False
     """chat on a web page instead of in the terminal (needs requirements-extra.txt)"""
     host: str = "127.0.0.1"

@@ -21,8 +21,8 @@ TEMPLATE = """
 {{{{- end }}}}
 {{{{- end }}}}
 {{{{- {second} }}}}"""
-# Ollama gives answers back as they were generated. Those of some templates begin with a space, or end with the part of
-# the stop that precedes its last token. Go's templates can't subtract: the length of a slice from `size` is the rest.
+# Ollama keeps an answer in the history as generated. With some templates, it begins with a space, or ends with the stop
+# without its last token. Go's templates can't subtract, so `len (slice $text size)` computes the length minus `size`.
 TRIM_START = """
 {{{{- if $text }}}}{{{{ if eq (slice $text 0 1) {space} }}}}{{{{ $text = slice $text 1 }}}}{{{{ end }}}}{{{{ end }}}}"""
 TRIM_END = """

@@ -35,21 +35,21 @@ def exposure_section(run: RunFiles) -> ExposureSection | None:
 
 
 def describe(found: Exposure) -> str:
-    """Sentences on the dialogues that were looked through, and the strings that were found and tested."""
+    """Sentences on the dialogues that were searched, and the strings that were found and tested."""
     through = f"{found.looked_through:,.0f}"
     if found.looked_through < found.dialogues:
         through += f" of {found.dialogues:,.0f}, chosen at random"
     if not found.found:
-        return f"No private strings were found in the training dialogues (looked through: {through})."
+        return f"No private strings were found in the training dialogues (searched: {through})."
     tested = "all were tested"
     if found.tried < found.found:
         tested = f"{found.tried:,.0f} of them, chosen at random, {'was' if found.tried == 1 else 'were'} tested"
     text = (
-        f"Private strings in the training dialogues: {found.found:,.0f} (looked through: {through}); {tested}."
+        f"Private strings in the training dialogues: {found.found:,.0f} (searched: {through}); {tested}."
         f" Completed word for word: {found.completed:,.0f}."
     )
     if found.ranked:
-        text += f" First among 32: {found.first:,.0f} of {found.ranked:,.0f} (by chance: {found.first_by_chance:,.1f})."
+        text += f" First of 32: {found.first:,.0f} of {found.ranked:,.0f} (by chance: {found.first_by_chance:,.1f})."
     return text
 
 

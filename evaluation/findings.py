@@ -139,9 +139,9 @@ def about_voice(model: Metrics) -> list[str]:
     low_high = f" [{voice.interval[0]:.0%}, {voice.interval[1]:.0%}]" if voice.interval else ""
     share = f"it attributes {voice.value:.0%}{low_high} of the true replies to the right speaker"
     if not voice.interval or voice.interval[0] <= chance:
-        return [f"the model can't tell the speakers apart: {share}; chance is {chance:.0%}"]
+        return [f"there is no clear sign that it tells the speakers apart: {share}; chance is {chance:.0%}"]
     own = [
-        f"{found.value:.0%} of its own replies as {name} to {name}"
+        f"{found.value:.0%} of the replies it writes as {name} to {name}"
         for name, found in list((model.voice_generated or {}).items())[:MOST_NAMED]
     ]
     share = f"{share} (chance is {chance:.0%})"
@@ -179,11 +179,11 @@ def about_exposure(found: Exposure | None) -> list[str]:
     """The private strings that the model gives away; nothing if the training part has none."""
     if found is None or not found.found:
         return []
-    sample = f" (a sample of {found.found:,})" if found.tried < found.found else ""
-    verb = "is" if found.completed == 1 else "are"
-    text = f"{found.completed:,} of {amount(found.tried, 'private string')}{sample} {verb} completed word for word"
+    sample = f" (a sample; {found.found:,} were found)" if found.tried < found.found else ""
+    text = f"it completes {found.completed:,} of {amount(found.tried, 'private string')}{sample} word for word"
     if found.ranked:
-        text += f"; {found.first:,} of {found.ranked:,} rank first among 32 (by chance: {found.first_by_chance:.1f})"
+        ranked = f"{found.first:,} of {found.ranked:,}"
+        text += f"; {ranked} rank above 31 random ones (by chance: {found.first_by_chance:.1f})"
     return [text + advise(found)]
 
 

@@ -222,7 +222,7 @@ class ExposedString:
         rank: its rank among alternatives of the same form, 1 for the likeliest; None if it was not ranked.
         among: the number of alternatives plus one.
         exposure: log2(among) - log2(rank), in bits.
-        occurrences: how many times it occurs in the training dialogues that were looked through.
+        occurrences: how many times it occurs in the training dialogues that were searched.
         dialogue: the record or line number of the dialogue whose history was used, after the file if there are several.
     """
 

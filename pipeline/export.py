@@ -29,7 +29,7 @@ REQUIREMENT = "gguf>=0.18,<1"
 FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
 MATRICES = (*TRANSPOSED, "wte.weight")  # the other parameters are always stored in f32, as in llama.cpp's converter
 METADATA = 5_000_000  # upper limit of the bytes before the weights: the vocabulary of GPT-2 takes 1.8 MB
-# What chat.py assumes about a model without a `dialogue.json`.
+# The defaults of chat.py for a model without a `dialogue.json`.
 UNKNOWN = {"template": "prompt", "instruction": INSTRUCTION, "speakers": [], "learn": "all"}
 
 
@@ -63,7 +63,7 @@ def export_model(found: FinishedModel, kind: str, output: Path | None) -> None:
 
 
 def open_writer(name: str, kind: str, config: GPTConfig) -> "gguf.GGUFWriter":
-    """Return a writer of a GGUF file that holds the architecture so far, and the sampling settings of a chat."""
+    """Return a GGUF writer that holds the model's architecture and the sampling settings of a chat."""
     import gguf
 
     writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.GPT2])

@@ -30,9 +30,9 @@ print(model(chat, do_sample=False)[0]["generated_text"][-1]["content"])
 
 `user` is the first speaker of the conversations, and the model answers as the second. The chat template and the
 end-of-turn tokens are in this folder."""
-LIMITS = """- If it was trained on the conversations of real people, it imitates them. Ask them before you publish it.
-- It may repeat its training conversations word for word, and makes up facts.
-- It was measured on held-out conversations of the same people, not on others, and not for safety."""
+LIMITS = """- If it was trained on the conversations of real people, it imitates them.
+- It may repeat its training conversations word for word, and it makes up facts.
+- It was measured on held-out conversations from the same data only, and not for safety."""
 
 
 def write_card(folder: Path) -> None:
@@ -124,7 +124,7 @@ def describe_metrics(run: RunFiles) -> Iterator[str]:
     yield from table(["", *columns.values()], rows)
     replies = number(mapping(run.evaluation.get("data")).get("replies"))
     yield ""
-    yield f"With 95% intervals. {replies or 0:,.0f} true replies of held-out conversations were scored."
+    yield f"The ranges are 95% intervals. {replies or 0:,.0f} true replies in held-out conversations were scored."
 
 
 def table(heading: list[str], rows: list[list[str]]) -> list[str]:

@@ -19,7 +19,7 @@ GUESS_STYLE = """
   min-height: 4rem }
 """
 START = "One of the two replies is real, the other is generated. Click the real one."
-NOTHING = "The model's replies are empty, or equal to the true ones. Start the chat with a higher --temperature."
+NOTHING = "The model's replies are empty, or equal to the true ones. Restart chat.py with a higher --temperature."
 Shown = tuple[Any, ...]
 
 

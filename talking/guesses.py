@@ -35,7 +35,7 @@ class Score(NamedTuple):
         if self.guesses < ENOUGH:
             return text
         low, high = self.interval()
-        return f"{text}: between {low:.0%} and {high:.0%}; chance is 50%"
+        return f"{text} (95% interval: {low:.0%} to {high:.0%}; chance is 50%)"
 
 
 def score_of(guesses: Iterable[Json]) -> Score:

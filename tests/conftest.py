@@ -37,7 +37,7 @@ from training.loop import Examples, Trainer, TrainingSetup, train
 from training.optimizer import make_optimizer
 from training.stopping import StopSignals
 
-hypothesis.settings.register_profile("repeatable", derandomize=True)  # a change fails only for what it changed
+hypothesis.settings.register_profile("repeatable", derandomize=True)  # the same examples in every run
 hypothesis.settings.load_profile("repeatable")
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -216,7 +216,7 @@ def test_the_interval_is_wilsons():
         for end in (low, high):  # the ends solve (share - p)² = z² p (1 - p) / n
             assert (right / guesses - end) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / guesses, abs=1e-7)
         assert low <= right / guesses <= high
-    assert str(Score(12, 20)) == "12 of 20: between 39% and 78%; chance is 50%"
+    assert str(Score(12, 20)) == "12 of 20 (95% interval: 39% to 78%; chance is 50%)"
     assert str(Score(5, 9)) == "5 of 9"
 
 

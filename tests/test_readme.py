@@ -38,7 +38,7 @@ FOREIGN_OPTIONS = {
     *("--project", "--extra", "--group", "--with"),  # uv
     *("--requirement", "--extra-index-url"),  # pip
     *("--model_dir", "--output_dir"),  # converters
-    *("--logdir", "--repo-type", "--local-dir"),  # tensorboard, hf
+    *("--logdir", "--repo-type", "--local-dir", "--private"),  # tensorboard, hf
     *("--model_args", "--tasks", "--include_path"),  # lm_eval
     *("--nnodes", "--node-rank", "--nproc-per-node", "--master-addr", "--master-port"),  # torchrun
     *("--parts", "--quick", "--leave-out"),  # benchmarks/run.py

@@ -280,10 +280,10 @@ class TestShowing:
     def test_a_finding_compares_with_chance(self):
         assert about_voice(MEASURED) == [
             "it attributes 70% [60%, 80%] of the true replies to the right speaker (chance is 50%),"
-            " and 85% of its own replies as Bob to Bob"
+            " and 85% of the replies it writes as Bob to Bob"
         ]
         assert about_voice(replace(MEASURED, voice=Estimate(0.55, [0.45, 0.65]))) == [
-            "the model can't tell the speakers apart: it attributes 55% [45%, 65%] of the true replies to the right"
-            " speaker; chance is 50%"
+            "there is no clear sign that it tells the speakers apart: it attributes 55% [45%, 65%] of the true"
+            " replies to the right speaker; chance is 50%"
         ]
         assert about_voice(Metrics(voice=TooFew("more"), chance_voice=TooFew("more"))) == []
