@@ -50,7 +50,8 @@ ON, OFF = "{%- generation -%}", "{%- endgeneration -%}"
 def chat_template(dialogue: Mapping[str, Any], marked: bool = True) -> str:
     """Return the Jinja template that renders messages as a model with this `dialogue.json` saw them in training.
 
-    `user` is the first speaker and `assistant` the second; any other role is a speaker's name. Messages with the role
+    `user` is the first speaker and `assistant` the second; any other role is a speaker's name. A model that was trained
+    on one speaker's turns is `assistant` as that speaker, and `user` is the first of the others. Messages with the role
     `system` at the beginning replace the instruction line; an empty one removes it.
 
     Args:
@@ -97,8 +98,10 @@ def user_and_assistant(dialogue: Mapping[str, Any]) -> tuple[str, str]:
     """Return the speakers that correspond to the roles `user` and `assistant`."""
     if dialogue["template"] == "alpaca":
         return ALPACA_SPEAKERS[0], ALPACA_SPEAKERS[-1]
-    first, second = [*dialogue["speakers"], USER, ASSISTANT][:2]
-    return first, second
+    names, learn = [*dialogue["speakers"], USER, ASSISTANT], dialogue["learn"]
+    if learn in dialogue["speakers"] and learn not in ("all", "replies"):
+        return next(name for name in names if name != learn), learn
+    return names[0], names[1]
 
 
 def response_template(dialogue: Mapping[str, Any], end_of_turn: str) -> dict[str, Any]:

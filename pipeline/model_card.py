@@ -28,8 +28,8 @@ chat = [{{"role": "user", "content": "How was your day?"}}]
 print(model(chat, do_sample=False)[0]["generated_text"][-1]["content"])
 ```
 
-`user` is the first speaker of the conversations, and the model answers as the second. The chat template and the
-end-of-turn tokens are in this folder."""
+`user` is the first speaker of the conversations, and the model answers as the second. If it was trained on one
+speaker's turns, it answers as that speaker. The chat template and the end-of-turn tokens are in this folder."""
 LIMITS = """- If it was trained on the conversations of real people, it imitates them.
 - It may repeat its training conversations word for word, and it makes up facts.
 - It was measured on held-out conversations from the same data only, and not for safety."""

@@ -6,6 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from conftest import dialogues_of, save_conversation, tiny_reference, write_layout
+from dialogues.chat_template import user_and_assistant
 from dialogues.dialogue import ALPACA, ALPACA_WITH_INPUT, INSTRUCTION, Dialogue, Turn
 from dialogues.reading import open_source
 from dialogues.tokenizer import load_tokenizer
@@ -31,9 +32,11 @@ CASES = [
 ]
 
 
-def as_messages(dialogue: Dialogue, template: str) -> list[dict[str, str]]:
-    """The dialogue as chat messages: user for the first speaker, assistant for the second, others by name."""
+def as_messages(dialogue: Dialogue, template: str, learn: str = "all") -> list[dict[str, str]]:
+    """The dialogue as chat messages: user for the first speaker, assistant for the second or the learned one."""
     speakers = list(dict.fromkeys(turn.speaker for turn in dialogue.turns))
+    if learn in speakers:
+        speakers = [next(name for name in speakers if name != learn), learn]
     if template == "alpaca":
         speakers = ["Instruction", "Response"]
     roles = dict(zip(speakers, ("user", "assistant"), strict=False))
@@ -58,7 +61,7 @@ def test_ids_and_learned_mask_equal_those_of_training(saved, template, learn, di
     folder, conversations = saved(template, learn, dialogue)
     theirs = AutoTokenizer.from_pretrained(folder)
     encoded = theirs.apply_chat_template(
-        as_messages(dialogue, template), return_assistant_tokens_mask=True, return_dict=True
+        as_messages(dialogue, template, learn), return_assistant_tokens_mask=True, return_dict=True
     )
     assert encoded["input_ids"] == conversations.tokens_of(0).tolist()
     assert encoded["assistant_masks"] == conversations.learned.astype(int).tolist()
@@ -66,9 +69,22 @@ def test_ids_and_learned_mask_equal_those_of_training(saved, template, learn, di
     # Without a system message, the template adds the line that the model was trained with.
     if dialogue.instruction:
         assert (
-            theirs.apply_chat_template(as_messages(dialogue, template)[template != "alpaca" :])["input_ids"]
+            theirs.apply_chat_template(as_messages(dialogue, template, learn)[template != "alpaca" :])["input_ids"]
             == (encoded["input_ids"])
         )
+
+
+@pytest.mark.parametrize(
+    ("learn", "people"),
+    [("all", ("all", "Bob")), ("replies", ("all", "Bob")), ("Bob", ("all", "Bob")), ("Cem", ("all", "Cem"))],
+)
+def test_the_assistant_is_the_learned_speaker(learn, people):
+    described = {"template": "prompt", "speakers": ["all", "Bob", "Cem"], "learn": learn}
+    assert user_and_assistant(described) == people
+
+
+def test_the_first_speaker_can_be_the_assistant():
+    assert user_and_assistant({"template": "prompt", "speakers": ["Ann", "Bob"], "learn": "Ann"}) == ("Bob", "Ann")
 
 
 def test_the_template_and_the_reader_agree_on_messages(saved, tmp_path):
