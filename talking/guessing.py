@@ -187,4 +187,5 @@ def choose_speakers(learn: str, speakers: Sequence[str], you: str | None) -> lis
     Args:
         learn: what the model has learned: all, replies, or a speaker's name.
     """
-    return [you] if you else [learn] if learn in speakers else list(speakers)
+    one = learn in speakers and learn not in ("all", "replies")  # these words may also be names
+    return [you] if you else [learn] if one else list(speakers)

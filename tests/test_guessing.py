@@ -135,6 +135,7 @@ def test_places_have_text_and_a_speaker_that_the_model_learned():
     assert choose_speakers("replies", ["A", "B"], None) == ["A", "B"]
     assert choose_speakers("B", ["A", "B"], None) == ["B"]
     assert choose_speakers("all", ["A", "B"], "A") == ["A"]
+    assert choose_speakers("all", ["all", "B"], None) == ["all", "B"]
     people = people_at(Dialogue(turns, "Talk."), 3, People("A", "D"))
     assert people == People("A", "B", "Talk.", ("C", "D"))
 
