@@ -1,6 +1,7 @@
 """Write an Ollama Modelfile: the chat template in Go's syntax, the end of a turn, and the chat's sampling settings."""
 
 from collections.abc import Mapping
+from shlex import quote
 from typing import Any
 
 from dialogues.chat_template import literal, user_and_assistant
@@ -53,7 +54,7 @@ def modelfile(dialogue: Mapping[str, Any], end_of_turn: str, positions: int, wei
         itself: the name of the Modelfile.
     """
     return MODELFILE.format(
-        itself=itself,
+        itself=quote(itself),
         weights=weights,
         template=go_template(dialogue, end_of_turn),
         stop=TEMPLATES[dialogue["template"]].stop,

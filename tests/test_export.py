@@ -11,7 +11,7 @@ import torch
 from conftest import refused, save_conversation, tiny_reference, write_layout
 from dialogues.chat_template import chat_template
 from dialogues.dialogue import ALPACA, Dialogue, Turn
-from dialogues.ollama import go_literal, go_template
+from dialogues.ollama import go_literal, go_template, modelfile
 from dialogues.template import Renderer
 from dialogues.tokenizer import END_OF_TEXT, load_tokenizer, read_vocabulary
 from hub.find import BUNDLED
@@ -123,6 +123,12 @@ def test_names_are_literals_in_the_modelfile(name):
     assert '"""' not in template
     assert template.replace("\n", "").isprintable()
     assert go_literal(f" {name}:\n") in template
+
+
+def test_the_command_in_the_modelfile_quotes_its_name():
+    assert "-f 'my model.Modelfile'\nFROM ./my model.gguf\n" in modelfile(
+        FORMAT, "###", 64, "my model.gguf", "my model.Modelfile"
+    )
 
 
 def test_the_template_of_the_modelfile():
