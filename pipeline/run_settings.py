@@ -29,6 +29,7 @@ OPTIONS = {"name": "model", "paths": "data", "try_": "try"}  # fields whose opti
 ADVICE = "restore it, or start a new run"
 # Options that may change on --resume, in addition to --model-path, saving, and everything after training.
 FREE = ("paths", "device", "precision")  # the machine that results from these is compared instead
+ADAPTED = ("learning_rate", "epochs")  # options whose defaults depend on the model or on LoRA
 EXTENDED = ("epochs", "max_steps")  # options that may increase
 
 
@@ -68,7 +69,10 @@ def parse_finetune_settings(arguments: list[str] | None = None) -> FinetuneSetti
     """
     typed = parse_command_line(FinetuneSettings, arguments)
     if typed.run.settings:
-        return parse_with_defaults(arguments, read_defaults(typed.run.settings))
+        default = read_defaults(typed.run.settings)
+        settings = parse_with_defaults(arguments, default)
+        warn_of_inherited(default, settings)
+        return settings
     if typed.run.resume is None:
         return typed
     recorded = read_settings(typed.run.resume)
@@ -147,6 +151,19 @@ def read_defaults(path: Path) -> FinetuneSettings:
         return read_options(path, "correct it, or leave out --settings")
     except (TypeError, AttributeError, ValueError) as error:
         raise UserError(f"--settings {path}: {error}") from None
+
+
+def warn_of_inherited(default: FinetuneSettings, settings: FinetuneSettings) -> None:
+    """Print the values of `--settings` whose own defaults depend on the model and on LoRA, if one of these changes."""
+    changed = ["--model"] * (settings.model.name != default.model.name)
+    changed += ["--lora-rank"] * (bool(settings.training.lora_rank) != bool(default.training.lora_rank))
+    kept = [
+        f"--{name.replace('_', '-')} {value}"
+        for name in ADAPTED
+        if (value := getattr(settings.training, name)) is not None and value == getattr(default.training, name)
+    ]
+    if changed and kept:
+        display(f"{' and '.join(changed)} changed; kept from {settings.run.settings}: {', '.join(kept)}")
 
 
 def as_arguments(settings: Any) -> str:

@@ -594,6 +594,15 @@ class TestSettingsFile:
             parse_finetune_settings(["--settings", str(path)])
         assert reason in str(refusal.value)
 
+    def test_values_made_for_another_model_are_named(self, tmp_path, capsys):
+        path = tmp_path / "lora.json"
+        path.write_text('{"training": {"learning_rate": 0.002, "epochs": 3, "lora_rank": 8}}')
+        parse_finetune_settings(["--settings", str(path), "--lora-rank", "16"])
+        assert capsys.readouterr().out == ""
+        parse_finetune_settings(["--settings", str(path), "--lora-rank", "0", "--epochs", "5"])
+        out = capsys.readouterr().out
+        assert out == f"--lora-rank changed; kept from {path}: --learning-rate 0.002\n"
+
     def test_a_resumed_run_takes_no_other_settings(self):
         with pytest.raises(UserError, match="--settings a.json: a resumed run has its own settings"):
             parse_finetune_settings(["--settings", "a.json", "--resume", "runs/tiny-1"])
