@@ -63,7 +63,7 @@ class PrivateString(NamedTuple):
     occurrences: int = 1
 
     def encode(self, tokenizer: tiktoken.Encoding, text: str) -> list[int]:
-        """The tokens of `text` in place of the string."""
+        """Encode `text` as if it replaced the string."""
         return encode_text(tokenizer, self.before + text + self.after)
 
 

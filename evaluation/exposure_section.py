@@ -7,9 +7,6 @@ from evaluation.metric_table import show
 from evaluation.results import DAMAGED, ExposedString, Exposure
 from evaluation.run_files import RunFiles
 
-NUMBER = ("number", "numbers")
-MOST_ROWS = 20
-
 
 @dataclass(frozen=True)
 class ExposureSection:
@@ -27,7 +24,7 @@ def exposure_section(run: RunFiles) -> ExposureSection | None:
         return None
     try:
         found = Exposure.from_json(run.evaluation["exposure"])
-        rows = [row_of(each) for each in found.strings[:MOST_ROWS]]
+        rows = [row_of(each) for each in found.strings]
     except DAMAGED:
         run.notes.append("evaluation.json: its exposure is malformed and is left out of the report")
         return None
@@ -56,7 +53,7 @@ def describe(found: Exposure) -> str:
 def row_of(each: ExposedString) -> list[str]:
     """The cells of a string's row."""
     return [
-        f"{KINDS.get(each.kind, NUMBER)[0]} {each.shown}",
+        f"{KINDS.get(each.kind, ('number',))[0]} {each.shown}",
         "yes" if each.completed else "no",
         "–" if each.rank is None else f"{each.rank:,.0f}",
         "–" if each.exposure is None else show(each.exposure, "{:.1f}"),

@@ -219,11 +219,8 @@ def short_table(metrics: dict[str, Metrics]) -> list[str]:
     columns = {name: column.to_json() for name, column in metrics.items()}
     rows = [["", *(title.lower() for title in columns_of(columns).values())]]
     for metric, cells in (row for group in metric_groups(columns)[0] for row in group.rows):
-        shown = [
-            cell.value + (f" ({cell.below[0]})" if cell.below and cell.value != "too few" else "") for cell in cells
-        ]
         if metric.key in SHORT_TABLE and any(cell.value != "–" for cell in cells):
-            rows.append([metric.name, *shown])
+            rows.append([metric.name, *map(str, cells)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return ["", *lines]

@@ -28,6 +28,10 @@ class Cell(NamedTuple):
     below: list[str]
     """the interval, or the reason why there is no value"""
 
+    def __str__(self) -> str:
+        """The value with its interval, on one line."""
+        return f"{self.value} ({self.below[0]})" if self.below and self.value != "too few" else self.value
+
 
 class Row(NamedTuple):
     metric: Metric

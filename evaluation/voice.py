@@ -66,7 +66,7 @@ def measure_voice(decoder: Decoder, scorer: Scorer, subject: Subject) -> Metrics
     if conversations.renderer.name == "alpaca":
         return Metrics()
     if not replies:
-        none = TooFew("needs replies of several people; after fewer than 300 training examples, only evaluate.py tries")
+        none = TooFew("needs replies of several people; after a short training, only evaluate.py tries")
         return Metrics(voice=none, chance_voice=none)
     counts = Counter(speaker_of(conversations, reply) for reply in replies)
     known = [speaker for speaker, count in counts.most_common() if count >= FEWEST_TO_DRAW]
@@ -127,7 +127,7 @@ def candidates_of(conversations: Conversations, reply: Reply) -> list[int]:
 
 
 def write_replies(decoder: Decoder, subject: Subject, speakers: Sequence[int]) -> dict[Reply, list[int]]:
-    """The tokens of the texts that the model writes in place of the replies of these `speakers`.
+    """Generate a text for each reply of these `speakers`, and return its tokens.
 
     Empty texts are left out, and so are speakers as whom the model has not learned to write.
     """
@@ -152,7 +152,7 @@ def attribute(scorer: Scorer, subject: Subject, texts: dict[Reply, list[int]]) -
     the speakers makes sense for every candidate. Only the text's tokens count, which are the same for all candidates.
 
     Args:
-        texts: the tokens of a text in place of each reply.
+        texts: for each reply, the tokens of the text to judge: its own, or a generated one.
     """
     conversations = subject.conversations
     candidates = [candidates_of(conversations, reply) for reply in texts]
@@ -185,6 +185,6 @@ def exchanged_labels(conversations: Conversations, reply: Reply, candidate: int)
 
 
 def share_of_first(losses: np.ndarray) -> float:
-    """1 if the first of the `losses` is the lowest, 0 if another one is, 1/n if n of them are equal."""
+    """Return 1 if the first loss is the lowest, 1/n if it ties with n - 1 others, and 0 if another one is lower."""
     lowest = losses <= losses.min() + TIE
     return float(lowest[0] / lowest.sum())

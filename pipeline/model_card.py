@@ -117,10 +117,7 @@ def describe_metrics(run: RunFiles) -> Iterator[str]:
     for metric in (metric for group in GROUPS.values() for metric in group if metric.key in SHORT_TABLE):
         cells = [make_cell(metric, mapping(metrics.get(column))) for column in columns]
         if any(cell.value != "–" for cell in cells):
-            shown = [
-                f"{cell.value} ({cell.below[0]})" if " to " in "".join(cell.below) else cell.value for cell in cells
-            ]
-            rows.append([metric.name, *shown])
+            rows.append([metric.name, *map(str, cells)])
     yield from table(["", *columns.values()], rows)
     replies = number(mapping(run.evaluation.get("data")).get("replies"))
     yield ""

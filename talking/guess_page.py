@@ -9,7 +9,7 @@ from support.errors import UserError, printable
 from talking.guesses import Score
 from talking.guessing import Game, Round
 
-FORGOTTEN = 3600  # seconds before an idle visitor's round is dropped
+FORGOTTEN = 3600  # seconds before an idle visitor's round or conversation is dropped
 GUESS_STYLE = """
 .guess-history, .guess-reply { max-width: 46rem; overflow-wrap: anywhere }
 .guess-history { display: flex; flex-direction: column; gap: 0.6rem }
@@ -91,11 +91,11 @@ class GuessDesk:
         verdict = gradio.HTML()
         more = gradio.Button("Start", variant="primary")
         player = gradio.State(time_to_live=FORGOTTEN)
-        shown = [player, history, first, second, verdict, more]
+        content = [player, history, first, second, verdict, more]
         turns = {"concurrency_id": "guesses", "concurrency_limit": 1}  # the game makes one round at a time
-        more.click(self.next, player, shown, **turns)
+        more.click(self.next, player, content, **turns)
         for number, button in enumerate((first, second), start=1):
-            button.click(partial(self.guess, number), player, shown, **turns)
+            button.click(partial(self.guess, number), player, content, **turns)
 
 
 def shown(player: Player) -> Shown:

@@ -14,13 +14,12 @@ from settings import AnswerSettings, ChatSettings
 from support.errors import UserError, check_extra, display, reason
 from talking.conversation import Conversation
 from talking.generation import UnusableModelError
-from talking.guess_page import GUESS_STYLE, GuessDesk
+from talking.guess_page import FORGOTTEN, GUESS_STYLE, GuessDesk
 
 if TYPE_CHECKING:
     import gradio
 
 REQUIREMENT = "gradio>=6.31,<7"  # as in requirements-extra.txt
-FORGOTTEN = 3600  # seconds before an idle conversation is dropped
 STYLE = "[aria-label='chatbot conversation'] .message-content { white-space: pre-wrap }"  # keep white space
 AT_ONCE = 4  # maximum number of simultaneous answers; others wait
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
