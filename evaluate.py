@@ -101,7 +101,7 @@ def complete_options(measured: FinishedModel, named: EvaluateSettings) -> tuple[
         precision, seed = recorded.training.precision, recorded.training.seed
         default = replace(default, generation=recorded.generation, precision=precision, seed=seed)
         known = {field.name: getattr(recorded.data, field.name) for field in fields(ConversationSettings)}
-        data = replace(ConversationSettings(**known), mask=False)  # the run and the command line are combined below
+        data = replace(ConversationSettings(**known), mask=False)  # combined with the run's --mask below
         settings = parse_command_line(EvaluateSettings, default=replace(default, data=data))
         if PIPE in recorded.data.paths and named.data.paths == ConversationSettings.paths:
             raise UserError(
@@ -142,7 +142,7 @@ def check_speakers(conversations: "Conversations", measured: FinishedModel, voca
     """Warn about speakers that the model does not know.
 
     Raises:
-        UserError: the model uses a token for each speaker, and has none for these speakers.
+        UserError: the template needs speaker tokens that the model does not have.
     """
     known = measured.dialogue.get("speakers", [])
     strangers = [name for name in conversations.speakers if name not in known]

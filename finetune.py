@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def finetune(settings: FinetuneSettings, facts: RunFacts) -> None:
-    """Run the fine-tuning.
+    """Train and evaluate one model, or with `--preview` only show its training data.
 
     Raises:
         UserError: a problem that the user can fix.

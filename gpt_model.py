@@ -138,7 +138,7 @@ class GPTModel(nn.Module):
         self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         self.tie_weights()
         for name, parameter in self.named_parameters():
-            if not parameter.is_meta:  # initialising a meta tensor imports a module that takes a second
+            if not parameter.is_meta:  # initialising a meta tensor triggers an import that takes a second
                 initialise(name, parameter, config.n_layer)
 
     def tie_weights(self) -> None:
@@ -151,7 +151,7 @@ class GPTModel(nn.Module):
         """(B, T) token ids → (B, T, V) logits, or with a `cache` (B, 1, V) logits of the last token.
 
         With `targets` (B, T), return their negative log-likelihood in nats instead, ignoring -100: the sum (the
-        training loop divides it by the tokens of the whole step), or (B * T,) values with `reduction="none"`.
+        training loop divides it by the learned tokens of the whole step), or (B * T,) values with `reduction="none"`.
         Without a cache, rows may be padded on the right, because attention is causal.
         """
         T = ids.size(1)

@@ -1,7 +1,7 @@
 """Load a model from a model folder, and write a model to a folder.
 
 A model folder has the published Hugging Face layout: `config.json`, `model.safetensors` (or `pytorch_model.bin`),
-`vocab.json`, `merges.txt`. Folders written here load in transformers, and the other way round.
+`vocab.json`, `merges.txt`. Folders written here load in transformers, and vice versa.
 """
 
 import json
@@ -29,7 +29,7 @@ from support.files import atomic_path, read_json_object, write_json
 # The published files store these as (in, out); nn.Linear has (out, in). `attn.c_proj` is square, so a forgotten
 # transpose would load without an error, and the model would generate nonsense.
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-# Older files also hold each layer's causal mask. (The dot of `.attn.bias` excludes `attn.c_attn.bias`, a parameter.)
+# Older files also hold each layer's causal mask. (The leading dot excludes the parameter `attn.c_attn.bias`.)
 MASK_BUFFERS = (".attn.bias", ".attn.masked_bias")
 
 # Errors that torch.load raises for a file that is truncated or not a pickle.
@@ -168,7 +168,7 @@ def read_config(path: Path) -> GPTConfig:
     """Read the configuration of a model from `config.json`.
 
     Raises:
-        UserError: not a GPT-2, not complete, or with options that this model does not compute.
+        UserError: not a GPT-2, incomplete, or with options that this model does not support.
     """
     raw = read_json_object(path)
     problems = [
@@ -228,7 +228,7 @@ def match_tensors(shapes: dict[str, torch.Size], expected: dict[str, torch.Size]
     result.
 
     Raises:
-        UserError: tensors are missing, stored twice, unexpected or misshapen; the message names the first few.
+        UserError: tensors are missing, stored twice, unexpected or of the wrong shape; the message names the first few.
     """
     stored = {name.removeprefix("transformer."): name for name in shapes if not name.endswith(MASK_BUFFERS)}
     if "wte.weight" not in stored and "lm_head.weight" in stored:
@@ -378,6 +378,6 @@ def write_tensors(
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for shape, tensor in zip(shapes.values(), tensors, strict=True):
             assert tensor.shape == shape
-            stored = tensor.to(dtype).contiguous().cpu()  # transpose on its device: a GPU is faster
+            stored = tensor.to(dtype).contiguous().cpu()  # transpose on the tensor's device: a GPU is faster
             file.write(stored.view(-1).view(torch.uint8).numpy().data)  # as bytes: numpy has no bf16
         file.truncate()
