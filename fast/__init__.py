@@ -1,6 +1,6 @@
 """Drop-ins for torch's functions and layers: the same numbers, faster or with less memory.
 
-`gpt_model.py` imports these four names. Each file states the code it replaces, its savings, and when it is off.
+`gpt_model.py` imports these four names. Each file documents what it replaces, what it saves, and when it is off.
 """
 
 from fast.attention import scaled_dot_product_attention

@@ -36,7 +36,7 @@ def capture(work: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGraph:
     """Record `work` without running it, after a `warm_up`; `replay` on the result runs it.
 
     Args:
-        work: reads and writes the same tensors at each call, and never waits for the GPU.
+        work: reads and writes the same tensors on every call, and never waits for the GPU.
         pool: from `torch.cuda.graph_pool_handle`; graphs that never run at the same time can share memory through it.
 
     Raises:

@@ -28,7 +28,7 @@ class PackedLinear(Linear):
         super().__init__(weight.size(1), weight.size(0), bias=bias is not None, device="meta")
         self.weight, self.bias = weight, bias
         self.packed = None
-        # Pack in one thread: the process aborts if a worker thread exits while a signal ends the process.
+        # Don't pack in worker threads: if one exits while a signal ends the process, the process aborts.
         available = weight.is_cpu and torch.backends.quantized.engine in ("x86", "fbgemm")
         if available and max(map(abs, map(float, torch.aminmax(weight.detach())))) <= torch.finfo(torch.float16).max:
             self.packed = torch.ops.quantized.linear_prepack_fp16(weight.detach().float(), bias)

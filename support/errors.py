@@ -37,8 +37,8 @@ def run_script(module: str) -> NoReturn:
 def run_command(command: Callable[[], None]) -> None:
     """Run a command of the project and turn its outcome into an exit code.
 
-    0: success. 1: a bug of ours, with Python's traceback. 2: a `UserError`, `OSError` or `MemoryError`, printed as one
-    line. 130: stopped by Ctrl-C or SIGTERM.
+    0: success. 1: a bug in the program, with a traceback. 2: a `UserError`, `OSError`, `MemoryError` or missing
+    package, printed as one line. 130: stopped by Ctrl-C or SIGTERM.
 
     Under torchrun, the first process reports for all.
     """
@@ -89,7 +89,7 @@ def is_missing_package(error: ModuleNotFoundError) -> bool:
 
 
 def open_streams() -> None:
-    """Connect standard streams that the parent process closed to the null device.
+    """Open the null device for each standard stream that the parent process closed.
 
     In this order, each gets its usual file descriptor; otherwise the next file that is opened would get it.
     """
@@ -117,7 +117,7 @@ def reason(error: OSError) -> str:
 def display(*lines: object, file: TextIO | None = None, end: str = "\n") -> None:
     """Print `lines`, made safe by `printable`, and flush; without lines, print nothing.
 
-    Everything the program prints goes through here, because names and texts come from other people's files.
+    Names and texts come from other people's files, so print them only with this function, or after `printable`.
     """
     if lines:
         print(*(printable(str(line)) for line in lines), sep="\n", end=end, file=file, flush=True)
@@ -147,7 +147,7 @@ def escape(code: int, json: bool) -> str:
 
 
 def check_extra(package: str, option: str, requirement: str) -> None:
-    """Check before the work, not after it, that the package needed for `option` is installed.
+    """Check up front that the package needed for `option` is installed.
 
     Raises:
         UserError: the package is not installed; the message says how to install it.
