@@ -1,4 +1,4 @@
-"""Optimizer steps as CUDA graphs, one per batch length: on a GPU, a short step mostly launches kernels.
+"""Optimizer steps as CUDA graphs, one per batch length: on a GPU, launching kernels takes most of a short step.
 
 The arithmetic equals that of `step.take_step`, but buffers are static, values that change from step to step (learning
 rate, learned tokens) are tensors, and nothing waits for the GPU until the loss is read.
@@ -49,7 +49,7 @@ def graph_length(length: int) -> int:
 def choose_lengths(lengths: Iterable[int], longest: int) -> list[int]:
     """The lengths to capture, ascending: the most frequent ones with at least `LEAST` batches, and `longest`.
 
-    Batches of other lengths are padded to the next of these.
+    Batches of other lengths are padded to the next longer one.
 
     Args:
         lengths: the length of each upcoming batch.

@@ -1,4 +1,4 @@
-"""The only module that knows the machine: device, precision, memory, and the processes that torchrun starts."""
+"""The machine: device, precision, memory allocator, and the processes that torchrun starts."""
 
 import contextlib
 import copy
@@ -58,8 +58,8 @@ class Machine(NamedTuple):
     def deterministic(self) -> Iterator[None]:
         """On a GPU, use kernels that add in a fixed order, so that identical runs are bit-identical.
 
-        Only training needs them: other kernels for the backward passes of attention and embedding add in the order in
-        which threads finish. They would slow down decoding.
+        Only training needs them: the default backward kernels of attention and embedding add in the order in which
+        threads finish. In decoding, deterministic kernels would only cost time.
         """
         if self.device.type != "cuda":
             yield
@@ -203,15 +203,15 @@ def has_fast_bf16(device: str) -> bool:
 
 
 def for_training(model: GPTModel, settings: TrainingSettings) -> GPTModel:
-    """The model that training runs: `--compile` compiles its blocks and its loss, `--gradient-checkpointing` computes
-    its blocks again in the backward pass. It shares all parameters with `model`, which stays unchanged.
+    """The model that training runs: `--compile` compiles its blocks and its loss, `--gradient-checkpointing` recomputes
+    its blocks in the backward pass. It shares all parameters with `model`, which stays unchanged.
     """
     if not (settings.compile or settings.gradient_checkpointing):
         return model
     trained = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     if settings.compile:
         torch.use_deterministic_algorithms(True)  # keeps the compiler from choosing kernels by timing
-        torch.set_deterministic_debug_mode("default")  # eager kernels: only inside `deterministic`
+        torch.set_deterministic_debug_mode("default")  # eager kernels are deterministic only inside `deterministic`
     for block in trained.h:
         if settings.compile:
             block.compile(dynamic=True)
@@ -239,8 +239,8 @@ def keep_freed_memory() -> None:
     """Keep freed memory in the process, in huge pages where Linux offers them. Call before the first tensor is made.
 
     Each step allocates and frees gigabytes of gradients. By default glibc returns every large block to the system, and
-    the next block consists of fresh pages. Touching those runs at 2 GB/s (30 GB/s for reused memory) and takes longer
-    than the arithmetic. Without Linux and glibc this is a no-op.
+    the next block consists of fresh pages. Touching them proceeds at 2 GB/s (30 GB/s for reused memory) and takes
+    longer than the arithmetic. Without Linux and glibc this is a no-op.
     """
     if sys.platform != "linux":
         return
@@ -251,7 +251,7 @@ def keep_freed_memory() -> None:
         for threshold in (32 << 20, 256 << 20):  # some versions of glibc accept only the first
             libc.mallopt(M_MMAP_THRESHOLD, threshold)
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # never trim
-        libc.mallopt(M_ARENA_MAX, 1)  # threads share freed memory: 2 GB less address space for 355M
+        libc.mallopt(M_ARENA_MAX, 1)  # threads share freed memory: 2 GB less address space for gpt2-medium
 
 
 def return_freed_memory() -> None:

@@ -144,7 +144,7 @@ class Trainer:
         return due and (not done or done[-1][0] != step)
 
     def measure(self) -> tuple[float, float | None, dict[str, str] | None]:
-        """Measure the validation loss, at the start and end of the run also the training loss; `--watch` adds a reply.
+        """Measure the validation loss, plus the training loss at the start and end of the run; `--watch` adds a reply.
 
         Raises:
             UserError: a loss is NaN or infinite.

@@ -1,7 +1,7 @@
 """Mirror a run to Weights & Biases or TensorBoard, from a separate process that reads the run folder.
 
 The run only writes its folder and never waits for a tracker: an error, a hang or a delay here does not affect the run.
-A finished run can also be mirrored, even a second time without duplicate points; in the program's folder:
+A finished run can also be mirrored, and mirroring it again adds no duplicate points. In the program's folder, run:
 
     python -m training.mirror wandb runs/gpt2-1 < /dev/null
 

@@ -50,7 +50,7 @@ class Pace:
         measured = len(progress.step_seconds)
         # The first step is slow because it compiles kernels and touches memory.
         usual = sorted(progress.step_seconds[1:])
-        if self.compiles:  # one more may be slow: a longer loss, or a batch of one example, is compiled again
+        if self.compiles:  # one more may be slow: a loss over more tokens, or a batch of one example, is recompiled
             usual = usual[:-1]
         per_step = sum(usual) / max(1, len(usual)) + self.evaluation_seconds / self.evaluate_every
         ready = measured == MEASURED_STEPS or (self.limit and len(usual) > 0 and elapsed > self.limit / 10)

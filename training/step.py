@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     inputs: Tensor  # (B, T)
     targets: Tensor  # (B, T)
     learned: int  # number of targets that are not ignored
-    seed: int = 0  # seed of dropout
+    seed: int = 0  # dropout seed
 
 
 class Learner(NamedTuple):
@@ -35,7 +35,7 @@ class Learner(NamedTuple):
 def take_step(learner: Learner, batches: Sequence[Batch], machine: Machine) -> tuple[float, int, float | None]:
     """Take one optimizer step over `batches`; return its mean loss, number of learned tokens and gradient norm.
 
-    With several processes, each takes its share of the batches, and all get the same result.
+    With several processes, each passes its share of the batches, and all get the same result.
 
     Raises:
         FloatingPointError: the loss or the gradient is NaN or infinite; the weights are unchanged.
