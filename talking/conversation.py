@@ -209,7 +209,8 @@ def read_turn(tokens: Iterable[int], renderer: Renderer, people: People) -> Iter
 
     Text that may be the start of a stop, and trailing space, is held back. A line that starts with a known speaker's
     label is a stop too; in the `labels` template, whose own stop is just a newline, it is the only one. At the start of
-    the turn, after the label's space, a stop needs no space before it: a label there starts a different speaker's turn.
+    the turn (after the label's space), a stop matches without its leading whitespace: a label there starts a different
+    speaker's turn.
     """
     stops = find_stops(renderer, people)
     patterns = (pattern for stop in stops for pattern in (re.escape(stop), rf"\A\s*{re.escape(stop.lstrip())}"))

@@ -132,7 +132,7 @@ class CapturedStep:
         self.logits = self.model(self.ids, cache=self.static)[:, -1]
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """(B, 1) new token ids → (B, V) logits. Adds the tokens to the cache, which may have been cut since."""
+        """(B, 1) new token ids → (B, V) logits. Adds the tokens to the cache, which may have been cut between calls."""
         self.ids.copy_(ids)
         self.static.place.fill_(self.cache.length)
         self.cache.length += 1

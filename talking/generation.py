@@ -1,4 +1,4 @@
-"""Generate text in batches, greedily or by sampling, of any length."""
+"""Generate text of any length in batches, greedily or by sampling."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class CompletionConfig:
-    """The way in which a model completes dialogues.
+    """How a model completes dialogues.
 
     Attributes:
         learn: the value of `--learn` in the model's training.
@@ -104,7 +104,7 @@ def newest_tokens(tokens: list[int], limit: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Bounds:
-    """The end of a text, and the way to shorten a text that exceeds the model's context.
+    """When a text ends, and how to shorten one that exceeds the model's context.
 
     Attributes:
         end_id: the token that ends a text; it is not part of the result.

@@ -1,4 +1,4 @@
-"""The guesses at which reply is real: their score, and the file that keeps them."""
+"""Guesses about which reply is real: their score, and the file that keeps them."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +18,7 @@ class Score(NamedTuple):
     guesses: int
 
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95% interval of the probability of a right guess, from at least one guess.
+        """Wilson's 95% interval for the probability of a right guess; needs at least one guess.
 
         E. B. Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the American
         Statistical Association 22 (1927), 209-212.
@@ -30,7 +30,7 @@ class Score(NamedTuple):
         return (centre - half) / (1 + spread), (centre + half) / (1 + spread)
 
     def __str__(self) -> str:
-        """The score, from ENOUGH guesses on with its interval."""
+        """The score, with its interval if there are at least ENOUGH guesses."""
         text = f"{self.right} of {self.guesses}"
         if self.guesses < ENOUGH:
             return text
@@ -65,7 +65,7 @@ def read_guesses(path: Path) -> list[Json]:
 
 
 def add_guess(path: Path, guess: Json) -> list[Json]:
-    """Add a guess to the file, and return all of them; a different process may have added some too.
+    """Add a guess to the file, and return all of them; another process may have added some too.
 
     Raises:
         UserError: the file is damaged, or can't be written.

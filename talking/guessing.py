@@ -52,7 +52,7 @@ class Game:
     """Makes rounds and keeps the guesses. Several threads may use it.
 
     Attributes:
-        path: the file with all guesses, also those of earlier sessions.
+        path: the file with all guesses, including those of earlier sessions.
         score: the score of all guesses.
     """
 
@@ -102,7 +102,7 @@ class Game:
         return None
 
     def make_texts(self, place: Place) -> tuple[str, str] | None:
-        """Return the true and a generated reply in comparable length; None if that is always empty or the same."""
+        """Return the true and a generated reply of comparable length; None if every attempt is empty or identical."""
         dialogue = self.held_out.dialogues[place.dialogue - 1]
         true = dialogue.turns[place.turn - 1].text
         for _ in range(TRIES):
@@ -113,7 +113,7 @@ class Game:
         return None
 
     def generate(self, dialogue: Dialogue, turn: int, words: int) -> tuple[str, bool]:
-        """Return the model's reply, of little more than `words` words, and whether it stopped at the token limit."""
+        """Return the model's reply, stopped soon after `words` words, and whether it hit the token limit."""
         talk = self.conversation
         talk.start_over()
         talk.turns += dialogue.turns[:turn]

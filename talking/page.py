@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import gradio
 
 REQUIREMENT = "gradio>=6.31,<7"  # as in requirements-extra.txt
-STYLE = "[aria-label='chatbot conversation'] .message-content { white-space: pre-wrap }"  # keep white space
+STYLE = "[aria-label='chatbot conversation'] .message-content { white-space: pre-wrap }"  # preserve whitespace
 AT_ONCE = 4  # maximum number of simultaneous answers; others wait
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 EVERYWHERE = ("", "0.0.0.0", "::")  # addresses for listening on every interface; any host name may then be valid
