@@ -82,7 +82,7 @@ def find_job(settings: FinetuneSettings) -> Path | None:
 def open_job(
     settings: FinetuneSettings, begun: Path | None, kind: str = "folds", times: int = 1
 ) -> tuple[Path, FileLock | None, Data]:
-    """Create the folder of a cross-validation and record its dependencies, or compare the record of `begun`.
+    """Create the folder of a cross-validation and write its settings, or check the record of `begun`.
 
     Args:
         begun: the folder of a cross-validation to resume, if there is one.
@@ -155,7 +155,7 @@ class FoldsSummary:
         too_small: "base" or "model" → the metrics for which at least one run had too little data.
         best_epochs: the epoch of the lowest validation loss in each run.
         last_epoch: the last epoch of the longest run.
-        chosen: the number of runs that kept the weights from before the last evaluation.
+        chosen: the number of runs that kept weights from before the last evaluation.
     """
 
     folds: int

@@ -110,7 +110,7 @@ def measure_trained(decoder: Decoder, subject: Subject, run: Path | None, writte
     """Measure a fine-tuned model, and if the data is that of its `run`, the private strings that it gives away.
 
     Args:
-        written: existing completions; None to generate them, the shown dialogues to their end.
+        written: existing completions; None: generate them, completing the shown dialogues to their end.
     """
     column = measure_column(decoder, subject, written, whole=True)
     if run is None or subject.trained is None:

@@ -1,4 +1,4 @@
-"""A run's `settings.json`: write the run's dependencies, read them, and compare them on `--resume`."""
+"""A run's `settings.json`: write everything that determines the run, read it, and compare it on `--resume`."""
 
 import json
 import math
@@ -28,14 +28,14 @@ FACTS = {"data": "fold", "training": "processes"}  # groups in which older versi
 OPTIONS = {"name": "model", "paths": "data", "try_": "try"}  # fields whose options have different names
 ADVICE = "restore it, or start a new run"
 # Options that may change on --resume, in addition to --model-path, saving, and everything after training.
-FREE = ("paths", "device", "precision")  # the machine that results from these is compared instead
+FREE = ("paths", "device", "precision")  # the data and the machine that result from these are compared instead
 ADAPTED = ("learning_rate", "epochs")  # options whose defaults depend on the model or on LoRA
 EXTENDED = ("epochs", "max_steps")  # options that may increase
 
 
 @dataclass(frozen=True)
 class Record:
-    """The dependencies of a run apart from its options; recorded in `settings.json`."""
+    """Everything that determines a run apart from its options; recorded in `settings.json`."""
 
     facts: RunFacts
     machine: dict[str, str | int]  # everything that can change the last bits of a result
@@ -46,7 +46,7 @@ RECORDED = {field.name for field in fields(Record)}  # keys of settings.json tha
 
 
 def write_settings(folder: Path, settings: FinetuneSettings, source: Path, record: Record) -> None:
-    """Write the dependencies of a run: every option, with absolute paths, and its `record`.
+    """Write everything that determines a run: every option, with absolute paths, and its `record`.
 
     Args:
         source: the model folder that was found for `--model`.
@@ -247,7 +247,7 @@ def from_json(kind: Any, values: Json) -> Any:
 
 
 def nearest(name: str, kind: Any) -> str:
-    """A question about the setting that a wrong name may stand for; empty if none is similar."""
+    """A "did you mean" hint for an unknown setting; empty if no name is similar."""
     groups = {group: type_ for group, type_ in get_type_hints(kind).items() if is_dataclass(type_)}
     known = {each: each for each in get_type_hints(kind)}
     for group, type_ in groups.items():

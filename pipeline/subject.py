@@ -35,7 +35,7 @@ def replies_after(training_examples: int) -> int:
 
 @dataclass(frozen=True)
 class Scope:
-    """The amounts to measure."""
+    """How much to measure."""
 
     length: int  # maximum number of tokens that a model sees at a time
     dialogues: int  # maximum number of dialogues per part whose loss is measured
@@ -51,7 +51,7 @@ class Scope:
 
 
 def choose_subject(data: Data, run: Path | None, machine: Machine, scope: Scope) -> Subject:
-    """Choose the measured part of `data`: a sample of each part for the loss, and held-out dialogues for all else.
+    """Choose the measured part of `data`: a sample of each part for the loss, and held-out dialogues for the rest.
 
     Args:
         run: the folder of the run that trained the model, if there is one.
