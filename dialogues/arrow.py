@@ -1,4 +1,4 @@
-"""Read Parquet and Arrow tables, the formats of published and saved data sets, as JSON Lines."""
+"""Read Parquet and Arrow tables, the formats of published and saved datasets, as JSON Lines."""
 
 import importlib
 import json

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from dialogues.conversations import Conversations
 
-EVALUATION_TOKENS = 2048  # per batch, with padding; without gradients, memory holds more than in training
+EVALUATION_TOKENS = 2048  # per batch, including padding; evaluation stores no activations, so its batches can be larger
 GROUPED = 50  # examples are sorted by length in groups of this many batches
 IGNORED = -100  # target of a token that is not learned, such as padding; PyTorch's default
 ROUND = 16  # pad batch lengths to a multiple of this

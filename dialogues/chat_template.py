@@ -10,8 +10,8 @@ from dialogues.layouts.words import ASSISTANT, SYSTEM, TOOLS, USER
 from dialogues.template import TEMPLATES
 from dialogues.tokenizer import END_OF_TEXT
 
-# These pieces are joined into one line, and their spaces do not matter. `generation` marks the learned text: all of it,
-# or some turns.
+# These lines are joined into one, and spaces between tags do not matter. `generation` marks the learned text: the whole
+# dialogue, or some turns.
 JINJA = """
 {{%- set names = {names} -%}}
 {{%- set seen = namespace(system=[], turns=[]) -%}}
@@ -50,12 +50,12 @@ ON, OFF = "{%- generation -%}", "{%- endgeneration -%}"
 def chat_template(dialogue: Mapping[str, Any], marked: bool = True) -> str:
     """Return the Jinja template that renders messages as a model with this `dialogue.json` saw them in training.
 
-    `user` is the first speaker and `assistant` the second; any other role is a speaker's name. A model that was trained
-    on one speaker's turns is `assistant` as that speaker, and `user` is the first of the others. Messages with the role
-    `system` at the beginning replace the instruction line; an empty one removes it.
+    `user` is the first speaker and `assistant` the second; any other role is a speaker's name. If the model was
+    trained on one speaker's turns, `assistant` is that speaker and `user` is the first of the others. Messages with the
+    role `system` at the beginning replace the instruction line; an empty one removes it.
 
     Args:
-        marked: mark the learned text, which needs a tag that not every program knows.
+        marked: mark the learned text with the `generation` tag, which not every program supports.
     """
     name, learn = dialogue["template"], dialogue["learn"]
     template = TEMPLATES[name]

@@ -26,7 +26,7 @@ class Changes(NamedTuple):
     """Changes to make in dialogues before they are encoded."""
 
     rename: Mapping[str, str] = {}  # old name → new name
-    mask: bool = False  # replace private data by placeholders
+    mask: bool = False  # replace private data with placeholders
 
 
 UNCHANGED = Changes()
@@ -206,7 +206,7 @@ class Conversations:
     def turn_spans(self) -> tuple[np.ndarray, np.ndarray]:
         """Return (turns,) where the text of each turn starts in `tokens`, and (turns,) where the stop after it ends.
 
-        After the last text of a dialogue, the end-of-text token replaces the stop.
+        The last turn of a dialogue ends after the end-of-text token.
         """
         starts = self.text_starts()
         ends = starts + (self.texts[:, 1] - self.texts[:, 0]) + len(self.renderer.stop)

@@ -89,7 +89,7 @@ class Input(NamedTuple):
         return self.name
 
     def open(self) -> IO[bytes]:
-        """Open the unpacked content as UTF-8 without a byte order mark, or for Parquet and Arrow tables as JSON Lines.
+        """Open the unpacked content as UTF-8 without a byte order mark; Parquet and Arrow tables become JSON Lines.
 
         Raises:
             UserError: the file can't be read, or this program does not read files of its kind.
@@ -173,7 +173,7 @@ class Pieces(io.RawIOBase):
 
 @contextmanager
 def reading(name: object) -> Iterator[None]:
-    """Turn every error of reading the file `name` into a `UserError`."""
+    """Turn errors in reading the file `name` into a `UserError`."""
     try:
         yield
     except NotRecognisedError as error:
@@ -191,7 +191,7 @@ def reading(name: object) -> Iterator[None]:
 
 
 def unpacked(input: Input) -> IO[bytes]:
-    """Open a file or a member of an archive, unpacked; the stream can seek."""
+    """Open a file or a member of an archive, unpacked; the stream is seekable."""
     file = input.path.open("rb") if input.member is None else open_member(input.path, input.member)
     magic = file.read(6)
     file.seek(0)
@@ -301,7 +301,7 @@ def files_below(folder: Path, ignored: Counter[str]) -> Iterator[Path]:
 
 
 def ignored_kind(path: PurePath) -> str | None:
-    """Return the kind under which an unread file in a folder or archive is counted; None for a file to read."""
+    """Return the kind of a file to ignore in a folder or archive, for the counts; None for a file to read."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if any(map(is_hidden, path.parts)):
         return "hidden files"
@@ -364,7 +364,7 @@ def is_standard_input(path: Path) -> bool:
 
 
 def is_pipe(path: Path) -> bool:
-    """Whether a path is standard input or a different stream that can be read only once."""
+    """Whether a path is standard input or another stream that can be read only once."""
     if is_standard_input(path):
         return True
     try:

@@ -33,7 +33,7 @@ MARKS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x28\xb5\x2f\xfd", f"compressed with zstd; {UNPACK}"),
     (257, b"ustar", f"a tar archive; {UNPACK}"),
 )
-# Images, audio and video: (offset, signature). Some signatures are also words, so they need NUL bytes in the file.
+# Images, audio and video: (offset, signature). Some signatures are also words, so require a NUL byte as well.
 MEDIA_MARKS: tuple[tuple[int, bytes], ...] = (
     *((0, mark) for mark in (b"\x89PNG", b"\xff\xd8\xff", b"GIF8")),
     *((0, mark) for mark in (b"ID3", b"\xff\xfb", b"OggS", b"fLaC", b"\x1a\x45\xdf\xa3")),

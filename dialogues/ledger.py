@@ -78,7 +78,7 @@ class Ledger:
         duplicates: number of dialogues that equal an earlier one.
         skipped: reason → skipped turns.
         nothing_to_learn: number of dialogues left out because they have no learned tokens.
-        private: kind of private data → number of occurrences in the whole file.
+        private: kind of private data → its ledger, over all files.
         masked: whether all private data is replaced by placeholders.
         private_names: number of speakers whose name is private data, such as a phone number.
         files: one ledger for each file, if there are several.

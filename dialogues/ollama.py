@@ -65,7 +65,7 @@ def modelfile(dialogue: Mapping[str, Any], end_of_turn: str, positions: int, wei
 
 
 def go_template(dialogue: Mapping[str, Any], end_of_turn: str) -> str:
-    """Return the template that renders Ollama's messages like `chat_template` renders those of other programs.
+    """Return the template that renders Ollama's messages as `chat_template` renders those of other programs.
 
     Ollama has only the roles `system`, `user`, `assistant` and `tool`; tool messages are left out.
     """

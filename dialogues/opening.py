@@ -26,7 +26,7 @@ def open_paths(paths: Iterable[Path], settings: FormatSettings) -> Opened:
     A file without conversations is left out if it was found in a folder or an archive; if it was named, it is an error.
 
     Raises:
-        UserError: a path holds no conversations, or an option needs an extra.
+        UserError: a path holds no conversations, or a package that an option needs is not installed.
     """
     if settings.mask:
         check_masking()

@@ -1,6 +1,6 @@
 """Find phone numbers, e-mail addresses, links and IBANs in what people say; count them, and replace them with --mask.
 
-Regular expressions, without a library, find them by their format. `--mask` replaces all matches, whether or not a
+Regular expressions find them by their format, without a library. `--mask` replaces all matches, whether or not a
 library confirms them: a mistyped number is as private as a correct one. It also replaces data that only the
 libraries recognise. phonenumbers finds international numbers in any notation, and national numbers of countries
 whose international numbers occur in the same dialogue (in a text, or as a speaker's name). python-stdnum finds
@@ -36,7 +36,7 @@ GAP = f"[{SPACE}]?[{MARK}{SPACE}]?[{SPACE}]?"
 LOOKS = {
     "link": rf"""(?:(?<![^\W\d_])[a-z][a-z\d+.-]{{0,20}}://|{BEGIN}(?<![@.])www\.)[^\s<>"]*[^\s<>"'.,;:!?)\]}}…*_]""",
     "email": r"(?<![\w.+-])[\w.+-]+@(?:[\w-]+\.)+(?:xn--[\w-]+|[^\W\d_]{2,})",
-    # Country, check digits and bank, then seven digits, then optional letters; in one piece, or in groups of four.
+    # Country, check digits and bank, seven digits, and optional letters and digits; in one piece, or in groups of four.
     "iban": rf"(?-i:{BEGIN}[A-Z]{{2}}\d\d[{SPACE}]?[A-Z\d]{{4}}[{SPACE}]?\d{{4}}[{SPACE}]?\d{{3}}"
     rf"(?:\d(?:[{SPACE}]?(?=[A-Z]*\d)[A-Z\d]{{4}})*(?:[A-Z\d]{{1,3}}|[{SPACE}]\d{{1,3}})?)?{END})",
     "phone": "|".join(
@@ -141,7 +141,7 @@ def list_private(dialogue: Dialogue) -> list[tuple[str, str]]:
 
 
 def mask_dialogue(dialogue: Dialogue) -> tuple[Dialogue, list[tuple[str, str]]]:
-    """Replace private data by placeholders such as `<phone>`; also return (kind, speaker) for each replacement.
+    """Replace private data with placeholders such as `<phone>`; also return (kind, speaker) for each replacement.
 
     Speakers' names are not changed.
     """

@@ -207,7 +207,7 @@ def json_lines_source(input: Input, format: str, options: Options) -> Source:
 
 
 def is_whole(values: Sequence[Any], columns: Columns) -> bool:
-    """Whether the lines must be read together because each one is a turn or holds a transcript."""
+    """Whether the lines must be read together because each one is a turn, an exchange, or a transcript."""
     kinds = [kind_of_turn(value, columns) for value in values if is_object(value) and not is_header(value)]
     forms = [fitting(value, columns) for value in values[:3]]
     if kinds.count("message") > 0.6 * len(kinds) and not any(set(form) - {"text"} for form in forms):

@@ -1,4 +1,4 @@
-"""Divide dialogues into training, validation and test parts, or into folds, without a dialogue in two parts."""
+"""Divide dialogues into training, validation and test parts, or into folds; no dialogue is in two parts."""
 
 from bisect import bisect_right
 from collections.abc import Sequence

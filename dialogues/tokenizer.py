@@ -18,9 +18,9 @@ from support.files import read_json_object, write_json, write_text, writing
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TURN = "<|endofturn|>"
-# White space in GPT-2's pattern; Python's `\\s` has four more characters. RUN matches a long run except its last one.
+# Whitespace in GPT-2's pattern; Python's `\s` adds four characters. RUN matches a long run minus its last character.
 SPACES = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-LONG_RUN = 1000  # cut longer runs of white space: tiktoken fails at several hundred thousand characters
+LONG_RUN = 1000  # cut longer runs of whitespace: tiktoken fails at several hundred thousand characters
 RUN = re.compile(rf"(?<![{SPACES}])[{SPACES}]{{{LONG_RUN},}}(?=[{SPACES}][^{SPACES}])")
 
 
@@ -57,7 +57,7 @@ def read_ranks(merges: str, vocabulary: str) -> dict[bytes, int]:
 def encode_text(tokenizer: tiktoken.Encoding, text: str) -> list[int]:
     """Encode a text like `encode_ordinary`: nothing in it is a special token.
 
-    `encode_ordinary` panics at a long run of white space before a word: its pattern ends a piece before the last space,
+    `encode_ordinary` panics at a long run of whitespace before a word: its pattern ends a piece before the last space,
     so it backtracks. Cutting the run there prevents this.
     """
     if len(text) <= LONG_RUN:

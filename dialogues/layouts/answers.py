@@ -1,4 +1,4 @@
-"""Questions and answers: instruction data, and prompts with completions, with the keys of many data sets."""
+"""Questions and answers: instruction data, and prompts with completions, with the keys of many datasets."""
 
 import re
 from collections.abc import Sequence
@@ -109,7 +109,7 @@ def strip_end(answer: str) -> str:
 
 
 def read_context(values: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The turns before `context`, oldest first; `context/0` is the latest, and `context/1` precedes it (DialoGPT)."""
+    """Return the turns before `context`, oldest first; `context/0` is the latest, then `context/1` (DialoGPT)."""
     found = {plain(key): key for key in values}
     earlier = [values[found[f"context{number}"]] for number in range(100) if f"context{number}" in found]
     return [(USER, text) for text in reversed(earlier) if not is_nothing(text)]

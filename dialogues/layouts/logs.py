@@ -56,7 +56,7 @@ class Entry(NamedTuple):
     stamp: Stamp | None
     name: str | None
     texts: list[str]
-    known: bool = False  # whether its position shows that it is a notice
+    known: bool = False  # whether it is certainly a notice if it has no name
     media: bool = False  # whether its program writes these words instead of media
 
 

@@ -123,7 +123,7 @@ def notice_pattern() -> re.Pattern[str]:
 
 
 def is_poll(bare: str) -> bool:
-    """Whether a plain text is a WhatsApp poll: its title, the question, and a line for each option."""
+    """Whether a text normalised by `plain` is a WhatsApp poll: its title, the question, and a line for each option."""
     return POLL.match(bare) is not None and any(OPTION.match(line.strip()) for line in bare.split("\n"))
 
 

@@ -4,7 +4,7 @@ Each string is part of a regular expression, with its alternatives separated by 
 without a final full stop and without direction marks, like the result of `notices.plain`.
 """
 
-# Kinds of content: in brackets (LINE, Telegram, WeChat), or after an emoji (notifications of WhatsApp).
+# Kinds of content: in brackets (LINE, Telegram, WeChat), or after an emoji (WhatsApp notifications).
 KINDS = (
     "photos?|pictures?|images?|videos?|stickers?|gifs?|files?|voice (?:message|note)|audio(?: message)?",
     "contact(?: card)?",

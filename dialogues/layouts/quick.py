@@ -1,4 +1,4 @@
-"""A fast reader for the most common layout of JSON Lines, which does not analyse every line.
+"""A fast reader for the most common layout of JSON Lines; it does not analyse every line.
 
 The layout is `{"messages": [{"role": ..., "content": ...}, ...]}`, possibly with other keys: every record has the same
 keys as the first, and every turn has two keys. All other records are left to `layouts.turns`. Both readers give the

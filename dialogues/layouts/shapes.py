@@ -196,7 +196,7 @@ def has_name(text: str) -> bool:
 
 
 def is_bare(start: Start, lines: list[tuple[int, str]]) -> bool:
-    """Whether a name on a separate line has text below it, and a blank line or nothing above it."""
+    """Whether a name on its own line has text below it, and, unless in capitals, a blank line or nothing above it."""
     above = lines[start.place - 1][1] if start.place else ""
     below = lines[start.place + 1][1] if start.place + 1 < len(lines) else ""
     return (above in ("", CUT) and below not in ("", CUT)) or bool(start.name.isupper() and below)

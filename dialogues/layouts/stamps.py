@@ -178,7 +178,7 @@ def read_time(value: Any) -> Stamp | datetime | None:
 
 
 def read_times(values: Sequence[Any]) -> list[datetime | None]:
-    """Return the times of several such values; all None unless all can be dates."""
+    """Return the times of several such values; all None if a date is invalid in every order."""
     found = [read_time(value) for value in values]
     try:
         times = iter(moments([value for value in found if isinstance(value, Stamp)]))

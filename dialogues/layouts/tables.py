@@ -108,8 +108,8 @@ def rows_of_table(lines: Iterator[str], format: str, columns: Columns = ()) -> I
 def read_rows(lines: Iterable[str], header: Header, number: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the rows that begin at line `number`, each with the number of its first line.
 
-    Between tabs, a quotation mark is an ordinary character unless a cell begins and ends with one. Few programs quote
-    cells in such files, and an unclosed quotation mark would swallow the rows below.
+    In a tab-separated file, quotation marks are ordinary characters unless they enclose a whole cell. Few programs
+    quote cells in such files, and an unclosed quotation mark would swallow the rows below.
     """
     tabs = header.delimiter == "\t"
     quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL

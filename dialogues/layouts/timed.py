@@ -119,7 +119,7 @@ def match_second(place: int, line: str) -> Timed | None:
 
 
 def keep_signatures(found: list[Timed], lines: Sequence[Line]) -> dict[int, Timed]:
-    """Keep the lines whose timestamps look like most others, and all dates in brackets or before a dash."""
+    """Keep the lines with the usual timestamp; if it is a date, also dates in brackets, before a dash, or frequent."""
     counts = Counter(timed.signature for timed in found)
     if not counts:
         return {}
@@ -155,12 +155,12 @@ def is_date(stamp: Stamp) -> bool:
 
 
 def timed_lines(lines: Sequence[str]) -> list[Line]:
-    """Number the lines; remove line ends, and replace narrow spaces by plain ones."""
+    """Number the lines; remove line ends, and normalise spaces and timestamps."""
     return [Line(number, normalise(line)) for number, line in enumerate(lines, 1)]
 
 
 def normalise(line: str) -> str:
-    """Strip the newline from a line, normalize its spaces, and merge several timestamps into one."""
+    """Strip the newline from a line, normalise its spaces, and merge several timestamps into one."""
     line = line.rstrip("\r\n").replace("\u202f", " ").replace("\xa0", " ")
     if line[:1] == "[":
         line = TWO_BRACKETS.sub(r"[\1 \2]", line, count=1)  # Konversation

@@ -278,7 +278,7 @@ NO_TURN = frozenset(
 
 
 class TurnKeys(NamedTuple):
-    """The keys of a turn by content; if there are several for one, the likeliest comes first."""
+    """The keys of a turn by content; if several match, the likeliest comes first."""
 
     speaker: tuple[str, ...]
     text: tuple[str, ...]
