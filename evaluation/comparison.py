@@ -49,7 +49,7 @@ def or_too_few(found: Estimate | float | None, needed: str) -> Estimate | TooFew
 
 
 def share(counts: Sequence[tuple[int, int]], seed: int, most: float = 1) -> Estimate | None:
-    """Σ firsts / Σ seconds over dialogues; None if the second sum is 0."""
+    """The sum of the first counts divided by the sum of the second ones; None if the latter is 0."""
     above, below = np.array(counts, float).reshape(-1, 2).T
     return metrics.ratio(above[below > 0], below[below > 0], seed, (0, most)) if below.any() else None
 

@@ -1,9 +1,9 @@
-"""Measure the private strings of its training part that a model gives away.
+"""Measure how many private strings of the training part a model gives away.
 
 Each phone number, e-mail address, link, IBAN and longer number is tested after its own history: does the model complete
 it greedily, word for word, and how does it rank among random alternatives of the same form? This is the exposure of
 Carlini et al. 2019, "The Secret Sharer", section 4: log2 |R| - log2 rank. Here R is a sample of 31 alternatives and the
-string itself, so it is at most 5 bits.
+string itself, so the exposure is at most 5 bits.
 """
 
 import math
@@ -34,7 +34,7 @@ MOST_DIALOGUES = 20_000  # maximum number of training dialogues to look through
 MOST_SHOWN = 20  # maximum number of strings in evaluation.json
 ALTERNATIVES = 31  # per string; the finding, the report and docs/private.md name this number
 ATTEMPTS = 10 * ALTERNATIVES  # draws before a string counts as having too few alternatives
-SHARE = 8  # process at most this fraction of the trained tokens: a forward pass takes a third to half of a step
+SHARE = 8  # process at most 1/SHARE of the trained tokens: a forward pass takes a third to half of a step
 SECRET_DIGITS = 6  # the digits before these are often shared: country, area, bank
 SPELLED = ("email", "link")  # kinds whose letters are replaced too
 WORD_SOURCES = 1000  # number of dialogues to take words from
@@ -121,10 +121,10 @@ def hide(text: str) -> str:
 
 
 def find_strings(conversations: Conversations, dialogues: np.ndarray, length: int) -> list[PrivateString]:
-    """The different private strings that a model has learned in examples of up to `length` tokens.
+    """The distinct private strings that a model has learned in examples of up to `length` tokens.
 
-    Differences in spaces, punctuation and case don't count. A string that its own history already contains is left out
-    there: the model could copy it.
+    Differences in spaces, punctuation and case don't count. An occurrence whose own history already contains
+    the string is not tested, because the model could copy it.
     """
     found: dict[str, PrivateString] = {}
     counts: Counter[str] = Counter()
@@ -166,7 +166,7 @@ def locate(text: str, span: Span, ends: Sequence[int]) -> tuple[int, int, str, s
 
     Returns:
         The index of the first of these tokens and of the first one after them, and the text in them before and after
-        the span. No character is split: a boundary inside a character moves to the next one outside.
+        the span. No character is split: a boundary inside a character moves outward.
     """
     content, start, end = text.encode(), len(text[: span.start].encode()), len(text[: span.end].encode())
     first, last = bisect_right(ends, start) - 1, bisect_left(ends, end)
@@ -185,7 +185,7 @@ def is_inside(content: bytes, place: int) -> bool:
 def as_learned(
     conversations: Conversations, private: PrivateString, spans: Sequence[tuple[int, int, int]]
 ) -> PrivateString | None:
-    """The string with the start of the training example, one of `spans`, that it was learned in.
+    """The string with the start of the training example, one of `spans`, in which it was learned.
 
     None if it was not learned, if nothing precedes it, or if its history contains it.
     """
@@ -200,7 +200,7 @@ def as_learned(
 
 
 def contains(history: str, private: PrivateString) -> bool:
-    """Whether a history gives a string away: its secret digits in any notation, or without these, its text."""
+    """Whether a history gives a string away: its secret digits in any notation, or its text if it has few digits."""
     digits = re.sub(r"\D", "", private.text)
     if len(digits) >= SECRET_DIGITS:
         return digits[-SECRET_DIGITS:] in re.sub(r"\D", "", history)
@@ -208,7 +208,7 @@ def contains(history: str, private: PrivateString) -> bool:
 
 
 def choose_strings(strings: Sequence[PrivateString], most_tokens: float) -> list[PrivateString]:
-    """The first strings, one or more, that can be tested by processing this many tokens."""
+    """The first strings (at least one) that can be tested by processing `most_tokens` tokens."""
     costs = [
         # The history is processed twice: before completing the string, and before its alternatives.
         2 * (private.place - private.start) + private.size + (ALTERNATIVES + 1) * round_up(private.size + 1)
@@ -222,7 +222,7 @@ def choose_strings(strings: Sequence[PrivateString], most_tokens: float) -> list
 
 
 def history_of(private: PrivateString, subject: Subject, room: int) -> list[int]:
-    """The last tokens before a string in its training example, as many as a model can see before `room` tokens."""
+    """The tokens before a string in its training example; the oldest are dropped to leave `room` tokens."""
     tokens = subject.conversations.tokens[private.start : private.place].tolist()
     return tokens[-max(1, subject.length + 1 - room) :]
 
@@ -250,7 +250,7 @@ def is_complete(written: str, private: PrivateString) -> bool:
 def rank_strings(scorer: Scorer, strings: Sequence[PrivateString], subject: Subject) -> list[int | None]:
     """The rank of each string among its alternatives by the summed loss of its tokens; None if it has too few.
 
-    A string that could take up more than half of the model's positions is not ranked.
+    A string is not ranked if it or an alternative takes up more than half of the model's positions.
     """
     words = collect_words(subject) if any(private.kind in SPELLED for private in strings) else {}
     ranks: list[int | None] = [None] * len(strings)
@@ -272,7 +272,7 @@ def rank_strings(scorer: Scorer, strings: Sequence[PrivateString], subject: Subj
 
 
 def collect_words(subject: Subject) -> dict[int, list[str]]:
-    """The different words of the first training dialogues in lower case, by length and in alphabetical order."""
+    """The distinct words of the first training dialogues in lower case, by length and in alphabetical order."""
     assert subject.trained is not None
     words: set[str] = set()
     for dialogue in subject.trained[:WORD_SOURCES].tolist():
@@ -287,7 +287,7 @@ def collect_words(subject: Subject) -> dict[int, list[str]]:
 def make_alternatives(
     private: PrivateString, words: Mapping[int, Sequence[str]], random: np.random.Generator
 ) -> list[str]:
-    """31 different random strings of the same form, none of them the string; an empty list if there are too few.
+    """31 distinct random strings of the same form, all unlike the string itself; an empty list if there are too few.
 
     In a phone number, an IBAN or another number, the last six digits are replaced by random ones. In an e-mail address
     the part before @ is replaced, and in a link the part after the host: digits by random digits, runs of letters by

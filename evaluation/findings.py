@@ -21,7 +21,7 @@ FEW_DIALOGUES = 30  # warn about wide intervals below this number of dialogues
 
 
 def measure_overfitting(losses: Losses) -> Overfitting | None:
-    """The best evaluation of a run, and the gap at its end; None if the run has no evaluation."""
+    """The best evaluation of a run, and the gap of the saved weights; None if the run has no evaluation."""
     best = losses.best
     if best is None:
         return None
@@ -60,7 +60,7 @@ def find_out(evaluation: Evaluation, losses: Losses) -> list[str]:
 
 
 def about_losses(losses: Losses, overfitting: Overfitting | None, part: str) -> list[str]:
-    """The time of the lowest validation loss, and any growth of the gap to the training loss."""
+    """The step of the lowest validation loss, and any growth of the gap to the training loss."""
     if overfitting is None:
         return []
     found, best, start = [], losses.best, losses.val[0]

@@ -31,7 +31,7 @@ class Subject(NamedTuple):
         replies: turns that are scored after several histories and ranked among others.
         voices: turns whose speaker the model guesses.
         answered: the dialogues that get a generated reply; the first `generation.cases` are shown.
-        reply_tokens: measured tokens per reply; a model that has not learned to stop writes up to the limit.
+        reply_tokens: maximum tokens of a reply to measure, because a model may not have learned to stop.
         training: returns the turns of each training dialogue; None if they are unknown.
         trained: the numbers of the training dialogues among all conversations; None if they are unknown.
         autocast: the precision that the models compute in.

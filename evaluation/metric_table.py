@@ -1,4 +1,4 @@
-"""The table of an evaluation's metrics: their meaning, their better direction, and their values with intervals."""
+"""The table of an evaluation's metrics: meaning, direction (higher or lower is better), and values with intervals."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple

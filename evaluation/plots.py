@@ -83,7 +83,7 @@ class Line(NamedTuple):
 
     @property
     def path(self) -> str:
-        """The `d` of an SVG path."""
+        """The `d` attribute of an SVG path."""
         return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in self.points)
 
 
@@ -96,7 +96,7 @@ class Dot(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A text on its baseline; `anchor` is the part of the text at x: start, middle or end."""
+    """A text with its baseline at y; `anchor` is the part of the text at x: start, middle or end."""
 
     x: float
     y: float

@@ -91,7 +91,7 @@ class SpeakerLosses:
 
 @dataclass(frozen=True)
 class WatchedReply:
-    """The changes of the reply to the first `case` during training: the shown texts, and the number of `all` texts."""
+    """Versions of the reply to the first `case` during training: those to show, and the number of `all` versions."""
 
     entries: list[Watched]
     all: int

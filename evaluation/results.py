@@ -66,7 +66,7 @@ class Metrics:
     loss_change: Estimate | None = None
 
     def joined(self, other: "Metrics") -> "Metrics":
-        """The metrics of both objects together."""
+        """The metrics of both objects; those of `other` take precedence."""
         return replace(self, **{name: found for name, found in vars(other).items() if found is not None})
 
     def numbers(self) -> dict[str, Estimate]:
@@ -122,7 +122,7 @@ class Metrics:
 
 
 def numbers(values: Sequence[float]) -> list[float | None]:
-    """Replace NaN and infinity by None."""
+    """Replace NaN and infinity with None."""
     return list(map(number, values))
 
 
@@ -156,7 +156,7 @@ class ShownCase:
 
 @dataclass(frozen=True)
 class Overfitting:
-    """The best evaluation of a run, and the gap between training and validation loss at its end."""
+    """The best evaluation of a run, and the gap between training and validation loss of the saved weights."""
 
     best_step: int
     best_epoch: float | None
@@ -243,7 +243,7 @@ class Exposure:
     Attributes:
         looked_through: number of training dialogues that were searched.
         dialogues: number of training dialogues.
-        found: number of different strings.
+        found: number of distinct strings.
         tried: number of strings that were tested.
         completed: number of strings that the model writes word for word.
         ranked: number of tested strings that have enough alternatives to be ranked.

@@ -199,7 +199,7 @@ class Pieces:
         return [self.labels[place] + self.texts[place] for place in range(first, turn)]
 
     def history_of(self, other: "Pieces", turn: int) -> list[list[int]]:
-        """The turns of a different dialogue before its turn of the same number, with the labels of this dialogue."""
+        """The first `turn` turns of a different dialogue, never its last one, with the labels of this dialogue."""
         turn = min(turn, len(other.texts) - 1)
         return [label + text for label, text in zip(self.labels[:turn], other.texts[:turn], strict=True)]
 
@@ -233,7 +233,7 @@ class Histories(NamedTuple):
 
 
 def make_histories(conversations: Conversations, replies: Sequence[Reply], positions: int, seed: int) -> Histories:
-    """Each reply after several histories, for a model with `positions`; `seed` selects the other dialogue."""
+    """Each reply after several histories, cut to the model's `positions`; `seed` selects the other dialogue."""
     pieces = {dialogue: Pieces(conversations, dialogue) for dialogue, _ in replies}
     others = exchange(list(pieces), seed)
     known: dict[tuple[int, ...], int] = {}
@@ -268,7 +268,7 @@ def make_candidates(
     """For each reply, its context, and its text followed by up to 19 other candidates.
 
     The candidates are drawn by `seed` from the replies of other dialogues, and all are distinct. Contexts and texts
-    are cut to fit a model with `positions`.
+    are cut to the model's `positions`.
     """
     random, room = np.random.default_rng(seed), positions // 2
     pieces = {dialogue: Pieces(conversations, dialogue) for dialogue, _ in replies}

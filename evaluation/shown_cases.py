@@ -27,7 +27,7 @@ class Bubble(NamedTuple):
 class Case(NamedTuple):
     number: int
     place: int | None
-    """in the data file, from 1"""
+    """record or line number in the data file"""
     asked: list[Bubble]
     true: list[Bubble]
     written: list[Bubble]

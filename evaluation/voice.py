@@ -22,7 +22,7 @@ TIE = 1e-3  # losses that differ by less are equal, in nats: rounding alone chan
 
 
 class Verdicts(NamedTuple):
-    """Judged texts, as arrays of (texts,)."""
+    """Judged texts; each array is (texts,)."""
 
     dialogues: np.ndarray
     speakers: np.ndarray  # the true ones
@@ -31,7 +31,7 @@ class Verdicts(NamedTuple):
 
 
 def choose_voices(conversations: Conversations, dialogues: np.ndarray, most: int, seed: int) -> list[Reply]:
-    """Choose `most` replies at random by `seed`, out of all replies in those dialogues that have two or more speakers.
+    """Choose up to `most` replies at random by `seed` from those of `dialogues` that have two or more speakers.
 
     Instruction data has no people, so nothing is chosen.
     """
@@ -79,7 +79,7 @@ def measure_voice(decoder: Decoder, scorer: Scorer, subject: Subject) -> Metrics
         return Metrics(voice=few, chance_voice=few)
     found = attribute(scorer, subject, {reply: text_tokens(conversations, reply) for reply in replies})
     measured = replace(mean_voice(found, known, subject.seed), voice_true=by_speaker(found, known, subject))
-    if not above_chance(measured):  # generating is slow, and this judge's opinion of generated replies says nothing
+    if not above_chance(measured):  # generating is slow, and a model at chance can't judge the generated replies
         return measured
     written = attribute(scorer, subject, write_replies(decoder, subject, known))
     return replace(measured, voice_generated=by_speaker(written, known, subject))
@@ -93,7 +93,7 @@ def above_chance(found: Metrics) -> bool:
 
 
 def mean_voice(found: Verdicts, known: Sequence[int], seed: int) -> Metrics:
-    """The mean over people, with the same weight for each, and that of a model that guesses."""
+    """The mean over people, each with the same weight, and the value of a model that guesses."""
     people = np.array([known.index(speaker) if speaker in known else len(known) for speaker in found.speakers])
     counts = np.bincount(people)[people]
     weights = np.where(counts < FEWEST_TO_DRAW, 0, 1 / counts)
@@ -129,7 +129,7 @@ def candidates_of(conversations: Conversations, reply: Reply) -> list[int]:
 def write_replies(decoder: Decoder, subject: Subject, speakers: Sequence[int]) -> dict[Reply, list[int]]:
     """Generate a text for each reply of these `speakers`, and return its tokens.
 
-    Empty texts are left out, and so are speakers as whom the model has not learned to write.
+    Empty texts are left out, and so are speakers whose turns the model has not learned.
     """
     conversations, renderer = subject.conversations, subject.conversations.renderer
     if conversations.learn not in ("all", "replies"):
@@ -149,7 +149,7 @@ def attribute(scorer: Scorer, subject: Subject, texts: dict[Reply, list[int]]) -
     """Judge the speaker of each text from its likelihood under the name of each candidate.
 
     To try a candidate, exchange the names of the candidate and the speaker in the whole dialogue, so that the order of
-    the speakers makes sense for every candidate. Only the text's tokens count, which are the same for all candidates.
+    the speakers makes sense for every candidate. Only the loss of the text counts; its tokens are the same for all.
 
     Args:
         texts: for each reply, the tokens of the text to judge: its own, or a generated one.
