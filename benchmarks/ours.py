@@ -58,7 +58,7 @@ def training(folder: str, data: str, steps: int, device: str, precision: str, **
 
 
 def step_figures(seconds: list[float], lengths: list[int], device: str) -> dict[str, Any]:
-    """The figures about training steps that both we and the peers report.
+    """The training-step figures that we and the peers report.
 
     Args:
         lengths: input tokens of every example, without padding.

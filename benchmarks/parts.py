@@ -130,8 +130,9 @@ def bundled(plan: Plan) -> Iterator[Case]:
 def step_contestants(
     plan: Plan, job: dict[str, Any], needs: tuple[str, ...], compiles: bool = False
 ) -> list[Contestant]:
-    """Training steps of `job` in each precision: our program, if `compiles` also with `--compile`, and a plain loop
-    with transformers.
+    """The contestants for training steps of `job` in each precision: our program, and a plain loop with transformers.
+
+    If `compiles` is true, our program also runs with `--compile`.
     """
     ours = [(OURS, {})]
     if compiles:
@@ -191,7 +192,7 @@ def generation(plan: Plan) -> Iterator[Case]:
         if not plan.wants(name):
             continue
         lengths = [longest - number % (longest - shortest + 1) for number in range(count)]
-        # Ids of whole words from all over the vocabulary.
+        # Token ids spread over the vocabulary.
         prompts = [[(997 * (row + 1) * (place + 1)) % 40_000 for place in range(T)] for row, T in enumerate(lengths)]
         job = {"folder": plan.model, "prompts": prompts, "new_tokens": plan.new_tokens, "device": plan.device}
         theirs = [

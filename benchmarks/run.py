@@ -1,7 +1,7 @@
 """Measure this program and its peers side by side: python benchmarks/run.py
 
 One run measures everything under the same conditions, alternating between our program and the peers. Tables appear on
-the screen during the run. A JSON file gets all samples; a Markdown file next to it gets all tables. Linux, macOS only.
+the screen during the run. All samples are saved as JSON, and all tables as Markdown next to it. Linux, macOS only.
 """
 
 import argparse
