@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SHORT = 256  # longest sequence, in tokens, whose T * T weights are kept
+SHORT = 512  # longest sequence, in tokens, whose T * T weights are kept
 
 
 def scaled_dot_product_attention(
