@@ -166,11 +166,15 @@ def warn_of_inherited(default: FinetuneSettings, settings: FinetuneSettings) -> 
         display(f"{' and '.join(changed)} changed; kept from {settings.run.settings}: {', '.join(kept)}")
 
 
+def option_name(field: str) -> str:
+    return OPTIONS.get(field, field.replace("_", "-"))
+
+
 def as_arguments(settings: Any) -> str:
     """Return the command-line options that give these settings, without those at their defaults."""
     found = []
     for field in fields(settings):
-        value, name = getattr(settings, field.name), OPTIONS.get(field.name, field.name.replace("_", "-"))
+        value, name = getattr(settings, field.name), option_name(field.name)
         if is_dataclass(value):
             found.append(as_arguments(value))
         elif value != field.default:
@@ -279,11 +283,12 @@ def changed_options(recorded: FinetuneSettings, settings: FinetuneSettings) -> l
     for before, now in groups:
         for field in fields(before):
             old, new = getattr(before, field.name), getattr(now, field.name)
-            option = f"--{field.name.replace('_', '-')} {new}"
+            option = f"--{option_name(field.name)}" + f" {new}" * (new is not True)
             if old == new or field.name in FREE:
                 continue
             if field.name not in EXTENDED or recorded.data.folds:
-                found.append(f"{option}: the run has {'the default' if old is None else old}")
+                had = "the default" if old is None else "it off" if old is False else old
+                found.append(f"{option}: the run has {had}")
             elif (new or math.inf) < (old or math.inf):
                 found.append(f"{option}: the run has {old or 'no limit'}, and can only be made longer")
     return found

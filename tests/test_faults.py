@@ -278,7 +278,7 @@ def test_an_error_names_the_option_that_was_changed(stopped):
 
     line = refuse("--learning-rate", "0.001", "--shuffle", "--seed", "123")
     rate = json.loads((stopped / "settings.json").read_text())["training"]["learning_rate"]
-    assert f"--shuffle True: the run has False; --learning-rate 0.001: the run has {rate}" in line
+    assert f"--shuffle: the run has it off; --learning-rate 0.001: the run has {rate}" in line
     assert "--seed" not in line
     assert "--epochs 1: the run has 2, and can only be made longer" in refuse("--epochs", "1")
     assert "--max-steps 3: the run has no limit, and can only be made longer" in refuse("--max-steps", "3")

@@ -319,7 +319,7 @@ class TestARun:
         del recorded["data"]["mask"]
         (tmp_path / "settings.json").write_text(json.dumps(recorded))
         assert not parse_finetune_settings(["--resume", str(tmp_path)]).data.mask
-        with pytest.raises(UserError, match="--mask True: the run has False"):
+        with pytest.raises(UserError, match="--mask: the run has it off"):
             parse_finetune_settings(["--resume", str(tmp_path), "--mask"])
 
 
