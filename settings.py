@@ -155,7 +155,7 @@ class TrainingSettings(MachineSettings):
     max_steps: int = 0
     """maximum optimizer steps (0: no limit)"""
     max_minutes: float = 0.0
-    """approximate minutes to train; the step count follows from the speed of the first steps (0: no limit)"""
+    """train for at most about this many minutes; the steps that fit follow from the speed of the first (0: no limit)"""
     batch_size: int = 2
     """examples per batch (8 for small models on much data, see docs/training.md)"""
     gradient_accumulation: int = 1
