@@ -71,14 +71,14 @@ def main() -> None:
         return Conversation(load(folder), renderer, people, seed)
 
     game = make_game(found, renderer, settings, partial(start, found.folder))
-    if not settings.web:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # Ctrl-C stops an answer; SIGTERM ends the chat
     if settings.web:
         base = find_base(found, settings.base, settings.model_path, partial(display, file=sys.stderr))
         title, beside = f"Chat with {people.you} ({found.folder})", partial(start, base) if base else None
         guessing = GuessDesk(game, partial(rewrite_report, game.path.parent)) if game else None
         serve(partial(start, found.folder), beside, title, settings, guessing)
-    elif game:
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # Ctrl-C stops an answer; SIGTERM ends the chat
+    if game:
         if play(game):
             rewrite_report(game.path.parent)
     else:

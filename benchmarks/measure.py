@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 PROJECT = Path(__file__).resolve().parent.parent
-MAXRSS_UNIT = 1024  # bytes: Linux reports kilobytes
+MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes; Linux reports kilobytes
 RESULT = "result: "  # prefix of the line on which a measured script reports its figures
 
 Sample = dict[str, Any]

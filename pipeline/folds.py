@@ -118,9 +118,7 @@ def open_job(
     return folder, lock, data
 
 
-def run_fold(
-    settings: FinetuneSettings, fold: int, folder: Path, finetune: Callable[[FinetuneSettings, RunFacts], None]
-) -> None:
+def run_fold(settings: FinetuneSettings, fold: int, folder: Path, finetune: Finetune) -> None:
     """Run one fold in `folder`, or resume it; leave a finished fold as it is."""
     if (folder / OUTPUT).exists():
         display(f"already finished: {folder}")

@@ -15,7 +15,6 @@ from support.files import write_text
 
 CARD = "README.md"
 REPOSITORY = "YOUR-NAME/YOUR-MODEL"
-MEASURED_ON = "held-out conversations"
 TRAINING = (
     *("epochs", "max_steps", "batch_size", "gradient_accumulation", "learning_rate", "weight_decay", "schedule"),
     *("warmup", "dropout", "lora_rank", "keep", "seed"),

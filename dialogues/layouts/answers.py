@@ -104,7 +104,7 @@ def from_pairs(record: Any, columns: Columns = ()) -> Dialogue:
 def strip_end(answer: str) -> str:
     bare = answer.rstrip()
     for mark in ("END", "###", "<|endoftext|>"):
-        bare = bare.removesuffix(mark) if bare.removesuffix(mark) != bare else bare
+        bare = bare.removesuffix(mark)
     return bare
 
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dialogues.layouts.records import FormatError, is_container, is_list, is_object, make_turn, once, pairs_of
+from dialogues.layouts.records import FormatError, is_list, is_object, make_turn, once, pairs_of
 from dialogues.layouts.words import (
     ROLES,
     SPEAKER_KEYS,
@@ -177,7 +177,7 @@ def join_parts(parts: list[Any]) -> Any:
         text = next((values[key] for key in ("text", "value", "content") if isinstance(values.get(key), str)), None)
         if kind in TOOL_PARTS or (not kind and "functionCall" in values):
             tools = True
-        elif text is None or is_container(text):
+        elif text is None:
             media |= not kind or bool(MEDIA_PARTS.search(kind))
         else:
             texts.append(text)

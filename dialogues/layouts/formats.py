@@ -178,8 +178,8 @@ def quote(name: str) -> str:
 
 def unused_keys(record: Any, form: str, columns: Columns = ()) -> list[str]:
     """Return the keys of a record and of its turns that its format does not use."""
-    keys = list(dict(pairs_of(record)))
     values = dict(pairs_of(record))
+    keys = list(values)
     if form == "names":
         people = {name for name, _ in people_of(record)}
         return [key for key in keys if key not in people]

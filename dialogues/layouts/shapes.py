@@ -7,9 +7,8 @@ from itertools import pairwise
 from typing import NamedTuple
 from unicodedata import category
 
-from dialogues.layouts.people import has_sentences
 from dialogues.layouts.stamps import parse_stamp
-from dialogues.layouts.words import ROLES, SYSTEM, plain
+from dialogues.layouts.words import ROLES, SYSTEM, has_sentences, plain
 
 CODE = "\0"  # begins a line of code
 CUT = "\0cut"  # a line between dialogues, inserted by a reader
@@ -214,7 +213,7 @@ def choose_people(found: list[Start], lines: list[tuple[int, str]], kind: str, b
     if kind in STRICT:
         texts = sum(counts[name] for name in recurring)
         return (
-            {start.place for start in found if start.name in recurring and counts[start.name] > 1}
+            {start.place for start in found if start.name in recurring}
             if len(recurring) > 1 and texts >= 4 * (len(recurring) - 1) and len(recurring) < 12 + texts / 20
             else set()
         )

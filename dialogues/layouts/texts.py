@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from datetime import timedelta
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from dialogues.dialogue import INSTRUCTION, Dialogue
 from dialogues.layouts.account import MOST_LOST, Account
@@ -86,7 +86,7 @@ def read_file(lines: Sequence[str], format: str, pause: timedelta) -> Read:
     raise problem
 
 
-def refuse(lines: Sequence[str]) -> Read:
+def refuse(lines: Sequence[str]) -> NoReturn:
     if rows := unknown_rows(lines):
         raise NotRecognisedError(unknown_record(rows))
     raise NotRecognisedError(

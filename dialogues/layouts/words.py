@@ -18,7 +18,6 @@ TOOLS = (
 )
 
 # Keys and column names, normalised by `plain`, in descending order of likelihood.
-ROLE_KEYS = ("role", "from")  # keys whose values are user, assistant, system or tool
 SPEAKER_KEYS = (
     *("speaker", "sendername", "nickname", "sender", "authorname", "author", "character", "charactername", "creator"),
     *("realname", "displayname", "nick", "screenname", "fromname", "from", "role", "who", "person"),
@@ -209,7 +208,7 @@ PAIRS = (
     *(("usermessage", "assistantmessage"), ("userinput", "botresponse"), ("userquery", "botresponse")),
     *(("customer", "agent"), ("customer", "support"), ("input", "response"), ("input", "target"), ("frage", "antwort")),
     *(("pregunta", "respuesta"), ("pergunta", "resposta"), ("domanda", "risposta"), ("вопрос", "ответ")),
-    *(("vraag", "antwoord"), ("质问", "回答"), ("質問", "回答"), ("问题", "回答"), ("질문", "답변"), ("soru", "cevap")),
+    *(("vraag", "antwoord"), ("提问", "回答"), ("質問", "回答"), ("问题", "回答"), ("질문", "답변"), ("soru", "cevap")),
     *(("questiontext", "answertext"), ("questionbody", "answerbody"), ("asked", "answered"), ("request", "response")),
 )
 INPUTS, OUTPUTS = ("input", "context"), ("output", "response", "completion", "answer")
