@@ -146,14 +146,15 @@ def check_speakers(conversations: "Conversations", measured: FinishedModel, voca
     """
     known = measured.dialogue.get("speakers", [])
     strangers = [name for name in conversations.speakers if name not in known]
-    pairs = " ".join(f"{new}={old}" for new, old in zip(strangers, known, strict=False))
+    unused_first = sorted(known, key=conversations.speakers.__contains__)
+    pairs = " ".join(f"{new}={old}" for new, old in zip(strangers, unused_first, strict=False))
     text = f"the data has {', '.join(strangers[:4])}, but the model was trained with {', '.join(known[:4])}"
     if conversations.renderer.tokenizer.n_vocab > vocab_size:
         if measured.dialogue.get("template") != "tokens":
             raise UserError("--template tokens: the model has no speaker tokens; leave this option out")
         raise UserError(f"{text}, and has no tokens for other speakers; rename them: --rename {pairs}")
     if known and strangers:
-        display(f"speakers: {text}; to measure them under these names: --rename {pairs}")
+        display(f"speakers: {text}; to measure them under the model's names: --rename {pairs}")
 
 
 def print_plan(folder: Path, base: Path | None, data: Data, own: bool, machine: "Machine") -> None:

@@ -24,7 +24,7 @@ from dialogues.tokenizer import END_OF_TEXT, load_tokenizer
 from gpt_model import GPTConfig, GPTModel
 from hub.download import WEIGHT_FILES
 from support.errors import UserError, reason
-from support.files import atomic_path, read_json_object, write_json
+from support.files import REPLACE, atomic_path, read_json_object, write_json
 
 # The published files store these as (in, out); nn.Linear has (out, in). `attn.c_proj` is square, so a forgotten
 # transpose would load without an error, and the model would generate nonsense.
@@ -131,7 +131,8 @@ def read_weights(
         # Move the tensor before transposing it: a GPU transposes faster than the CPU.
         tensor = own_copy(source.to(device), name.endswith(TRANSPOSED), wanted)
         if not is_finite(tensor):
-            raise UserError(f"{path}: {stored} holds NaN or infinity in {str(wanted)[6:]}; download the model again")
+            advice = "use float32 instead" if wanted == torch.float16 else "restore the model or download it again"
+            raise UserError(f"{path}: {stored} holds NaN or infinity in {str(wanted)[6:]}; {advice}")
         if name == "wte.weight" and head is not None and not torch.equal(read(head).to(tensor), tensor):
             raise UserError(f"{path}: lm_head.weight differs from wte.weight; an untied output head is not supported")
         yield name, tensor
@@ -207,16 +208,14 @@ def open_weights(path: Path) -> tuple[dict[str, torch.Size], Callable[[str], Ten
         return {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}, file.get_tensor  # noqa: SIM118
     except SafetensorError as error:
         why = str(error)[:LONGEST]
-        raise UserError(f"{path} is damaged or cut short ({why}); delete it and download it again") from None
+        raise UserError(f"{path} is damaged or cut short ({why}); {REPLACE}") from None
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} is refused: it is truncated, or holds objects other than tensors,"
             " which could run code; use model.safetensors"
         ) from None
     except DAMAGED_PICKLE:
-        raise UserError(
-            f"{path} is damaged, or not a PyTorch file of named tensors; delete it and download it again"
-        ) from None
+        raise UserError(f"{path} is damaged, or not a PyTorch file of named tensors; {REPLACE}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
 

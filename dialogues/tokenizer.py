@@ -14,7 +14,7 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from support.errors import UserError, reason
-from support.files import read_json_object, write_json, write_text, writing
+from support.files import REPLACE, read_json_object, write_json, write_text, writing
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TURN = "<|endofturn|>"
@@ -145,7 +145,7 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[str]]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; delete it and download it again") from None
+        raise UserError(f"{path} is not UTF-8 text; {REPLACE}") from None
     return read_json_object(folder / "vocab.json"), [
         line for line in merges if line and not line.startswith("#version:")
     ]

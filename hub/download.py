@@ -94,7 +94,8 @@ def fetch_missing(hub_id: str, missing: list[str], folder: Path) -> None:
         raise UserError(f"{hub_id} is not a Hugging Face id: {error}") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
-        raise UserError(f"{constants.ENDPOINT} answered {status} for {hub_id}; try again later") from None
+        advice = "check HF_TOKEN" if status in (401, 403) else "try again later"
+        raise UserError(f"{constants.ENDPOINT} answered {status} for {hub_id}; {advice}") from None
     except HTTPError as error:
         raise UserError(
             f"cannot download {hub_id} from {constants.ENDPOINT} ({str(error) or type(error).__name__});"

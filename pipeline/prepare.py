@@ -24,7 +24,7 @@ from hub.find import find_model_folder
 from pipeline.job import Data, Job, RunFacts
 from pipeline.run_folder import lock_run_folder
 from settings import ConversationSettings, DataSettings, FinetuneSettings
-from support.errors import UserError, display
+from support.errors import UserError, amount, display
 from support.files import atomic_path, check_output_path, write_text, writing
 from training.mirror import check_tracker
 
@@ -175,10 +175,10 @@ def read_conversations(opened: OpenedData, vocabulary: Path, settings: Conversat
     left_out = left_out[np.isin(conversations.files[left_out], written)]
     if len(left_out):
         source = sources[conversations.files[left_out[0]]]
-        others = f" (nor in {len(left_out) - 1:,} others)" if len(left_out) > 1 else ""
+        others = f" (nor in {amount(len(left_out) - 1, 'other dialogue')})" if len(left_out) > 1 else ""
         raise UserError(
-            f"{source.input}: {source.unit} {conversations.numbers[left_out[0]]}: with --learn {settings.learn} there"
-            f" is nothing to learn in it{others}; remove it or choose another --learn"
+            f"{source.input}: {source.unit} {conversations.numbers[left_out[0]]}: nothing to learn with"
+            f" --learn {settings.learn}{others}; remove it or choose another --learn"
         )
     return Data(sources, conversations, {"all": numbers}, notes)
 
@@ -252,7 +252,8 @@ def preview(job: Job) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for path in rendered_paths(folder, job.data):
-        check_output_path(path, [source.input.path for source in job.data.sources])
+        inputs = [source.input.path for source in job.data.sources]
+        check_output_path(path, inputs, "--preview:", "choose another folder with --run-dir")
     write_rendered(folder, job.data)
     display(f"written: {', '.join(map(str, rendered_paths(folder, job.data)))}")
 
@@ -321,5 +322,5 @@ def read_held_out(run: Path, renderer: Renderer, speakers: Sequence[str]) -> tup
     texts = islice(read_rendered(path), MOST_READ_BACK) if path.is_file() else ()
     dialogues = [renderer.parse(text, speakers) for text in texts]
     if not dialogues:
-        raise UserError(f"{path} is missing or empty, so {run} has no held-out conversations")
+        raise UserError(f"{path} is missing or empty, so {run} has no held-out conversations; restore it")
     return part, dialogues

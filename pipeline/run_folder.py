@@ -82,7 +82,7 @@ def find_run(name: str | None) -> Path | None:
         raise UserError(f"{folder} holds the runs of a cross-validation; choose one of them, such as {run}")
     if not (folder / OUTPUT).exists():
         raise UserError(
-            f"{folder} has not finished; resume with: {command_for('finetune.py')} --resume {shlex.quote(name)}"
+            f"{folder} has not finished; resume with: {command_for('finetune.py')} --resume {shlex.quote(str(folder))}"
         )
     return folder
 

@@ -172,12 +172,13 @@ def command_for(script: str = "") -> str:
         script: a file in the project's folder; by default, the running one.
     """
     path = Path(sys.argv[0]).with_name(script) if script else Path(sys.argv[0])
+    module = f"-m {path.parent.name}" if path.name == "__main__.py" else ""
     if "UV_RUN_RECURSION_DEPTH" in os.environ:  # set by `uv run`
         project = " --project cpu" if Path(sys.prefix).parent.name == "cpu" else ""
-        return f"uv run{project} {from_here(path)}"
+        return f"uv run{project} {f'python {module}' if module else from_here(path)}"
     found = shutil.which("python")
     active = found and Path(found).parent == Path(sys.executable).parent
-    return f"{'python' if active else from_here(Path(sys.executable))} {from_here(path)}"
+    return f"{'python' if active else from_here(Path(sys.executable))} {module or from_here(path)}"
 
 
 def from_here(path: Path) -> str:

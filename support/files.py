@@ -13,6 +13,7 @@ from support.errors import UserError, reason
 
 PROJECT = Path(__file__).resolve().parent.parent  # folder of the bundled files
 MEGABYTE = 1_000_000
+REPLACE = "restore it, or delete it and download it again"  # advice for a damaged file of a model
 
 Json = dict[str, Any]
 """A JSON object."""
@@ -104,7 +105,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
 
 
-def read_json_object(path: Path, advice: str = "delete it and download it again") -> Json:
+def read_json_object(path: Path, advice: str = REPLACE) -> Json:
     """Read a JSON file that holds one object; see `read_json`."""
     return read_json(path, dict, advice)
 
@@ -129,20 +130,26 @@ def read_json(path: Path, kind: type, advice: str) -> Any:
     return value
 
 
-def check_output_path(path: Path, inputs: Sequence[Path]) -> None:
+def check_output_path(
+    path: Path, inputs: Sequence[Path], option: str = "--output", advice: str = "choose another file"
+) -> None:
     """Check now, not after an hour of training, that `path` can be written and is not one of `inputs`.
+
+    Args:
+        option: the option that caused the writing, for the error.
+        advice: how to get a different path, for the error.
 
     Raises:
         UserError: `path` can't be written, or would overwrite an input.
     """
     with writing(path):
         if path.exists() and not path.is_file():
-            raise UserError(f"--output {path} is not a file that can be replaced; give a file name")
+            raise UserError(f"{option} {path} is not a file that can be replaced; {advice}")
         if not path.parent.is_dir():
-            raise UserError(f"--output {path}: the folder {path.parent} does not exist; create it or choose another")
+            raise UserError(f"{option} {path}: the folder {path.parent} does not exist; create it or choose another")
         for read in inputs:
             if resolved(path) == resolved(read):
-                raise UserError(f"--output {path} would overwrite {read}, which this run reads; choose another file")
+                raise UserError(f"{option} {path} would overwrite {read}, which this run reads; {advice}")
         probe = temporary_path(path)
         probe.touch()
         probe.unlink()

@@ -218,7 +218,7 @@ class TestLearnAndNames:
         talk = [*TALK[:5], {"Ann": "Alone?", "Cem": "Yes."}, *TALK, {"Cem": "Hm?", "Ann": "Hm."}]
         (work / "data.json").write_text(json.dumps(talk))
         line = refused(command("finetune.py", "--data", "data.json", "--learn", "Dora"))
-        assert "data.json: record 6: with --learn Dora there is nothing to learn in it (nor in 1 others)" in line
+        assert "data.json: record 6: nothing to learn with --learn Dora (nor in 1 other dialogue)" in line
 
     def test_dialogues_with_nothing_to_learn_are_left_out_of_a_chat(self, command, work):
         days = [

@@ -178,7 +178,7 @@ class TestEvaluate:
         assert done.returncode == 0, done.stderr
         assert (
             "speakers: the data has Anna, Cem, Tom, but the model was trained with Alex, Bob;"
-            " to measure them under these names: --rename Anna=Alex Cem=Bob" in done.stdout
+            " to measure them under the model's names: --rename Anna=Alex Cem=Bob" in done.stdout
         )
         found = evaluation(work_in / "runs" / "first-evaluation-1")
         assert (found["data"]["part"], found["data"]["dialogues"]) == ("all", {"all": 12})

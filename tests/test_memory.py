@@ -71,7 +71,7 @@ def test_advice_names_options_that_fit_and_their_memory(monkeypatch):
     give(monkeypatch, 9, swap=20)  # swapping may be slow, but is allowed
     assert check_memory(size, settings, BF16).startswith(str(no.value).split(", but")[0])
     give(monkeypatch, 1)
-    with pytest.raises(UserError, match="no option makes it fit: use a smaller model, or a shorter --max-length"):
+    with pytest.raises(UserError, match="to fit, use a smaller model or a shorter --max-length"):
         check_memory(size, settings, BF16)
 
 

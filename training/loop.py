@@ -154,7 +154,9 @@ class Trainer:
         train_loss = self.evaluate("train") if at_an_end else None
         val_loss = self.evaluate("val")
         if not math.isfinite(val_loss + (train_loss or 0)):
-            raise UserError(f"step {self.state.step}: the evaluation loss is not finite; try a lower --learning-rate")
+            precision = "" if self.machine.precision == "fp32" else ", or try --precision fp32"
+            advice = "try a lower --learning-rate" if self.state.step else f"restore the base model{precision}"
+            raise UserError(f"step {self.state.step}: the evaluation loss is not finite; {advice}")
         watched = self.setup.watch() if self.setup.watch else None
         self.pace.evaluation_seconds = time.perf_counter() - started
         return val_loss, train_loss, watched

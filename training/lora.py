@@ -116,8 +116,8 @@ def merge_adapters(model: GPTModel, base: Iterable[tuple[str, Tensor]]) -> Itera
         layer = model.get_submodule(name.rpartition(".")[0])
         if not torch.equal(parameter.to(frozen[name].dtype), frozen[name].cpu()):
             raise UserError(
-                f"the file of the base model has changed since training began ({name} differs);"
-                " restore the old file: the saved adapter fits only that file"
+                f"the base model's file has changed since training began ({name} differs);"
+                " restore it: the saved adapter fits only the old file"
             )
         if isinstance(layer, LoRALinear | ExtendedEmbedding) and name.endswith("weight"):
             parameter = layer.merge(parameter)
@@ -170,10 +170,12 @@ def load_adapter(model: GPTModel, folder: Path) -> None:
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged or cut short ({error})") from None
+        raise UserError(f"{path} is damaged or cut short ({error}); restore it, or start a new run") from None
     tensors = adapter_tensors(model)
     if {name: tensor.shape for name, tensor in stored.items()} != {name: t.shape for name, t in tensors.items()}:
-        raise UserError(f"{path} belongs to a model of a different shape, or to a different --lora-rank")
+        raise UserError(
+            f"{path} belongs to another model or --lora-rank; restore this run's adapter, or start a new run"
+        )
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(stored[name])

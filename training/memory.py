@@ -135,7 +135,7 @@ def advice(size: Size, training: TrainingSettings, machine: Machine, free: int) 
             )
             fitting.append(f"{' '.join(options)} ({takes / 1e9:.1f} GB)")
     if not fitting:
-        return "no option makes it fit: use a smaller model, or a shorter --max-length"
+        return "to fit, use a smaller model or a shorter --max-length"
     return f"to fit, use {', or '.join(fitting)}"
 
 
