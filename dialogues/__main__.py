@@ -61,11 +61,14 @@ def read_source(source: Source, settings: ReadSettings) -> list[str]:
         lines.append(printable(json.dumps(as_record(dialogue), ensure_ascii=False), json=True))
     display(*describe(source, len(lines), speakers, +skipped), file=sys.stderr)
     if not lines:
-        raise UserError(f"{source.input}: no dialogue of two turns or more; it was read as {source.format}")
+        raise UserError(
+            f"{source.input}: no dialogue of two turns or more; it was read as {source.format}"
+            " (see --format and --pause-hours)"
+        )
     if not settings.allow_loss and (problem := judge_turns(speakers.total(), skipped)):
         raise UserError(f"{source.input}: {problem}")
     if len(speakers) == 1:
-        raise UserError(f"{source.input}: only {next(iter(speakers))} speaks; a conversation needs two")
+        raise UserError(f"{source.input}: only {next(iter(speakers))} speaks; a conversation needs two speakers")
     return lines
 
 
@@ -92,7 +95,7 @@ def describe(source: Source, dialogues: int, speakers: Counter[str], skipped: Co
         *source.account,
     ]
     if skipped:
-        lines.append(f"skipped: {', '.join(f'{count:,} {why}' for why, count in skipped.most_common())}")
+        lines.append(f"skipped: {', '.join(f'{why} ({count:,})' for why, count in skipped.most_common())}")
     if source.not_used:
         lines.append(f"not used: the fields {', '.join(map(repr, source.not_used[:MOST_NAMED]))}")
     return lines

@@ -31,7 +31,7 @@ def json_lines(file: IO[bytes], head: bytes, name: str) -> Iterator[bytes]:
             for row in batch.to_pylist():
                 yield json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
     except pyarrow.ArrowInvalid as error:
-        raise FormatError(f"the table is damaged or cut short ({error})") from None
+        raise FormatError(f"the table is damaged or cut short ({error}); copy or download it again") from None
 
 
 def batches(file: IO[bytes], head: bytes) -> Iterable[Any]:

@@ -67,19 +67,23 @@ def encode_source(
         conversations.origins = [f"{each.input} {each.unit}" for each in sources]
     account = account_of(sources, conversations)
     if not len(conversations):
-        raise UserError(f"{name}: no dialogue of two turns or more; it was read as {name_formats(sources)}", account)
+        raise UserError(
+            f"{name}: no dialogue of two turns or more; it was read as {name_formats(sources)}"
+            " (see --format and --pause-hours)",
+            account,
+        )
     if unknown := changes.rename.keys() - conversations.renamed:
         names = conversations.name_speakers()
         raise UserError(f"--rename {unknown.pop()}=...: no speaker in {name} has that name; the speakers are {names}")
     if len(conversations.speakers) == 1:
-        raise UserError(f"{name}: only {conversations.speakers[0]} speaks; a conversation needs two", account)
+        raise UserError(f"{name}: only {conversations.speakers[0]} speaks; a conversation needs two speakers", account)
     return conversations
 
 
 def account_of(sources: Sequence[Source], conversations: Conversations) -> list[str]:
     """Return a summary of files that can't be used for training, as lines to print."""
     lines = [f"{source.input}: {line}" for source in sources for line in source.account]
-    lines += [f"skipped: {count:,} {why}" for why, (count, _) in conversations.skipped.items()]
+    lines += [f"skipped: {why} ({count:,})" for why, (count, _) in conversations.skipped.items()]
     if len(conversations):
         lines.append(f"read: {amount(len(conversations), 'dialogue')}; {conversations.name_speakers()}")
     return lines

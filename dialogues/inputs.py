@@ -183,7 +183,7 @@ def reading(name: object) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"--data {name} does not exist; give the path of your conversation file") from None
     except DAMAGED as error:
-        raise UserError(f"{name} is damaged or cut short: {error}") from None
+        raise UserError(f"{name} is damaged or cut short: {error}; copy or download it again") from None
     except MemoryError:
         raise UserError(f"{name}: not enough memory to read it; split it into several files") from None
     except OSError as error:

@@ -14,7 +14,7 @@ DATABASE = (
     "a database; export the conversations from it as CSV (WhatsApp: in the chat, More > Export chat;"
     " Messages: imessage-exporter -f txt)"
 )
-SMS = "an SMS backup in XML; open it in a spreadsheet and save the columns speaker and text as CSV"
+SMS = "an SMS backup in XML; open it in a spreadsheet and save sender and text as CSV columns speaker and text"
 HTML = (
     'a web page; export the chat as JSON (Telegram Desktop: format "Machine-readable JSON"; Messenger and Instagram:'
     " format JSON), or save its text with lines such as `Alex: Hello!`"

@@ -207,9 +207,9 @@ def ledger_lines(ledger: Ledger) -> list[str]:
         for each in files[:FILES]
     ]
     if len(files) > FILES:
-        lines.append(f"  and {len(files) - FILES:,} more files; ledger.json has all of them")
+        lines.append(f"  and {amount(len(files) - FILES, 'more file')}; ledger.json lists all of them")
     lines += [
-        f"skipped: {skipped.count:,} {why} ({places(ledger.unit, skipped)})" for why, skipped in ledger.skipped.items()
+        f"skipped: {why} ({skipped.count:,}; {places(ledger.unit, skipped)})" for why, skipped in ledger.skipped.items()
     ]
     if ledger.duplicates:
         lines.append(
@@ -222,7 +222,7 @@ def ledger_lines(ledger: Ledger) -> list[str]:
     lines += private_lines(ledger)
     if ledger.many_tokens_per_word:
         lines.append(
-            "warning: many tokens per word; GPT-2 learned English, so expect weaker replies in other languages"
+            "warning: many tokens per word; GPT-2 was trained on English, so expect weaker replies in other languages"
         )
     for name, part in ledger.parts.items():
         examples = f" in {amount(part.examples, 'example')}" if part.examples != part.dialogues else ""
@@ -233,8 +233,8 @@ def ledger_lines(ledger: Ledger) -> list[str]:
         )
         if part.shortened_turns:
             lines.append(
-                f"  {amount(part.shortened_turns, 'turn')} (or system prompts) longer than --max-length, cut at the end"
-                f" ({part.cut_off_tokens:,} tokens)"
+                f"  {amount(part.shortened_turns, 'turn')} (or system prompts) longer than --max-length, truncated"
+                f" ({part.cut_off_tokens:,} tokens lost)"
             )
         if part.unlearned_examples:
             lines.append(f"  left out: {amount(part.unlearned_examples, 'example')} with nothing to learn")
@@ -252,12 +252,12 @@ def private_lines(ledger: Ledger) -> list[str]:
         told.append(f"{private.count:,} {KINDS[kind][private.count > 1]} in {in_dialogues} ({', '.join(named)})")
     lines = []
     if ledger.masked:
-        lines.append(f"masked: {', '.join(told) or 'nothing was found to mask'}; names are not masked")
+        lines.append(f"masked: {', '.join(told) or 'nothing found'}; names are not masked")
     elif told:
         lines.append(f"private: {', '.join(told)}; --mask replaces them")
     if ledger.private_names:
         lines.append(
-            f"private: speakers named by a phone number, an address or a link: {ledger.private_names:,}; the model"
+            f"private: speakers whose name is a phone number, an address or a link: {ledger.private_names:,}; the model"
             " learns these names; --rename replaces them"
         )
     return lines
@@ -266,4 +266,5 @@ def private_lines(ledger: Ledger) -> list[str]:
 def places(unit: str, counted: Counted) -> str:
     """Return the first few locations of a count as text."""
     first = list(dict.fromkeys(counted.first))
-    return f"{unit} {', '.join(map(str, first))}{', …' if counted.count > FIRST else ''}".lstrip()
+    units = f"{unit}s" if unit and len(first) > 1 else unit
+    return f"{units} {', '.join(map(str, first))}{', …' if counted.count > FIRST else ''}".lstrip()

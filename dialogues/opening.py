@@ -9,6 +9,7 @@ from dialogues.inputs import NotConversationsError, find_inputs
 from dialogues.private import check_masking
 from dialogues.reading import Source, open_source
 from settings import FormatSettings
+from support.errors import amount
 
 NAMED = 3  # maximum number of unread files to name with the reason
 
@@ -49,7 +50,7 @@ def open_paths(paths: Iterable[Path], settings: FormatSettings) -> Opened:
         raise failures[0]
     notes = [f"not read: {failure}" for failure in failures[:NAMED]]
     if len(failures) > NAMED:
-        notes.append(f"not read: {len(failures) - NAMED:,} more files without conversations")
+        notes.append(f"not read: {amount(len(failures) - NAMED, 'more file')} without conversations")
     if found.ignored:
-        notes.append("not read: " + ", ".join(f"{count:,} {kind}" for kind, count in found.ignored.items()))
+        notes.append("not read: " + ", ".join(f"{kind} ({count:,})" for kind, count in found.ignored.items()))
     return Opened(sources, notes)

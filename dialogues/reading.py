@@ -30,7 +30,7 @@ from dialogues.layouts.tables import SEPARATOR, read_header, rows_of_table
 from dialogues.layouts.turns import kind_of_turn, turn_list
 from dialogues.layouts.values import NO_JSON, find_records, group_exchanges, parse_json, parse_line, parse_lines
 from dialogues.layouts.words import ROLES, Columns, plain, turn_keys
-from support.errors import UserError
+from support.errors import UserError, amount
 
 if TYPE_CHECKING:
     from dialogues.layouts.texts import Read
@@ -101,7 +101,7 @@ def choose_template(sources: Iterable[Source], template: str) -> str:
 def name_sources(sources: Sequence[Source]) -> str:
     """Return the names of the first few inputs, as text."""
     names = ", ".join(source.input.name for source in sources[:NAMED])
-    return names + (f" and {len(sources) - NAMED:,} more files" if len(sources) > NAMED else "")
+    return names + (f" and {amount(len(sources) - NAMED, 'more file')}" if len(sources) > NAMED else "")
 
 
 def name_formats(sources: Iterable[Source]) -> str:

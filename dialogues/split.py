@@ -52,8 +52,8 @@ def split_conversations(
         )
     elif (small := small_files(files, equal, shares)) and len(runs(files)) > 2:
         notes.append(
-            f"split: {small} of {len(runs(files)) - 1} files have too few dialogues for every part; the"
-            " percentages apply to all files together"
+            f"split: {small} of {len(runs(files)) - 1} files {'has' if small == 1 else 'have'} too few dialogues for"
+            " every part; the percentages apply to all files together"
         )
     return Split(conversations, [order[parts == part] for part in range(len(shares))], notes)
 

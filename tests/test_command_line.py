@@ -175,7 +175,7 @@ class TestTheWholeJob:
         (work / "data.json").write_text(DATA.replace("one", "so " * 300).replace("three", "and " * 20))
         done = command("finetune.py", "--model", model_folder, *QUICK, "--data", "data.json")
         assert done.returncode == 0, done.stderr
-        assert "1 turn (or system prompts) longer than --max-length, cut at the end" in done.stdout
+        assert "1 turn (or system prompts) longer than --max-length, truncated" in done.stdout
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent the POSIX way")

@@ -122,10 +122,10 @@ class TestLedger:
         assert (train["shortened_turns"], train["unlearned_examples"], train["examples"]) == (1, 1, 6)
         assert train["cut_off_tokens"] > 100
         assert 0 < train["learned_share"] < 0.1
-        assert "skipped: 10 tool calls (line 1, 2, 3, …)" in done.stdout
+        assert "skipped: tool calls (10; lines 1, 2, 3, …)" in done.stdout
         assert "duplicates: 2 dialogues equal to an earlier one; kept, in the same part" in done.stdout
         assert (train["dialogues"], val["dialogues"]) == (6, 3)
-        assert "1 turn (or system prompts) longer than --max-length, cut at the end" in done.stdout
+        assert "1 turn (or system prompts) longer than --max-length, truncated" in done.stdout
 
     def test_a_language_unsuited_to_the_vocabulary_is_reported(self, tmp_path):
         russian = tmp_path / "data.json"
@@ -314,7 +314,7 @@ class TestTemplates:
         done = command("finetune.py", "--preview", *options)
         assert done.returncode == 0, done.stderr
         assert "8 dialogues, 16 turns" in done.stdout
-        assert "skipped: 2 turns of records without an answer (line 2)" in done.stdout
+        assert "skipped: turns of records without an answer (2; line 2)" in done.stdout
         assert (work / "val_data.txt").read_text().startswith("Below is an instruction that describes a task. Write a")
         line = refused(command("finetune.py", *options, "--rename", "Response=Answer"))
         assert "--rename: the alpaca template has fixed speakers" in line
@@ -334,7 +334,7 @@ def test_a_chat_without_pauses_is_learned_completely(command, work):
     assert found, done.stdout
     assert int(found[2].replace(",", "")) > 20_000
     assert int(found[1]) > 40
-    assert "cut at the end" not in done.stdout
+    assert "truncated" not in done.stdout
 
 
 def test_a_large_file_is_read_by_several_processes(work, tmp_path):

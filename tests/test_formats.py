@@ -470,7 +470,7 @@ BROKEN = {
     '[{"A": "b", "B": {"C": "d"}}]': "no known format has the keys 'A', 'B'; say what they hold",
     '[{"A": "b", "B": "  "}]': "record 1: turn 2: 'B' says nothing; remove the turn or add its text",
     '[{"": "b", "B": "c"}]': "record 1: turn 1: '' is not a speaker's name",
-    '[{"A\\nB": "b", "B": "c"}]': "is not a speaker's name; use a name on one line",
+    '[{"A\\nB": "b", "B": "c"}]': "is not a speaker's name; use one line of 1 to 200 printable",
     json.dumps([{"n" * 10_000: "b", "B": "c"}]): "…' is not a speaker's name",
     '[{"A": "\\ud83d", "B": "c"}]': "record 1: turn 1: it contains an unpaired surrogate",
     '[{"role": "user", "content": "a"}]': "only the user speaks here; the answers are missing",

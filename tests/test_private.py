@@ -248,12 +248,12 @@ class TestTheAccount:
     def test_nothing_is_printed_without_private_data(self, tmp_path):
         talks = [{"Nora": f"Number {number}?", "Timo": "Yes."} for number in range(5)]
         assert self.lines(tmp_path, talks) == []
-        assert self.lines(tmp_path, talks, mask=True) == ["masked: nothing was found to mask; names are not masked"]
+        assert self.lines(tmp_path, talks, mask=True) == ["masked: nothing found; names are not masked"]
 
     def test_speakers_named_by_a_phone_number_are_reported(self, tmp_path):
         talks = [{"+49 170 1234567": "Hi!", "Timo": f"Yes, {number}?"} for number in range(5)]
         (line,) = self.lines(tmp_path, talks)
-        assert line.startswith("private: speakers named by a phone number, an address or a link: 1;")
+        assert line.startswith("private: speakers whose name is a phone number, an address or a link: 1;")
         assert self.lines(tmp_path, talks, rename=("+49 170 1234567=Nora",)) == []
 
 

@@ -237,9 +237,9 @@ class TestTheCommand:
         for line in (
             "data: chats/chat_2.txt, chats/chat_10.txt, more.jsonl (chat-export, text, turns), 20 dialogues, 40 turns",
             "  chats/chat_10.txt (text): 2 dialogues, 4 turns",
-            "skipped: 2 single turns (chats/chat_10.txt line 4, more.jsonl line 9)",
+            "skipped: single turns (2; chats/chat_10.txt line 4, more.jsonl line 9)",
             "not read: chats/notes.txt: no conversation found (the text starts with 'Milk')",
-            "not read: 1 images, audio and video",
+            "not read: images, audio and video (1)",
             "train: 14 dialogues, 28 turns",
         ):
             assert done.stdout.count(line) == 1, line

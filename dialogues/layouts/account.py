@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from support.errors import amount
+
 MOST_LOST = 0.1  # maximum fraction of characters that may be unaccounted for
 MOST_SKIPPED = 0.5  # maximum fraction of turns that may be skipped for a reason in LOSSES
 # Reasons that leave a conversation incomplete, unlike skipped notices or tool calls.
@@ -60,13 +62,13 @@ class Account:
         if not self.total:
             return []
         told = [
-            f"account: {self.spoken:,} characters in turns, {self.markup:,} in stamps, names and markup,"
+            f"account: {self.spoken:,} characters in turns, {self.markup:,} in timestamps, names and markup,"
             f" {self.lost:,} unaccounted for ({self.lost / self.total:.1%})"
         ]
         if self.lost:
             told.append(f"unaccounted for: {'; '.join(self.examples)}")
         if self.as_text:
             names = ", ".join(repr(name) for name, _ in self.as_text.most_common(SHOWN))
-            count = sum(self.as_text.values())
-            told.append(f"read as text: {count:,} lines like `Name: text`, but no speaker has that name ({names})")
+            lines = amount(sum(self.as_text.values()), "line")
+            told.append(f"read as text: {lines} like `Name: text`, but no speaker has that name ({names})")
         return told

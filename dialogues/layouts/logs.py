@@ -102,7 +102,7 @@ def messages_of_log(lines: Sequence[Line], account: Account) -> list[Message] | 
     except ValueError as error:
         number = entries[error.args[0]].number
         raise FormatError(
-            f"line {number}: no order of day, month and year fits this date and the earlier ones"
+            f"line {number}: no order of day, month and year fits this date and the earlier ones; correct it"
         ) from None
     if is_recording([entry.stamp for entry in entries]):
         times = [None] * len(entries)

@@ -80,7 +80,10 @@ def make_turn(speaker: str, text: Any, where: str) -> Turn:
         or len(name) > LONGEST_NAME
         or (not name.isprintable() and has_control(name))
     ):
-        raise FormatError(f"{where}: {shorten(speaker)} is not a speaker's name; use a name on one line")
+        raise FormatError(
+            f"{where}: {shorten(speaker)} is not a speaker's name; use one line of 1 to {LONGEST_NAME} printable"
+            " characters"
+        )
     if not turn.text.isascii() or not name.isascii():
         try:
             (name + turn.text).encode()

@@ -120,7 +120,8 @@ def read_rows(lines: Iterable[str], header: Header, number: int) -> Iterator[tup
             if any(row):
                 if len(row) != len(header.names):
                     raise FormatError(
-                        f"line {number} has {amount(len(row), 'column')}, but the header has {len(header.names)}"
+                        f"line {number} has {amount(len(row), 'column')}, but the header has {len(header.names)};"
+                        " fix it, or put texts that contain the separator in quotation marks"
                     )
                 cells = map(unquote, row) if tabs else row
                 yield number, {name: read_cell(cell) for name, cell in zip(header.names, cells, strict=True)}
