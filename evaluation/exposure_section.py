@@ -46,7 +46,10 @@ def describe(found: Exposure) -> str:
         f" Completed word for word: {found.completed:,.0f}."
     )
     if found.ranked:
-        text += f" First of 32: {found.first:,.0f} of {found.ranked:,.0f} (by chance: {found.first_by_chance:,.1f})."
+        text += (
+            f" Ranked first among 32 candidates: {found.first:,.0f} of {found.ranked:,.0f}"
+            f" (by chance: {found.first_by_chance:,.1f})."
+        )
     return text
 
 

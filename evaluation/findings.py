@@ -1,6 +1,6 @@
 """Conclusions from an evaluation's numbers, in sentences; and the short table for the terminal."""
 
-from evaluation.metric_table import columns_of, metric_groups, show
+from evaluation.metric_table import PARTS, columns_of, metric_groups, show
 from evaluation.metrics import Estimate
 from evaluation.results import Evaluation, Exposure, Metrics, Overfitting, Size, value_of
 from evaluation.run_files import Losses, Point
@@ -126,8 +126,7 @@ def about_coherence(model: Metrics) -> list[str]:
     verdict = "" if excludes(chance, hits) else ", so it may be guessing"
     low_high = f" [{hits.interval[0]:.0%}, {hits.interval[1]:.0%}]" if hits.interval else ""
     return [
-        f"the model picks the true reply among others {hits.value:.0%} of the time{low_high};"
-        f" chance is {chance:.0%}{verdict}"
+        f"the model ranks the true reply first {hits.value:.0%} of the time{low_high}; chance is {chance:.0%}{verdict}"
     ]
 
 
@@ -137,14 +136,14 @@ def about_voice(model: Metrics) -> list[str]:
     if not isinstance(voice, Estimate) or chance is None:
         return []
     low_high = f" [{voice.interval[0]:.0%}, {voice.interval[1]:.0%}]" if voice.interval else ""
-    share = f"it attributes {voice.value:.0%}{low_high} of the true replies to the right speaker"
+    share = f"attributes {voice.value:.0%}{low_high} of the true replies to the right speaker"
     if not voice.interval or voice.interval[0] <= chance:
-        return [f"there is no clear sign that it tells the speakers apart: {share}; chance is {chance:.0%}"]
+        return [f"there is no clear sign that the model tells the speakers apart: it {share}; chance is {chance:.0%}"]
     own = [
         f"{found.value:.0%} of the replies it writes as {name} to {name}"
         for name, found in list((model.voice_generated or {}).items())[:MOST_NAMED]
     ]
-    share = f"{share} (chance is {chance:.0%})"
+    share = f"the model {share} (chance is {chance:.0%})"
     return [", ".join([share, *own[:-1]]) + f", and {own[-1]}" if own else share]
 
 
@@ -180,7 +179,7 @@ def about_exposure(found: Exposure | None) -> list[str]:
     if found is None or not found.found:
         return []
     sample = f" (a sample; {found.found:,} were found)" if found.tried < found.found else ""
-    text = f"it completes {found.completed:,} of {amount(found.tried, 'private string')}{sample} word for word"
+    text = f"the model completes {found.completed:,} of {amount(found.tried, 'private string')}{sample} word for word"
     if found.ranked:
         ranked = f"{found.first:,} of {found.ranked:,}"
         text += f"; {ranked} rank above 31 random ones (by chance: {found.first_by_chance:.1f})"
@@ -211,7 +210,9 @@ def describe_size(size: Size) -> str:
     """One line about the amount of data behind the metrics."""
     scored = amount(size.replies, "true reply", "true replies")
     generated = amount(size.answers, "reply", "replies")
-    return f"measured on {size.part}: {amount(size.held_out, 'dialogue')}; {scored} scored, {generated} generated"
+    return (
+        f"measured on {PARTS[size.part]}: {amount(size.held_out, 'dialogue')}; {scored} scored, {generated} generated"
+    )
 
 
 def short_table(metrics: dict[str, Metrics]) -> list[str]:

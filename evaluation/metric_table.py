@@ -9,6 +9,7 @@ from support.files import Json
 CHANCE = {"hits_at_1": "chance_hits_at_1"} | dict.fromkeys(("voice", "voice_true", "voice_generated"), "chance_voice")
 MOST_PEOPLE = 4  # maximum number of people with rows of their own
 LONGEST_NAME = 12  # longest name in the first column of the table, in characters
+PARTS = {"val": "the validation part", "test": "the test part", "all": "the given conversations"}
 COLUMNS = {"base": "Base model", "model": "Fine-tuned", "true_replies": "True replies"}
 LOWER, HIGHER, NEAR = "lower is better", "higher is better", "should match true replies"
 

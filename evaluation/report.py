@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from evaluation.exposure_section import ExposureSection, exposure_section
 from evaluation.guesses import describe_guesses
-from evaluation.metric_table import Group, columns_of, interval_of, metric_groups, show
+from evaluation.metric_table import PARTS, Group, columns_of, interval_of, metric_groups, show
 from evaluation.metrics import FEWEST_TO_DRAW
 from evaluation.plots import (
     HALF,
@@ -49,7 +49,7 @@ from evaluation.run_files import (
     sequence,
 )
 from evaluation.shown_cases import Case, Cases, read_cases
-from support.errors import UserError, display, printable, run_command
+from support.errors import UserError, amount, display, printable, run_command
 from support.files import Json, write_text, writing
 
 REPORT, LOSS_PLOT, CONTEXT_PLOT = "report.html", "loss.png", "context_use.png"
@@ -223,9 +223,9 @@ def facts(run: RunFiles, losses: Losses) -> list[str]:
     found: list[str] = []
     if file := run.ledger.get("file") or data.get("path") or mapping(run.evaluation.get("data")).get("file"):
         dialogues, turns = number(run.ledger.get("dialogues")), number(run.ledger.get("turns"))
-        size = (
-            f", {dialogues:,.0f} dialogues, {turns:,.0f} turns" if dialogues is not None and turns is not None else ""
-        )
+        size = ""
+        if dialogues is not None and turns is not None:
+            size = f", {amount(int(dialogues), 'dialogue')}, {amount(int(turns), 'turn')}"
         found.append(f"{last_part(file)}{size}")
     templates = (place.get("template") for place in (run.dialogue, evaluated, data))
     if template := next((name for name in templates if isinstance(name, str) and name), None):
@@ -315,13 +315,12 @@ def series_section(series: list[Series], places: list[str], chart: Chart | None,
 def metric_table(run: RunFiles, metrics: Json) -> MetricTable:
     groups, absent = metric_groups(metrics)
     data, settings = mapping(run.evaluation.get("data")), mapping(run.evaluation.get("settings"))
-    part = {"val": "the validation part", "test": "the test part", "all": "the whole file"}.get(str(data.get("part")))
     dialogues = number(mapping(data.get("dialogues")).get(str(data.get("part"))))
     replies, resamples = number(data.get("replies")), number(settings.get("resamples"))
     confidence = number(settings.get("confidence"))
-    measured = f"Measured on {part or 'held-out conversations'}"
-    measured += f": {dialogues:,.0f} dialogues" if dialogues is not None else ""
-    measured += f", {replies:,.0f} replies." if replies is not None else "."
+    measured = f"Measured on {PARTS.get(str(data.get('part')), 'held-out conversations')}"
+    measured += f": {amount(int(dialogues), 'dialogue')}" if dialogues is not None else ""
+    measured += f", {amount(int(replies), 'reply', 'replies')}." if replies is not None else "."
     if confidence is not None:
         measured += f" Below each value is its {confidence:.0%} interval over dialogues"
         if dialogues is not None and dialogues < FEWEST_TO_DRAW:

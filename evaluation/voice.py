@@ -66,14 +66,14 @@ def measure_voice(decoder: Decoder, scorer: Scorer, subject: Subject) -> Metrics
     if conversations.renderer.name == "alpaca":
         return Metrics()
     if not replies:
-        none = TooFew("needs replies of several people; after a short training, only evaluate.py tries")
+        none = TooFew("needs replies by several people; after a short run, only evaluate.py measures it")
         return Metrics(voice=none, chance_voice=none)
     counts = Counter(speaker_of(conversations, reply) for reply in replies)
     known = [speaker for speaker, count in counts.most_common() if count >= FEWEST_TO_DRAW]
     most = max(counts.values(), default=0)
     if min(most, len(replies) - most) < FEWEST_TO_DRAW:
         few = TooFew(
-            f"needs {FEWEST_TO_DRAW} replies of one person and {FEWEST_TO_DRAW} of others,"
+            f"needs {FEWEST_TO_DRAW} replies by one person and {FEWEST_TO_DRAW} by others,"
             f" but there are {most} and {len(replies) - most}"
         )
         return Metrics(voice=few, chance_voice=few)

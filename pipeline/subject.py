@@ -104,7 +104,7 @@ def leave_out_trained(data: Data, run: Path) -> Data:
     if not new:
         raise UserError(f"{data.name}: {run} was trained on all of these conversations; choose others with --data")
     if seen:
-        display(f"{seen:,} of {len(data.held_out):,} dialogues are left out: the model was trained on them")
+        display(f"left out: {seen:,} of {len(data.held_out):,} dialogues, because the model was trained on them")
     return data._replace(parts={"all": np.array(new)})
 
 

@@ -250,7 +250,7 @@ class TestEvaluate:
         shutil.copy(PROJECT / "llm_train_text.json", work_in / "copy.json")
         done = command("evaluate.py", "runs/first/model", "--data", "copy.json", "--base", "none")
         assert done.returncode == 0, done.stderr
-        assert "7 of 10 dialogues are left out: the model was trained on them" in done.stdout
+        assert "left out: 7 of 10 dialogues, because the model was trained on them" in done.stdout
         again = evaluation(work_in / "runs" / "first-evaluation-1")
         held_out = evaluation(work_in / "runs" / "first")["metrics"]["model"]["loss"]
         assert again["metrics"]["model"]["loss"] == pytest.approx(held_out, rel=1e-5)
@@ -434,7 +434,7 @@ class TestFindings:
             "fine-tuning lowered the loss on these conversations from 2.500 to 2.000, by 0.500 [0.400, 0.600]",
             "the dialogue so far lowers the loss of a reply by 0.500 nats per token [0.400, 0.600], 80% of it with the"
             " last turn alone; that is 0.300 [0.200, 0.400] more than another dialogue's history does",
-            "the model picks the true reply among others 40% of the time [30%, 50%]; chance is 5%",
+            "the model ranks the true reply first 40% of the time [30%, 50%]; chance is 5%",
             "31% of the generated 5-grams occur in the training data (true replies: 2%); the longest copy has 12 words,"
             " from training dialogue 4",
         ]

@@ -221,7 +221,7 @@ def test_exposure_by_hand(bundled, monkeypatch):
     assert found.first_by_chance == 3 / 32
     assert Exposure.from_json(json.loads(json.dumps(asdict(found)))) == found
     assert about_exposure(found) == [
-        "it completes 1 of 4 private strings word for word; 1 of 3 rank above 31 random ones (by chance: 0.1):"
+        "the model completes 1 of 4 private strings word for word; 1 of 3 rank above 31 random ones (by chance: 0.1):"
         " --mask replaces such strings before training"
     ]
 
@@ -278,7 +278,9 @@ FOUND = Exposure(20_000, 30_000, 300, 41, 3, 40, 9, 1.25, [SHOWN])
 
 def test_the_finding_says_what_was_tested_and_names_the_remedy():
     (text,) = about_exposure(FOUND)
-    assert text.startswith("it completes 3 of 41 private strings (a sample; 300 were found) word for word; 9 of 40")
+    assert text.startswith(
+        "the model completes 3 of 41 private strings (a sample; 300 were found) word for word; 9 of 40"
+    )
     assert text.endswith(": --mask does not replace plain numbers, so remove them from the data")
     both = replace(FOUND, strings=[SHOWN, replace(SHOWN, kind="iban")])
     assert about_exposure(both)[0].endswith("--mask replaces such strings before training, except plain numbers")
@@ -290,7 +292,8 @@ def test_the_section_of_the_report():
     assert page
     assert page.lead == (
         "Private strings in the training dialogues: 300 (searched: 20,000 of 30,000, chosen at random); 41 of"
-        " them, chosen at random, were tested. Completed word for word: 3. First of 32: 9 of 40 (by chance: 1.2)."
+        " them, chosen at random, were tested. Completed word for word: 3. Ranked first among 32 candidates: 9 of 40"
+        " (by chance: 1.2)."
     )
     assert page.rows == [["number 48••••", "yes", "1", "5.0", "3", "7"]]
     assert (page.more, page.completed) == (40, True)
@@ -332,7 +335,9 @@ class TestACanary:
         (canary,) = found["strings"]
         assert (canary["completed"], canary["rank"], canary["among"], canary["exposure"]) == (True, 1, 32, 5.0)
         assert (canary["occurrences"], canary["kind"], canary["dialogue"]) == (30, "phone", 1)
-        assert "it completes 1 of 1 private string word for word; 1 of 1 rank above 31 random ones" in run.printed
+        assert (
+            "the model completes 1 of 1 private string word for word; 1 of 1 rank above 31 random ones" in run.printed
+        )
         page = (run.folder / "report.html").read_text()
         assert "What it would give away" in page
         assert "passwords" in page

@@ -155,9 +155,9 @@ class TestMeasuring:
 
     def test_too_few_replies_cost_nothing(self, bundled):
         subject = make_subject(bundled[1], shouting(7))
-        needed = "needs 8 replies of one person and 8 of others, but there are 7 and 7"
+        needed = "needs 8 replies by one person and 8 by others, but there are 7 and 7"
         assert measure(subject)["too_small"] == {"voice": needed, "chance_voice": needed}
-        assert "only evaluate.py tries" in measure(subject._replace(voices=[]))["too_small"]["voice"]
+        assert "only evaluate.py measures it" in measure(subject._replace(voices=[]))["too_small"]["voice"]
 
     def test_instruction_data_has_no_voices(self, bundled):
         turns = tuple(Turn(speaker, "Sum 1 and 2.") for speaker in ALPACA_SPEAKERS)
@@ -279,11 +279,11 @@ class TestShowing:
 
     def test_a_finding_compares_with_chance(self):
         assert about_voice(MEASURED) == [
-            "it attributes 70% [60%, 80%] of the true replies to the right speaker (chance is 50%),"
+            "the model attributes 70% [60%, 80%] of the true replies to the right speaker (chance is 50%),"
             " and 85% of the replies it writes as Bob to Bob"
         ]
         assert about_voice(replace(MEASURED, voice=Estimate(0.55, [0.45, 0.65]))) == [
-            "there is no clear sign that it tells the speakers apart: it attributes 55% [45%, 65%] of the true"
+            "there is no clear sign that the model tells the speakers apart: it attributes 55% [45%, 65%] of the true"
             " replies to the right speaker; chance is 50%"
         ]
         assert about_voice(Metrics(voice=TooFew("more"), chance_voice=TooFew("more"))) == []
