@@ -46,7 +46,7 @@ PARTS = {
         "The main job, start to finish",
         "seconds",
         ("seconds", "peak_bytes"),
-        "The time of ours includes metrics before and after training, and a report; the others compute neither.",
+        "Our time includes metrics before and after training, and a report; the others compute neither.",
     ),
     "bundled": Part("The first run, with the bundled model", "seconds", ("seconds", "peak_bytes")),
     "throughput": Part(
@@ -126,7 +126,7 @@ def rows(results: Results, part: str, case: str) -> Iterator[list[str]]:
     records, about = records_of(results, part, case), PARTS[part]
     shown_somewhere = [name for name in about.columns if any(value(record, name, records) for record in records)]
     columns = shown_somewhere or [about.headline]  # when every contestant failed
-    yield [case, *(COLUMNS[name].title for name in columns), "speed-up of ours"]
+    yield [case, *(COLUMNS[name].title for name in columns), "our speed-up"]
     for record in records:
         cells = [shown(value(record, name, records), COLUMNS[name]) for name in columns]
         failed = next((sample for sample in record["samples"] if sample["exit_code"]), None)

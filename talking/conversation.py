@@ -172,7 +172,8 @@ class Conversation:
 def describe_dropped(turns: int, cut: bool, tokens: int) -> str:
     """Describe in one line what the model no longer sees."""
     found = [f"the oldest {amount(turns, 'turn')}"] * bool(turns) + ["the beginning of a turn"] * cut
-    return f"the conversation is too long for the model: it no longer sees {' and '.join(found)}, only {tokens} tokens"
+    gone = " and ".join(found)
+    return f"the conversation is too long for the model: it no longer sees {gone}, only the last {tokens} tokens"
 
 
 def choose_people(dialogue: dict[str, Any], me: str | None, you: str | None) -> People:

@@ -76,11 +76,9 @@ class GuessDesk:
         player.answered = True
         place = "first" if made.real == 1 else "second"
         player.score = Score(player.score.right + correct, player.score.guesses + 1)
-        player.verdict = (
-            f"{'Right' if correct else 'Wrong'}: the {place} one is real. You told them apart in {player.score}."
-        )
+        player.verdict = f"{'Right' if correct else 'Wrong'}: the {place} one is real. Your score: {player.score}."
         if self.game.score != player.score:
-            player.verdict += f" With all earlier guesses and other visitors: {self.game.score}."
+            player.verdict += f" With earlier guesses and other visitors: {self.game.score}."
 
     def lay_out(self) -> None:
         """Build the tab and connect its events."""

@@ -47,7 +47,7 @@ def answer_rounds(game: Game) -> None:
 
 
 def told(score: Score) -> str:
-    return f"you told them apart in {score}"
+    return f"your score: {score}"
 
 
 def describe(made: Round) -> list[str]:

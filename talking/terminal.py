@@ -105,7 +105,7 @@ class Terminal:
         name, _, value = words.partition(" ")
         name = name.strip("-").replace("-", "_")
         if words and name not in kinds:
-            raise UserError(f"/set {name}: no such setting; settings are: {', '.join(kinds)}")
+            raise UserError(f"/set {name}: no such setting; choose from {', '.join(kinds)}")
         if words:
             try:
                 changed = replace(self.settings, **{name: kinds[name](value)})

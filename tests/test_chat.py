@@ -124,7 +124,7 @@ def test_set_changes_known_settings_and_rejects_others(typed):
         "/set temperature -1": "must be 0, or between 0.01 and 100",
         "/set top_p 0": "--top-p 0.0: must be above 0",
         "/set top_k 1.5": "must be a whole number",
-        "/set colour red": "/set colour: no such setting; settings are: max_new_tokens",
+        "/set colour red": "/set colour: no such setting; choose from max_new_tokens",
     }.items():
         assert words in typed(line)[1]
     assert "the answer is always the same" in typed("Hi!", "/again")[1]

@@ -265,10 +265,10 @@ def test_it_can_be_played_from_a_pipe(run):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("press 1, 2 or q") == 1
-    verdicts = [line for line in done.stdout.splitlines() if " is real; you told them apart in " in line]
+    verdicts = [line for line in done.stdout.splitlines() if " is real; your score: " in line]
     assert len(verdicts) == 2
     score = Score(sum(line.startswith("right: ") for line in verdicts), 2)
-    assert done.stdout.endswith(f"\nyou told them apart in {score}\nsaved: {run / GUESSES}\n")
+    assert done.stdout.endswith(f"\nyour score: {score}\nsaved: {run / GUESSES}\n")
     assert [guess["correct"] for guess in read_guesses(run / GUESSES)] == [line[0] == "r" for line in verdicts]
     assert done.stdout.count("\n  1  ") == done.stdout.count("\n  2  ") == 3
     assert "Trained" not in done.stdout
@@ -351,11 +351,11 @@ def test_it_can_be_played_on_the_page(served):
             assert page.evaluate("document.documentElement.scrollWidth") == 390
             replies.nth(texts.index("Yes, sure.")).click()
             page.get_by_text(f"{'first' if texts[0] == 'Yes, sure.' else 'second'} one is real").wait_for()
-            assert page.get_by_text("You told them apart in 1 of 1.").count() == 1
+            assert page.get_by_text("Your score: 1 of 1.").count() == 1
             assert page.get_by_text("and other visitors: 2 of 2.").count() == visitor - 1
             replies.first.click()  # a later click changes nothing
             page.get_by_role("button", name="Next").click()
-            page.get_by_text("You told them apart").wait_for(state="detached")
+            page.get_by_text("Your score").wait_for(state="detached")
             assert len(read_guesses(path)) == len(rewritten) == visitor
             assert page.evaluate("window.ran") is None
             page.get_by_role("tab", name="Chat").click()

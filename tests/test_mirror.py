@@ -235,7 +235,7 @@ class TestTheRunIsUnaffected:
         assert line is not None
         assert said in line
         assert f"{run_folder / 'wandb.log'}); the run is unaffected" in line
-        assert line.startswith("wandb: the mirror ")
+        assert line.startswith("wandb: logging ")
         assert "\n" not in line
 
     def test_a_killed_mirror_is_reported(self, run_folder, fake_wandb):

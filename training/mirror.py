@@ -71,7 +71,7 @@ class Mirror:
             outcome = f"failed with exit code {code}"
             if code == 0:
                 return None
-        return f"{self.kind}: the mirror {outcome} ({self.last_words()}; full log: {self.log}); the run is unaffected"
+        return f"{self.kind}: logging {outcome} ({self.last_words()}; full log: {self.log}); the run is unaffected"
 
     def last_words(self) -> str:
         """The last line of the log: the error, if Python ended with one."""
