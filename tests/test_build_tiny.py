@@ -44,16 +44,13 @@ def write_corpus(path, size: int) -> None:
             file.write(json.dumps({"source": "test", "turns": turns}) + "\n")
 
 
-def build(tmp_path) -> str:
-    options = [
-        "--corpus",
-        tmp_path / "corpus.jsonl",
-        "--folder",
-        tmp_path / "model",
-        "--work",
-        tmp_path / "work",
+def build(tmp_path, name: str, *options: str) -> str:
+    """Build the model folder `name`, with its checkpoints in `name`-work."""
+    options = (
+        *("--corpus", tmp_path / "corpus.jsonl", "--folder", tmp_path / name, "--work", tmp_path / f"{name}-work"),
         *SMALL,
-    ]
+        *options,
+    )
     command = [sys.executable, "-m", "models.tiny.build", *map(str, options)]
     return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True, encoding="utf-8").stdout
 
@@ -61,10 +58,10 @@ def build(tmp_path) -> str:
 @pytest.mark.slow
 def test_a_small_build_makes_a_working_folder(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl", 300)
-    output = build(tmp_path)
-    assert "held-out bits per byte: untrained" in output
-    bits = json.loads((tmp_path / "work" / "bits_per_byte.json").read_text())
-    assert bits["model"] < 0.8 * bits["untrained"]
+    output = build(tmp_path, "model")
+    assert "held-out bits per byte: start" in output
+    bits = json.loads((tmp_path / "model-work" / "bits_per_byte.json").read_text())
+    assert bits["model"] < 0.8 * bits["start"]
     assert 0.2 < bits["xz"] < 3
 
     sums = (tmp_path / "model" / "SHA256SUMS").read_text(encoding="ascii")
@@ -87,3 +84,18 @@ def test_a_small_build_makes_a_working_folder(tmp_path):
         continuation = reference.generate(ids, max_new_tokens=40, do_sample=False, pad_token_id=499)[0, ids.size(1) :]
     assert Renderer(tokenizer).parse_turns(tokenizer.decode(continuation.tolist()), "Ben", [])[0].text
     assert json.loads((tmp_path / "model" / "config.json").read_text())["dtype"] == "float16"
+
+
+@pytest.mark.slow
+def test_a_build_continues_from_a_model_folder_with_the_same_held_out_dialogues(tmp_path):
+    write_corpus(tmp_path / "corpus.jsonl", 300)
+    build(tmp_path, "first", "--epochs", "2")
+    build(tmp_path, "second", "--epochs", "2", "--seed", "5", "--start", str(tmp_path / "first"))
+    first, second = (
+        json.loads((tmp_path / f"{name}-work" / "bits_per_byte.json").read_text()) for name in ("first", "second")
+    )
+    assert second["start"] == pytest.approx(first["model"], rel=1e-6)
+    assert second["model"] < second["start"]
+    assert second["xz"] == first["xz"]  # the same held-out text
+    same = "vocab.json", "merges.txt", "dialogue.json"
+    assert all((tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes() for name in same)
