@@ -1,6 +1,8 @@
 """Build the bundled model from a corpus of dialogues: learn a vocabulary, then pretrain with the project's loop.
 
-    python -m models.tiny.build --corpus dialogues.jsonl.xz
+    python -m models.tiny.build --corpus dialogues.jsonl.xz --start first
+
+The bundled model was trained twice, the second time from its own weights: README.md has both commands.
 
 The corpus has one JSON object per line, {"turns": [{"speaker": ..., "text": ...}, ...]}. A stopped build resumes from
 its last checkpoint when it is started again with the same options.
@@ -116,7 +118,7 @@ def build(settings: BuildSettings) -> None:
     dialogues = read_corpus(settings.corpus)
     held_out, training = dialogues[: settings.held_out], dialogues[settings.held_out :]
     vocabulary = settings.start or settings.work / "vocabulary"
-    if not vocabulary.exists():
+    if not (settings.start or vocabulary.exists()):
         train_vocabulary(training, settings.shape.vocab_size, vocabulary)
     model, tokenizer = make_model(settings, vocabulary)
     renderer = Renderer(tokenizer)
