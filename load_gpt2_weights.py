@@ -131,8 +131,9 @@ def read_weights(
         # Move the tensor before transposing it: a GPU transposes faster than the CPU.
         tensor = own_copy(source.to(device), name.endswith(TRANSPOSED), wanted)
         if not is_finite(tensor):
-            advice = "use float32 instead" if wanted == torch.float16 else "restore the model or download it again"
-            raise UserError(f"{path}: {stored} holds NaN or infinity in {str(wanted)[6:]}; {advice}")
+            raise UserError(
+                f"{path}: {stored} holds NaN or infinity in {str(wanted)[6:]}; restore the model or download it again"
+            )
         if name == "wte.weight" and head is not None and not torch.equal(read(head).to(tensor), tensor):
             raise UserError(f"{path}: lm_head.weight differs from wte.weight; an untied output head is not supported")
         yield name, tensor

@@ -19,7 +19,7 @@ from gpt_model import GPTConfig
 from load_gpt2_weights import TRANSPOSED, parameter_shapes, read_description, read_weights
 from pipeline.finished_model import FinishedModel
 from settings import AnswerSettings
-from support.errors import check_extra, display
+from support.errors import UserError, check_extra, display
 from support.files import atomic_path, check_free_space, check_output_path, resolved, write_text
 
 if TYPE_CHECKING:
@@ -133,13 +133,14 @@ def write_weights(writer: "gguf.GGUFWriter", folder: Path, config: GPTConfig, ki
         writer.add_tensor_info(new_name, shape, np.dtype(np.float32), size, formats[name])
         total += size
     check_free_space(path.parent, total, path.name)
-    dtype = torch.float16 if kind == "f16" else torch.float32
-    weights = tqdm(read_weights(folder, dtype), "writing", len(formats), delay=2, leave=False, disable=None)
+    weights = tqdm(read_weights(folder), "writing", len(formats), delay=2, leave=False, disable=None)
     with atomic_path(path) as temporary, contextlib.closing(writer):
         writer.write_header_to_file(temporary)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, tensor in weights:
+            if formats[name] == gguf.GGMLQuantizationType.F16 and tensor.abs().max() > torch.finfo(torch.float16).max:
+                raise UserError(f"{folder}: {name} is too large for f16; use --type f32")
             writer.write_tensor_data(gguf.quantize(tensor.numpy(), formats[name]))
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from conftest import refused, save_conversation, tiny_reference, write_layout
 from dialogues.chat_template import chat_template
@@ -180,6 +181,22 @@ def test_without_the_package_the_error_says_how_to_install_it(model, monkeypatch
     with pytest.raises(UserError, match="the package gguf is not installed") as error:
         export_model(model, "f16", None)
     assert REQUIREMENT in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["f16", "f32"])
+def test_only_f32_holds_weights_beyond_the_range_of_f16(model, kind, tmp_path):
+    weights = model.folder / "model.safetensors"
+    tensors = load_file(weights)
+    name = next(name for name in tensors if name.endswith("h.0.mlp.c_fc.weight"))
+    tensors[name][0, 0] = 1e5
+    save_file(tensors, weights)
+    path = tmp_path / "a.gguf"
+    if kind == "f32":
+        export_model(model, kind, path)
+    else:
+        with pytest.raises(UserError, match=r"h\.0\.mlp\.c_fc\.weight is too large for f16; use --type f32"):
+            export_model(model, kind, path)
+    assert path.exists() == (kind == "f32")
 
 
 def test_a_failed_export_leaves_the_old_file(model, tmp_path, monkeypatch):
