@@ -158,7 +158,7 @@ def warn_of_inherited(default: FinetuneSettings, settings: FinetuneSettings) -> 
     changed = ["--model"] * (settings.model.name != default.model.name)
     changed += ["--lora-rank"] * (bool(settings.training.lora_rank) != bool(default.training.lora_rank))
     kept = [
-        f"--{name.replace('_', '-')} {value}"
+        f"--{option_name(name)} {value}"
         for name in ADAPTED
         if (value := getattr(settings.training, name)) is not None and value == getattr(default.training, name)
     ]
@@ -192,7 +192,7 @@ def drop_retired(recorded: Json) -> list[str]:
     for group, defaults in RETIRED.items():
         if isinstance(values := recorded.get(group), dict):
             found = {name: values.pop(name, default) for name, default in defaults.items()}
-            used += [f"--{name.replace('_', '-')} {found[name]}" for name in found if found[name] != defaults[name]]
+            used += [f"--{option_name(name)} {found[name]}" for name in found if found[name] != defaults[name]]
     return used
 
 
