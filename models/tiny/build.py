@@ -116,7 +116,9 @@ def build(settings: BuildSettings) -> None:
     keep_freed_memory()
     settings.work.mkdir(parents=True, exist_ok=True)
     dialogues = read_corpus(settings.corpus)
-    held_out, training = dialogues[: settings.held_out], dialogues[settings.held_out :]
+    chance = random.Random(settings.training.seed)
+    held_out = dialogues[: settings.held_out]
+    training = [rename(dialogue, chance) for dialogue in dialogues[settings.held_out :]]
     vocabulary = settings.start or settings.work / "vocabulary"
     if not (settings.start or vocabulary.exists()):
         train_vocabulary(training, settings.shape.vocab_size, vocabulary)
@@ -176,21 +178,31 @@ def leave_out_context(dataset: DialogueDataset) -> None:
 
 
 def read_corpus(path: Path) -> list[Dialogue]:
-    """The dialogues in random order, with random first names for the speakers, half with the instruction line.
+    """The dialogues of the corpus in random order.
 
-    The order is always the same, so that a second build holds out the same dialogues as the first.
+    The order, the names and the instruction lines are always the same, so that every build holds out the same text.
     """
     chance = random.Random(1)
-    dialogues, names_known = [], NAMES.split()
     with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else open(path, encoding="utf-8") as lines:
-        for line in lines:
-            turns = json.loads(line)["turns"]
-            labels = dict.fromkeys(turn["speaker"] for turn in turns)
-            names = dict(zip(labels, chance.sample(names_known, len(labels)), strict=True))
-            renamed = tuple(Turn(names[turn["speaker"]], turn["text"].strip()) for turn in turns)
-            dialogues.append(Dialogue(renamed, chance.choice((INSTRUCTION, ""))))
+        turns = (
+            tuple(Turn(turn["speaker"], turn["text"].strip()) for turn in json.loads(line)["turns"]) for line in lines
+        )
+        dialogues = [rename(Dialogue(part), chance) for part in turns]
     chance.shuffle(dialogues)
     return dialogues
+
+
+def read_dialogue(line: str) -> Dialogue:
+    return Dialogue(tuple(Turn(turn["speaker"], turn["text"].strip()) for turn in json.loads(line)["turns"]))
+
+
+def rename(dialogue: Dialogue, chance: random.Random) -> Dialogue:
+    """The dialogue with random first names for the speakers, and with the instruction line in half of the cases."""
+    labels, names_known = dict.fromkeys(turn.speaker for turn in dialogue.turns), NAMES.split()
+    names = dict(zip(labels, chance.sample(names_known, len(labels)), strict=True))
+    return Dialogue(
+        tuple(Turn(names[turn.speaker], turn.text) for turn in dialogue.turns), chance.choice((INSTRUCTION, ""))
+    )
 
 
 def train_vocabulary(dialogues: Sequence[Dialogue], size: int, folder: Path) -> None:
