@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -117,7 +117,7 @@ class Trainer:
         """Take and log the next optimizer step, over batches of example numbers."""
         settings, machine = self.settings, self.machine
         step = self.state.step + 1
-        self.progress.resume_clock()
+        started = time.perf_counter()  # after evaluations and checkpoints
         set_learning_rate(self.learner.optimizer, learning_rate_at(step, self.state.steps, settings))
         made = []
         for place, numbers in enumerate(machine.take_share(batches)):
@@ -135,7 +135,7 @@ class Trainer:
                 f" try a lower --learning-rate or more --warmup{precision}"
             ) from None
         self.state.step = step
-        self.progress.step(loss, learned, norm)
+        self.progress.step(loss, learned, norm, time.perf_counter() - started)
 
     def evaluation_is_due(self) -> bool:
         """Whether to evaluate now: at the start, every `evaluate_every` steps, and at the end; never twice per step."""
@@ -150,9 +150,10 @@ class Trainer:
             UserError: a loss is NaN or infinite.
         """
         started = time.perf_counter()
-        at_an_end = self.state.step == 0 or self.state.step >= self.state.steps
-        train_loss = self.evaluate("train") if at_an_end else None
-        val_loss = self.evaluate("val")
+        model, machine, (train_set, val_set, padding_id) = self.setup.model, self.machine, self.examples
+        val_loss = evaluate(model, val_set, padding_id, machine)
+        at_an_end = self.state.step == 0 or self.state.step >= self.state.steps or self.is_hopeless(val_loss)
+        train_loss = evaluate(model, train_set, padding_id, machine, TRAIN_SAMPLE) if at_an_end else None
         if not math.isfinite(val_loss + (train_loss or 0)):
             precision = "" if self.machine.precision == "fp32" else ", or try --precision fp32"
             advice = "try a lower --learning-rate" if self.state.step else f"restore the base model{precision}"
@@ -160,13 +161,6 @@ class Trainer:
         watched = self.setup.watch() if self.setup.watch else None
         self.pace.evaluation_seconds = time.perf_counter() - started
         return val_loss, train_loss, watched
-
-    def evaluate(self, part: Literal["train", "val"]) -> float:
-        """The loss on the validation part, or on the first examples of the training part."""
-        train_set, val_set, padding_id = self.examples
-        if part == "train":
-            return evaluate(self.setup.model, train_set, padding_id, self.machine, TRAIN_SAMPLE)
-        return evaluate(self.setup.model, val_set, padding_id, self.machine)
 
     def record(self, val_loss: float, train_loss: float | None, watched: dict[str, str] | None) -> None:
         """Log the evaluation; with `--keep best`, save the weights if they are the best so far."""
@@ -182,10 +176,10 @@ class Trainer:
             except UserError as error:
                 self.progress.say(f"the weights of step {self.state.step} are not kept: {error}")
 
-    def is_hopeless(self) -> bool:
-        """Whether `--early-stopping` has seen enough evaluations without improvement."""
-        patience, evaluations = self.settings.early_stopping, self.state.evaluations
-        return bool(patience) and len(evaluations) - 1 - self.state.best_place >= patience
+    def is_hopeless(self, *newest: float) -> bool:
+        """Whether `--early-stopping` has seen enough evaluations without improvement, up to the `newest` loss."""
+        patience, losses = self.settings.early_stopping, [*(loss for _, loss in self.state.evaluations), *newest]
+        return bool(patience) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
     @property
     def chooses(self) -> bool:

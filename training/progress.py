@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import time
 from pathlib import Path
 
 from tqdm import tqdm
@@ -33,7 +32,6 @@ class Progress:
             dynamic_ncols=True,
             disable=None if primary else True,
         )
-        self.step_ended = time.perf_counter()
         self.step_seconds: list[float] = []
         self.asked = ""  # the input of `watched`, after it was shown
         if primary:
@@ -50,7 +48,7 @@ class Progress:
                     path.touch()
                     os.truncate(path, size)
 
-    def step(self, loss: float, tokens: int, grad_norm: float | None) -> None:
+    def step(self, loss: float, tokens: int, grad_norm: float | None, seconds: float) -> None:
         """Record the last optimizer step; `loss` is the mean over its `tokens` learned tokens, in nats.
 
         `grad_norm` is the norm of the gradient before clipping; if it is NaN or infinite, the step was skipped.
@@ -62,14 +60,12 @@ class Progress:
             self.log(train_loss=loss, grad_norm=grad_norm)
         else:
             self.log(train_loss=loss, overflow=1)
-        seconds = time.perf_counter() - self.step_ended
         self.append("timing.jsonl", {"step": step, "seconds": round(seconds, 4), "tokens": tokens})
         self.step_seconds.append(seconds)
         self.state.tokens += tokens
         self.state.loss_sum += loss * tokens
         self.bar.set_postfix_str(f"loss {loss:.3f}, {tokens / seconds:.0f} tokens/s", refresh=False)
         self.bar.update()
-        self.step_ended = time.perf_counter()
 
     def evaluation(self, val_loss: float, train_set_loss: float | None = None) -> None:
         """Record an evaluation; `train_set_loss` is given if the training part was evaluated too."""
@@ -110,10 +106,6 @@ class Progress:
             self.log(kept_step=step, kept_val_loss=loss, kept_train_set_loss=state.after.train)
             place = f"epoch {step / self.steps_per_epoch:.4g} (step {step} of {state.step})"
             self.say(f"kept: the weights of {place}, which have the lowest validation loss, {loss:.3f}")
-
-    def resume_clock(self) -> None:
-        """Exclude evaluations and checkpoints since the last step from the next step's time."""
-        self.step_ended = time.perf_counter()
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
