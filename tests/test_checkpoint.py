@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from talking.decoder import Decoder
 from talking.generation import Bounds, generate
 from training import best_weights, checkpoint
 from training.optimizer import make_optimizer
+from training.pace import Pace
 from training.stopping import StopSignals
 
 SETTINGS = TrainingSettings(epochs=3, batch_size=1, learning_rate=1e-2, schedule="cosine", warmup=0.3, seed=5)
@@ -439,6 +441,37 @@ def test_max_minutes_sets_the_number_of_steps_once(model, tmp_path, monkeypatch,
     (tmp_path / "again" / "pace.json").write_text(json.dumps(pace))
     assert same(weights, run(model, tmp_path / "again", settings))
     assert len(logged(tmp_path / "broken", "train_loss")) == steps
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no such signal")
+def test_a_second_hangup_does_not_interrupt_a_step(monkeypatch):
+    monkeypatch.setattr("training.stopping.ending_signals", lambda: [signal.SIGHUP])
+    done = False
+    with pytest.raises(KeyboardInterrupt), StopSignals(CPU) as signals, signals.whole():
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+        done = True
+    assert done
+
+
+def test_all_processes_set_the_number_of_steps_from_the_measurements_of_the_first(tmp_path):
+    words: list[str] = []
+
+    def agree(word: str) -> str:
+        words.append(word)
+        return words[0]
+
+    machine = SimpleNamespace(agree=agree, primary=False)
+    progress = SimpleNamespace(step_seconds=[1.0] * 5, say=print, bar=SimpleNamespace(total=0))
+    found = set()
+    for evaluation_seconds in (300, 2):  # only the first generates the replies of --watch
+        pace = Pace(tmp_path, TrainingSettings(max_minutes=60), 100, machine)
+        pace.evaluation_seconds = evaluation_seconds
+        state = checkpoint.TrainingState(step=5, steps=10**6)
+        pace.measure(state, progress)
+        found.add(state.steps)
+    assert len(found) == 1
+    assert 5 < found.pop() < 10**4
 
 
 def test_a_signal_after_the_last_step_waits_until_the_model_is_saved(model, tmp_path, monkeypatch):

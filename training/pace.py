@@ -55,13 +55,13 @@ class Pace:
         per_step = sum(usual) / max(1, len(usual)) + self.evaluation_seconds / self.evaluate_every
         ready = measured == MEASURED_STEPS or (self.limit and len(usual) > 0 and elapsed > self.limit / 10)
         # The clocks of processes differ: all use the primary's measurements.
-        word = self.machine.agree(f"{float(ready)} {per_step} {elapsed}").split()
-        ready, per_step, elapsed = map(float, word)
+        word = self.machine.agree(f"{float(ready)} {per_step} {elapsed + self.evaluation_seconds}").split()
+        ready, per_step, needed = map(float, word)
         if not ready:
             return
         self.done = True
         if self.limit:
-            fitting = int((self.limit - elapsed - self.evaluation_seconds) / per_step)
+            fitting = int((self.limit - needed) / per_step)
             progress.say(f"{per_step:.2f} s per step; time limit: {self.limit / 60:g} minutes")
             self.set_steps(state, progress, min(state.steps, state.step + max(0, fitting)), state.step)
         elif (left := (state.steps - state.step) * per_step) > LONG:
