@@ -19,7 +19,7 @@ from pipeline.finished_model import FinishedModel, find_base, find_finished_mode
 from pipeline.prepare import read_held_out
 from settings import ChatSettings
 from support.command_line import parse_command_line
-from support.errors import UserError, check_one_process, display
+from support.errors import UserError, check_one_process, display, ending_signals
 
 if TYPE_CHECKING:
     from talking.conversation import Conversation
@@ -77,7 +77,8 @@ def main() -> None:
         guessing = GuessDesk(game, partial(rewrite_report, game.path.parent)) if game else None
         serve(partial(start, found.folder), beside, title, settings, guessing)
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # Ctrl-C stops an answer; SIGTERM ends the chat
+    for number in ending_signals():
+        signal.signal(number, lambda *_: sys.exit(130))  # Ctrl-C only stops an answer
     if game:
         if play(game):
             rewrite_report(game.path.parent)

@@ -34,11 +34,17 @@ def run_script(module: str) -> NoReturn:
     sys.exit()
 
 
+def ending_signals() -> list[signal.Signals]:
+    """SIGTERM, and SIGHUP, which a closing terminal sends, unless it is ignored (`nohup`). Windows has no SIGHUP."""
+    hangup = getattr(signal, "SIGHUP", None)
+    return [signal.SIGTERM, *([hangup] if hangup and signal.getsignal(hangup) != signal.SIG_IGN else [])]
+
+
 def run_command(command: Callable[[], None]) -> None:
     """Run a command of the project and turn its outcome into an exit code.
 
     0: success. 1: a bug in the program, with a traceback. 2: a `UserError`, `OSError`, `MemoryError` or missing
-    package, printed as one line. 130: stopped by Ctrl-C or SIGTERM.
+    package, printed as one line. 130: stopped by Ctrl-C or one of `ending_signals`.
 
     Under torchrun, the first process reports for all.
     """
@@ -47,7 +53,8 @@ def run_command(command: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # treat SIGTERM like Ctrl-C
+    for number in ending_signals():
+        signal.signal(number, signal.default_int_handler)  # treat it like Ctrl-C
     try:
         command()
     except ModuleNotFoundError as error:

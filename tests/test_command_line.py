@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import fields, replace
+from functools import partial
 
 import pytest
 import torch
@@ -179,7 +180,7 @@ class TestTheWholeJob:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent the POSIX way")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)])
 def test_a_stopped_run_prints_one_line_and_no_traceback(work, model_folder, number):
     process = subprocess.Popen(
         [sys.executable, PROJECT / "finetune.py", "--model", model_folder, "--epochs", "100000", "--run-dir", "run"],
@@ -187,6 +188,7 @@ def test_a_stopped_run_prints_one_line_and_no_traceback(work, model_folder, numb
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=partial(signal.signal, number, signal.SIG_DFL),  # not ignored, even if the tests run under nohup
     )
     deadline = time.monotonic() + 60
     log = work / "run" / "metrics.jsonl"  # has its first line once training has begun

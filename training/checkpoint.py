@@ -3,8 +3,9 @@
 Batches and dropout depend only on the seed and the step, and the learning rate only on the step. So no random generator
 state is saved: the weights, the optimizer's moments and a few numbers are enough.
 
-A run that is stopped by Ctrl-C or SIGTERM writes a checkpoint and loses nothing. A killed run repeats the work since
-its last checkpoint (at most `--checkpoint-minutes`, 5 by default), with the same result to the last bit.
+A run that is stopped by Ctrl-C, SIGTERM or (not on Windows) a closed terminal writes a checkpoint and loses nothing. A
+killed run repeats the work since its last checkpoint (at most `--checkpoint-minutes`, 5 by default), with the same
+result to the last bit.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Handling of Ctrl-C and SIGTERM: they never interrupt a step, and the run can write a checkpoint before it ends."""
+"""Handling of Ctrl-C, SIGTERM and a closed terminal: none interrupts a step, and the run can write a checkpoint."""
 
 import contextlib
 import signal
@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from support.errors import ending_signals
 from training.device import Machine
 
 
 class StopSignals:
-    """A context in which the first Ctrl-C or SIGTERM raises `KeyboardInterrupt` between two units of work, never
-    inside one; a second signal ends the process at once, and anything unsaved is lost.
+    """A context in which the first Ctrl-C, SIGTERM or SIGHUP raises `KeyboardInterrupt` between two units of work,
+    never inside one; a second Ctrl-C or SIGTERM ends the process at once, and anything unsaved is lost.
 
     Several processes receive a signal at different moments, so they agree on it between two steps.
     """
@@ -25,7 +26,7 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # only this thread gets signals
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, *ending_signals()):
                 self.before[number] = signal.signal(number, self.hear)
         return self
 
@@ -37,7 +38,9 @@ class StopSignals:
 
     def hear(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
-            raise SystemExit(130)
+            if number in (signal.SIGINT, signal.SIGTERM):
+                raise SystemExit(130)
+            return  # the shell, the terminal and `uv run` each send a SIGHUP
         self.asked = True
         if not self.busy:
             raise KeyboardInterrupt
