@@ -90,7 +90,7 @@ def check_machine(job: Job, chosen: str) -> None:
     Raises:
         UserError: not enough memory, or PyTorch can't compile.
     """
-    from training.device import check_compiler
+    from training.device import check_compiler, return_freed_memory
     from training.memory import check_memory
 
     size, training, machine = model_size(job), job.settings.training, job.machine
@@ -98,6 +98,7 @@ def check_machine(job: Job, chosen: str) -> None:
     if training.compile:
         check_compiler(machine)
         display("--compile: the first steps take longer, since they compile the model")
+    return_freed_memory()  # memory that the previous fold has freed would count as used
     display(check_memory(size, training, machine))
 
 

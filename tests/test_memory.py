@@ -97,9 +97,14 @@ def test_the_memory_limit_of_a_container_is_respected(monkeypatch, tmp_path):
     assert 0 < free <= psutil.virtual_memory().total
     (tmp_path / "max").write_text("3000000000\n")
     (tmp_path / "current").write_text("1000000000\n")
+    (tmp_path / "memory.stat").write_text("file 0\ninactive_file 0\nactive_file 0\n")
     monkeypatch.setattr(memory, "CONTAINER", ((str(tmp_path / "max"), str(tmp_path / "current")),))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=8 * GIGABYTE))
     assert available_memory(torch.device("cpu")) == (2 * GIGABYTE, 2 * GIGABYTE)
+    cached = "inactive_file 1\nactive_file 2\ntotal_inactive_file 300000000\ntotal_active_file 200000000\n"
+    for lines, free in (("inactive_file 300000000\nactive_file 200000000\n", 2.5), (cached, 2.5)):
+        (tmp_path / "memory.stat").write_text(lines)
+        assert available_memory(torch.device("cpu"))[0] == free * GIGABYTE  # cached files are freed when needed
     (tmp_path / "max").write_text("max\n")
     assert available_memory(torch.device("cpu"))[0] == 8 * GIGABYTE
 

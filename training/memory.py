@@ -82,7 +82,8 @@ def available_memory(device: torch.device) -> tuple[int, int]:
     free, swap = psutil.virtual_memory().available, psutil.swap_memory().free
     for limit, used in CONTAINER:
         with contextlib.suppress(OSError, ValueError):  # no such file, or a limit of "max"
-            left = int(Path(limit).read_text()) - int(Path(used).read_text())
+            cached = cached_files(Path(used).with_name("memory.stat"))
+            left = int(Path(limit).read_text()) - int(Path(used).read_text()) + cached
             if left < free:
                 free, swap = left, 0
     if sys.platform == "linux":
@@ -91,6 +92,13 @@ def available_memory(device: torch.device) -> tuple[int, int]:
             left = int(ADDRESSES * (limit - psutil.Process().memory_info().vms))
             free, swap = (left, 0) if left < free else (free, swap)
     return free, free + swap
+
+
+def cached_files(stat: Path) -> int:
+    """Bytes of a control group's cached files: they count as used, but the system frees them when needed."""
+    counts = dict(line.split() for line in stat.read_text().splitlines())
+    # Version 1 counts child groups only in `total_`.
+    return sum(int(counts.get(f"total_{name}", counts[name])) for name in ("inactive_file", "active_file"))
 
 
 def check_memory(size: Size, training: TrainingSettings, machine: Machine) -> str:
