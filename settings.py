@@ -128,8 +128,8 @@ class DataSettings(ConversationSettings):
             found.append(f"--split {self.split}: expected two or three whole percentages, as in 70/30 or 80/10/10")
         elif sum(self.percents) != 100:
             found.append(f"--split {self.split}: the parts sum to {sum(self.percents)}, not 100")
-        elif self.folds and self.split != DataSettings.split:
-            found.append(f"--split {self.split}: --folds {self.folds} makes its own split; leave out one of the two")
+        elif (self.folds or self.try_ != "nothing") and self.split != DataSettings.split:
+            found.append(f"--split {self.split}: --folds and --try make their own split; leave out --split")
         return found + out_of_range(
             self, "0, or between 2 and 100", lambda value: value == 0 or 2 <= value <= 100, "folds"
         )

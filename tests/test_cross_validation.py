@@ -244,7 +244,8 @@ def test_a_job_whose_conversations_have_changed_is_refused(here, model):
     [
         (["--folds", 1], "--folds 1: must be 0, or between 2 and 100"),
         (["--folds", 101], "--folds 101: must be 0, or between 2 and 100"),
-        (["--folds", 5, "--split", "80/20"], "--split 80/20: --folds 5 makes its own split"),
+        (["--folds", 5, "--split", "80/20"], "--split 80/20: --folds and --try make their own split"),
+        (["--try", "learning-rate", "--split", "80/20"], "--folds and --try make their own split"),
         (["--folds", 5, "--preview"], "--preview shows a single run; leave out --folds"),
         (["--folds", 11], "too little data for --folds 11: 10 distinct dialogues with 30 turns"),
         (["--folds", 2, "--max-length", 999], "--max-length 999: must be at most 128, the model's context"),
