@@ -178,6 +178,7 @@ def train_model(run: OpenRun) -> TrainingState:
             if job.settings.training.lora_rank:
                 save_adapter(run.model, run.folder / "adapter", base_name(job))  # save before the adapters are merged
             save(run, run.folder / "model", run.checkpoints.spare(state))
+            (run.folder / OUTPUT).unlink(missing_ok=True)  # an extended run has those of the shorter run
             run.checkpoints.mark_trained(state)
         del trainer  # delete now: a signal during the progress bar's destructor would be lost
     job.machine.leave()

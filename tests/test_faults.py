@@ -419,6 +419,21 @@ def test_an_output_that_could_not_be_written_is_written_on_resume(stopped, work,
     assert (work / "output" / "x.json").exists()
 
 
+@POSIX
+def test_a_longer_run_that_stops_after_training_is_not_finished(stopped, command):
+    """The conversations and the report of the shorter run are still there, but not of this model."""
+    assert command("finetune.py", "--resume", stopped, "--keep-checkpoint").returncode == 0
+    (stopped / "report.html").unlink()
+    process = start(stopped.parent, "--resume", stopped, "--epochs", 9)
+    wait_for(lambda: '"step": 36' in (stopped / "checkpoint" / "trained.json").read_text(), process)
+    process.kill()
+    process.communicate()
+    assert not (stopped / "generated_conversations.json").exists()
+    done = command("finetune.py", "--resume", stopped)
+    assert "training already finished after 36 steps" in done.stdout, done.stderr
+    assert (stopped / "report.html").exists()
+
+
 def test_the_name_of_the_bundled_model_takes_precedence_over_a_folder(tmp_path, monkeypatch):
     """`tiny` is the bundled model even if a folder has this name; other folders are recorded with absolute paths."""
     monkeypatch.chdir(tmp_path)
