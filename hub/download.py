@@ -12,6 +12,7 @@ from support.errors import UserError, display, reason
 from support.files import check_free_space
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+OPTIONAL = ("dialogue.json", "added_tokens.json")  # only models that this program trained have these
 SHA256_LENGTH = 64  # hex digits; an ETag of this length is the content's sha256, as the hub sends for large files
 RETRY_SECONDS = (1, 2, 4, 8)  # waiting times between five attempts
 
@@ -75,13 +76,14 @@ def fetch_missing(hub_id: str, missing: list[str], folder: Path) -> None:
 
     display(f"download: {hub_id} from {constants.ENDPOINT} to {folder} ({', '.join(missing)})")
     try:
-        for name in missing:
+        for name in [*OPTIONAL, *missing]:
             try:
                 fetch_with_retries(hub_id, name, folder)
-            except EntryNotFoundError:
-                if name != WEIGHT_FILES[0]:
+            except HfHubHTTPError as error:
+                if name == WEIGHT_FILES[0] and isinstance(error, EntryNotFoundError):
+                    fetch_with_retries(hub_id, WEIGHT_FILES[1], folder)  # older models only have this file
+                elif name not in OPTIONAL or error.response.status_code != 404:
                     raise
-                fetch_with_retries(hub_id, WEIGHT_FILES[1], folder)  # older models only have this file
     except OfflineModeIsEnabled:
         raise UserError(f"{hub_id} is not in {folder}, and HF_HUB_OFFLINE forbids downloads; unset it") from None
     except RepositoryNotFoundError:

@@ -165,6 +165,14 @@ def test_a_model_with_only_a_bin_file_is_downloaded(hub, fetch, tmp_path):
     assert (tmp_path / "models" / "gpt2" / "pytorch_model.bin").exists()
 
 
+def test_a_published_model_of_this_program_keeps_its_template(hub, fetch, tmp_path):
+    names = ("dialogue.json", "added_tokens.json")
+    for name in names:
+        (hub.folder / name).write_text("{}")
+    assert fetch(hub)[0] == 0
+    assert all((tmp_path / "models" / "gpt2" / name).exists() for name in names)
+
+
 def test_a_model_or_file_missing_from_the_hub_is_an_error(hub, fetch, tmp_path):
     code, output = fetch(hub, model="someone/no-such-model")
     assert code == 2
