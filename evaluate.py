@@ -15,10 +15,10 @@ from dialogues.reading import name_formats
 from pipeline.finished_model import FinishedModel, find_base, find_finished_model
 from pipeline.job import Data
 from pipeline.prepare import choose_length, fingerprint, open_data, read_conversations, read_data
-from pipeline.run_folder import check_report_folder, lock_run_folder, make_report_folder
+from pipeline.run_folder import check_report_folder, find_run, lock_run_folder, make_report_folder
 from pipeline.run_settings import read_facts, read_fingerprints
 from settings import ConversationSettings, EvaluateSettings
-from support.command_line import parse_command_line
+from support.command_line import check_settings, parse_command_line
 from support.errors import UserError, amount, check_one_process, display
 from support.files import resolved
 
@@ -34,7 +34,9 @@ def main() -> None:
         UserError: a problem that the user can fix.
     """
     started = time.perf_counter()
-    named = parse_command_line(EvaluateSettings)
+    named = parse_command_line(EvaluateSettings, check=False)
+    if not find_run(named.model):  # the options of a run are checked together with its own
+        check_settings(named)
     measured = find_finished_model(named.model, named.model_path)
     check_one_process("an evaluation")
     settings, own = complete_options(measured, named)

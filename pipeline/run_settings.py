@@ -15,7 +15,7 @@ from dialogues.inputs import PIPE, is_pipe
 from pipeline.job import RunFacts
 from pipeline.run_folder import SETTINGS
 from settings import DataSettings, FinetuneSettings
-from support.command_line import parse_command_line
+from support.command_line import check_settings, parse_command_line
 from support.errors import UserError, display
 from support.files import Json, read_json_object, write_json
 
@@ -67,13 +67,15 @@ def parse_finetune_settings(arguments: list[str] | None = None) -> FinetuneSetti
     Raises:
         UserError: an invalid option, a folder without a run, or an option that would change the run's result.
     """
-    typed = parse_command_line(FinetuneSettings, arguments)
+    typed = parse_command_line(FinetuneSettings, arguments, check=False)
+    check_settings(typed.run)
     if typed.run.settings:
         default = read_defaults(typed.run.settings)
         settings = parse_with_defaults(arguments, default)
         warn_of_inherited(default, settings)
         return settings
     if typed.run.resume is None:
+        check_settings(typed)
         return typed
     recorded = read_settings(typed.run.resume)
     if PIPE in recorded.data.paths and typed.data.paths == DataSettings.paths:

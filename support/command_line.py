@@ -17,9 +17,12 @@ ADDING = ("--data", "--rename")  # multi-value options that accumulate when repe
 
 
 def parse_command_line(
-    command: type[Settings], arguments: Sequence[str] | None = None, default: Any = None
+    command: type[Settings], arguments: Sequence[str] | None = None, default: Any = None, check: bool = True
 ) -> Settings:
     """Parse `arguments` (None: those of the process); missing options have the values of `default`.
+
+    Args:
+        check: also check the values; without it, `check_settings` must follow.
 
     Raises:
         UserError: an unknown option, a value of the wrong type, or values out of range (all reported together).
@@ -42,10 +45,16 @@ def parse_command_line(
         if words.startswith(UNEXPECTED) and "data" in get_type_hints(command):
             words += "; give conversation files with --data"
         raise UserError(f"{words} ({command_for()} --help lists all options)") from None
+    if check:
+        check_settings(settings)
+    return settings
+
+
+def check_settings(settings: Any) -> None:
+    """Raise a `UserError` that reports all values out of range."""
     groups = [settings, *vars(settings).values()]
     if problems := [problem for group in groups if hasattr(group, "problems") for problem in group.problems()]:
         raise UserError("; ".join(problems))
-    return settings
 
 
 def explain(complaint: str) -> str:
