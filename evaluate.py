@@ -155,7 +155,7 @@ def check_speakers(conversations: "Conversations", measured: FinishedModel, voca
         if measured.dialogue.get("template") != "tokens":
             raise UserError("--template tokens: the model has no speaker tokens; leave this option out")
         raise UserError(f"{text}, and has no tokens for other speakers; rename them: --rename {pairs}")
-    if known and strangers:
+    if known and strangers and conversations.renderer.name != "alpaca":
         display(f"speakers: {text}; to measure them under the model's names: --rename {pairs}")
 
 
