@@ -24,26 +24,31 @@ MOST_NAMED = 6  # maximum number of speakers and of fields to list in the summar
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read all files; print their dialogues in the `turns` format, one per line, and a summary on standard error.
+    """Read all files; print their dialogues in the `turns` format, one per line, and then a summary on standard error.
 
     Nothing is printed on standard output unless every file can be read.
     """
     settings = parse_command_line(ReadSettings, arguments)
     lines: list[str] = []
+    summary: list[str] = []
     try:
         opened = open_paths(settings.paths, settings)
         for source in opened.sources:
-            lines += read_source(source, settings)
+            dialogues, account = read_source(source, settings)
+            lines += dialogues
+            summary += account
     except UserError as error:  # standard output is for JSON only
-        display(*error.account, file=sys.stderr)
+        display(*summary, *error.account, file=sys.stderr)
         raise UserError(str(error)) from None
-    display(*opened.notes, file=sys.stderr)
     sys.stdout.reconfigure(encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue]
-    display(*lines)
+    try:
+        display(*lines)
+    finally:  # even if the reader of a pipe, such as `head`, has ended
+        display(*summary, *opened.notes, file=sys.stderr)
 
 
-def read_source(source: Source, settings: ReadSettings) -> list[str]:
-    """Return the dialogues of one file as lines of JSON; print a summary of the file on standard error.
+def read_source(source: Source, settings: ReadSettings) -> tuple[list[str], list[str]]:
+    """Return the dialogues of one file as lines of JSON, and its summary.
 
     Raises:
         UserError: a record is damaged, the file has no conversation, or too many turns are skipped.
@@ -59,17 +64,15 @@ def read_source(source: Source, settings: ReadSettings) -> list[str]:
         dialogue = mask_dialogue(dialogue)[0] if settings.mask else dialogue
         speakers.update(turn.speaker for turn in dialogue.turns)
         lines.append(printable(json.dumps(as_record(dialogue), ensure_ascii=False), json=True))
-    display(*describe(source, len(lines), speakers, +skipped), file=sys.stderr)
+    summary = describe(source, len(lines), speakers, +skipped)
+    problem = "" if settings.allow_loss else judge_turns(speakers.total(), skipped)
     if not lines:
-        raise UserError(
-            f"{source.input}: no dialogue of two turns or more; it was read as {source.format}"
-            " (see --format and --pause-hours)"
-        )
-    if not settings.allow_loss and (problem := judge_turns(speakers.total(), skipped)):
-        raise UserError(f"{source.input}: {problem}")
-    if len(speakers) == 1:
-        raise UserError(f"{source.input}: only {next(iter(speakers))} speaks; a conversation needs two speakers")
-    return lines
+        problem = f"no dialogue of two turns or more; it was read as {source.format} (see --format and --pause-hours)"
+    elif not problem and len(speakers) == 1:
+        problem = f"only {next(iter(speakers))} speaks; a conversation needs two speakers"
+    if problem:
+        raise UserError(f"{source.input}: {problem}", summary)
+    return lines, summary
 
 
 def read_dialogues(source: Source) -> Iterator[Dialogue]:

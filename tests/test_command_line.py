@@ -201,6 +201,21 @@ def test_a_stopped_run_prints_one_line_and_no_traceback(work, model_folder, numb
     assert not (work / "run" / "model" / "model.safetensors").exists()
 
 
+def test_the_summary_of_a_reading_follows_the_dialogues(work):
+    """Otherwise the dialogues of a long chat would push it off the screen."""
+    (work / "data.json").write_text(DATA)
+    shown = subprocess.run(
+        [sys.executable, "-m", "dialogues", work / "data.json"],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert shown[0].startswith('{"turns": ')
+    assert f"data.json: pairs, {len(shown) - 1} dialogues" in shown[-1]
+
+
 class TestSettings:
     def test_help_does_not_import_torch(self):
         code = "import sys; sys.argv = ['finetune.py', '--help']\ntry: import finetune; finetune.main()\n"
