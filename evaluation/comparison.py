@@ -137,8 +137,8 @@ def compare(columns: dict[str, Column], subject: Subject) -> Comparison:
         if name not in said:
             continue
         measured = measure_replies(replies[name], subject, copied_replies[name] if copied_replies else None)
-        if copied_turns:
-            measured = replace(measured, longest_copied_span=longest_span(said[name], copied_turns[name]))
+        if copied_replies:
+            measured = replace(measured, longest_copied_span=longest_span(replies[name], copied_replies[name]))
         if name in columns:
             likeness, signatures = metrics.likeness(replies[name], true, subject.seed)
             measured = (
@@ -164,12 +164,11 @@ def find_copies(
     return of_replies, {name: [[next(found) for _ in turns] for turns in column] for name, column in said.items()}
 
 
-def longest_span(said: Sequence[Sequence[Turn]], copies: Sequence[Sequence[Copied]]) -> CopiedSpan | None:
+def longest_span(replies: Sequence[str], copies: Sequence[Copied]) -> CopiedSpan | None:
     """The longest run of words that also occurs in a training dialogue."""
     found = [
-        CopiedSpan(span.words, turn.text[span.start : span.end], span.dialogue)
-        for turns, each in zip(said, copies, strict=True)
-        for turn, copied in zip(turns, each, strict=True)
+        CopiedSpan(span.words, text[span.start : span.end], span.dialogue)
+        for text, copied in zip(replies, copies, strict=True)
         if (span := copied.longest)
     ]
     return max(found, default=None)
