@@ -188,7 +188,7 @@ def show_cases(
 
     return [
         ShownCase(
-            place=int(subject.conversations.numbers[number]),
+            place=number + 1,
             input=[ShownTurn(*turn) for turn in case.asked],
             response=[ShownTurn(*turn) for turn in case.true],
             model_response=written("model", place),

@@ -27,7 +27,7 @@ class Bubble(NamedTuple):
 class Case(NamedTuple):
     number: int
     place: int | None
-    """record or line number in the data file"""
+    """number among the dialogues that were read, from 1"""
     asked: list[Bubble]
     true: list[Bubble]
     written: list[Bubble]

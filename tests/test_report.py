@@ -203,7 +203,7 @@ def test_a_report_shows_the_content_of_the_folder(run, capsys):
         "7 words “I am excited to start my day”, dialogue 4",
         "Alex Base model 2.410 Fine-tuned 2.410 Bob",
         "step 4 Bob: It goes well. 0 step 8 to 12 Bob: It goes well. 1",
-        "Case 1 dialogue 8 of the file Alex How is the new job? True continuation Bob It goes well.",
+        "Case 1 dialogue 8 of the data Alex How is the new job? True continuation Bob It goes well.",
         "Generated continuation Bob It goes w ell.",
         "The base model's next turn Bob It goes well.",
         "training / learning_rate 0.00012",
