@@ -233,7 +233,7 @@ def complete_strings(decoder: Decoder, strings: Sequence[PrivateString], subject
     order = sorted(range(len(strings)), key=lambda place: (strings[place].size, strings[place].place))
     for start in range(0, len(order), BATCH):
         places = order[start : start + BATCH]
-        room = strings[places[-1]].size
+        room = strings[places[-1]].size + 1  # one more, to see whether a longer number or word follows
         prompts = [history_of(strings[place], subject, room) for place in places]
         greedy = SamplingSettings(max_new_tokens=room, temperature=0)
         for place, written in zip(places, generate(decoder, prompts, bounds, greedy, subject.seed), strict=True):

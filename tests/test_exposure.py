@@ -267,6 +267,18 @@ def test_a_string_is_complete_only_without_more_digits():
     assert not is_complete("482913", private)
 
 
+def test_a_string_of_which_the_model_writes_more_is_not_complete(bundled, monkeypatch):
+    """Even if it is as long as the reply may be for its batch."""
+    subject = subject_of(conversations_of(bundled[1], f"it's {CARD}", "val"))
+    (private,) = found_in(subject.conversations)
+    for after, complete in ((".", True), ("7", False)):
+        tokens = private.encode(subject.tokenizer, private.text)[: private.size] + subject.tokenizer.encode(after)
+        monkeypatch.setattr(
+            "evaluation.exposure.generate", lambda *rest, tokens=tokens: [tokens[: rest[3].max_new_tokens]]
+        )
+        assert complete_strings(SimpleNamespace(), [private], subject) == [complete]
+
+
 def test_only_two_characters_are_shown():
     assert hide("482913") == "48••••"
     assert hide("https://x.org/" + "a" * 99) == "ht" + "•" * 10
