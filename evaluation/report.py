@@ -204,7 +204,7 @@ def model_name(run: RunFiles) -> str:
     if name := mapping(run.settings.get("model")).get("name"):
         return last_part(name)
     evaluated = run.evaluation.get("base_model") or run.evaluation.get("model")
-    return last_part(evaluated) if evaluated else run.folder.resolve().name
+    return last_part(re.sub(r"[\\/]model$", "", str(evaluated))) if evaluated else run.folder.resolve().name
 
 
 def repeat_command(run: RunFiles) -> str:
@@ -326,7 +326,8 @@ def metric_table(run: RunFiles, metrics: Json) -> MetricTable:
         if dialogues is not None and dialogues < FEWEST_TO_DRAW:
             measured += " (Student's t, or the range for chrF and BLEU: there are too few to bootstrap)."
         else:
-            measured += f" ({resamples:,.0f} bootstrap resamples)." if resamples is not None else "."
+            few = f"Student's t, or the range for chrF and BLEU, for fewer than {FEWEST_TO_DRAW} dialogues"
+            measured += f" ({resamples:,.0f} bootstrap resamples; {few})." if resamples is not None else "."
     return MetricTable(groups, list(columns_of(metrics).items()), absent, measured)
 
 

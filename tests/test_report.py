@@ -407,6 +407,23 @@ def test_the_lowest_loss_is_a_validation_loss():
     assert Losses().best is None
 
 
+def test_the_kind_of_interval_is_named(run, no_plots):
+    content = evaluation()
+    assert "Student's t, or the range for chrF and BLEU: there are too few to bootstrap" in page_of(run).text
+    content["data"]["dialogues"]["val"] = 9
+    (run / "evaluation.json").write_text(json.dumps(content))
+    assert (
+        "1,000 bootstrap resamples; Student's t, or the range for chrF and BLEU, for fewer than 8" in page_of(run).text
+    )
+
+
+def test_the_title_is_the_name_of_the_run_if_the_base_model_is_not_known(run, no_plots):
+    content = {**evaluation(), "base_model": None, "model": "runs/bob-1/model"}
+    (run / "evaluation.json").write_text(json.dumps(content))
+    (run / "settings.json").unlink()
+    assert page_of(run).text.startswith("bob-1")
+
+
 def test_known_fields_of_a_newer_version_are_shown(run, no_plots, capsys):
     content = evaluation()
     content.update(version=7, extra={"x": 1})
