@@ -190,6 +190,7 @@ class Desk:
     def start_over(self, visit: Visit | None) -> Shown:
         if visit:
             visit.stopped = True
+            visit.messages.clear()
         with self.serving(visit) as visit:
             for talk in visit.talks():
                 talk.start_over()

@@ -248,6 +248,15 @@ def test_a_visitor_is_told_once_that_a_conversation_was_dropped(monkeypatch):
     assert len(warned) == 1
 
 
+def test_a_new_chat_drops_the_messages_that_wait():
+    desk = Desk(talk, None, AnswerSettings(max_new_tokens=3))
+    visit = desk.take(desk.arrive(), "Hi!")
+    desk.take(visit, "How are you?")
+    desk.start_over(visit)
+    *_, (_, mine, _) = desk.say(visit, *slider_values(desk))
+    assert mine == []
+
+
 def test_stop_ends_an_answer_and_keeps_its_text(visitor):
     ann = visitor()
     ann.page.get_by_role("button", name="Settings").click()
