@@ -34,13 +34,7 @@ MASK_BUFFERS = (".attn.bias", ".attn.masked_bias")
 
 # Errors that torch.load raises for a file that is truncated or not a pickle.
 DAMAGED_PICKLE = (
-    RuntimeError,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
+    *(RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError),
     struct.error,
 )
 

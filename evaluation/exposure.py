@@ -8,11 +8,11 @@ string itself, so the exposure is at most 5 bits.
 
 import math
 import re
-import string
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
+from string import ascii_lowercase
 from typing import NamedTuple
 
 import numpy as np
@@ -301,7 +301,7 @@ def make_alternatives(
         if old.isdigit():
             return chr(ord(old) - int(old) + int(random.integers(10)))  # in the same script
         known = words.get(len(old), ())
-        letters = known[int(random.integers(len(known)))] if known else draw_letters(len(old), random)
+        letters = known[int(random.integers(len(known)))] if known else random.choice([*ascii_lowercase], len(old))
         return "".join(new.upper() if case.isupper() else new for new, case in zip(letters, old, strict=True))
 
     found: dict[str, None] = {}
@@ -311,10 +311,6 @@ def make_alternatives(
         if len(found) == ALTERNATIVES:
             return list(found)
     return []
-
-
-def draw_letters(length: int, random: np.random.Generator) -> str:
-    return "".join(random.choice([*string.ascii_lowercase], length))
 
 
 def secret_part(private: PrivateString) -> tuple[int, int]:

@@ -94,13 +94,7 @@ GROUPS: dict[tuple[str, str], tuple[Metric, ...]] = {
         ),
     ),
     ("Coherence", "Can it tell the true reply from others?"): (
-        Metric(
-            "hits_at_1",
-            "Hits@1",
-            HIGHER,
-            "How often it ranks the true reply above all others.",
-            "{:.0%}",
-        ),
+        Metric("hits_at_1", "Hits@1", HIGHER, "How often it ranks the true reply above all others.", "{:.0%}"),
     ),
     ("Voice", "Does it sound like each person?"): (  # followed by two rows for each person
         Metric("voice", "Voice", HIGHER, "How often it tells who wrote a true reply: the mean over people.", "{:.0%}"),
@@ -196,7 +190,8 @@ def make_cell(metric: Metric, values: Json) -> Cell:
     value = number(value)
     if value is None:
         return Cell("–", [])
-    below = interval_text(interval, metric.form)
+    ends = interval_of(interval)
+    below = [f"{show(ends[0], metric.form)} to {show(ends[1], metric.form)}"] if ends else []
     chance = number(values.get(CHANCE.get(metric.key, "")))
     if chance is not None:
         below.append(f"by chance {chance:.0%}")
@@ -220,11 +215,6 @@ def interval_of(value: Any) -> tuple[float, float] | None:
     if len(ends) != 2 or ends[0] is None or ends[1] is None:
         return None
     return ends[0], ends[1]
-
-
-def interval_text(value: Any, form: str) -> list[str]:
-    ends = interval_of(value)
-    return [] if ends is None else [f"{show(ends[0], form)} to {show(ends[1], form)}"]
 
 
 def show(value: float, form: str) -> str:

@@ -101,8 +101,8 @@ def middle(values: Sequence[float], size: int) -> list[float] | None:
 
 
 @cache
-def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
-    """The t for which Student's distribution with `freedom` degrees of freedom is within ±t with this `confidence`.
+def t_quantile(freedom: int) -> float:
+    """The t for which Student's distribution with `freedom` degrees of freedom is within ±t with 95% probability.
 
     The confidence is a finite sum in the angle arctan(t / √freedom) (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4). It
     grows with the angle, so bisection finds it.
@@ -116,7 +116,7 @@ def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
             total += term
             term *= (power + 1) / (power + 2) * cosine**2
         share = 2 / math.pi * (angle + sine * total) if odd else sine * total
-        low, high = (angle, high) if share < confidence else (low, angle)
+        low, high = (angle, high) if share < CONFIDENCE else (low, angle)
     return math.sqrt(freedom) * math.tan(low)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluation.exposure_section import ExposureSection, exposure_section
+from evaluation.exposure_section import exposure_section
 from evaluation.guesses import describe_guesses
 from evaluation.metric_table import PARTS, Group, columns_of, interval_of, metric_groups, show
 from evaluation.metrics import FEWEST_TO_DRAW
@@ -98,32 +98,6 @@ class WatchedReply:
     case: Case | None
 
 
-@dataclass(frozen=True)
-class Page:
-    """The variables of the template."""
-
-    title: str
-    folder: str
-    facts: list[str]
-    findings: list[str]
-    notes: list[str]
-    missing: dict[str, str]
-    evaluate: str
-    repeat: str
-    loss: Plot | None
-    overfitting: str
-    metrics: MetricTable
-    guesses: str
-    exposure: ExposureSection | None
-    context: Plot | None
-    by_turn: Plot | None
-    by_speaker: SpeakerLosses
-    watched: WatchedReply | None
-    cases: Cases
-    settings: list[tuple[str, str]]
-    evaluation_settings: list[tuple[str, str]]
-
-
 def write_report(folder: Path) -> Path:
     """Write `report.html` in a run folder, with `loss.png` and `context_use.png` if there is data for them.
 
@@ -147,7 +121,7 @@ def write_report(folder: Path) -> Path:
             with writing(path):
                 path.unlink(missing_ok=True)  # from an older evaluation
     cases = read_cases(run)
-    page = Page(
+    page = render(
         title=model_name(run),
         folder=folder.resolve().name,
         facts=facts(run, losses),
@@ -171,14 +145,14 @@ def write_report(folder: Path) -> Path:
         settings=flat_settings(run.settings),
         evaluation_settings=flat_settings(mapping(run.evaluation.get("settings"))),
     )
-    write_text(folder / REPORT, render(page))
+    write_text(folder / REPORT, page)
     for note in run.notes:
         display(f"warning: {note}")
     return folder / REPORT
 
 
-def render(page: Page) -> str:
-    """Render the page as HTML: every text is escaped, and characters that HTML does not allow are replaced."""
+def render(**variables: Any) -> str:
+    """The page as HTML: every text is escaped, and characters that HTML does not allow are replaced."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -196,7 +170,7 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("report.html.jinja").render(vars(page))
+    return environment.get_template("report.html.jinja").render(variables)
 
 
 def model_name(run: RunFiles) -> str:

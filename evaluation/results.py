@@ -85,7 +85,7 @@ class Metrics:
             if isinstance(found, Estimate):
                 values[name] = number(found.value)
                 if found.interval:
-                    intervals[name] = numbers(found.interval)
+                    intervals[name] = list(map(number, found.interval))
             elif isinstance(found, TooFew):
                 values[name] = None
             elif name == "longest_copied_span":
@@ -95,7 +95,9 @@ class Metrics:
                 values[name] = {part: metrics.to_json() for part, metrics in found.items()}
             elif found is not None:
                 values[name] = {key: number(each.value) for key, each in found.items()}
-                intervals[name] = {key: numbers(each.interval) for key, each in found.items() if each.interval}
+                intervals[name] = {
+                    key: list(map(number, each.interval)) for key, each in found.items() if each.interval
+                }
         return {**values, "intervals": intervals, "too_small": self.too_small()}
 
     @classmethod
@@ -119,11 +121,6 @@ class Metrics:
             elif value is not None:
                 found[name] = Estimate(value, interval)
         return cls(**found)
-
-
-def numbers(values: Sequence[float]) -> list[float | None]:
-    """Replace NaN and infinity with None."""
-    return list(map(number, values))
 
 
 def value_of(found: Number) -> float | None:

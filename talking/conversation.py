@@ -137,7 +137,7 @@ class Conversation:
         used = encode_text(self.renderer.tokenizer, mine[-1].text) if mine else []
         known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.seen, prompt[:-1], strict=False)))
         new = prompt[known:]
-        self.decoding.cut(known)
+        self.decoding.cache.length = known  # forget the tokens after these
         del self.seen[known:]
         for _ in range(room):
             logits = self.decoding.next_logits(torch.tensor([new], device=self.device))  # (1, V)

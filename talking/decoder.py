@@ -46,15 +46,6 @@ class Decoding:
         self.model, self.cache = model, cache
         self.step: CapturedStep | None = None
 
-    @property
-    def length(self) -> int:
-        """The number of tokens in the cache, padding included."""
-        return self.cache.length
-
-    def cut(self, length: int) -> None:
-        """Keep only the first `length` tokens."""
-        self.cache.length = length
-
     def next_logits(self, ids: Tensor) -> Tensor:
         """(B, T) new token ids → (B, V) logits of the next token: a prefill, or with T = 1 a decode step."""
         if ids.size(1) > 1 or not ids.is_cuda:

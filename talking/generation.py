@@ -97,11 +97,6 @@ def choose_turn(renderer: Renderer, dialogue: Dialogue, learn: str) -> int:
     return next(spoken, 1)
 
 
-def newest_tokens(tokens: list[int], limit: int) -> list[int]:
-    """The last `limit` tokens."""
-    return tokens[-limit:]
-
-
 @dataclass(frozen=True)
 class Bounds:
     """When a text ends, and how to shorten one that exceeds the model's context.
@@ -113,7 +108,7 @@ class Bounds:
     """
 
     end_id: int
-    shorten: Callable[[list[int], int], list[int]] = newest_tokens
+    shorten: Callable[[list[int], int], list[int]] = lambda tokens, limit: tokens[-limit:]
     stop: Sequence[int] = ()
 
 
@@ -141,7 +136,7 @@ def generate(
         rows = list(texts)
         ids, padding = pad_left(list(texts.values()), device)
         decoding = decoder.start(padding, capacity=min(positions, ids.size(1) + left))
-        while texts and left and decoding.length + ids.size(1) <= positions:
+        while texts and left and decoding.cache.length + ids.size(1) <= positions:
             logits = decoding.next_logits(ids)  # (B, V)
             penalize_repetition(logits, [prompts[row] + replies[row] for row in rows], settings.repetition_penalty)
             ids = draw(logits, settings, generator)  # (B, 1)

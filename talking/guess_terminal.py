@@ -4,7 +4,6 @@ import sys
 from collections.abc import Iterator
 
 from support.errors import UserError, display
-from talking.guesses import Score
 from talking.guessing import Game, Round
 from talking.terminal import read_lines
 
@@ -30,7 +29,7 @@ def play(game: Game) -> bool:
         display("", file=sys.stderr)
     if game.score.guesses == earlier:
         return False
-    display("", told(game.score), f"saved: {game.path}")
+    display("", f"your score: {game.score}", f"saved: {game.path}")
     return True
 
 
@@ -42,12 +41,8 @@ def answer_rounds(game: Game) -> None:
         if choice is None:
             return
         verdict = "right" if game.take(made, choice) else "wrong"
-        display(f"{verdict}: {made.real} is real; {told(game.score)}")
+        display(f"{verdict}: {made.real} is real; your score: {game.score}")
     raise UserError("the model's replies are empty, or equal to the true ones; try a higher --temperature")
-
-
-def told(score: Score) -> str:
-    return f"your score: {score}"
 
 
 def describe(made: Round) -> list[str]:

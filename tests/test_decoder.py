@@ -53,7 +53,7 @@ def test_a_captured_step_equals_a_plain_one(model):
         step = CapturedStep(model, caches[1])
         for t in (0, 1, 2, 3, 4, 2, 5, 6):
             for decoding in decodings:
-                decoding.cut(min(decoding.length, len(prompt[0]) + t))
+                decoding.cache.length = min(decoding.cache.length, len(prompt[0]) + t)
             expected = decodings[0].next_logits(more[:, t : t + 1])
             torch.testing.assert_close(step(more[:, t : t + 1]), expected, atol=1e-4, rtol=0)
             assert caches[0].length == caches[1].length

@@ -184,10 +184,7 @@ def read_corpus(path: Path) -> list[Dialogue]:
     """
     chance = random.Random(1)
     with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else open(path, encoding="utf-8") as lines:
-        turns = (
-            tuple(Turn(turn["speaker"], turn["text"].strip()) for turn in json.loads(line)["turns"]) for line in lines
-        )
-        dialogues = [rename(Dialogue(part), chance) for part in turns]
+        dialogues = [rename(read_dialogue(line), chance) for line in lines]
     chance.shuffle(dialogues)
     return dialogues
 
@@ -200,9 +197,8 @@ def rename(dialogue: Dialogue, chance: random.Random) -> Dialogue:
     """The dialogue with random first names for the speakers, and with the instruction line in half of the cases."""
     labels, names_known = dict.fromkeys(turn.speaker for turn in dialogue.turns), NAMES.split()
     names = dict(zip(labels, chance.sample(names_known, len(labels)), strict=True))
-    return Dialogue(
-        tuple(Turn(names[turn.speaker], turn.text) for turn in dialogue.turns), chance.choice((INSTRUCTION, ""))
-    )
+    turns = tuple(Turn(names[turn.speaker], turn.text) for turn in dialogue.turns)
+    return Dialogue(turns, chance.choice((INSTRUCTION, "")))
 
 
 def train_vocabulary(dialogues: Sequence[Dialogue], size: int, folder: Path) -> None:
