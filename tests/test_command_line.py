@@ -498,6 +498,13 @@ class TestPlacesThatCannotBeWritten:
         log = (work / "run" / "log.txt").read_text()
         assert re.fullmatch(r"[-:\d ]+: standard output was closed; the run continues .*\n", log)
 
+    def test_options_are_checked_with_those_of_the_settings_file(self, command, work, model_folder):
+        options = ("--model", model_folder, *QUICK, "--temperature", 0.7)
+        assert command("finetune.py", *options, "--run-dir", "run").returncode == 0
+        done = command("finetune.py", "--settings", "run/settings.json", "--top-p", 0.9)
+        assert done.returncode == 0, done.stderr
+        assert command("evaluate.py", "run", "--top-p", 0.9).returncode == 0
+
     @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes")
     def test_file_names_need_not_be_utf8(self, command, work, model_folder):
         name = os.fsdecode(b"caf\xe9")
@@ -513,13 +520,6 @@ class TestPlacesThatCannotBeWritten:
         options = ["--model", "gone", "--epochs", "60", "--max-new-tokens", "2", "--run-dir", "run"]
         process = subprocess.Popen(
             [sys.executable, PROJECT / "finetune.py", *options], cwd=work, stdout=subprocess.DEVNULL
-    def test_options_are_checked_with_those_of_the_settings_file(self, command, work, model_folder):
-        options = ("--model", model_folder, *QUICK, "--temperature", 0.7)
-        assert command("finetune.py", *options, "--run-dir", "run").returncode == 0
-        done = command("finetune.py", "--settings", "run/settings.json", "--top-p", 0.9)
-        assert done.returncode == 0, done.stderr
-        assert command("evaluate.py", "run", "--top-p", 0.9).returncode == 0
-
         )
         deadline = time.monotonic() + 60
         while not (work / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
