@@ -11,7 +11,7 @@ from dialogues.layouts.account import Account
 from dialogues.layouts.messages import Message, without_numbers
 from dialogues.layouts.notices import MARKS, is_notice, is_system_line, strip_marks
 from dialogues.layouts.records import FormatError, make_turn
-from dialogues.layouts.shapes import FOOTERS, RULE, read_name
+from dialogues.layouts.shapes import FOOTERS, HEADING, RULE, read_name
 from dialogues.layouts.shapes import KINDS as UNTIMED
 from dialogues.layouts.stamps import Stamp, moments, parse_stamp
 from dialogues.layouts.timed import EDITS, Line, Timed, find_timed, read_day
@@ -46,6 +46,7 @@ ATTACHED = re.compile(
 SOUND = re.compile(r"\s*(?:-\s*)?(?:\[[^\[\]]*\]|\([^()]*\)|[♪♫].*)\s*$")  # [music] in captions
 BARE_MEDIA = frozenset(("Photo", "Video", "Emoticons", "Sticker", "Voice Note", "Voice message"))  # KakaoTalk
 TAG = re.compile(r"</?(?:v|b|i|u|c|lang|font)(?:[ .][^<>\n]{0,60})?>")  # markup in captions
+TITLE = re.compile(r"\s*(?:#|([=~*-])\1\1)")  # marks before a heading
 HEADER = 12  # maximum number of header lines before the first timestamp
 
 
@@ -134,7 +135,8 @@ def collect(lines: Sequence[Line], timed: dict[int, Timed], where: str, account:
     names = find_names(timed, kind) if kind != "none" else set()
     entries: list[Entry] = []
     kakao = any("KakaoTalk" in line.text or "카카오톡" in line.text for line in lines[:5])
-    titles = find_titles(lines, timed) if kind not in ("none", "bare") else set()
+    dated = next(iter(timed.values())).signature[1] == "date"
+    titles = find_titles(lines, timed, dated) if kind not in ("none", "bare") else set()
     people = {head[0] for head in heads.values() if head[1]}
     day: tuple[tuple[int, int, int], str] | None = None
     for place, (number, text) in enumerate(lines):
@@ -155,7 +157,11 @@ def collect(lines: Sequence[Line], timed: dict[int, Timed], where: str, account:
             known = kind in ("angle", "voice", "from", "tab", "bar") or not entries
             entries.append(Entry(number, stamp, name, [said], known, kakao and said in BARE_MEDIA))
             account.markup += len(text) - len(said)
-        elif not is_cue(lines, place, timed) and (found := read_day(text)):
+        elif (
+            not is_cue(lines, place, timed)
+            and (found := read_day(text))
+            and (not dated or begins_day(place, found[0], timed, entries))
+        ):
             day = found
             account.markup += len(text)
         elif place in titles or is_separator(lines, place, timed):
@@ -190,8 +196,20 @@ def read_inner(text: str, people: set[str]) -> tuple[str, str] | None:
     return None
 
 
-def find_titles(lines: Sequence[Line], timed: dict[int, Timed]) -> set[int]:
-    """Find headings above messages: they follow a blank line and all look alike, such as `## Wednesday`."""
+def begins_day(place: int, date: tuple[int, int, int], timed: dict[int, Timed], entries: list[Entry]) -> bool:
+    """Whether a date in a chat with dated messages is a heading: the message below is the first one of that day."""
+    below = timed.get(place + 1) or timed.get(place + 2)
+    stamp = parse_stamp(below.stamp) if below else None
+    if stamp is None or stamp.date is None or {each % 100 for each in stamp.date} != {each % 100 for each in date}:
+        return False
+    return not entries or entries[-1].stamp is None or entries[-1].stamp.date != stamp.date
+
+
+def find_titles(lines: Sequence[Line], timed: dict[int, Timed], dated: bool) -> set[int]:
+    """Find headings above messages: they follow a blank line and all look alike, such as `## Wednesday`.
+
+    In a chat with dated messages, which needs no headings, lines without a heading's marks belong to a message.
+    """
     found: list[list[int]] = []
     for place, line in enumerate(lines):
         if not line.text.strip(MARKS + " ") and place + 1 not in timed:
@@ -202,7 +220,13 @@ def find_titles(lines: Sequence[Line], timed: dict[int, Timed]) -> set[int]:
     alike = {
         look for look, count in looks.items() if look and count > 1 and (count > 0.6 * len(found) or look[0][:1] == "#")
     }
-    return {each for places in found for each in places if tuple(look_of(lines[each].text) for each in places) in alike}
+    return {
+        each
+        for places in found
+        for each in places
+        if tuple(look_of(lines[each].text) for each in places) in alike
+        and (not dated or TITLE.match(lines[each].text) or HEADING.match(lines[each].text))
+    }
 
 
 def look_of(text: str) -> str:

@@ -1,0 +1,36 @@
+"""Where messages and dialogues begin and end in exports: dates, headings and notices inside messages, and pauses."""
+
+from test_layouts import read
+
+
+def read_text(tmp_path, text: str, **options) -> list[list[tuple[str, str]]]:
+    path = tmp_path / "data.txt"
+    path.write_text(text, encoding="utf-8")
+    return [dialogue for dialogue in read(path, **options) if dialogue]
+
+
+def test_dates_inside_messages_of_dated_chats_are_text(tmp_path):
+    flight = "Mein Flug:\nAbflug 12.01.2024 um 18:00\nAnkunft 13.01.2024 um 06:00"
+    chat = f"31.12.23, 22:15 - Nora: {flight}\n31.12.23, 22:16 - Timo: 31.12.2023\n31.12.23, 22:17 - Nora: Ja"
+    assert read_text(tmp_path, chat) == [[("Nora", flight), ("Timo", "31.12.2023"), ("Nora", "Ja")]]
+    said = [("Nora", "We met on\n31.12.23"), *[("Timo", "Yes"), ("Nora", "Good")] * 3]
+    chat = "".join(f"31.12.23, 22:1{n} - {who}: {text}\n" for n, (who, text) in enumerate(said))
+    assert read_text(tmp_path, chat) == [said]
+
+
+def test_headings_with_the_day_of_dated_messages_are_not_text(tmp_path):
+    """KakaoTalk on a phone writes the date above each day and before each message."""
+    chat = "Cem 님과 카카오톡 대화\n저장한 날짜 : 2024년 3월 9일 오후 1:00\n"
+    for day in (4, 5):
+        chat += f"\n2024년 3월 {day}일 월요일\n"
+        chat += "".join(f"2024년 3월 {day}일 오후 8:0{n}, {name} : Tea?\n" for n, name in enumerate(("Dora", "Cem")))
+    assert read_text(tmp_path, chat) == [[("Dora", "Tea?"), ("Cem", "Tea?")]] * 2
+
+
+def test_lines_that_end_every_message_of_a_dated_chat_are_text(tmp_path):
+    letter = "Dear {}, it rains.\n\nLove,\n{}"
+    said = [("Dad", "Ann"), ("Ann", "Dad")] * 2
+    chat = "".join(f"0{n}.03.24, 10:00 - {who}: {letter.format(to, who)}\n" for n, (who, to) in enumerate(said, 1))
+    assert read_text(tmp_path, chat, pause_hours=99) == [[(who, letter.format(to, who)) for who, to in said]]
+    chat = "".join(f"## Day {n}\n0{n}.03.24, 10:00 - {who}: Hi\n\n" for n, (who, _) in enumerate(said, 1))
+    assert read_text(tmp_path, chat, pause_hours=99) == [[(who, "Hi") for who, _ in said]]
