@@ -1,5 +1,6 @@
 """Where messages and dialogues begin and end in exports: dates, headings and notices inside messages, and pauses."""
 
+import pytest
 from test_layouts import read
 
 
@@ -34,3 +35,27 @@ def test_lines_that_end_every_message_of_a_dated_chat_are_text(tmp_path):
     assert read_text(tmp_path, chat, pause_hours=99) == [[(who, letter.format(to, who)) for who, to in said]]
     chat = "".join(f"## Day {n}\n0{n}.03.24, 10:00 - {who}: Hi\n\n" for n, (who, _) in enumerate(said, 1))
     assert read_text(tmp_path, chat, pause_hours=99) == [[(who, "Hi") for who, _ in said]]
+
+
+@pytest.mark.parametrize("line", ["For example:", "Great scene!", "Nice chat!", "A short story:"])
+def test_sentences_that_end_like_headings_are_text(line, tmp_path):
+    said = [("User", "Tea?"), ("Assistant", f"Yes.\n{line}\ngreen tea"), ("User", "Fine."), ("Assistant", "Good.")]
+    assert read_text(tmp_path, "\n".join(f"{who}: {text}" for who, text in said)) == [said]
+
+
+@pytest.mark.parametrize("label", ["Example", "Part"])
+def test_numbered_labels_are_headings_only_in_files_that_begin_with_one(label, tmp_path):
+    said = [("User", "How?"), ("Assistant", f"So:\n{label} 1: a cat\n{label} 2: a dog"), ("User", "Fine.")]
+    text = "\n".join(f"{who}: {text}" for who, text in said)
+    for above in ("", "Dialogue 1\n"):
+        assert read_text(tmp_path, above + text) == [said]
+    talk = [("User", "How?"), ("Assistant", "So.")]
+    below = "\n".join(f"{who}: {text}" for who, text in talk)
+    assert read_text(tmp_path, f"{label} 1: a cat\n{below}\n{label} 2: a dog\n{below}") == [talk] * 2
+
+
+@pytest.mark.parametrize("heading", ["First dialogue", "2nd conversation:", "New chat", "Scene 2: the kitchen"])
+def test_headings_separate_dialogues(heading, tmp_path):
+    talk = [("User", "How?"), ("Assistant", "So.")]
+    below = "\n".join(f"{who}: {text}" for who, text in talk)
+    assert read_text(tmp_path, f"{below}\n{heading}\n{below}") == [talk] * 2

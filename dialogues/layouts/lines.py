@@ -5,7 +5,7 @@ import re
 from dialogues.dialogue import INSTRUCTION, Dialogue
 from dialogues.layouts.account import Account
 from dialogues.layouts.records import FormatError, make_turn
-from dialogues.layouts.shapes import CODE, CUT, FOOTERS, HEADING, RULE, Shape, Start, is_label, split_blocks
+from dialogues.layouts.shapes import CODE, CUT, FOOTERS, RULE, Shape, Start, find_headings, is_label, split_blocks
 from dialogues.layouts.words import ROLES, SYSTEM, plain
 
 TIME_MARK = re.compile(r"^\[\d\d?:\d\d(?::\d\d)?\]\s|\s\#\d\d:\d\d:\d\d-\d\#$")  # times around each text (Descript, f4)
@@ -25,10 +25,11 @@ def dialogues_of_lines(lines: list[tuple[int, str]], shape: Shape, account: Acco
         numbered = read_block(block, lines, shape, account)
         if numbered:
             found.append(numbered)
-    for _, line in lines:
+    headings = find_headings(lines)
+    for place, (_, line) in enumerate(lines):
         if line == CUT:
             account.markup += len("<|startoftext|>")
-        elif RULE.match(line) or HEADING.match(line):
+        elif RULE.match(line) or place in headings:
             account.markup += len(line)
     account.as_text.update(start.name for start in shape.rejected)
     return found

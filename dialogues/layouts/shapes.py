@@ -17,7 +17,8 @@ END_MARKS = re.compile(r"<\|(?:start|end)oftext\|>")
 HEADING = re.compile(
     r"(?P<mark>[=~#*-])(?P=mark)+\s?[^=~\n]{1,60}\s?(?P=mark){2,}\s*$|[\W_]*(?:(?:dialog(?:ue)?|conversation|chat|scene|episode|example|sample|session|transcript|part|story|gespräch|szene"
     r"|unterhaltung|diálogo|conversación|conversa|escena|scène|act|topic)s?\s*(?:n[o°]\.?\s*|#\s*)?(?:\d{1,6}|[ivxlc]{1,6})\b"
-    r"[^\n]{0,60}|(?:\w{3,12}|\d{1,4}(?:st|nd|rd|th)) (?:dialog(?:ue)?|conversation|chat|scene|example))[\W_]*$",
+    r"[^\n]{0,60}|(?:first|second|third|(?:four|fif|six|seven|eigh|nin|ten)th|\d{1,4}(?:st|nd|rd|th)|next|new)"
+    r" (?:dialog(?:ue)?|conversation|chat|scene|example))[\W_]*$",
     re.IGNORECASE,
 )
 # Words that begin a line of an answer and are followed by a colon; they are not names.
@@ -292,7 +293,7 @@ def split_blocks(lines: list[tuple[int, str]], starts: set[int]) -> list[list[in
     places = range(len(lines))
     marked = {place for place in places if lines[place][1] == CUT}
     filled = [place for place in places if lines[place][1]]
-    headings = {place for place in filled if HEADING.match(lines[place][1])} - starts
+    headings = find_headings(lines) - starts
     rules = {place for place in filled if RULE.match(lines[place][1])}
     for separators in (marked, headings, rules):
         if separators:
@@ -310,6 +311,23 @@ def split_blocks(lines: list[tuple[int, str]], starts: set[int]) -> list[list[in
     if starts and len(behind_blank) == len(starts) - 1 and len(starts) > 2:
         return join_blocks(blocks, lines)
     return blocks
+
+
+def find_headings(lines: list[tuple[int, str]]) -> set[int]:
+    """Find headings. `Example 2: a cat` directly below text is part of an answer, unless the file begins so."""
+    labels = {place: label_of(line) for place, (_, line) in enumerate(lines) if line and HEADING.match(line)}
+    first = next((label_of(line) for _, line in lines if line and line != CUT), "")
+    return {
+        place
+        for place, label in labels.items()
+        if label in ("", first) or not place or lines[place - 1][1] in ("", CUT)
+    }
+
+
+def label_of(line: str) -> str:
+    """Return the label in a line that also has text, such as `Example 2: a cat`; empty for other lines."""
+    name, _, text = line.partition(":")
+    return plain(re.sub(r"[\d.]+", "", name)) if text.strip() and is_label(name) else ""
 
 
 def join_blocks(blocks: list[list[int]], lines: list[tuple[int, str]]) -> list[list[int]]:
