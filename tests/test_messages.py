@@ -3,6 +3,8 @@
 import pytest
 from test_layouts import read
 
+from dialogues.reading import open_source
+
 
 def read_text(tmp_path, text: str, **options) -> list[list[tuple[str, str]]]:
     path = tmp_path / "data.txt"
@@ -59,3 +61,41 @@ def test_headings_separate_dialogues(heading, tmp_path):
     talk = [("User", "How?"), ("Assistant", "So.")]
     below = "\n".join(f"{who}: {text}" for who, text in talk)
     assert read_text(tmp_path, f"{below}\n{heading}\n{below}") == [talk] * 2
+
+
+AT = "May 17, 2022  5:{}:42 PM\n"
+
+
+def imessages(*said: tuple[str, str]) -> str:
+    """Messages as imessage-exporter writes them in text files."""
+    return "".join(f"{AT.format(20 + n)}{who}\n{text}\n\n" for n, (who, text) in enumerate(said))
+
+
+def test_copies_of_replies_below_their_parents_are_left_out(tmp_path):
+    said = [("Me", "Tea?"), ("Dora", "Or coffee?"), ("Me", "Hm"), ("Dora", "It is late"), ("Me", "Tea!\n\nWith milk.")]
+    later, answer = "May 19, 2022 10:00:00 AM\n", "\nThis message responded to an earlier message.\n\n"
+    copies = f"    {AT.format(24)}    Me\n    Tea!\n\nWith milk.\n\n    {later}    Dora\n    Why not\n\n"
+    chat = imessages(*said).replace("Tea?\n", f"Tea?\n{copies}", 1).rstrip() + answer
+    chat += f"{later}Dora\nWhy not{answer}"
+    assert read_text(tmp_path, chat) == [said, [("Dora", "Why not")]]
+
+
+def test_an_edited_message_is_read_in_its_last_version(tmp_path):
+    said = [("Me", "Tea?"), ("Dora", "Yes"), ("Me", "Milk?\nOr lemon?"), ("Dora", "No"), ("Me", "OK"), ("Dora", "Good")]
+    edits = (
+        f"{AT.format(22).strip()} Mlik?\n{{}}Edited 12 seconds later: Milk\nEdited 1 minute, 2 seconds later: Milk?\n"
+    )
+    for indent in ("", "\n"):
+        chat = imessages(*said).replace("Milk?\n", edits.format(indent))
+        assert read_text(tmp_path, chat) == [said]
+        assert "0 unaccounted for" in open_source(tmp_path / "data.txt").account[0]
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["attachments/12", "~/Library/Messages/Attachments/ab/11/A B", "/Users/dora/Library/Messages/Attachments/ab"],
+)
+def test_paths_of_attachments_are_not_text(folder, tmp_path):
+    paths = [f"{folder}/IMG_{n}.heic" for n in range(3)]
+    said = [("Me", "Tea?"), ("Dora", paths[0]), ("Me", "\n".join(paths)), ("Dora", f"{paths[0]}\nYes"), ("Me", "Fine")]
+    assert read_text(tmp_path, imessages(*said)) == [[("Me", "Tea?"), ("Dora", "Yes"), ("Me", "Fine")]]

@@ -14,7 +14,7 @@ from dialogues.layouts.records import FormatError, make_turn
 from dialogues.layouts.shapes import FOOTERS, HEADING, RULE, read_name
 from dialogues.layouts.shapes import KINDS as UNTIMED
 from dialogues.layouts.stamps import Stamp, moments, parse_stamp
-from dialogues.layouts.timed import EDITS, Line, Timed, find_timed, read_day
+from dialogues.layouts.timed import EDITS, Line, Timed, find_timed, read_day, without_copies
 
 KINDS = {
     "angle": UNTIMED["angle"],
@@ -43,6 +43,7 @@ LOG_MARKS = re.compile(
 ATTACHED = re.compile(
     r"(?:^|\n)\s*(?:\{(?:Attachments|Reactions|Embed|Stickers|Inline Emojis?)\}|Tapbacks:)\s*\n.*", re.DOTALL
 )  # Discord, imessage-exporter
+EDITED = re.compile(r"(?:^|\n)\s*Edited [^\n:]{1,60} later: ")  # between the versions of a message (imessage-exporter)
 SOUND = re.compile(r"\s*(?:-\s*)?(?:\[[^\[\]]*\]|\([^()]*\)|[♪♫].*)\s*$")  # [music] in captions
 BARE_MEDIA = frozenset(("Photo", "Video", "Emoticons", "Sticker", "Voice Note", "Voice message"))  # KakaoTalk
 TAG = re.compile(r"</?(?:v|b|i|u|c|lang|font)(?:[ .][^<>\n]{0,60})?>")  # markup in captions
@@ -91,6 +92,9 @@ def messages_of_log(lines: Sequence[Line], account: Account) -> list[Message] | 
     Raises:
         FormatError: a date is invalid in every order of day, month and year.
     """
+    copied = sum(len(line.text) for line in lines)
+    lines = without_copies(lines)
+    account.markup += copied - sum(len(line.text) for line in lines)
     found = find_timed(lines)
     if found is None:
         return None
@@ -132,6 +136,8 @@ def collect(lines: Sequence[Line], timed: dict[int, Timed], where: str, account:
     heads = find_heads(lines, timed) if kind == "none" else {}
     if kind == "none" and not heads:
         return None
+    # A time between a name and its text is that of an edited message's first version.
+    timed = {place: line for place, line in timed.items() if not (line.rest and place - 1 in heads)}
     names = find_names(timed, kind) if kind != "none" else set()
     entries: list[Entry] = []
     kakao = any("KakaoTalk" in line.text or "카카오톡" in line.text for line in lines[:5])
@@ -314,7 +320,7 @@ def find_heads(lines: Sequence[Line], timed: dict[int, Timed]) -> dict[int, tupl
     below: dict[int, tuple[str, Stamp | None]] = {}
     for place, line in timed.items():
         following = next((at for at in range(place + 1, min(place + 3, len(lines))) if lines[at].text.strip()), None)
-        if following is not None and following not in timed:
+        if following is not None and following not in timed and not line.rest:
             below[following] = (lines[following].text.strip(), parse_stamp(line.stamp))
     for kind in ("voice", "numbered", "colon", "angle", "bracket", "bold"):
         matches = {place: UNTIMED[kind].match(text) for place, (text, _) in below.items()}
@@ -359,7 +365,9 @@ def find_more_heads(
 
 def make_message(entry: Entry, time: datetime | None, names: Counter[str], account: Account) -> Message:
     """Return the message of an entry, or the reason to skip it."""
-    text = ATTACHED.sub("", "\n".join(entry.texts))
+    whole = "\n".join(entry.texts)
+    text = EDITED.split(ATTACHED.sub("", whole))[-1]
+    account.markup += len(whole) - len(text)
     if len(entry.texts) > 1 and text[:1] == text[-1:] == '"':  # LINE puts quotes around messages of several lines
         text = text[1:-1].replace('""', '"')
     if entry.name is None:

@@ -16,6 +16,7 @@ BLANKS = MARKS + " \t\r\n\u00a0\u202f"
 PLAIN = str.maketrans({**dict.fromkeys(MARKS), **dict.fromkeys("\u00a0\u202f", " "), "’": "'", "‹": "<", "›": ">"})
 FULL_STOPS = " .。।۔"
 LONGEST = 3000  # maximum characters in a poll: a question of 255, twelve options of 100, and their votes
+MOST_FILES = 20  # maximum files in a message
 LONGEST_LINE = 400  # maximum characters in a file name (255) and the words around it
 
 FILE = r"[^\n]{1,255}\.\w{2,5}"
@@ -48,6 +49,9 @@ POLL = re.compile(rf"{either(phrases.POLL)} ?[:：]")
 OPTION = re.compile(rf"{either(phrases.OPTION)} ?[:：]")
 ATTACHED = re.compile(either(phrases.ATTACHED))
 FILE_NAME = re.compile(rf"{FILE}(?: ?[•·] ?(?:{PAGES}|{BYTES})){{0,2}}")
+COPIED_FILE = re.compile(  # imessage-exporter's paths
+    rf"(?:(?:~|/[^\n]{{1,150}})/library/(?:messages|sms)/)?attachments/{FILE}"
+)
 WHATSAPP_FILE = re.compile(r"(?:img|vid|ptt|aud|doc|stk)-\d{8}-wa\d{4}\.\w{2,5}")
 OMITTED_MARK = re.compile(rf"<? ?{OMITTED} ?>?")
 ATTACHED_MARK = re.compile(
@@ -153,9 +157,11 @@ def strip_marks(text: str) -> str:
 def strip(text: str) -> Stripped:
     """Remove the markers of files and of edits from both ends."""
     text, file, edited = text.strip(BLANKS), False, False
-    end = text.find("\n", 0, LONGEST_LINE)
-    head = text[:end] if end >= 0 else text[: LONGEST_LINE + 1]
-    if is_file(head):
+    for _ in range(MOST_FILES):
+        end = text.find("\n", 0, LONGEST_LINE)
+        head = text[:end] if end >= 0 else text[: LONGEST_LINE + 1]
+        if not is_file(head):
+            break
         text, file = text[len(head) :].strip(BLANKS), True
     for _ in range(3):  # markers of a file and of an edit, from iOS and Android
         tail, rest = split_tail(text)
@@ -184,6 +190,8 @@ def is_file(line: str) -> bool:
     if len(line) > LONGEST_LINE:
         return False
     bare = plain(line)
+    if COPIED_FILE.fullmatch(bare):
+        return True
     if bare.startswith("<"):
         return bare.endswith(">") and bool(OMITTED_MARK.fullmatch(bare) or ATTACHED_MARK.fullmatch(bare))
     name, _, words = bare.removesuffix(")").rpartition(" (")

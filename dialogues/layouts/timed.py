@@ -39,6 +39,8 @@ DAYS_AGO = re.compile(  # "Nora — Today at 18:07", as Discord's window shows i
 )
 EDITS = re.compile(r"\s*\((?:edited|pinned|Read by .*|bearbeitet)\)\s*$")
 
+REPLY = "This message responded to an earlier message."  # imessage-exporter writes this below a reply
+
 
 class Line(NamedTuple):
     number: int
@@ -53,6 +55,22 @@ class Timed(NamedTuple):
     stamp: str
     rest: str
     signature: tuple[str, ...]
+
+
+def without_copies(lines: Sequence[Line]) -> Sequence[Line]:
+    """Remove the indented copies of replies that imessage-exporter writes below the message they answer.
+
+    A copy ends at the next time that is not indented: only the first line of its text is.
+    """
+    if not any(line.text.strip() == REPLY for line in lines):
+        return lines
+    kept, copied = [], False
+    for line in lines:
+        if (timed := match_first(0, line.text)) and "date" in timed.signature:
+            copied = line.text.startswith("    ")
+        if not copied and line.text != REPLY:
+            kept.append(line)
+    return kept
 
 
 def find_timed(lines: Sequence[Line]) -> tuple[str, dict[int, Timed]] | None:
