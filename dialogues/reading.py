@@ -23,6 +23,7 @@ from dialogues.layouts.formats import (
     unused_keys,
 )
 from dialogues.layouts.messages import join_turns
+from dialogues.layouts.order import are_chats
 from dialogues.layouts.people import from_every_key, people_problem
 from dialogues.layouts.quick import Quick, find_quick, read_quickly
 from dialogues.layouts.records import FormatError, NotRecognisedError, is_list, is_object, pairs_of
@@ -299,7 +300,7 @@ def table_source(input: Input, lines: list[str], format: str, options: Options) 
         if problem := rows_problem(records, columns):
             raise NotRecognisedError(problem)
         convert = partial(convert_record, "turns", format, options)
-        cut = bool(keys.time) and not keys.identity
+        cut = bool(keys.time) and (not keys.identity or are_chats(records[0], keys))
         unused = tuple(unused_keys(records, "turns", columns))
         return Source(input, format, "turns", "dialogue", [(1, records)], convert, None, unused, cut=cut)
     name = forms[0] if forms else None

@@ -1,7 +1,9 @@
 """Where messages and dialogues begin and end in exports: dates, headings and notices inside messages, and pauses."""
 
+import json
+
 import pytest
-from test_layouts import read
+from test_layouts import json_lines, read, table
 
 from dialogues.reading import open_source
 
@@ -99,3 +101,43 @@ def test_paths_of_attachments_are_not_text(folder, tmp_path):
     paths = [f"{folder}/IMG_{n}.heic" for n in range(3)]
     said = [("Me", "Tea?"), ("Dora", paths[0]), ("Me", "\n".join(paths)), ("Dora", f"{paths[0]}\nYes"), ("Me", "Fine")]
     assert read_text(tmp_path, imessages(*said)) == [[("Me", "Tea?"), ("Dora", "Yes"), ("Me", "Fine")]]
+
+
+SAID = [("Ann", "It broke"), ("Support", "Sorry"), ("Ann", "Thanks"), ("Support", "Bye")]
+
+
+def slow_rows(key: str) -> list[dict[str, str]]:
+    """Two dialogues whose second half is written days after the first."""
+    return [
+        {key: number, "author": who, "body": text, "created_at": f"2024-03-{4 + 3 * (turn // 2):02} 10:0{turn}"}
+        for number in "12"
+        for turn, (who, text) in enumerate(SAID)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "jsonl"])
+@pytest.mark.parametrize(
+    ("key", "dialogues"),
+    [("ticket_id", [SAID]), ("Chat Session", [SAID[:2], SAID[2:]]), ("room", [SAID[:2], SAID[2:]])],
+)
+def test_pauses_divide_whole_chats_but_not_dialogues_with_ids(key, dialogues, kind, tmp_path):
+    rows = slow_rows(key)
+    content = {"csv": table(list(rows[0]), [list(row.values()) for row in rows]), "json": json.dumps(rows)}
+    assert read_text(tmp_path, content.get(kind, json_lines(rows))) == dialogues * 2
+
+
+def test_pauses_divide_the_threads_of_a_phone(tmp_path):
+    """Android's thread holds all messages from and to a number."""
+    rows = [
+        {
+            "thread_id": number,
+            "address": "+15550100",
+            "__display_name": f"A{number}",
+            "type": turn % 2 + 1,
+            "body": "Hm",
+        }
+        | {"type": turn % 2 + 1, "date": row["created_at"]}
+        for number in range(2)
+        for turn, row in enumerate(slow_rows("id")[:4])
+    ]
+    assert len(read_text(tmp_path, json_lines(rows))) == 4

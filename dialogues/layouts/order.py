@@ -7,7 +7,7 @@ from itertools import islice, pairwise
 from typing import Any
 
 from dialogues.layouts.trees import threads
-from dialogues.layouts.words import TurnKeys, plain
+from dialogues.layouts.words import CHAT_IDS, TurnKeys, plain
 
 ISO = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
 
@@ -29,6 +29,11 @@ def group_rows(rows: list[dict[str, Any]], keys: TurnKeys) -> tuple[list[list[di
     if len(groups) == len(rows) or scattered:  # the id numbers rows or people, not dialogues
         return [rows], 0
     return list(groups.values()), 0
+
+
+def are_chats(row: Mapping[str, Any], keys: TurnKeys) -> bool:
+    """Whether the ids of rows are of whole chats, such as Android's thread for each phone number, not of dialogues."""
+    return bool(CHAT_IDS & set(map(plain, keys.identity))) or "address" in row
 
 
 def split_at_restarts(rows: list[dict[str, Any]], keys: TurnKeys) -> list[list[dict[str, Any]]]:

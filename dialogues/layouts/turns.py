@@ -22,7 +22,7 @@ from dialogues.layouts.fields import (
     why_skipped,
 )
 from dialogues.layouts.messages import PAUSE, Message, cut, gather, without_numbers
-from dialogues.layouts.order import find_times, group_rows, put_rows_in_order
+from dialogues.layouts.order import are_chats, find_times, group_rows, put_rows_in_order
 from dialogues.layouts.records import (
     FormatError,
     Pairs,
@@ -197,6 +197,7 @@ def read_messages(items: Sequence[Any], columns: Columns, pause: timedelta, inst
     if not keys.time:
         keys = keys._replace(time=find_times(rows))
     found, others = group_rows(rows, keys)
+    pause = pause if len(found) == 1 or are_chats(rows[0], keys) else timedelta.max
     dialogues = []
     for group in found:
         ordered, times = put_rows_in_order(group, keys)

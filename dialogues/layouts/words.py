@@ -134,6 +134,9 @@ ID_KEYS = (
     *("conversación", "conversa", "conversazione", "gesprek", "диалог", "会話", "对话", "대화", "id"),
     *("会話id", "nrrozmowy", "rozmowa", "idrozmowy", "gesprächsid", "conversanr", "nconversacion"),
 )
+CHAT_IDS = frozenset(  # ids of whole chats, which pauses divide into dialogues
+    ("chatsession", "chatid", "chatname", "chat", "channelid", "channel", "roomid", "room")
+)
 SCENE_KEYS = ("season", "seasonno", "seasonid", "episode", "episodeno", "episodeid", "episodenumber")
 SCENE_PARTS = ("scene", "sceneno", "scenenumber", "szene", "scène", "escena", "cena")
 ORDER_KEYS = (
