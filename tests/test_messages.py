@@ -141,3 +141,11 @@ def test_pauses_divide_the_threads_of_a_phone(tmp_path):
         for turn, row in enumerate(slow_rows("id")[:4])
     ]
     assert len(read_text(tmp_path, json_lines(rows))) == 4
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("key", ["topic", "channel"])
+def test_questions_of_one_topic_are_separate_dialogues(key, kind, tmp_path):
+    rows = [{key: "tea" if n < 2 else "soup", "question": f"q{n}", "answer": f"a{n}"} for n in range(4)]
+    content = table(list(rows[0]), [list(row.values()) for row in rows]) if kind == "csv" else json_lines(rows)
+    assert read_text(tmp_path, content) == [[("User", f"q{n}"), ("Assistant", f"a{n}")] for n in range(4)]

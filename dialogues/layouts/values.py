@@ -135,7 +135,7 @@ def group_exchanges(records: list[Any], columns: Columns = ()) -> list[Any]:
     if len(rows) < len(records) or not rows or fitting(rows[0], columns) != ["pairs"]:
         return records
     keys = turn_keys(tuple(rows[0]), columns)
-    identity = [key for key in keys.identity if plain(key) != "id"]
+    identity = [key for key in keys.identity if plain(key) not in ("id", "topic", "channel")]
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(tuple(str(row.get(key)) for key in identity), []).append(row)
