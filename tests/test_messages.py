@@ -149,3 +149,12 @@ def test_questions_of_one_topic_are_separate_dialogues(key, kind, tmp_path):
     rows = [{key: "tea" if n < 2 else "soup", "question": f"q{n}", "answer": f"a{n}"} for n in range(4)]
     content = table(list(rows[0]), [list(row.values()) for row in rows]) if kind == "csv" else json_lines(rows)
     assert read_text(tmp_path, content) == [[("User", f"q{n}"), ("Assistant", f"a{n}")] for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    "kind", ["text_link", "underline", "spoiler", "blockquote", "mention_name", "bank_card", "link"]
+)
+def test_formatted_words_of_telegram_stay_in_their_line(kind, tmp_path):
+    text = ["See ", {"type": kind, "text": "it"}, "!"]
+    messages = [{"type": "message", "date": "2024-03-04T10:00", "from": who, "text": text} for who in ("Ann", "Cem")]
+    assert read_text(tmp_path, json.dumps({"messages": messages})) == [[("Ann", "See it!"), ("Cem", "See it!")]]

@@ -29,7 +29,8 @@ TOOL_PARTS = frozenset(("tooluse", "toolresult", "toolcall", "toolresponse", "fu
 SPANS = frozenset(
     re.findall(
         r"\S+",
-        """plain link bold italic code mention email phone hashtag texturl pre customemoji""",
+        """plain link bold italic underline strikethrough spoiler code pre blockquote mention mentionname email phone
+hashtag cashtag texturl textlink botcommand bankcard customemoji""",
     )
 )
 MEDIA_PARTS = re.compile(r"image|picture|photo|audio|video|file|media|document|sticker")
