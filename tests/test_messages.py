@@ -5,6 +5,7 @@ import json
 import pytest
 from test_layouts import json_lines, read, table
 
+from dialogues.layouts.stamps import parse_stamp
 from dialogues.reading import open_source
 
 
@@ -158,3 +159,19 @@ def test_formatted_words_of_telegram_stay_in_their_line(kind, tmp_path):
     text = ["See ", {"type": kind, "text": "it"}, "!"]
     messages = [{"type": "message", "date": "2024-03-04T10:00", "from": who, "text": text} for who in ("Ann", "Cem")]
     assert read_text(tmp_path, json.dumps({"messages": messages})) == [[("Ann", "See it!"), ("Cem", "See it!")]]
+
+
+@pytest.mark.parametrize(
+    ("text", "date", "hour"),
+    [
+        ("1:10 PTG", None, 13),
+        ("1:10 PG", None, 1),
+        ("05-OCT-24 20:15", (5, 10, 24), 20),
+        ("2024-03-04T20:15:00Z", (2024, 3, 4), 20),
+    ],
+)
+def test_the_letter_t_in_a_time_is_kept(text, date, hour):
+    stamp = parse_stamp(text)
+    assert stamp
+    assert stamp.clock
+    assert (stamp.date, stamp.clock.seconds // 3600) == (date, hour)

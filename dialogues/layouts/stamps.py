@@ -78,7 +78,7 @@ class Stamp(NamedTuple):
 @lru_cache(maxsize=1 << 16)
 def parse_stamp(text: str) -> Stamp | None:
     """Return the date and time in a text; None if it has neither."""
-    text = text[:LONGEST_STAMP].replace("\u202f", " ").replace("\xa0", " ").replace("T", " ")
+    text = text[:LONGEST_STAMP].replace("\u202f", " ").replace("\xa0", " ")
     if without_year := re.match(r"([^\W\d]{3})\s+(\d{1,2})\s+(\d\d:\d\d:\d\d)$", text):
         text = "{} {} 2000 {}".format(*without_year.groups())
     elif without_year := re.match(r"(\d{1,2})[/.](\d{1,2})\.?,?\s+(\d{1,2}:.*)$", text):
