@@ -5,6 +5,7 @@ import json
 import pytest
 from test_layouts import json_lines, read, table
 
+from conftest import dialogues_of
 from dialogues.layouts.stamps import parse_stamp
 from dialogues.reading import open_source
 
@@ -175,3 +176,16 @@ def test_the_letter_t_in_a_time_is_kept(text, date, hour):
     assert stamp
     assert stamp.clock
     assert (stamp.date, stamp.clock.seconds // 3600) == (date, hour)
+
+
+def test_claudes_export_is_read_along_the_branch_it_shows(tmp_path):
+    said = [("u1", "root", "human", "Tea?"), ("a1", "u1", "assistant", "No."), ("a2", "u1", "assistant", "Yes.")]
+    said += [("u2", "a1", "human", "Why?"), ("u3", "a2", "human", "Milk?"), ("a3", "u3", "assistant", "No.")]
+    messages = [
+        {"uuid": uuid, "parent_message_uuid": parent, "sender": who, "text": text, "created_at": "2024-03-04T10:00:00Z"}
+        for uuid, parent, who, text in said
+    ]
+    (tmp_path / "claude.json").write_text(json.dumps([{"uuid": "c", "name": "Tea", "chat_messages": messages}]))
+    (dialogue,) = dialogues_of(open_source(tmp_path / "claude.json"))
+    assert [turn.text for turn in dialogue.turns] == ["Tea?", "Yes.", "Milk?", "No."]
+    assert dialogue.skipped == ("messages of other branches",) * 2

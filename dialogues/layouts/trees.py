@@ -6,6 +6,7 @@ from typing import Any
 from dialogues.layouts.records import is_container, is_list, is_object, pairs_of
 from dialogues.layouts.words import PAIRS, TURN_LISTS, Columns, TurnKeys, find_key, plain, turn_keys
 
+PARENT = "parent_message_uuid"  # the message before, in Claude's exports
 OTHER_BRANCH = "messages of other branches"
 
 
@@ -17,6 +18,10 @@ def unfold(record: Any) -> tuple[list[Any], int] | None:
     history = values.get("history")
     if isinstance(history, dict) and isinstance(history.get("messages"), dict):
         return branch_of_nodes(history["messages"], history.get("currentId"), "parentId")
+    messages = values.get("chat_messages")
+    if is_list(messages) and messages and all(PARENT in dict(pairs_of(message)) for message in messages):
+        nodes = {str(dict(pairs_of(message)).get("uuid")): message for message in messages}
+        return branch_of_nodes(nodes, values.get("current_leaf_message_uuid"), PARENT)
     prompt = values.get("prompt")
     if is_object(prompt) and is_list(dict(pairs_of(prompt)).get("replies")):
         return best_branch(prompt)
@@ -57,7 +62,8 @@ def read_fragments(message: Any) -> Any:
 
 def says_something(message: Any) -> bool:
     """Whether a message holds text or a tool call, which roots and hidden nodes do not."""
-    content = dict(pairs_of(message)).get("content")
+    values = dict(pairs_of(message))
+    content = values.get("content", values.get("text"))
     if isinstance(content, str):
         return bool(content.strip())
     parts = dict(pairs_of(content)).get("parts")
