@@ -50,19 +50,7 @@ PARTS = {
     "content.xml": f"an OpenDocument file; {AS_TEXT}, or a spreadsheet as CSV with the columns speaker and text",
 }
 PICTURES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".gif",
-    ".webp",
-    ".heic",
-    ".heif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".svg",
-    ".ico",
-    ".thumb",
+    *(".jpg", ".jpeg", ".png", ".gif", ".webp", ".heic", ".heif", ".bmp", ".tif", ".tiff", ".svg", ".ico", ".thumb"),
 )
 FILMS = (".mp4", ".mov", ".m4v", ".3gp", ".avi", ".mkv", ".webm", ".tgs", ".was")
 SOUNDS = (".opus", ".ogg", ".oga", ".mp3", ".m4a", ".aac", ".amr", ".wav", ".flac", ".caf")

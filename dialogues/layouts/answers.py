@@ -6,16 +6,7 @@ from typing import Any
 
 from dialogues.dialogue import ALPACA, ALPACA_SPEAKERS, ALPACA_WITH_INPUT, INSTRUCTION, Dialogue, Turn
 from dialogues.layouts.fields import system_prompt
-from dialogues.layouts.records import (
-    FormatError,
-    is_container,
-    is_list,
-    keys_of,
-    kind,
-    make_turn,
-    once,
-    pairs_of,
-)
+from dialogues.layouts.records import FormatError, is_container, is_list, keys_of, kind, make_turn, once, pairs_of
 from dialogues.layouts.words import (
     ASSISTANT,
     INPUTS,

@@ -26,11 +26,11 @@ TOOL_TEXT = object()  # content that is a tool call or its result
 ROLE_KEYS = frozenset(("role", "from", "type", "sender", "author", "creator", "usertype", "chatrole"))
 THOUGHTS = frozenset(("thinking", "reasoning", "thought", "thoughts", "redactedthinking", "reasoningrecap"))
 TOOL_PARTS = frozenset(("tooluse", "toolresult", "toolcall", "toolresponse", "functioncall", "servertooluse"))
-SPANS = frozenset(
-    re.findall(
-        r"\S+",
-        """plain link bold italic underline strikethrough spoiler code pre blockquote mention mentionname email phone
-hashtag cashtag texturl textlink botcommand bankcard customemoji""",
+SPANS = frozenset(  # formatted words inside a line
+    (
+        *("plain", "link", "bold", "italic", "underline", "strikethrough", "spoiler", "code", "pre", "blockquote"),
+        *("mention", "mentionname", "email", "phone", "hashtag", "cashtag", "texturl", "textlink", "botcommand"),
+        *("bankcard", "customemoji"),
     )
 )
 MEDIA_PARTS = re.compile(r"image|picture|photo|audio|video|file|media|document|sticker")
@@ -41,10 +41,9 @@ NOTICE_TYPES = re.compile(
     r"|notification|notice|missed\w*|botadd|pinneditem"
 )
 MEDIA_KEYS = frozenset(
-    re.findall(
-        r"\S+",
-        """photo photos file files mediatype attachments attachment sticker stickers audiofiles gifs videos share image
-images""",
+    (
+        *("photo", "photos", "file", "files", "mediatype", "attachments", "attachment", "sticker", "stickers"),
+        *("audiofiles", "gifs", "videos", "share", "image", "images"),
     )
 )
 DIRECTIONS = ("type", "direction", "folder", "box", "messagetype", "isfromme", "fromme", "issent", "outgoing", "event")

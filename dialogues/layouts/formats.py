@@ -13,15 +13,7 @@ from dialogues.dialogue import Dialogue
 from dialogues.layouts.answers import choose_pair, fits_alpaca, fits_pairs, from_alpaca, from_pairs
 from dialogues.layouts.messages import PAUSE
 from dialogues.layouts.people import fits_names, from_names, people_of
-from dialogues.layouts.records import (
-    FormatError,
-    NotRecognisedError,
-    is_list,
-    is_object,
-    keys_of,
-    kind,
-    pairs_of,
-)
+from dialogues.layouts.records import FormatError, NotRecognisedError, is_list, is_object, keys_of, kind, pairs_of
 from dialogues.layouts.trees import unfold
 from dialogues.layouts.turns import from_turns, holds_turns, kind_of_turn, turn_list
 from dialogues.layouts.words import (
