@@ -24,7 +24,7 @@ from dialogues.layouts.formats import (
 )
 from dialogues.layouts.messages import join_turns
 from dialogues.layouts.order import are_chats
-from dialogues.layouts.people import from_every_key, people_problem
+from dialogues.layouts.people import from_names, people_problem
 from dialogues.layouts.quick import Quick, find_quick, read_quickly
 from dialogues.layouts.records import FormatError, NotRecognisedError, is_list, is_object, pairs_of
 from dialogues.layouts.tables import SEPARATOR, read_header, rows_of_table
@@ -380,7 +380,7 @@ def convert_record(name: str, format: str, options: Options, record: Any) -> lis
     """
     form = FORMATS[name]
     if format == "names":
-        return [from_every_key(record)]
+        return [from_names(record, every_key=True)]
     others = [] if format in FORMATS or form.fits(record, options.columns) else fitting(record, options.columns)
     if others and not {name, *others} <= LISTS:
         raise FormatError(

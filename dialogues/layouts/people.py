@@ -26,21 +26,14 @@ FORM_WORDS = {
 }
 
 
-def from_names(record: Any) -> Dialogue:
-    """Read `{"Alex": "...", "Bob": "...", "Alex": "..."}`: the keys are the speakers, and may repeat."""
+def from_names(record: Any, every_key: bool = False) -> Dialogue:
+    """Read `{"Alex": "...", "Bob": "...", "Alex": "..."}`: the keys are the speakers, and may repeat.
+
+    Keys with a known meaning are not speakers, unless `--format names` requests `every_key`.
+    """
     if not is_object(record):
         raise FormatError(f'an object {{"speaker": "text", ...}} is needed; this is {kind(record)}')
-    return from_members(people_of(record))
-
-
-def from_every_key(record: Any) -> Dialogue:
-    """Read an object whose keys are all speakers, as `--format names` requests."""
-    if not is_object(record):
-        return from_names(record)
-    return from_members(pairs_of(record))
-
-
-def from_members(said: Sequence[tuple[str, Any]]) -> Dialogue:
+    said = pairs_of(record) if every_key else people_of(record)
     if len(said) < 2:
         raise FormatError(f"a dialogue needs two turns or more; this has {len(said)}")
     return Dialogue(tuple(make_turn(*turn, f"turn {number}") for number, turn in enumerate(said, 1)))
