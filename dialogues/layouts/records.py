@@ -1,11 +1,13 @@
 """JSON objects that keep repeated keys, turns with checks, and the wording of errors."""
 
+import re
 from collections import Counter
 from typing import Any, TypeGuard
 
 from dialogues.dialogue import Turn
 
 LONGEST_NAME = 200  # characters; a longer text is not a name
+NOT_IN_NAMES = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # control characters and line ends
 
 
 class Pairs(list[tuple[str, Any]]):
@@ -74,12 +76,7 @@ def make_turn(speaker: str, text: Any, where: str) -> Turn:
     if not turn.text:
         raise FormatError(f"{where}: {shorten(speaker)} says nothing; remove the turn or add its text")
     name = turn.speaker
-    if (
-        not name
-        or len(name.splitlines()) != 1
-        or len(name) > LONGEST_NAME
-        or (not name.isprintable() and has_control(name))
-    ):
+    if not name or len(name) > LONGEST_NAME or NOT_IN_NAMES.search(name):
         raise FormatError(
             f"{where}: {shorten(speaker)} is not a speaker's name; use one line of 1 to {LONGEST_NAME} printable"
             " characters"
@@ -92,10 +89,6 @@ def make_turn(speaker: str, text: Any, where: str) -> Turn:
                 f"{where}: it contains an unpaired surrogate (such as \\ud83d); save the text again as UTF-8"
             ) from None
     return turn
-
-
-def has_control(name: str) -> bool:
-    return any(ord(character) < 32 or 127 <= ord(character) < 160 for character in name)
 
 
 def shorten(name: str) -> str:
