@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dialogues.layouts.records import FormatError, is_list, is_object, make_turn, once, pairs_of
+from dialogues.layouts.records import is_list, is_object, make_turn, once, pairs_of
 from dialogues.layouts.words import (
     ROLES,
     SPEAKER_KEYS,
@@ -235,16 +235,6 @@ def unescape(values: Mapping[str, Any], text: str) -> str:
     if "originalarrivaltime" in values:
         return html.unescape(SKYPE_TAG.sub("", text)).strip()
     return html.unescape(text) if "ts" in values and "user" in values else text
-
-
-def check_speaker(name: str, number: int) -> None:
-    """Refuse a message without a speaker.
-
-    Raises:
-        FormatError: the name is empty.
-    """
-    if not name:
-        raise FormatError(f"turn {number} has no speaker (no key such as speaker, sender, author, role or from)")
 
 
 def find_profiles(rows: Sequence[dict[str, Any]]) -> dict[str, str]:

@@ -37,10 +37,6 @@ TURN_ASIDES = frozenset(("toolcalls", "functioncall", "toolcallid"))
 TRANSCRIPT = re.compile(r"\n|__eou__|\[/INST\]|<\||###|<start_of_turn>|ASSISTANT:|\[SEP\]")
 
 
-def has_keys(record: Any, *needed: str) -> bool:
-    return set(needed) <= {plain(key) for key, _ in pairs_of(record)}
-
-
 class Options(NamedTuple):
     """The user's options for reading records."""
 
@@ -81,10 +77,6 @@ def list_form(record: Any, columns: Columns = ()) -> str | None:
     return "messages" if {"role", "content"} <= keys else "sharegpt" if {"from", "value"} <= keys else "turns"
 
 
-def fits_text(record: Any, columns: Columns = ()) -> bool:
-    return transcript_key(record, columns) is not None
-
-
 def transcript_key(record: Any, columns: Columns = ()) -> str | None:
     """Return the key of the text that holds a whole dialogue; None without one."""
     asked = dict(columns)
@@ -117,7 +109,7 @@ def fitting(record: Any, columns: Columns = ()) -> list[str]:
     names = [name for name in FORMATS if name == listed or (name not in LISTS and FORMATS[name].fits(record, columns))]
     if len(names) > 1 and "turns" in names and plain(turn_list(record, columns)[0]) in ("history", "chosen", "text"):
         names.remove("turns")  # the list is part of the pair
-    return names or (["text"] if fits_text(record, columns) else [])
+    return names or (["text"] if transcript_key(record, columns) is not None else [])
 
 
 def recognise(record: Any, columns: Columns = ()) -> str:
@@ -131,7 +123,8 @@ def recognise(record: Any, columns: Columns = ()) -> str:
         return names[0]
     if names:
         raise FormatError(f"this could be {' or '.join(names)} ({keys_of(record)}); say which with --format")
-    if has_keys(record, "inputids") or (is_list(record) and record and isinstance(record[0], int)):
+    tokens = any(plain(key) == "inputids" for key, _ in pairs_of(record))
+    if tokens or (is_list(record) and record and isinstance(record[0], int)):
         raise FormatError("these are token ids; conversations must be text")
     raise NotRecognisedError(unknown_record([record]))
 

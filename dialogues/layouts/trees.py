@@ -1,6 +1,6 @@
 """Read conversations stored as trees or columns: ChatGPT, Open WebUI, OpenAssistant, threads of posts, pandas."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from dialogues.layouts.records import is_container, is_list, is_object, pairs_of
@@ -135,9 +135,8 @@ def rows_of_columns(value: Any, columns: Columns = ()) -> list[dict[str, Any]] |
     words = {plain(key): key for key in lists}
     pair = next(((words[left], words[right]) for left, right in PAIRS if left in words and right in words), None)
     speakers = next((key for key in keys.speaker if is_flat(lists[key])), None)
-    texts = next(
-        (key for key in (*keys.text, *words_in(words, TURN_LISTS)) if is_flat(lists[key]) and key != speakers), None
-    )
+    listed = (words[word] for word in TURN_LISTS if word in words)
+    texts = next((key for key in (*keys.text, *listed) if is_flat(lists[key]) and key != speakers), None)
     wanted = (speakers, texts) if speakers and texts else pair
     if wanted is None or len(lists[wanted[0]]) != len(lists[wanted[1]]):
         return None
@@ -152,10 +151,6 @@ def rows_of_columns(value: Any, columns: Columns = ()) -> list[dict[str, Any]] |
 
 def is_flat(items: list[Any]) -> bool:
     return not any(map(is_container, items[:3]))
-
-
-def words_in(words: dict[str, str], known: Iterable[str]) -> list[str]:
-    return [words[word] for word in known if word in words]
 
 
 def text_of(item: Any) -> Any:

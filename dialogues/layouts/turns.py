@@ -9,7 +9,6 @@ from dialogues.dialogue import INSTRUCTION, Dialogue
 from dialogues.layouts.fields import (
     ME,
     UNKNOWN,
-    check_speaker,
     find_profiles,
     is_other,
     is_outgoing,
@@ -282,7 +281,8 @@ def read_group(
         roles = roles and bool(role)
         if not name and (time or keys.identity):
             name = UNKNOWN
-        check_speaker(name, number)
+        if not name:
+            raise FormatError(f"turn {number} has no speaker (no key such as speaker, sender, author, role or from)")
         name = ME if owner and is_outgoing(values) else names.get(name, name)
         if isinstance(text, str):
             text = unescape(values, text)
