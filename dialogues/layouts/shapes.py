@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple
 from unicodedata import category
 
@@ -346,10 +346,5 @@ def join_blocks(blocks: list[list[int]], lines: list[tuple[int, str]]) -> list[l
 
 
 def runs(places: Sequence[int], separators: set[int]) -> list[list[int]]:
-    found: list[list[int]] = [[]]
-    for place in places:
-        if place in separators:
-            found.append([])
-        else:
-            found[-1].append(place)
-    return [run for run in found if run]
+    """Return the runs of places between separators."""
+    return [list(run) for apart, run in groupby(places, separators.__contains__) if not apart]
