@@ -105,13 +105,8 @@ def match_first(place: int, line: str) -> Timed | None:
         return None
     arrow = match["gap"].strip().startswith("-->")
     gap = "-->" if arrow else match["gap"].strip() or ("\t" if "\t" in match["gap"] else " ")
-    dated = re.sub(r"\d+", "0", re.sub(r"[^\W\d]+", "a", match["stamp"])) if not match["open"] else ""
-    looks = (
-        match["open"],
-        "date" if parse_has_date(match["stamp"]) else "clock",
-        gap if not match["open"] else "",
-        dated[:1],
-    )
+    about = ("", "") if match["open"] else (gap, "0" if match["stamp"][0].isdecimal() else "a")
+    looks = (match["open"], "date" if parse_has_date(match["stamp"]) else "clock", *about)
     return Timed(place, "", match["stamp"], "" if arrow else EDITS.sub("", match["rest"]).strip(" "), looks)
 
 
