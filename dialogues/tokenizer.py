@@ -79,8 +79,8 @@ def speaker_token(speaker: str) -> str:
     return f"<|{speaker}|>"
 
 
-def copy_vocabulary(source: Path, target: Path, tokenizer: tiktoken.Encoding | None = None) -> dict[str, int]:
-    """Write the vocabulary of the folder `source` to `target` as `vocab.json` and `merges.txt`; return token → id.
+def copy_vocabulary(source: Path, target: Path, tokenizer: tiktoken.Encoding | None = None) -> None:
+    """Write the vocabulary of the folder `source` to `target` as `vocab.json` and `merges.txt`.
 
     Added special tokens are written to `added_tokens.json`: those of `tokenizer` if it is given, else those of the
     folder.
@@ -98,7 +98,6 @@ def copy_vocabulary(source: Path, target: Path, tokenizer: tiktoken.Encoding | N
     write_text(target / "merges.txt", "\n".join(["#version: 0.2", *merges, ""]))
     if added:
         write_json(target / "added_tokens.json", added)
-    return vocabulary
 
 
 def check_ids(ids: list[int], folder: Path) -> None:

@@ -61,14 +61,14 @@ def knows_columns(names: Sequence[str], columns: Columns) -> bool:
     )
 
 
-def unknown_rows(lines: Sequence[str], format: str = "csv") -> list[dict[str, str]]:
+def unknown_rows(lines: Sequence[str]) -> list[dict[str, str]]:
     """Return the first rows of a table whose column names are unknown; no rows if the lines are not a table.
 
     Raises:
         NotRecognisedError: the first line is a row like the others, not column names.
     """
     first = [line for line in lines[:PEEKED] if line.strip()]
-    for header in headers(first[0], format) if len(first) > 1 else ():
+    for header in headers(first[0], "csv") if len(first) > 1 else ():
         try:
             cells = [next(csv.reader([line], delimiter=header.delimiter), []) for line in first[1:]]
         except csv.Error:
