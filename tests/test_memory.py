@@ -102,9 +102,11 @@ def test_the_memory_limit_of_a_container_is_respected(monkeypatch, tmp_path):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=8 * GIGABYTE))
     assert available_memory(torch.device("cpu")) == (2 * GIGABYTE, 2 * GIGABYTE)
     cached = "inactive_file 1\nactive_file 2\ntotal_inactive_file 300000000\ntotal_active_file 200000000\n"
-    for lines, free in (("inactive_file 300000000\nactive_file 200000000\n", 2.5), (cached, 2.5)):
+    for lines, free in (("inactive_file 300000000\nactive_file 200000000\n", 2.5), (cached, 2.5), ("rss 1\n", 2)):
         (tmp_path / "memory.stat").write_text(lines)
         assert available_memory(torch.device("cpu"))[0] == free * GIGABYTE  # cached files are freed when needed
+    (tmp_path / "memory.stat").unlink()
+    assert available_memory(torch.device("cpu"))[0] == 2 * GIGABYTE
     (tmp_path / "max").write_text("max\n")
     assert available_memory(torch.device("cpu"))[0] == 8 * GIGABYTE
 

@@ -96,9 +96,9 @@ def available_memory(device: torch.device) -> tuple[int, int]:
 
 def cached_files(stat: Path) -> int:
     """Bytes of a control group's cached files: they count as used, but the system frees them when needed."""
-    counts = dict(line.split() for line in stat.read_text().splitlines())
-    # Version 1 counts child groups only in `total_`.
-    return sum(int(counts.get(f"total_{name}", counts[name])) for name in ("inactive_file", "active_file"))
+    counts = dict(line.split() for line in stat.read_text().splitlines()) if stat.exists() else {}
+    # Version 1 counts child groups only in `total_`; some sandboxes have no such counts.
+    return sum(int(counts.get(f"total_{name}", counts.get(name, 0))) for name in ("inactive_file", "active_file"))
 
 
 def check_memory(size: Size, training: TrainingSettings, machine: Machine) -> str:
