@@ -12,7 +12,7 @@ from support.errors import UserError, display, reason
 from support.files import check_free_space
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-OPTIONAL = ("dialogue.json", "added_tokens.json")  # only models that this program trained have these
+OPTIONAL = ("dialogue.json", "added_tokens.json")  # a model that this program trained may have these
 SHA256_LENGTH = 64  # hex digits; an ETag of this length is the content's sha256, as the hub sends for large files
 RETRY_SECONDS = (1, 2, 4, 8)  # waiting times between five attempts
 
@@ -76,7 +76,7 @@ def fetch_missing(hub_id: str, missing: list[str], folder: Path) -> None:
 
     display(f"download: {hub_id} from {constants.ENDPOINT} to {folder} ({', '.join(missing)})")
     try:
-        for name in [*OPTIONAL, *missing]:
+        for name in [*(name for name in OPTIONAL if not (folder / name).exists()), *missing]:
             try:
                 fetch_with_retries(hub_id, name, folder)
             except HfHubHTTPError as error:

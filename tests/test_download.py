@@ -170,7 +170,12 @@ def test_a_published_model_of_this_program_keeps_its_template(hub, fetch, tmp_pa
     for name in names:
         (hub.folder / name).write_text("{}")
     assert fetch(hub)[0] == 0
-    assert all((tmp_path / "models" / "gpt2" / name).exists() for name in names)
+    folder = tmp_path / "models" / "gpt2"
+    assert all((folder / name).exists() for name in names)
+    (folder / "dialogue.json").write_text('{"learn": "all"}')
+    (folder / "config.json").unlink()
+    assert fetch(hub)[0] == 0
+    assert (folder / "dialogue.json").read_text() == '{"learn": "all"}'  # an existing file is not replaced
 
 
 def test_a_model_or_file_missing_from_the_hub_is_an_error(hub, fetch, tmp_path):
