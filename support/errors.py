@@ -83,7 +83,8 @@ def run_command(command: Callable[[], None]) -> None:
         sys.exit(2)
     except KeyboardInterrupt as stop:
         if is_first_process():
-            display(f"\nstopped{stop}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # the terminal has closed
+                display(f"\nstopped{stop}", file=sys.stderr)
         sys.exit(130)
 
 

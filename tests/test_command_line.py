@@ -201,6 +201,33 @@ def test_a_stopped_run_prints_one_line_and_no_traceback(work, model_folder, numb
     assert not (work / "run" / "model" / "model.safetensors").exists()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX terminal")
+def test_a_run_whose_terminal_closes_can_be_resumed(work, model_folder):
+    import fcntl
+    import pty
+    import termios
+
+    terminal, inside = pty.openpty()
+    options = ("--model", str(model_folder), "--epochs", "100000", "--run-dir", "run")
+    process = subprocess.Popen(
+        [sys.executable, str(PROJECT / "finetune.py"), *options],
+        cwd=work,
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        start_new_session=True,
+        preexec_fn=lambda: [fcntl.ioctl(0, termios.TIOCSCTTY, 0), signal.signal(signal.SIGHUP, signal.SIG_DFL)],
+    )
+    os.close(inside)
+    log = work / "run" / "metrics.jsonl"
+    while not (log.exists() and log.read_bytes().count(b"\n") > 5):  # after a few steps
+        assert process.poll() is None
+        os.read(terminal, 4096)
+    os.close(terminal)
+    assert process.wait(60) == 130
+    assert list((work / "run" / "checkpoint").glob("step-*"))
+
+
 def test_the_summary_of_a_reading_follows_the_dialogues(work):
     """Otherwise the dialogues of a long chat would push it off the screen."""
     (work / "data.json").write_text(DATA)
@@ -498,13 +525,6 @@ class TestPlacesThatCannotBeWritten:
         log = (work / "run" / "log.txt").read_text()
         assert re.fullmatch(r"[-:\d ]+: standard output was closed; the run continues .*\n", log)
 
-    def test_options_are_checked_with_those_of_the_settings_file(self, command, work, model_folder):
-        options = ("--model", model_folder, *QUICK, "--temperature", 0.7)
-        assert command("finetune.py", *options, "--run-dir", "run").returncode == 0
-        done = command("finetune.py", "--settings", "run/settings.json", "--top-p", 0.9)
-        assert done.returncode == 0, done.stderr
-        assert command("evaluate.py", "run", "--top-p", 0.9).returncode == 0
-
     @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes")
     def test_file_names_need_not_be_utf8(self, command, work, model_folder):
         name = os.fsdecode(b"caf\xe9")
@@ -626,6 +646,13 @@ class TestSettingsFile:
         parse_finetune_settings(["--settings", str(path), "--lora-rank", "0", "--epochs", "5"])
         out = capsys.readouterr().out
         assert out == f"--lora-rank changed; kept from {path}: --learning-rate 0.002\n"
+
+    def test_options_are_checked_together_with_the_file(self, tmp_path):
+        path = tmp_path / "mine.json"
+        path.write_text('{"generation": {"temperature": 0.7}}')
+        assert parse_finetune_settings(["--settings", str(path), "--top-p", "0.9"]).generation.top_p == 0.9
+        with pytest.raises(UserError, match="no effect at temperature 0"):
+            parse_finetune_settings(["--settings", str(path), "--top-p", "0.9", "--temperature", "0"])
 
     def test_a_resumed_run_takes_no_other_settings(self):
         with pytest.raises(UserError, match="--settings a.json: a resumed run has its own settings"):
