@@ -420,6 +420,7 @@ def test_an_output_that_could_not_be_written_is_written_on_resume(stopped, work,
 
 
 @POSIX
+@pytest.mark.slow
 def test_a_longer_run_that_stops_after_training_is_not_finished(stopped, command):
     """The conversations and the report of the shorter run are still there, but not of this model."""
     assert command("finetune.py", "--resume", stopped, "--keep-checkpoint").returncode == 0
